@@ -1,0 +1,150 @@
+// Which builder makes an op's kernels, and the kernels' buffers and sharing.
+#include "codegen/build.h"
+
+#include <string.h>
+
+#include "codegen/build_impl.h"
+
+struct cg_context {
+  arena *arena;
+  ir_module *m;
+  map by_text;              // text of a kernel -> the kernel
+  VEC(k_kernel *) kernels;  // in order of first use
+};
+
+cg_context *cg_context_new(arena *a, ir_module *m) {
+  cg_context *cg = arena_new(a, cg_context, 1);
+  cg->arena = a;
+  cg->m = m;
+  cg->by_text.arena = a;
+  return cg;
+}
+
+arena *cg_arena(cg_context *cg) { return cg->arena; }
+
+int cg_kernels(cg_context *cg, k_kernel *const **out) {
+  *out = cg->kernels.at;
+  return cg->kernels.n;
+}
+
+void b_fail(bld *b, const char *fmt, ...) {
+  if (b->why) return;
+  va_list ap;
+  va_start(ap, fmt);
+  b->why = arena_vprintf(b->arena, fmt, ap);
+  va_end(ap);
+}
+
+// ---- one kernel --------------------------------------------------------------------------------
+
+void b_begin(bld *b, const char *fmt, ...) {
+  va_list ap;
+  va_start(ap, fmt);
+  b->k = k_new(b->arena, arena_vprintf(b->arena, fmt, ap));
+  va_end(ap);
+  memset(&b->launch, 0, sizeof b->launch);
+}
+
+void b_end(bld *b) {
+  if (b->why) return;
+  k_finish(b->k);
+  sb text = {.arena = b->arena};
+  k_print(&text, b->k);
+  const char *key = sb_str(&text);
+  k_kernel *same = map_get(&b->cg->by_text, key);
+  if (!same) {
+    same = b->k;
+    map_set(&b->cg->by_text, arena_strdup(b->arena, key), same);
+    vec_push(b->arena, &b->cg->kernels, same);
+  }
+  b->launch.kernel = same;
+  vec_push(b->arena, &b->out->l, b->launch);
+}
+
+// The buffer for a root or scratch; one that the kernel has already gets the further use.
+static int buffer_of(bld *b, ir_value *root, int scratch, ir_dtype t, k_use use) {
+  cg_launch *l = &b->launch;
+  for (int i = 0; i < l->n; i++) {
+    if (l->operand[i].root != root || (!root && l->operand[i].scratch != scratch)) continue;
+    b->k->buffer[i].use |= use;
+    l->operand[i].read |= (use & K_READ) != 0;
+    l->operand[i].write |= (use & K_WRITE) != 0;
+    return i;
+  }
+  IR_CHECK(l->n < CG_MAX_OPERANDS);
+  l->operand[l->n] = (cg_operand){root, scratch, (use & K_READ) != 0, (use & K_WRITE) != 0};
+  l->n++;
+  return k_buffer(b->k, arena_printf(b->arena, "%s%d", root ? "b" : "s", l->n - 1), t, use);
+}
+
+static cg_tensor tensor_of(bld *b, ir_value *v, k_use use) {
+  cg_tensor t = {.dtype = v->type.dtype, .view = ir_view_of(v)};
+  ir_op *def = t.view.root->def;
+  if (def && def->code == IR_const) {
+    t.is_const = true;
+    t.number = ir_attr_float(def, "value", 0);
+    return t;
+  }
+  t.buffer = buffer_of(b, t.view.root, 0, v->type.dtype, use);
+  t.base = k_int(b->k, t.view.offset);
+  if (t.view.past_stride)
+    t.base = k_add(b->k, t.base, k_muli(b->k, k_call(b->k, K_PAST), t.view.past_stride));
+  return t;
+}
+
+cg_tensor b_read(bld *b, ir_value *v) { return tensor_of(b, v, K_READ); }
+cg_tensor b_write(bld *b, ir_value *v) { return tensor_of(b, v, K_WRITE); }
+cg_tensor b_update(bld *b, ir_value *v) { return tensor_of(b, v, K_BOTH); }
+
+int b_new_scratch(bld *b, ir_dtype t, int64_t elements) {
+  vec_push(b->arena, &b->out->scratch, elements * ir_dtype_bytes(t));
+  return b->out->scratch.n - 1;
+}
+
+cg_tensor b_scratch(bld *b, int scratch, ir_dtype t, int64_t elements, k_use use) {
+  cg_tensor x = {.dtype = t, .buffer = buffer_of(b, NULL, scratch, t, use), .base = k_int(b->k, 0)};
+  x.view.nleaves = 1;
+  x.view.size[0] = elements;
+  x.view.stride[0] = 1;
+  return x;
+}
+
+k_value *b_load(bld *b, const cg_tensor *t, int rows, int cols, k_access x) {
+  if (t->is_const) return k_const(b->k, k_type_of(t->dtype), t->number);
+  x.buffer = t->buffer;
+  x.base = x.base ? k_add(b->k, t->base, x.base) : t->base;
+  // What repeats along an axis is loaded once.
+  if (x.row_stride == 0 && !x.offset && !x.mask) rows = 1, x.row_limit = NULL;
+  if (x.col_stride == 0 && !x.offset && !x.mask) cols = 1, x.col_limit = NULL;
+  return k_load(b->k, rows, cols, x);
+}
+
+void b_store(bld *b, const cg_tensor *t, k_value *v, k_access x) {
+  x.buffer = t->buffer;
+  x.base = x.base ? k_add(b->k, t->base, x.base) : t->base;
+  k_store(b->k, v, x);
+}
+
+// ---- the table ---------------------------------------------------------------------------------
+
+// The `view` and `none` words of the build column: such ops are never asked for.
+void cg_build_view(bld *b) { b_fail(b, "%s makes only a view", ir_info(b->op->code)->name); }
+void cg_build_none(bld *b) { b_fail(b, "%s has no kernel", ir_info(b->op->code)->name); }
+
+typedef void build_fn(bld *b);
+
+static build_fn *const builders[] = {
+#define SCALAR(name, arity, expr, d0, d1, d2, flops, doc) cg_build_map,
+#define DEFINED(name, params, text, flops, doc) cg_build_map,
+#define OP(name, nin, nout, rule, kinds, attrs, dtype, grad, interp, build, doc) cg_build_##build,
+#include "ir/ops.def"
+};
+
+const char *cg_build(cg_context *cg, ir_op *op, cg_launches *out) {
+  memset(out, 0, sizeof *out);
+  bld b = {.cg = cg, .arena = cg->arena, .op = op, .out = out};
+  builders[op->code](&b);
+  return b.why;
+}
+
+ir_module *cg_module(cg_context *cg) { return cg->m; }

@@ -1,0 +1,271 @@
+// Elementwise ops: scalar and defined rows, `map` with any number of operands and results, cast,
+// dropout. One kernel, one pass over memory.
+//
+// All tensors are walked over the same axes; the innermost becomes columns, the next rows, the
+// others and the tiles' numbers the grid:
+//
+//   x[4, 64, 768] + bias[768]:  axes 256 (x 768, bias 0) . 768 (x 1, bias 1)
+//                               tiles of 8 x 768, bias read once a tile
+#include "codegen/build_impl.h"
+
+// How a set of axes is cut into tiles, and where a cell is.
+typedef struct tiles {
+  b_axes outer;  // axes of the grid
+  b_cut row, col;
+  int64_t row_stride[B_MAX_TENSORS], col_stride[B_MAX_TENSORS];
+  k_value *coord[B_MAX_AXES], *r, *c;
+} tiles;
+
+// Whole tiles when some divisor allows it, so that no lane needs a mask.
+static b_cut cut_columns(int64_t n, int max) {
+  if (n > max)
+    for (int size = max; size >= max / 4; size -= 16)
+      if (n % size == 0) return (b_cut){n, size, n / size, false};
+  return b_cut_even(n, max, 16);
+}
+
+static void make_tiles(bld *b, const b_axes *axes, int elements, tiles *t) {
+  t->outer = *axes;
+  int last = axes->n - 1;
+  for (int i = 0; i < axes->tensors; i++) {
+    t->col_stride[i] = axes->n ? axes->stride[i][last] : 0;
+    t->row_stride[i] = axes->n > 1 ? axes->stride[i][last - 1] : 0;
+  }
+  t->col = axes->n ? cut_columns(axes->size[last], elements) : b_cut_even(1, 1, 1);
+  int rows = elements / ((t->col.size + 15) / 16 * 16);
+  // Enough cells for a few threads even when the whole is small.
+  int64_t total = b_product(axes);
+  while (rows > 1 && total / ((int64_t)rows * t->col.size) < 8) rows /= 2;
+  t->row =
+      axes->n > 1 ? b_cut_even(axes->size[last - 1], rows > 0 ? rows : 1, 1) : b_cut_even(1, 1, 1);
+  for (int i = 0; i < 2 && t->outer.n; i++) b_drop(&t->outer, t->outer.n - 1);
+  k_value *outer = k_grid(b->k, b_product(&t->outer));
+  t->r = k_muli(b->k, k_grid(b->k, t->row.count), t->row.size);
+  t->c = k_muli(b->k, k_grid(b->k, t->col.count), t->col.size);
+  b_coordinates(b, &t->outer, outer, t->coord);
+}
+
+static k_access access_of(bld *b, const tiles *t, int i) {
+  k_value *base = b_at(b, &t->outer, i, t->coord);
+  base = k_add(b->k, base, k_muli(b->k, t->r, t->row_stride[i]));
+  base = k_add(b->k, base, k_muli(b->k, t->c, t->col_stride[i]));
+  return (k_access){.base = base,
+                    .row_stride = t->row_stride[i],
+                    .col_stride = t->col_stride[i],
+                    .row_limit = b_left(b, &t->row, t->r),
+                    .col_limit = b_left(b, &t->col, t->c)};
+}
+
+static bool has_dropout(const ir_op *op) {
+  if (op->code == IR_dropout) return true;
+  for (int i = 0; i < op->nregions; i++)
+    for (int j = 0; j < op->region[i]->ops.n; j++)
+      if (has_dropout(op->region[i]->ops.at[j])) return true;
+  return false;
+}
+
+// Two made-up tensors whose "addresses" are the sample and the position in it: the sample axis may
+// be one leaf of a dimension (rows = batch . seq). Returns whether there is a sample axis.
+static bool position_views(bld *b, ir_value *out, ir_view *sample, ir_view *index) {
+  ir_index *leaf[IR_MAX_LEAVES], *axis[IR_MAX_LEAVES], *batch = cg_module(b->cg)->batch;
+  int n = ir_type_leaves(&out->type, leaf, IR_MAX_LEAVES);
+  int naxis = batch ? ir_index_leaves(batch, axis, IR_MAX_LEAVES) : 0;
+  int64_t step[2] = {1, 1};
+  bool sampled = false;
+  *sample = *index = ir_view_of(out);
+  for (int i = n - 1; i >= 0; i--) {
+    bool of_sample = false;
+    for (int k = 0; k < naxis; k++) of_sample |= axis[k] == leaf[i];
+    sample->stride[i] = of_sample ? step[0] : 0;
+    index->stride[i] = of_sample ? 0 : step[1];
+    step[!of_sample] *= leaf[i]->size;
+    sampled |= of_sample;
+  }
+  return sampled;
+}
+
+// The affine tile base + r*row_stride + c*col_stride.
+static k_value *affine(bld *b, const tiles *t, int i, k_type type) {
+  k_kernel *k = b->k;
+  k_access x = access_of(b, t, i);
+  k_value *v = k_cast(k, x.base, type);
+  if (x.row_stride)
+    v = k_add(k, v,
+              k_mul(k, k_iota(k, type, t->row.size, 1), k_const(k, type, (double)x.row_stride)));
+  if (x.col_stride)
+    v = k_add(k, v,
+              k_mul(k, k_iota(k, type, 1, t->col.size), k_const(k, type, (double)x.col_stride)));
+  return v;
+}
+
+void cg_build_map(bld *b) {
+  ir_op *op = b->op;
+  ir_value *out = op->out[0];
+  int n = op->nout + op->nin;
+  if (n + 2 > B_MAX_TENSORS) {
+    b_fail(b, "an elementwise function of %d operands", op->nin);
+    return;
+  }
+  b_begin(b, "%s", ir_attr_str(op, "name", ir_info(op->code)->name));
+  cg_tensor t[B_MAX_TENSORS];
+  const ir_view *view[B_MAX_TENSORS];
+  ir_view sample, index;
+  for (int i = 0; i < n; i++) {
+    t[i] = i < op->nout ? b_write(b, op->out[i]) : b_read(b, op->in[i - op->nout]);
+    view[i] = &t[i].view;
+  }
+  bool random = has_dropout(op), sampled = false;
+  if (random) {
+    sampled = position_views(b, out, &sample, &index);
+    view[n] = &sample;
+    view[n + 1] = &index;
+  }
+  b_axes axes;
+  if (!b_align_to(&axes, &out->type, view, random ? n + 2 : n)) {
+    b_fail(b, "operands of %s are laid out in ways that do not nest", ir_info(op->code)->name);
+    return;
+  }
+  b_collapse(&axes);
+  tiles grid;
+  make_tiles(b, &axes, 4096, &grid);
+  b_env *e = b_env_new(b);
+  if (random) {
+    bool narrow = ir_elements(&out->type) < INT32_MAX;
+    k_value *s = k_add(b->k, k_call(b->k, K_SAMPLE0), affine(b, &grid, n, K_I64));
+    // A value without a sample axis draws as sample 0.
+    b_bind_position(e, sampled ? s : k_int(b->k, 0),
+                    affine(b, &grid, n + 1, narrow ? K_I32 : K_I64));
+  }
+  k_value *in[B_MAX_TENSORS], *result[B_MAX_TENSORS];
+  for (int i = 0; i < op->nin; i++) {
+    int x = op->nout + i;
+    in[i] = b_load(b, &t[x], grid.row.size, grid.col.size, access_of(b, &grid, x));
+  }
+  if (op->code == IR_map) {
+    for (int i = 0; i < op->nin; i++) b_bind(e, op->region[0]->args.at[i], in[i]);
+    b_region(e, op->region[0], result);
+  } else {
+    result[0] = b_apply(e, op, in);
+  }
+  for (int i = 0; i < op->nout; i++)
+    b_store(b, &t[i], k_spread(b->k, result[i], grid.row.size, grid.col.size),
+            access_of(b, &grid, i));
+  b_end(b);
+}
+
+// ---- copies ------------------------------------------------------------------------------------
+
+void b_copy_kernel(bld *b, const char *name, ir_value *dst, const ir_view *dst_view, ir_value *src,
+                   double number) {
+  b_begin(b, "%s", name);
+  cg_tensor y = b_write(b, dst), x = {0};
+  y.view = *dst_view;
+  y.base = k_int(b->k, dst_view->offset);
+  if (dst_view->past_stride)
+    y.base = k_add(b->k, y.base, k_muli(b->k, k_call(b->k, K_PAST), dst_view->past_stride));
+  b_axes axes = {0};
+  b_part part[2] = {0};
+  bool ok = true;
+  if (src) x = b_read(b, src);
+  axes.tensors = src ? 2 : 1;
+  for (int d = 0; d < dst->type.rank && ok; d++) {
+    part[0] = (b_part){&y.view, y.view.dim_first[d], y.view.dim_first[d + 1]};
+    if (src) part[1] = (b_part){&x.view, x.view.dim_first[d], x.view.dim_first[d + 1]};
+    ok = b_align(&axes, part, axes.tensors);
+  }
+  if (!ok) {
+    b_fail(b, "%s: layouts do not nest", name);
+    return;
+  }
+  b_collapse(&axes);
+  tiles grid;
+  make_tiles(b, &axes, 4096, &grid);
+  k_value *v = src ? b_load(b, &x, grid.row.size, grid.col.size, access_of(b, &grid, 1))
+                   : k_const(b->k, k_type_of(dst->type.dtype), number);
+  b_store(b, &y, k_spread(b->k, v, grid.row.size, grid.col.size), access_of(b, &grid, 0));
+  b_end(b);
+}
+
+// The part of a dense value's dimension `dim` that starts at `start`, `size` long.
+static ir_view part_view(ir_value *v, int dim, int64_t start, int64_t size) {
+  ir_view w = ir_view_of(v);
+  int last = w.dim_first[dim + 1] - 1;
+  int64_t step = w.stride[last];
+  w.offset += start * step;
+  // The dimension becomes one leaf: its parts lie evenly in a dense value.
+  int first = w.dim_first[dim], gone = last - first;
+  for (int i = first + 1; i + gone < w.nleaves; i++) {
+    w.size[i] = w.size[i + gone];
+    w.stride[i] = w.stride[i + gone];
+  }
+  w.size[first] = size;
+  w.stride[first] = step;
+  for (int d = dim + 1; d <= v->type.rank; d++) w.dim_first[d] -= gone;
+  w.nleaves -= gone;
+  return w;
+}
+
+void cg_build_copy(bld *b) {
+  ir_op *op = b->op;
+  ir_value *out = op->out[0];
+  int dim = (int)ir_attr_int(op, "dim", 0);
+  const char *name = ir_info(op->code)->name;
+  int64_t at = 0;
+  if (op->code == IR_pad) {
+    int64_t before = ir_attr_int(op, "before", 0), after = ir_attr_int(op, "after", 0);
+    int64_t size = op->in[0]->type.dim[dim]->size;
+    if (before) {
+      ir_view w = part_view(out, dim, 0, before);
+      b_copy_kernel(b, "pad_zeros", out, &w, NULL, 0);
+    }
+    if (after) {
+      ir_view w = part_view(out, dim, before + size, after);
+      b_copy_kernel(b, "pad_zeros", out, &w, NULL, 0);
+    }
+    at = before;
+  }
+  for (int i = 0; i < op->nin; i++) {
+    // A joined operand's dimension holds one part.
+    int64_t size = op->in[i]->type.dim[dim]->size;
+    ir_view w = part_view(out, dim, at, size);
+    b_copy_kernel(b, name, out, &w, op->in[i], 0);
+    at += size;
+  }
+}
+
+void cg_build_fill(bld *b) {
+  ir_view w = ir_view_of(b->op->out[0]);
+  b_copy_kernel(b, "zeros", b->op->out[0], &w, NULL, 0);
+}
+
+// (cache, x) -> cache: the result is the cache's own storage; x goes to position `past` of dim.
+void cg_build_append(bld *b) {
+  ir_op *op = b->op;
+  int dim = (int)ir_attr_int(op, "dim", 0);
+  ir_view w = part_view(op->out[0], dim, 0, op->in[1]->type.dim[dim]->size);
+  w.past_stride = w.stride[w.dim_first[dim]];
+  b_copy_kernel(b, "append", op->out[0], &w, op->in[1], 0);
+}
+
+// The sum over micro-batches: the first one sets it, the others add.
+void cg_build_accumulate(bld *b) {
+  ir_op *op = b->op;
+  b_begin(b, "accumulate");
+  cg_tensor y = b_update(b, op->out[0]), x = b_read(b, op->in[0]);
+  const ir_view *view[] = {&y.view, &x.view};
+  b_axes axes;
+  if (!b_align_to(&axes, &op->out[0]->type, view, 2)) {
+    b_fail(b, "accumulate: layouts do not nest");
+    return;
+  }
+  b_collapse(&axes);
+  tiles grid;
+  make_tiles(b, &axes, 4096, &grid);
+  k_value *v = k_spread(b->k, b_load(b, &x, grid.row.size, grid.col.size, access_of(b, &grid, 1)),
+                        grid.row.size, grid.col.size);
+  k_access at = access_of(b, &grid, 0);
+  k_value *old = b_load(b, &y, grid.row.size, grid.col.size, at);
+  k_value *first = k_scalar(b->k, IR_eq, k_call(b->k, K_MICRO), k_int(b->k, 0), NULL);
+  b_store(b, &y, k_where(b->k, first, v, k_add(b->k, old, v)), at);
+  b_end(b);
+}

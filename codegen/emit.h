@@ -1,0 +1,45 @@
+// From kernels to the code image of an executable.
+//
+// The image is flat: machine code and its constants, every reference inside it already resolved and
+// relative, so it runs at any address once mapped read + execute. Nothing in it refers to anything
+// outside (no libc, no libm); an undefined symbol is a bug of ours and is reported as one.
+//
+//   cg_image image;
+//   const char *why = cg_compile(cg, NULL, &image);            // for this machine
+//   dsm_kernel *f = (dsm_kernel *)(mapped + image.offset[i]);  // kernel i of cg_kernels
+//
+// Compiling twice gives the same bytes.
+#ifndef DSM_CODEGEN_EMIT_H
+#define DSM_CODEGEN_EMIT_H
+
+#include "codegen/build.h"
+
+// What to compile for. NULL fields: this machine.
+typedef struct cg_target {
+  const char *cpu;       // LLVM's name: "znver4", "x86-64-v3"
+  const char *features;  // "+avx2,+fma"
+  bool want_ir;          // keep the LLVM IR as text, after optimisation
+} cg_target;
+
+typedef struct cg_image {
+  unsigned char *bytes;
+  int64_t n;
+  int64_t *offset;  // of each kernel
+  const char *cpu, *features;
+  const char *ir;  // when wanted
+  int64_t stack;   // most bytes of stack a kernel's tiles take
+} cg_image;
+
+// All kernels of a context, in the order of cg_kernels.
+const char *cg_compile(cg_context *cg, const cg_target *target, cg_image *out);
+// The same for any kernels.
+const char *cg_compile_kernels(arena *a, k_kernel *const *kernel, int n, const cg_target *target,
+                               cg_image *out);
+// The text of all kernels (`dsmc ir --form kernel`).
+void cg_print_kernels(cg_context *cg, sb *out);
+
+// image.c: lays out one relocatable ELF object. `symbol` are the functions to find.
+const char *image_layout(arena *a, const unsigned char *object, size_t n, const char *const *symbol,
+                         int nsymbols, cg_image *out);
+
+#endif

@@ -1,0 +1,394 @@
+#include "codegen/program.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#define XXH_INLINE_ALL
+#include <xxhash.h>
+
+#include "ir/cost.h"
+#include "runtime/program.h"
+
+enum {
+#define RTOP(name, operands, doc) RTOP_##name,
+#include "runtime/rtops.def"
+  RTOP_COUNT
+};
+
+const char *cg_select(cg_context *cg, sched *s) {
+  arena *a = s->m->arena;
+  for (int t = 0; t < s->tasks.n; t++)
+    for (int i = 0; i < s->tasks.at[t].instrs.n; i++) {
+      sched_instr *in = &s->tasks.at[t].instrs.at[i];
+      if (in->op->code == IR_set || in->op->code == IR_zeros) continue;  // opcodes of the VM
+      cg_launches *l = arena_new(a, cg_launches, 1);
+      const char *why = cg_build(cg, in->op, l);
+      if (why) return why;
+      in->launches = l;
+      in->nscratch = l->scratch.n;
+      in->scratch_bytes = l->scratch.at;
+      in->scratch_base = arena_new(a, int64_t, l->scratch.n + 1);
+    }
+  return NULL;
+}
+
+// ---- tables -------------------------------------------------------------------------------------
+
+typedef struct table {
+  unsigned char *at;
+  size_t n, cap;  // bytes
+  uint32_t count, record;
+} table;
+
+typedef struct writer {
+  arena *arena;
+  const sched *s;
+  table strings, states, args, ios, kernels, operands, instrs, tasks, runs, entries, settings;
+  map interned;
+} writer;
+
+static uint32_t table_add(writer *w, table *t, const void *record, size_t bytes) {
+  if (t->n + bytes > t->cap) {
+    size_t cap = t->cap ? t->cap * 2 : 4096;
+    while (cap < t->n + bytes) cap *= 2;
+    unsigned char *p = arena_alloc(w->arena, cap);
+    if (t->n) memcpy(p, t->at, t->n);
+    t->at = p;
+    t->cap = cap;
+  }
+  memcpy(t->at + t->n, record, bytes);
+  t->n += bytes;
+  t->record = (uint32_t)bytes;
+  return t->count++;
+}
+
+static prog_str intern(writer *w, const char *text) {
+  if (!text) text = "";
+  int i = map_find(&w->interned, text);
+  if (i >= 0) return (prog_str)(uintptr_t)w->interned.values[i];
+  prog_str at = (prog_str)w->strings.n;
+  size_t n = strlen(text) + 1;
+  table_add(w, &w->strings, text, n);
+  w->strings.record = 1;
+  map_set(&w->interned, arena_strdup(w->arena, text), (void *)(uintptr_t)at);
+  return at;
+}
+
+static void add_states(writer *w) {
+  ir_module *m = w->s->m;
+  for (int i = 0; i < m->states.n; i++) {
+    const ir_state *st = m->states.at[i];
+    const sched_place *p = &w->s->state_place[i];
+    prog_state r = {.name = intern(w, st->name),
+                    .of = intern(w, st->of),
+                    .cls = (uint32_t)st->cls,
+                    .dtype = (uint32_t)st->type.dtype,
+                    .init = (uint32_t)st->init,
+                    .offset = p->base,
+                    .bytes = p->bytes,
+                    .init_a = st->init_a};
+    int skip = st->stacked ? 1 : 0;
+    r.rank = (uint32_t)(st->type.rank - skip);
+    for (int d = skip; d < st->type.rank; d++) r.dims[d - skip] = st->type.dim[d]->size;
+    if (st->stacked) {
+      r.layers = st->type.dim[0]->size;
+      r.first = st->first;
+      r.step = st->step;
+      r.bytes = p->bytes / r.layers;
+      r.layer_stride = r.bytes;
+    }
+    table_add(w, &w->states, &r, sizeof r);
+  }
+}
+
+static void add_io(writer *w, const sched_entry *e, const char *name, const ir_value *v,
+                   bool input) {
+  const sched_place *p = sched_place_of(w->s, v);
+  if (!p) IR_BUG("no place for %s", name);
+  ir_module *m = w->s->m;
+  prog_io r = {.name = intern(w, name),
+               .dtype = (uint32_t)v->type.dtype,
+               .rank = (uint32_t)v->type.rank,
+               .offset = p->base,
+               .bytes = ir_bytes(&v->type),
+               .micro_stride = p->micro_stride};
+  for (int d = 0; d < v->type.rank; d++) r.dims[d] = v->type.dim[d]->size;
+  bool train = e->func->kind == ENTRY_TRAIN || e->func->kind == ENTRY_EVAL;
+  r.sampled = input && train && m->batch && v->type.rank > 0 &&
+              ir_root(v->type.dim[0]) == ir_root(m->batch);
+  table_add(w, &w->ios, &r, sizeof r);
+}
+
+static uint32_t add_operand(writer *w, const sched_place *p, bool read, bool write) {
+  prog_operand r = {.base = p->base,
+                    .layer_stride = p->layer_stride,
+                    .layer_add = p->layer_add,
+                    .layer_mod = p->layer_mod,
+                    .micro_stride = p->micro_stride,
+                    .bytes = p->bytes,
+                    .writes = (uint32_t)read | (uint32_t)write << 1};
+  return table_add(w, &w->operands, &r, sizeof r);
+}
+
+static prog_str note_of(writer *w, const ir_op *op) {
+  sb s = {.arena = w->arena};
+  sb_puts(&s, ir_info(op->code)->name);
+  for (int k = 0; k < op->nout; k++)
+    if (op->out[k]->name) sb_printf(&s, "%s%s", k ? "," : " %", op->out[k]->name);
+  if (op->span.line) sb_printf(&s, " line %d", op->span.line);
+  return intern(w, sb_str(&s));
+}
+
+static void add_instr(writer *w, uint32_t opcode, uint32_t kernel, uint32_t first, uint32_t n,
+                      const ir_op *op) {
+  prog_instr r = {.op = opcode,
+                  .kernel = kernel,
+                  .first_operand = first,
+                  .operands = n,
+                  .note = note_of(w, op)};
+  table_add(w, &w->instrs, &r, sizeof r);
+}
+
+static bool same_place(const sched_place *a, const sched_place *b) {
+  return a->base == b->base && a->layer_stride == b->layer_stride && a->layer_mod == b->layer_mod &&
+         a->micro_stride == b->micro_stride;
+}
+
+static void add_set(writer *w, const ir_op *op) {
+  const sched_place *from = sched_place_of(w->s, op->in[0]);
+  const char *name = ir_attr_str(op, "name", "");
+  for (int i = 0; i < w->s->m->states.n; i++) {
+    if (!str_eq(w->s->m->states.at[i]->name, name)) continue;
+    const sched_place *to = &w->s->state_place[i];
+    if (same_place(from, to)) return;
+    uint32_t first = add_operand(w, to, false, true);
+    add_operand(w, from, true, false);
+    add_instr(w, RTOP_copy, 0, first, 2, op);
+    return;
+  }
+  IR_BUG("set: no state %s", name);
+}
+
+static void add_launches(writer *w, const sched_instr *in, k_kernel *const *kernels, int nkernels) {
+  const cg_launches *l = in->launches;
+  for (int i = 0; i < l->l.n; i++) {
+    const cg_launch *one = &l->l.at[i];
+    uint32_t first = w->operands.count, number = 0;
+    for (int k = 0; k < one->n; k++) {
+      const cg_operand *o = &one->operand[k];
+      sched_place p;
+      if (o->root) {
+        const sched_place *known = sched_place_of(w->s, o->root);
+        if (!known) IR_BUG("%s: operand %d has no place", ir_info(in->op->code)->name, k);
+        p = *known;
+      } else {
+        p = (sched_place){.base = in->scratch_base[o->scratch],
+                          .bytes = in->scratch_bytes[o->scratch]};
+      }
+      add_operand(w, &p, o->read, o->write);
+    }
+    while ((int)number < nkernels && kernels[number] != one->kernel) number++;
+    IR_CHECK((int)number < nkernels);
+    add_instr(w, RTOP_launch, number, first, (uint32_t)one->n, in->op);
+  }
+}
+
+static void add_task(writer *w, const sched_task *t, k_kernel *const *kernels, int nkernels) {
+  prog_task r = {
+      .name = intern(w, t->name), .phase = intern(w, t->phase), .first_instr = w->instrs.count};
+  for (int i = 0; i < t->instrs.n; i++) {
+    const sched_instr *in = &t->instrs.at[i];
+    r.flops += ir_op_flops(in->op);
+    r.bytes += ir_op_bytes(in->op);
+    if (in->op->code == IR_set) {
+      add_set(w, in->op);
+    } else if (in->op->code == IR_zeros) {
+      const sched_place *p = sched_place_of(w->s, in->op->out[0]);
+      add_instr(w, RTOP_zero, 0, add_operand(w, p, false, true), 1, in->op);
+    } else {
+      add_launches(w, in, kernels, nkernels);
+    }
+  }
+  r.instrs = w->instrs.count - r.first_instr;
+  table_add(w, &w->tasks, &r, sizeof r);
+}
+
+static void add_entry(writer *w, const sched_entry *e) {
+  prog_entry r = {.name = intern(w, e->func->name),
+                  .kind = (uint32_t)e->func->kind,
+                  .first_run = w->runs.count,
+                  .batch = e->batch,
+                  .micro_batch = e->micro_batch,
+                  .transient_bytes = e->transient_bytes,
+                  .flops = e->flops};
+  for (int i = 0; i < e->runs.n; i++) {
+    const sched_run *run = &e->runs.at[i];
+    prog_run p = {.kind = run->kind == SCHED_RUN ? PROG_RUN : PROG_LOOP,
+                  .task = (uint32_t)run->task,
+                  .layer_first = run->first,
+                  .layer_count = run->layers,
+                  .layer_dir = run->dir,
+                  .number_first = run->number_first,
+                  .number_step = run->number_step,
+                  .micro_count = run->micros};
+    table_add(w, &w->runs, &p, sizeof p);
+  }
+  r.runs = w->runs.count - r.first_run;
+  const ir_region *body = e->func->body;
+  r.first_input = w->ios.count;
+  for (int i = 0; i < body->ops.n; i++) {
+    const ir_op *op = body->ops.at[i];
+    if (op->code != IR_input) continue;
+    add_io(w, e, ir_attr_str(op, "name", ""), op->out[0], true);
+    if (op->out[0]->type.rank >= 2 && op->out[0]->type.dim[1]->size > r.tokens)
+      r.tokens = op->out[0]->type.dim[1]->size;
+  }
+  r.inputs = w->ios.count - r.first_input;
+  r.first_output = w->ios.count;
+  for (int i = 0; i < body->ops.n; i++) {
+    const ir_op *op = body->ops.at[i];
+    if (op->code == IR_output) add_io(w, e, ir_attr_str(op, "name", ""), op->in[0], false);
+  }
+  r.outputs = w->ios.count - r.first_output;
+  table_add(w, &w->entries, &r, sizeof r);
+}
+
+// ---- the blob -----------------------------------------------------------------------------------
+
+static prog_table lay_table(unsigned char *blob, size_t *at, const table *t) {
+  *at = (*at + 7) & ~(size_t)7;
+  prog_table r = {.offset = *at,
+                  .count = t->record == 1 ? (uint32_t)t->n : t->count,
+                  .record_bytes = t->record};
+  if (blob && t->n) memcpy(blob + *at, t->at, t->n);
+  *at += t->n;
+  return r;
+}
+
+static size_t lay_all(unsigned char *blob, prog_header *h, writer *w) {
+  size_t at = sizeof *h;
+  h->strings = lay_table(blob, &at, &w->strings);
+  h->states = lay_table(blob, &at, &w->states);
+  h->args = lay_table(blob, &at, &w->args);
+  h->ios = lay_table(blob, &at, &w->ios);
+  h->kernels = lay_table(blob, &at, &w->kernels);
+  h->operands = lay_table(blob, &at, &w->operands);
+  h->instrs = lay_table(blob, &at, &w->instrs);
+  h->tasks = lay_table(blob, &at, &w->tasks);
+  h->runs = lay_table(blob, &at, &w->runs);
+  h->entries = lay_table(blob, &at, &w->entries);
+  h->settings = lay_table(blob, &at, &w->settings);
+  return (at + 7) & ~(size_t)7;
+}
+
+program_bytes program_write(cg_context *cg, const sched *s, const cg_image *image,
+                            const program_info *info) {
+  writer w = {.arena = s->m->arena, .s = s};
+  w.interned.arena = w.arena;
+  intern(&w, "");
+  // Record sizes also of tables that stay empty.
+  w.states.record = sizeof(prog_state), w.args.record = sizeof(prog_arg);
+  w.ios.record = sizeof(prog_io), w.kernels.record = sizeof(prog_kernel);
+  w.operands.record = sizeof(prog_operand), w.instrs.record = sizeof(prog_instr);
+  w.tasks.record = sizeof(prog_task), w.runs.record = sizeof(prog_run);
+  w.entries.record = sizeof(prog_entry), w.settings.record = sizeof(prog_setting);
+
+  prog_header h = {.version = PROG_VERSION, .header_bytes = sizeof h};
+  memcpy(h.magic, PROG_MAGIC, sizeof h.magic);
+  h.compiler = intern(&w, info->compiler);
+  h.model = intern(&w, info->model);
+  h.cpu = intern(&w, info->cpu);
+  h.plan = intern(&w, info->plan);
+  h.source_digest = info->source_digest;
+  h.arena_bytes = (uint64_t)s->arena_bytes;
+  h.states_bytes = (uint64_t)s->states_bytes;
+  h.code_bytes = (uint64_t)image->n;
+
+  add_states(&w);
+  for (int i = 0; i < s->args.n; i++) {
+    prog_arg r = {.name = intern(&w, s->args.at[i]), .offset = s->arg_place[i].base};
+    for (int k = 0; k < info->nargs; k++)
+      if (str_eq(info->args[k].name, s->args.at[i])) r.value = strtod(info->args[k].value, NULL);
+    table_add(&w, &w.args, &r, sizeof r);
+  }
+  k_kernel *const *kernels;
+  int nkernels = cg_kernels(cg, &kernels);
+  for (int i = 0; i < nkernels; i++) {
+    prog_kernel r = {.name = intern(&w, kernels[i]->name),
+                     .nbufs = (uint32_t)kernels[i]->nbuffers,
+                     .code_offset = image->offset[i],
+                     .cells = k_cells(kernels[i]),
+                     .flops = kernels[i]->flops,
+                     .bytes = kernels[i]->bytes};
+    table_add(&w, &w.kernels, &r, sizeof r);
+  }
+  for (int i = 0; i < s->tasks.n; i++) add_task(&w, &s->tasks.at[i], kernels, nkernels);
+  for (int i = 0; i < s->entries.n; i++) add_entry(&w, &s->entries.at[i]);
+  for (int i = 0; i < info->nsettings; i++) {
+    prog_setting r = {intern(&w, info->settings[i].name), intern(&w, info->settings[i].value)};
+    table_add(&w, &w.settings, &r, sizeof r);
+  }
+
+  program_bytes b = {.n = lay_all(NULL, &h, &w)};
+  b.at = arena_alloc(w.arena, b.n);
+  h.total_bytes = b.n;
+  lay_all(b.at, &h, &w);
+  memcpy(b.at, &h, sizeof h);
+  size_t from = offsetof(prog_header, checksum) + sizeof h.checksum;
+  h.checksum = XXH3_64bits(b.at + from, b.n - from);
+  memcpy(b.at, &h, sizeof h);
+  return b;
+}
+
+// ---- the file -----------------------------------------------------------------------------------
+
+static bool put(int fd, const void *at, size_t n) {
+  const unsigned char *p = at;
+  while (n) {
+    ssize_t k = write(fd, p, n);
+    if (k < 0 && errno == EINTR) continue;
+    if (k <= 0) return false;
+    p += k;
+    n -= (size_t)k;
+  }
+  return true;
+}
+
+static bool put_zeros(int fd, size_t n) {
+  static const unsigned char zeros[4096] = {0};
+  while (n) {
+    size_t k = n < sizeof zeros ? n : sizeof zeros;
+    if (!put(fd, zeros, k)) return false;
+    n -= k;
+  }
+  return true;
+}
+
+const char *exe_write(arena *a, const char *path, const unsigned char *runtime, size_t nruntime,
+                      const cg_image *image, const program_bytes *program) {
+  const char *tmp = arena_printf(a, "%s.tmp%ld", path, (long)getpid());
+  int fd = open(tmp, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0755);
+  if (fd < 0) return arena_printf(a, "cannot write %s: %s", tmp, strerror(errno));
+  size_t code_bytes = (size_t)image->n;
+  prog_trailer t = {.code_offset = (nruntime + 4095) & ~(size_t)4095,
+                    .code_bytes = code_bytes,
+                    .code_checksum = XXH3_64bits(image->bytes, code_bytes),
+                    .program_bytes = program->n};
+  memcpy(t.magic, PROG_TRAILER_MAGIC, sizeof t.magic);
+  uint64_t after_code = t.code_offset + code_bytes;
+  t.program_offset = (after_code + 4095) & ~(uint64_t)4095;
+  bool ok = put(fd, runtime, nruntime) && put_zeros(fd, t.code_offset - nruntime) &&
+            put(fd, image->bytes, code_bytes) && put_zeros(fd, t.program_offset - after_code) &&
+            put(fd, program->at, program->n) && put(fd, &t, sizeof t);
+  int saved = errno;
+  ok = close(fd) == 0 && ok;
+  if (ok && rename(tmp, path) == 0) return NULL;
+  if (ok) saved = errno;
+  unlink(tmp);
+  return arena_printf(a, "cannot write %s: %s", path, strerror(saved));
+}

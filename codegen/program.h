@@ -1,0 +1,47 @@
+// From SCHEDULE to the program and the executable file. The only writer of runtime/program.h.
+//
+//   sched *s = sched_build(m, batch);
+//   cg_context *cg = cg_context_new(a, m);
+//   const char *why = cg_select(cg, s);              // kernels and scratch for every instruction
+//   sched_layout(s);
+//   cg_compile(...)                                  // codegen/emit.h: the code image
+//   program_bytes b = program_write(cg, s, image, &info);
+//   why = exe_write("gpt2", runtime, nruntime, &image, &b);
+#ifndef DSM_CODEGEN_PROGRAM_H
+#define DSM_CODEGEN_PROGRAM_H
+
+#include "codegen/build.h"
+#include "codegen/emit.h"
+#include "ir/schedule.h"
+
+// Builds the launches of every instruction; fills instr->launches (cg_launches *) and scratch
+// sizes.
+const char *cg_select(cg_context *cg, sched *s);
+
+typedef struct program_setting {
+  const char *name, *value;
+} program_setting;
+
+typedef struct program_info {
+  const char *compiler, *model, *cpu, *plan;
+  uint64_t source_digest;
+  const program_setting *settings;
+  int nsettings;
+  // Values of the argument block's scalars by name, as the job sets them; 0 for others.
+  const program_setting *args;
+  int nargs;
+} program_info;
+
+typedef struct program_bytes {
+  unsigned char *at;
+  size_t n;
+} program_bytes;
+
+program_bytes program_write(cg_context *cg, const sched *s, const cg_image *image,
+                            const program_info *info);
+
+// Writes the executable to a temporary name beside `path`, then renames it. NULL or why not.
+const char *exe_write(arena *a, const char *path, const unsigned char *runtime, size_t nruntime,
+                      const cg_image *image, const program_bytes *program);
+
+#endif

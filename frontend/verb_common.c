@@ -1,0 +1,311 @@
+// From a `.dsm` file and the command line's options to as much of an executable as asked for.
+
+#include "frontend/verb_common.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+#define XXH_INLINE_ALL
+#include <xxhash.h>
+
+#include "frontend/keys.h"
+
+extern const unsigned char dsm_runtime_begin[], dsm_runtime_end[];
+
+// CPU features an executable says it needs, so that another machine can refuse in words. Those
+// that the generated code may use; LLVM's other features are tunings.
+static const char *const cpu_features[] = {"avx",      "avx2",     "fma",        "bmi",
+                                           "bmi2",     "f16c",     "avx512f",    "avx512dq",
+                                           "avx512bw", "avx512vl", "avx512vnni", "avx512bf16"};
+
+const char *compile_bytes_text(arena *a, double bytes) {
+  const char *suffix[] = {"B", "KiB", "MiB", "GiB", "TiB"};
+  int u = 0;
+  while (bytes >= 1024 && u < 4) bytes /= 1024, u++;
+  return arena_printf(a, u && bytes < 100 ? "%.1f %s" : "%.0f %s", bytes, suffix[u]);
+}
+
+static setting_list parse_sets(cli *c) {
+  setting_list all = {0};
+  for (int i = 0; i < c->options[OPT_SET].n; i++) {
+    const char *text = c->options[OPT_SET].at[i];
+    setting_list some = parse_settings(c->arena, &c->diags,
+                                       source_from_text(c->arena, "--set", text, strlen(text)));
+    for (int k = 0; k < some.n; k++) vec_push(c->arena, &all, some.at[k]);
+  }
+  return all;
+}
+
+// --pin on one device: everything but micro_batch has one legal value. Returns the micro-batch, 0
+// when it is free, or -1 after an error.
+static int64_t parse_pins(cli *c, int *exit_code) {
+  int64_t micro = 0;
+  for (int i = 0; i < c->options[OPT_PIN].n; i++) {
+    const char *text = c->options[OPT_PIN].at[i];
+    setting_list pins = parse_settings(c->arena, &c->diags,
+                                       source_from_text(c->arena, "--pin", text, strlen(text)));
+    for (int k = 0; k < pins.n; k++) {
+      const char *name = pins.at[k].name.text;
+      const expr *e = pins.at[k].value;
+      bool whole = e->kind == EXPR_NUMBER && e->number.integral;
+      if (str_eq(name, "micro_batch") && whole && e->number.whole >= 1) {
+        micro = e->number.whole;
+        continue;
+      }
+      static const char *const ones[] = {"data", "tensor", "pipeline",  "ulysses",
+                                         "ring", "expert", "interleave"};
+      bool axis = false;
+      for (size_t n = 0; n < sizeof ones / sizeof *ones; n++) axis |= str_eq(name, ones[n]);
+      bool fits = axis ? (whole && e->number.whole == 1) || expr_is_name(e, "auto")
+                  : str_eq(name, "zero")
+                      ? (whole && e->number.whole == 0) || expr_is_name(e, "auto")
+                      : expr_is_name(e, "none") || expr_is_name(e, "auto");
+      if (fits) continue;
+      sb value = {.arena = c->arena};
+      expr_print(&value, e);
+      fprintf(stderr, "dsmc: this-host:1 has one device: %s=%s cannot be met there%s\n", name,
+              sb_str(&value), axis || str_eq(name, "zero") ? "" : " (only none is built so far)");
+      *exit_code = EXIT_UNFIT;
+      return -1;
+    }
+  }
+  return micro;
+}
+
+// The largest micro-batch to try first, then its next smaller divisor of `batch`.
+static int64_t next_divisor(int64_t batch, int64_t below) {
+  for (int64_t d = below - 1; d > 1; d--)
+    if (batch % d == 0) return d;
+  return 1;
+}
+
+static double host_memory(void) {
+  return (double)sysconf(_SC_PHYS_PAGES) * (double)sysconf(_SC_PAGESIZE);
+}
+
+typedef struct timing {
+  cli *c;
+  double total;
+} timing;
+
+static void report_pass(void *ctx, const char *pass, double seconds, ir_module *m) {
+  timing *t = ctx;
+  (void)m;
+  t->total += seconds;
+  fprintf(stderr, "%-16s %8.2f ms\n", pass, seconds * 1e3);
+}
+
+static double now(void) {
+  struct timespec t;
+  clock_gettime(CLOCK_MONOTONIC, &t);
+  return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+static void report_stage(cli *c, const char *what, double since) {
+  if (cli_has(c, OPT_TIME)) fprintf(stderr, "%-16s %8.2f ms\n", what, (now() - since) * 1e3);
+}
+
+static uint64_t digest_of(const cli *c, const sema_program *p, int64_t micro) {
+  XXH3_state_t *s = XXH3_createState();
+  if (!s) return 0;
+  XXH3_64bits_reset(s);
+  for (int i = 0; i < p->files.n; i++) {
+    const source *src = p->files.at[i]->source;
+    XXH3_64bits_update(s, src->text, (size_t)src->length);
+  }
+  for (int i = 0; i < c->options[OPT_SET].n; i++)
+    XXH3_64bits_update(s, c->options[OPT_SET].at[i], strlen(c->options[OPT_SET].at[i]) + 1);
+  if (p->asked) XXH3_64bits_update(s, p->asked, strlen(p->asked));
+  XXH3_64bits_update(s, &micro, sizeof micro);
+  XXH3_64bits_update(s, DSMC_VERSION, strlen(DSMC_VERSION));
+  uint64_t h = XXH3_64bits_digest(s);
+  XXH3_freeState(s);
+  return h;
+}
+
+// Lowers and runs passes once for one micro-batch.
+static bool lower_and_optimise(cli *c, compiled *k, int64_t micro, compile_stage stage) {
+  double t = now();
+  k->module = sema_lower(k->program, k->job, SEMA_TRAIN | SEMA_EVAL | SEMA_TRY_DECODE);
+  if (!k->module) return false;
+  report_stage(c, "lower", t);
+  k->generates = ir_func_find(k->module, "decode") != NULL;
+  k->micro_batch = micro;
+  if (stage == COMPILE_GRAPH) return true;
+  pass_options o = pass_defaults();
+  o.optimizer = k->job->optimizer.kind == OPTIMIZER_SGD ? OPT_SGD : OPT_ADAMW;
+  o.momentum = k->job->optimizer.momentum != 0;
+  o.nesterov = k->job->optimizer.nesterov;
+  o.micro_batch = micro;
+  o.after = cli_get(c, OPT_AFTER);
+  o.only = cli_get(c, OPT_PASS);
+  timing timer = {.c = c};
+  if (cli_has(c, OPT_TIME)) o.report = report_pass, o.report_ctx = &timer;
+  const char *why = pass_run(k->module, &o);
+  if (why) {
+    fprintf(stderr, "error: %s\n", why);
+    k->exit_code = EXIT_UNFIT;
+    return false;
+  }
+  return true;
+}
+
+static bool make_schedule(cli *c, compiled *k) {
+  double t = now();
+  k->schedule = sched_build(k->module, k->job->batch);
+  k->cg = cg_context_new(c->arena, k->module);
+  const char *why = cg_select(k->cg, k->schedule);
+  if (why) {
+    fprintf(stderr, "error: %s\n", why);
+    k->exit_code = EXIT_INPUT;
+    return false;
+  }
+  report_stage(c, "kernels", t);
+  t = now();
+  sched_layout(k->schedule);
+  why = sched_check(k->schedule);
+  if (why) IR_BUG("layout: %s", why);
+  report_stage(c, "layout", t);
+  return true;
+}
+
+// The features of `image.features` ("+avx2,+fma,-sse4a") that matter, for the runtime's check.
+static const char *cpu_needs(arena *a, const cg_image *image) {
+  sb s = {.arena = a};
+  sb_puts(&s, "x86-64");
+  for (size_t i = 0; i < sizeof cpu_features / sizeof *cpu_features; i++) {
+    const char *want = arena_printf(a, "+%s", cpu_features[i]);
+    size_t n = strlen(want);
+    for (const char *p = image->features ? image->features : ""; (p = strstr(p, want)) != NULL;
+         p += n)
+      if (p[n] == ',' || p[n] == 0) {
+        sb_printf(&s, " %s", cpu_features[i]);
+        break;
+      }
+  }
+  return sb_str(&s);
+}
+
+static void make_program(cli *c, compiled *k) {
+  const job *j = k->job;
+  arena *a = c->arena;
+  program_info info = {.compiler = "dsmc " DSMC_VERSION,
+                       .model = j->model_name,
+                       .cpu = cpu_needs(a, &k->image),
+                       .source_digest = k->digest};
+  info.plan = arena_printf(a, "this-host:1 data=1 pipeline=1 tensor=1 micro_batch=%lld",
+                           (long long)k->micro_batch);
+  program_setting *s = arena_new(a, program_setting, j->settings.n + 1);
+  for (int i = 0; i < j->settings.n; i++)
+    s[i] = (program_setting){j->settings.at[i].name, j->settings.at[i].value};
+  info.settings = s;
+  info.nsettings = j->settings.n;
+  char buf[32];
+  const struct {
+    const char *name;
+    double v;
+  } values[] = {{"lr", j->optimizer.lr},
+                {"beta1", j->optimizer.beta1},
+                {"beta2", j->optimizer.beta2},
+                {"eps", j->optimizer.eps},
+                {"weight_decay", j->optimizer.weight_decay},
+                {"momentum", j->optimizer.momentum},
+                {"clip", j->clip}};
+  enum { N = sizeof values / sizeof *values };
+  program_setting *args = arena_new(a, program_setting, N);
+  for (int i = 0; i < N; i++)
+    args[i] = (program_setting){values[i].name, arena_strdup(a, str_double(buf, values[i].v))};
+  info.args = args;
+  info.nargs = N;
+  k->bytes = program_write(k->cg, k->schedule, &k->image, &info);
+}
+
+bool compile(cli *c, const char *path, compile_stage stage, compiled *k) {
+  *k = (compiled){0};
+  const char *cluster = cli_get(c, OPT_CLUSTER), *target = cli_get(c, OPT_TARGET);
+  if (cluster && !str_eq(cluster, "this-host") && !str_eq(cluster, "this-host:1")) {
+    fprintf(stderr,
+            "dsmc: cluster `%s`: planned, not built; this-host:1 is what is planned for so far\n",
+            cluster);
+    k->exit_code = EXIT_INPUT;
+    return false;
+  }
+  if (target && !str_eq(target, "cpu")) {
+    fprintf(stderr,
+            "dsmc: target `%s`: planned, not built; `--target cpu` is what there is so far\n",
+            target);
+    k->exit_code = EXIT_INPUT;
+    return false;
+  }
+  double t = now();
+  setting_list sets = parse_sets(c);
+  int64_t pinned = parse_pins(c, &k->exit_code);
+  if (pinned < 0) return false;
+  k->program = sema_open(c->arena, &c->diags, path);
+  if (!k->program || diags_errors(&c->diags)) return false;
+  k->job = sema_job(k->program, k->program->asked, sets);
+  if (!k->job || diags_errors(&c->diags)) return false;
+  report_stage(c, "parse", t);
+
+  int64_t batch = k->job->batch;
+  if (pinned && (pinned > batch || batch % pinned)) {
+    fprintf(stderr, "error: micro_batch = %lld does not divide batch = %lld [indivisible]\n",
+            (long long)pinned, (long long)batch);
+    k->exit_code = EXIT_UNFIT;
+    return false;
+  }
+  // Without a planner yet: the largest micro-batch whose arena fits into 80 % of this host's
+  // memory.
+  int64_t micro = pinned ? pinned : batch;
+  double budget = 0.8 * host_memory();
+  for (;;) {
+    if (!lower_and_optimise(c, k, micro, stage)) return false;
+    if (stage < COMPILE_SCHEDULE || cli_has(c, OPT_AFTER) || cli_has(c, OPT_PASS)) return true;
+    if (!make_schedule(c, k)) return false;
+    if ((double)k->schedule->arena_bytes <= budget || pinned) break;
+    if (micro == 1) {
+      fprintf(stderr,
+              "error: %s does not fit on this-host: %s at micro_batch = 1, %s of memory "
+              "[does-not-fit]\n",
+              k->job->model_name, compile_bytes_text(c->arena, (double)k->schedule->arena_bytes),
+              compile_bytes_text(c->arena, host_memory()));
+      fprintf(stderr,
+              "  = states alone take %s; a smaller model, or `--set seq=` and `--set layers=`, "
+              "would fit\n",
+              compile_bytes_text(c->arena, (double)k->schedule->states_bytes));
+      k->exit_code = EXIT_UNFIT;
+      return false;
+    }
+    micro = next_divisor(batch, micro);
+  }
+  k->digest = digest_of(c, k->program, micro);
+  return stage < COMPILE_EXECUTABLE || compile_code(c, k);
+}
+
+bool compile_code(cli *c, compiled *k) {
+  double t = now();
+  const char *why = cg_compile(k->cg, NULL, &k->image);
+  if (why) IR_BUG("codegen: %s", why);
+  report_stage(c, "llvm", t);
+  t = now();
+  make_program(c, k);
+  report_stage(c, "program", t);
+  return true;
+}
+
+int compile_finish(cli *c, const compiled *k) {
+  int rc = cli_finish(c);
+  return k->exit_code ? k->exit_code : rc;
+}
+
+bool compile_write(cli *c, compiled *k, const char *path) {
+  const char *why = exe_write(c->arena, path, dsm_runtime_begin,
+                              (size_t)(dsm_runtime_end - dsm_runtime_begin), &k->image, &k->bytes);
+  if (!why) return true;
+  fprintf(stderr, "dsmc: error: %s\n", why);
+  k->exit_code = EXIT_INPUT;
+  return false;
+}

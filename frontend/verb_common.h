@@ -1,0 +1,48 @@
+// What the verbs that compile share: from FILE and options to passes, schedule and executable.
+//
+//   compiled k;
+//   if (compile(c, c->files.at[0], COMPILE_EXECUTABLE, &k)) exe_write(...);
+//   return compile_finish(c, &k);
+#ifndef DSM_FRONTEND_VERB_COMMON_H
+#define DSM_FRONTEND_VERB_COMMON_H
+
+#include "codegen/emit.h"
+#include "codegen/program.h"
+#include "frontend/cli.h"
+#include "frontend/sema.h"
+#include "ir/schedule.h"
+#include "passes/pass.h"
+
+typedef enum compile_stage {
+  COMPILE_GRAPH,       // as lowered, before any pass
+  COMPILE_LOCAL,       // after the passes (or up to --after)
+  COMPILE_SCHEDULE,    // tasks, orders, places; kernels built
+  COMPILE_EXECUTABLE,  // code image and program
+} compile_stage;
+
+typedef struct compiled {
+  sema_program *program;
+  job *job;
+  ir_module *module;
+  int64_t micro_batch;
+  bool generates;  // prefill and decode exist
+  sched *schedule;
+  cg_context *cg;
+  cg_image image;
+  program_bytes bytes;
+  uint64_t digest;  // of the texts and settings: names the executable in the cache
+  int exit_code;    // when it failed for another reason than a diagnostic
+} compiled;
+
+// Compiles as far as `stage`. False when something was wrong; it has been reported or is in
+// c->diags, and compile_finish gives the exit code.
+bool compile(cli *c, const char *path, compile_stage stage, compiled *out);
+// From COMPILE_SCHEDULE on to COMPILE_EXECUTABLE.
+bool compile_code(cli *c, compiled *k);
+int compile_finish(cli *c, const compiled *k);
+// Writes the executable of a compiled program; reports and returns false when it cannot.
+bool compile_write(cli *c, compiled *k, const char *path);
+// "1.2 GiB"
+const char *compile_bytes_text(arena *a, double bytes);
+
+#endif

@@ -1,0 +1,265 @@
+// dsmc doctor: what this machine has, what is missing, and what each missing thing costs.
+//
+// Nothing here is needed to compile: libraries are looked for in the same way as an executable
+// looks for them when it runs, with dlopen, and the names and folders tried are printed.
+#include <dlfcn.h>
+#include <sched.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "frontend/cli.h"
+#include "runtime/base/str.h"
+
+// One line of the answer.
+typedef struct finding {
+  const char *what;
+  bool found;
+  const char *detail;  // version or place
+  const char *cost;    // of its absence
+  const char *tried;
+} finding;
+
+typedef VEC(finding) finding_list;
+
+// A library: the names it goes by, and a function that says its version.
+typedef struct probe {
+  const char *what;
+  const char *names[4];
+  const char *version_symbol;
+  enum { NO_VERSION, INT_OUT, TWO_INTS_OUT, SIZE_RETURNED, TEXT_OUT } version_kind;
+  const char *cost;
+} probe;
+
+static const probe probes[] = {
+    {"MPI",
+     {"libmpi.so.40", "libmpi.so.12", "libmpi.so"},
+     "MPI_Get_library_version",
+     TEXT_OUT,
+     "plans with several ranks can be made and built, but not run here"},
+    {"CUDA driver",
+     {"libcuda.so.1"},
+     "cuDriverGetVersion",
+     INT_OUT,
+     "executables for GPUs can be built, but not run here"},
+    {"NVRTC",
+     {"libnvrtc.so.13", "libnvrtc.so.12", "libnvrtc.so.11.2", "libnvrtc.so"},
+     "nvrtcVersion",
+     TWO_INTS_OUT,
+     "no code can be generated for GPUs"},
+    {"cuBLASLt",
+     {"libcublasLt.so.13", "libcublasLt.so.12", "libcublasLt.so.11", "libcublasLt.so"},
+     "cublasLtGetVersion",
+     SIZE_RETURNED,
+     "matrix products on GPUs use dsmc's own kernels"},
+    {"NCCL",
+     {"libnccl.so.2", "libnccl.so"},
+     "ncclGetVersion",
+     INT_OUT,
+     "plans over several GPUs cannot run here"},
+};
+
+// Folders where CUDA libraries live without being on the loader's path. "$NAME/..." is skipped
+// when the variable is not set.
+static const char *const folders[] = {"",
+                                      "$CUDA_HOME/lib64",
+                                      "$CUDA_PATH/lib64",
+                                      "/usr/local/cuda/lib64",
+                                      "/usr/lib/x86_64-linux-gnu",
+                                      "/usr/lib/wsl/lib"};
+
+static const char *expand(arena *a, const char *folder) {
+  if (*folder != '$') return folder;
+  const char *slash = strchr(folder, '/');
+  const char *value = getenv(arena_strndup(a, folder + 1, (size_t)(slash - folder - 1)));
+  return value && *value ? arena_printf(a, "%s%s", value, slash) : NULL;
+}
+
+// Function pointers come out of dlsym as object pointers; POSIX makes this copy well defined.
+static bool symbol(void *library, const char *name, void *function) {
+  void *p = dlsym(library, name);
+  memcpy(function, &p, sizeof p);
+  return p != NULL;
+}
+
+static const char *version_of(arena *a, void *library, const probe *p) {
+  int (*one)(int *);
+  int (*two)(int *, int *);
+  size_t (*returned)(void);
+  int (*text)(char *, int *);
+  int x = 0, y = 0;
+  char buf[8192] = "";
+  switch (p->version_kind) {
+    case INT_OUT:
+      if (symbol(library, p->version_symbol, &one) && one(&x) == 0) {
+        if (strcmp(p->what, "NCCL") == 0)
+          return arena_printf(a, "%d.%d.%d", x / 10000, x / 100 % 100, x % 100);
+        return arena_printf(a, "%d.%d", x / 1000, x / 10 % 100);
+      }
+      break;
+    case TWO_INTS_OUT:
+      if (symbol(library, p->version_symbol, &two) && two(&x, &y) == 0)
+        return arena_printf(a, "%d.%d", x, y);
+      break;
+    case SIZE_RETURNED:
+      if (symbol(library, p->version_symbol, &returned)) {
+        size_t v = returned();
+        return arena_printf(a, "%zu.%zu", v / 10000, v / 100 % 100);
+      }
+      break;
+    case TEXT_OUT:
+      if (symbol(library, p->version_symbol, &text) && text(buf, &x) == 0) {
+        buf[strcspn(buf, ",\n")] = 0;
+        return arena_strdup(a, buf);
+      }
+      break;
+    case NO_VERSION: break;
+  }
+  return "of unknown version";
+}
+
+static finding look_for(arena *a, const probe *p) {
+  sb tried = {.arena = a};
+  for (size_t d = 0; d < sizeof folders / sizeof *folders; d++) {
+    const char *folder = expand(a, folders[d]);
+    if (!folder) continue;
+    for (int i = 0; i < 4 && p->names[i]; i++) {
+      const char *path = *folder ? arena_printf(a, "%s/%s", folder, p->names[i]) : p->names[i];
+      sb_printf(&tried, "%s%s", tried.n ? " " : "", path);
+      void *library = dlopen(path, RTLD_LAZY | RTLD_LOCAL);
+      if (!library) continue;
+      // Stays open: some of these libraries do not survive being closed.
+      const char *version = version_of(a, library, p);
+      return (finding){p->what, true, arena_printf(a, "%s (%s)", version, path), p->cost, ""};
+    }
+  }
+  return (finding){p->what, false, "", p->cost, arena_strdup(a, sb_str(&tried))};
+}
+
+static const char *in_path(arena *a, const char *program) {
+  const char *path = getenv("PATH");
+  while (path && *path) {
+    size_t n = strcspn(path, ":");
+    const char *full = arena_printf(a, "%.*s/%s", (int)n, path, program);
+    if (access(full, X_OK) == 0) return full;
+    path += n + (path[n] == ':');
+  }
+  return NULL;
+}
+
+static const char *cpu_features(arena *a) {
+  sb s = {.arena = a};
+#if defined(__x86_64__)
+  __builtin_cpu_init();
+#define FEATURE(NAME) \
+  sb_printf(&s, "%s%s %s", s.n ? ", " : "", NAME, __builtin_cpu_supports(NAME) ? "yes" : "no")
+  FEATURE("avx2");
+  FEATURE("fma");
+  FEATURE("avx512f");
+  FEATURE("avx512bf16");
+#undef FEATURE
+#else
+  sb_puts(&s, "not an x86-64 CPU: code is generated for it, but its features are not listed");
+#endif
+  return arena_strdup(a, sb_str(&s));
+}
+
+// The first whole number in a small file such as a cgroup limit; -1 when there is none.
+static long long number_in(const char *path) {
+  FILE *f = fopen(path, "r");
+  long long v = -1;
+  if (f && fscanf(f, "%lld", &v) != 1) v = -1;
+  if (f) fclose(f);
+  return v;
+}
+
+static int cores(void) {
+  cpu_set_t set;
+  CPU_ZERO(&set);
+  return sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set)
+                                                     : (int)sysconf(_SC_NPROCESSORS_ONLN);
+}
+
+static finding_list look(arena *a) {
+  finding_list all = {0};
+  double page = (double)sysconf(_SC_PAGESIZE), gib = 1024.0 * 1024 * 1024;
+  double memory = (double)sysconf(_SC_PHYS_PAGES) * page / gib;
+  long long limit = number_in("/sys/fs/cgroup/memory.max");
+  if (limit > 0 && (double)limit / gib < memory) memory = (double)limit / gib;
+  double available = (double)sysconf(_SC_AVPHYS_PAGES) * page / gib;
+  vec_push(a, &all, (finding){"cores", true, arena_printf(a, "%d", cores()), "", ""});
+  vec_push(
+      a, &all,
+      (finding){"memory", true, arena_printf(a, "%.1f GiB, %.1f free", memory, available), "", ""});
+  vec_push(a, &all, (finding){"CPU", true, cpu_features(a), "", ""});
+
+  // libLLVM is linked, so its symbols are in the program; asking by name spares its headers here.
+  void (*llvm)(unsigned *, unsigned *, unsigned *);
+  unsigned major = 0, minor = 0, patch = 0;
+  bool has_llvm = symbol(RTLD_DEFAULT, "LLVMGetVersion", &llvm);
+  if (has_llvm) llvm(&major, &minor, &patch);
+  vec_push(a, &all,
+           (finding){"LLVM", has_llvm, arena_printf(a, "%u.%u.%u, linked", major, minor, patch),
+                     "no code can be generated for CPUs", "the program itself"});
+  vec_push(a, &all, (finding){"C compiler", true, "not needed", "", ""});
+
+  const char *mpirun = in_path(a, "mpirun");
+  vec_push(a, &all,
+           (finding){"mpirun", mpirun != NULL, mpirun ? mpirun : "",
+                     "`dsmc run` cannot start several ranks", "PATH"});
+  for (size_t i = 0; i < sizeof probes / sizeof *probes; i++)
+    vec_push(a, &all, look_for(a, &probes[i]));
+  return all;
+}
+
+static void put_json_text(const char *s) {
+  putchar('"');
+  for (; *s; s++) {
+    if (*s == '"' || *s == '\\') putchar('\\');
+    putchar((unsigned char)*s < 0x20 ? ' ' : *s);
+  }
+  putchar('"');
+}
+
+int verb_doctor(cli *c) {
+  finding_list all = look(c->arena);
+  if (cli_has(c, OPT_JSON)) {
+    printf("{\"dsmc\":\"%s\",\"findings\":[", DSMC_VERSION);
+    for (int i = 0; i < all.n; i++) {
+      const finding *f = &all.at[i];
+      printf("%s{\"what\":", i ? "," : "");
+      put_json_text(f->what);
+      printf(",\"found\":%s,\"detail\":", f->found ? "true" : "false");
+      put_json_text(f->detail);
+      printf(",\"cost\":");
+      put_json_text(f->found ? "" : f->cost);
+      printf("}");
+    }
+    printf("]}\n");
+    return EXIT_GOOD;
+  }
+  printf("dsmc %s\n", DSMC_VERSION);
+  int missing = 0;
+  for (int i = 0; i < all.n; i++) {
+    const finding *f = &all.at[i];
+    if (f->found) {
+      printf("  %-12s %s\n", f->what, f->detail);
+      continue;
+    }
+    missing++;
+    printf("  %-12s missing: %s\n", f->what, f->cost);
+    if (!cli_has(c, OPT_VERBOSE)) continue;
+    printf("  %-12s tried", "");
+    int column = 20;
+    for (const char *p = f->tried; *p;) {
+      int n = (int)strcspn(p, " ");
+      if (column + 1 + n > 100) column = printf("\n%19s", "");
+      column += printf(" %.*s", n, p);
+      p += n + (p[n] == ' ');
+    }
+    printf("\n");
+  }
+  if (missing && !cli_has(c, OPT_VERBOSE)) printf("`dsmc doctor -v` lists the places tried.\n");
+  return EXIT_GOOD;
+}

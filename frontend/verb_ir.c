@@ -1,0 +1,49 @@
+// dsmc ir FILE: the program in one of its forms.
+#include <stdio.h>
+
+#include "frontend/verb_common.h"
+#include "ir/print.h"
+
+static int unknown_pass(const char *name) {
+  const pass_info *p;
+  int n = pass_list(&p);
+  const char *names[64];
+  int k = 0;
+  for (int i = 0; i < n && k < 64; i++) {
+    if (str_eq(p[i].name, name)) return EXIT_GOOD;
+    names[k++] = p[i].name;
+  }
+  const char *near = str_nearest(name, names, k);
+  return cli_usage("ir: no pass `%s`%s%s%s", name, near ? "; did you mean `" : "", near ? near : "",
+                   near ? "`?" : "");
+}
+
+int verb_ir(cli *c) {
+  const char *form = cli_get(c, OPT_FORM), *after = cli_get(c, OPT_AFTER);
+  if (after && unknown_pass(after)) return EXIT_USAGE;
+  if (!form) form = after || cli_has(c, OPT_PASS) ? "local" : "graph";
+  if (str_eq(form, "cuda") || str_eq(form, "dot")) {
+    fprintf(stderr, "dsmc: `--form %s` is planned, not built\n", form);
+    return EXIT_INPUT;
+  }
+  compile_stage stage = COMPILE_SCHEDULE;
+  if (str_eq(form, "graph")) stage = after || cli_has(c, OPT_PASS) ? COMPILE_LOCAL : COMPILE_GRAPH;
+  if (str_eq(form, "local")) stage = COMPILE_LOCAL;
+  compiled k;
+  if (!compile(c, c->files.at[0], stage, &k)) return compile_finish(c, &k);
+  if (stage <= COMPILE_LOCAL) {
+    fputs(ir_print(k.module, c->arena), stdout);
+  } else if (str_eq(form, "schedule")) {
+    fputs(sched_print(k.schedule, c->arena), stdout);
+  } else if (str_eq(form, "kernel")) {
+    sb s = {.arena = c->arena};
+    cg_print_kernels(k.cg, &s);
+    fputs(sb_str(&s), stdout);
+  } else {
+    cg_target target = {.want_ir = true};
+    const char *why = cg_compile(k.cg, &target, &k.image);
+    if (why) IR_BUG("codegen: %s", why);
+    fputs(k.image.ir ? k.image.ir : "", stdout);
+  }
+  return compile_finish(c, &k);
+}

@@ -1,0 +1,107 @@
+#include "ir/place.h"
+
+#include <string.h>
+
+ir_index *place_cut_index(const ir_place *p, int axis) {
+  for (int i = 0; p && i < p->ncuts; i++)
+    for (int k = 0; k < p->cut[i].naxes; k++)
+      if (p->cut[i].axis[k] == axis) return ir_root(p->cut[i].index);
+  return NULL;
+}
+
+ir_on_axis place_on(const ir_place *p, int axis) {
+  if (!p) return ON_REPLICATED;
+  if (p->partial_axes >> axis & 1) return ON_PARTIAL;
+  return place_cut_index(p, axis) ? ON_CUT : ON_REPLICATED;
+}
+
+int mesh_axis(const ir_mesh *m, const char *name) {
+  for (int i = 0; i < m->naxes; i++)
+    if (str_eq(m->axis[i].name, name)) return i;
+  return -1;
+}
+
+int64_t mesh_devices(const ir_mesh *m) {
+  int64_t n = 1;
+  for (int i = 0; i < m->naxes; i++)
+    if (!m->axis[i].time) n *= m->axis[i].size;
+  return n;
+}
+
+static ir_place *copy_of(ir_module *m, const ir_place *base) {
+  ir_place *p = arena_new(m->arena, ir_place, 1);
+  if (base) *p = *base;
+  return p;
+}
+
+const ir_place *place_cut(ir_module *m, const ir_place *base, ir_index *index, int axis) {
+  IR_CHECK(place_on(base, axis) == ON_REPLICATED);
+  ir_place *p = copy_of(m, base);
+  index = ir_root(index);
+  int i = 0;
+  while (i < p->ncuts && ir_root(p->cut[i].index) != index) i++;
+  IR_CHECK(i < 4);
+  if (i == p->ncuts) p->cut[p->ncuts++] = (ir_cut){.index = index};
+  IR_CHECK(p->cut[i].naxes < 4);
+  p->cut[i].axis[p->cut[i].naxes++] = axis;
+  return p;
+}
+
+const ir_place *place_partial(ir_module *m, const ir_place *base, ir_partial kind, int axis) {
+  IR_CHECK(place_on(base, axis) == ON_REPLICATED);
+  IR_CHECK(!base || base->partial == PARTIAL_NONE || base->partial == kind);
+  ir_place *p = copy_of(m, base);
+  p->partial = kind;
+  p->partial_axes |= 1u << axis;
+  return p;
+}
+
+ir_conversion place_convert(const ir_mesh *mesh, int axis, const ir_place *from,
+                            const ir_place *to) {
+  ir_on_axis a = place_on(from, axis), b = place_on(to, axis);
+  bool time = mesh->axis[axis].time;
+  if (mesh->axis[axis].size == 1) return CONVERT_NONE;
+  switch (a) {
+    case ON_REPLICATED:
+      if (b == ON_REPLICATED) return CONVERT_NONE;
+      return b == ON_CUT ? CONVERT_SLICE : CONVERT_IMPOSSIBLE;
+    case ON_CUT:
+      if (b == ON_CUT && place_cut_index(from, axis) == place_cut_index(to, axis))
+        return CONVERT_NONE;
+      if (time || b == ON_PARTIAL) return CONVERT_IMPOSSIBLE;
+      return b == ON_CUT ? CONVERT_ALL_TO_ALL : CONVERT_ALL_GATHER;
+    case ON_PARTIAL:
+      if (b == ON_PARTIAL) return CONVERT_NONE;
+      if (b == ON_CUT) return time ? CONVERT_IMPOSSIBLE : CONVERT_REDUCE_SCATTER;
+      return time ? CONVERT_ACCUMULATE : CONVERT_ALL_REDUCE;
+  }
+  return CONVERT_IMPOSSIBLE;
+}
+
+const char *place_convert_name(ir_conversion c) {
+  static const char *const names[] = {"none",           "slice",      "all_gather", "all_reduce",
+                                      "reduce_scatter", "all_to_all", "accumulate", "impossible"};
+  return names[c];
+}
+
+const char *place_print(arena *a, const ir_mesh *mesh, const ir_place *p) {
+  static const char *const kinds[] = {"none", "sum", "max", "lse"};
+  sb s = {.arena = a};
+  for (int i = 0; p && i < p->ncuts; i++) {
+    const char *name = ir_root(p->cut[i].index)->name;
+    sb_printf(&s, "%scut %s", i ? ", " : "", name ? name : "?");
+    for (int k = 0; k < p->cut[i].naxes; k++)
+      sb_printf(&s, "%c%s", k ? '.' : '/', mesh->axis[p->cut[i].axis[k]].name);
+    if (p->cut[i].pattern == PATTERN_ZIGZAG) sb_puts(&s, " zigzag");
+  }
+  if (p && p->partial_axes) {
+    sb_printf(&s, "%spartial %s", p->ncuts ? ", " : "", kinds[p->partial]);
+    bool first = true;
+    for (int i = 0; i < mesh->naxes; i++)
+      if (p->partial_axes >> i & 1) {
+        sb_printf(&s, "%c%s", first ? '/' : '.', mesh->axis[i].name);
+        first = false;
+      }
+  }
+  return sb_str(&s);
+}

@@ -1,0 +1,84 @@
+// Placements: where the elements of a value are on a mesh, and what it takes to move them.
+//
+// A *mesh* is an ordered list of named axes, outer to inner. Its devices are the product of the
+// space axes; the axis `micro` is time: the micro-batches of a step run one after the other on the
+// same devices. A *placement* says for each index of a value which axes cut it (major first) and
+// over which axes the value is partial, that is, the true value is the sum (maximum, lse-merge) of
+// what the coordinates hold. On every other axis the value is replicated. No axis cuts two indices
+// of one value, and none both cuts it and makes it partial.
+//
+//   mesh data=4 micro=8
+//   %x : f32[batch=64, seq=128]  cut batch by data, micro       each coordinate holds 2 samples
+//   %g : f32[out=512, in=128]    partial sum over data, micro   a weight gradient before reduction
+//
+// A collective is never written by hand: it is the conversion between two placements, and
+// place_convert names it. Over a time axis the all-reduce of a partial sum is `accumulate`.
+#ifndef DSM_IR_PLACE_H
+#define DSM_IR_PLACE_H
+
+#include "ir/ir.h"
+
+#define IR_MAX_AXES 8
+
+typedef struct ir_axis {
+  const char *name;  // data pipeline tensor ulysses ring expert, or micro
+  int64_t size;
+  bool time;     // coordinates follow each other on the same device
+  int nfactors;  // 0: not factored; else name.0, name.1, ... outer to inner
+  int64_t factor[4];
+} ir_axis;
+
+typedef struct ir_mesh {
+  int naxes;
+  ir_axis axis[IR_MAX_AXES];
+} ir_mesh;
+
+typedef enum ir_pattern { PATTERN_BLOCK, PATTERN_ZIGZAG } ir_pattern;
+typedef enum ir_partial { PARTIAL_NONE, PARTIAL_SUM, PARTIAL_MAX, PARTIAL_LSE } ir_partial;
+
+typedef struct ir_cut {
+  ir_index *index;  // a leaf, by its root
+  int naxes;
+  int axis[4];  // positions in the mesh, major first
+  ir_pattern pattern;
+} ir_cut;
+
+typedef struct ir_place {
+  int ncuts;
+  ir_cut cut[4];
+  ir_partial partial;
+  unsigned partial_axes;  // bit a: over mesh axis a
+} ir_place;
+
+// What one axis does to a value.
+typedef enum ir_on_axis { ON_REPLICATED, ON_CUT, ON_PARTIAL } ir_on_axis;
+ir_on_axis place_on(const ir_place *p, int axis);
+// The index that `axis` cuts, or NULL.
+ir_index *place_cut_index(const ir_place *p, int axis);
+
+int mesh_axis(const ir_mesh *m, const char *name);  // -1 when absent
+int64_t mesh_devices(const ir_mesh *m);             // product of the space axes
+
+// Placements made in the module's arena; NULL is "replicated everywhere".
+const ir_place *place_cut(ir_module *m, const ir_place *base, ir_index *index, int axis);
+const ir_place *place_partial(ir_module *m, const ir_place *base, ir_partial kind, int axis);
+
+// How one axis is converted from `from` to `to`.
+typedef enum ir_conversion {
+  CONVERT_NONE,            // nothing to do
+  CONVERT_SLICE,           // replicated -> cut: everyone keeps its part
+  CONVERT_ALL_GATHER,      // cut -> replicated
+  CONVERT_ALL_REDUCE,      // partial -> replicated
+  CONVERT_REDUCE_SCATTER,  // partial -> cut
+  CONVERT_ALL_TO_ALL,      // cut of one index -> cut of another
+  CONVERT_ACCUMULATE,      // partial -> replicated over time
+  CONVERT_IMPOSSIBLE,      // e.g. to partial from replicated; a time axis cannot be gathered
+} ir_conversion;
+ir_conversion place_convert(const ir_mesh *mesh, int axis, const ir_place *from,
+                            const ir_place *to);
+const char *place_convert_name(ir_conversion c);
+
+// "cut batch/data.micro, partial sum/tensor", or "" when replicated everywhere.
+const char *place_print(arena *a, const ir_mesh *mesh, const ir_place *p);
+
+#endif

@@ -1,0 +1,112 @@
+// SCHEDULE: the third form of a program. Tasks, orders, and where every value lives.
+//
+// A *task* is a straight line of instructions for one body and one phase: a stretch of ops at the
+// top of a function, or the body of a repeat, which is executed once per layer. An *order* is a
+// run-length list of (task, layers, micro-batches). One device and one stream so far: an entry has
+// one order. Codegen turns tasks into launches and writes the program (runtime/program.h); it
+// decides nothing that changes bytes, order or bits.
+//
+//   entry train_step                              ; text (dsmc ir --form schedule)
+//     run forward.0                               ; embedding
+//     run forward.h       layers 0..3
+//     run forward.1                               ; final norm, logits, loss
+//     run backward.0
+//     run backward.h      layers 3..0
+//     ...
+//   task forward.h      (per layer)
+//     matmul  %c_attn : f32[...] at 131072  <- %ln_1 at 98304, %h.#.attn.c_attn.weight at 4096 +
+//     layer*196608
+//
+// Built by sched_build (passes/order.c), given kernels by codegen, placed by sched_layout
+// (passes/layout.c).
+#ifndef DSM_IR_SCHEDULE_H
+#define DSM_IR_SCHEDULE_H
+
+#include "ir/ir.h"
+
+// Where a value is during an interval of its life. One device so far: all is HOME_DEVICE, but every
+// place has a home, and a move between homes is an instruction like any other.
+typedef enum sched_home { HOME_DEVICE, HOME_HOST, HOME_DISK, HOME_ABSENT } sched_home;
+
+// Address of a value's root: arena + base + slot(layer)*layer_stride + micro*micro_stride with
+// slot(layer) = layer_mod ? (layer + layer_add) mod layer_mod : layer + layer_add. Bytes.
+typedef struct sched_place {
+  bool known;
+  sched_home home;
+  int64_t base, layer_stride, layer_add, layer_mod, micro_stride, bytes;
+} sched_place;
+
+// One op of a task. `scratch` are buffers that codegen asks for; they live during this op only.
+typedef struct sched_instr {
+  ir_op *op;
+  int position;  // in the entry's order; all ops of a repeat body share one
+  int nscratch;
+  int64_t *scratch_bytes, *scratch_base;
+  void *launches;  // owned by codegen
+} sched_instr;
+
+typedef struct sched_task {
+  const char *name, *phase;  // phase: forward, backward, update, ...
+  ir_op *loop;               // the repeat whose body this is, or NULL
+  int segment;
+  VEC(sched_instr) instrs;
+  int64_t transient_base, transient_bytes;  // of a body: values that die within one execution
+} sched_task;
+
+typedef enum sched_run_kind { SCHED_RUN, SCHED_LOOP } sched_run_kind;
+
+// SCHED_RUN: `task` for `layers` layers from `first` in direction `dir` (layers 1, first 0 outside
+// repeats). SCHED_LOOP: the next `task` runs, once per micro-batch.
+typedef struct sched_run {
+  sched_run_kind kind;
+  int task;
+  int64_t first, layers, dir;
+  int64_t number_first, number_step;
+  int64_t micros;
+} sched_run;
+
+typedef struct sched_entry {
+  ir_func *func;
+  VEC(sched_run) runs;
+  int positions;
+  int64_t batch, micro_batch;
+  int64_t transient_bytes;  // beyond the states
+  double flops;             // model FLOPs of one call
+} sched_entry;
+
+// A storage object of an entry as the packer saw it; kept for reports and the replay check.
+typedef struct sched_item {
+  int entry;
+  const char *name;
+  int64_t bytes, base;
+  int first, last;  // positions, inclusive
+} sched_item;
+
+typedef struct sched {
+  ir_module *m;
+  VEC(sched_task) tasks;
+  VEC(sched_entry) entries;
+  VEC(const char *) args;  // names of the argument block's scalars
+  VEC(sched_item) items;
+  sched_place *place;        // by value id; of roots
+  sched_place *state_place;  // by number in m->states
+  sched_place *arg_place;    // by number in args
+  int nplaces;
+  int64_t states_bytes, arena_bytes;
+} sched;
+
+// Cuts the module's functions into tasks and orders. `batch` is the global batch.
+sched *sched_build(ir_module *m, int64_t batch);
+// Gives every root value a place: one arena, static offsets. Needs scratch sizes.
+void sched_layout(sched *s);
+// Replays lifetimes: NULL, or a message naming two live values that overlap.
+const char *sched_check(const sched *s);
+const char *sched_print(const sched *s, arena *a);
+// The place of the root of `v`.
+const sched_place *sched_place_of(const sched *s, const ir_value *v);
+
+// Offsets for `n` items with inclusive lifetimes; returns the height. Places large items first,
+// each at the lowest offset free during its life. `align` is a power of two.
+int64_t sched_pack(arena *scratch, sched_item *item, int n, int64_t align);
+
+#endif

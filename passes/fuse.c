@@ -1,0 +1,134 @@
+// Elementwise chains become one map.
+//
+// needs: LOCAL. keeps: every result to the bit: a fused value is computed in the type it would have
+// been stored in, and no kernel contracts or reassociates. breaks: nothing; leaves dead producers.
+//
+// A producer joins its consumer when both are elementwise over the same shape in one segment and
+// nobody else reads it. That is enough for chains such as residual + dropout, activation gradients
+// and optimizer arithmetic; fusion into matmuls and norms comes with the fast CPU kernels.
+
+#include <string.h>
+
+#include "ir/expr.h"
+#include "passes/pass.h"
+
+#define MAX_OPERANDS 16
+
+static bool fusible(const ir_op *op) {
+  if (op->code == IR_dropout) return false;  // its draw needs positions: a kernel of its own
+  if (op->code == IR_map) return op->nregions == 1 || op->nregions == 2;
+  return ir_is_elementwise(op);
+}
+
+// The scalar function of an elementwise op, in a fresh region.
+static ir_region *function_of(ir_module *m, ir_op *op) {
+  ir_dtype types[MAX_OPERANDS];
+  for (int i = 0; i < op->nin; i++) types[i] = op->in[i]->type.dtype;
+  if (ir_info(op->code)->cls == IR_CLASS_DEFINED) return ir_defined_region(m, op->code, types);
+  ir_region *r = ir_region_new(m, NULL);
+  ir_value *args[MAX_OPERANDS];
+  for (int i = 0; i < op->nin; i++) args[i] = ir_region_arg(r, ir_scalar(types[i]), NULL);
+  if (op->code == IR_map) {
+    ir_region *from = op->region[0];
+    for (int i = 0; i < op->nin; i++) from->args.at[i]->mapped = args[i];
+    ir_clone_ops(r, from);
+    for (int k = 0; k < from->yield.n; k++)
+      vec_push(m->arena, &r->yield, from->yield.at[k]->mapped);
+    return r;
+  }
+  ir_type t = ir_scalar(op->out[0]->type.dtype);
+  ir_op *one = ir_op_raw(r, op->code, args, op->nin, &t, 1);
+  for (int i = 0; i < op->nattrs; i++) ir_set_attr(m, one, op->attr[i]);
+  vec_push(m->arena, &r->yield, one->out[0]);
+  return r;
+}
+
+static bool same_extents(const ir_value *a, const ir_value *b) {
+  if (a->type.rank != b->type.rank) return false;
+  for (int d = 0; d < a->type.rank; d++)
+    if (a->type.dim[d]->size != b->type.dim[d]->size) return false;
+  return true;
+}
+
+// Operands of the two ops together; where[i] is the position of user operand i in the result, or
+// -1 - k when it is the producer's result k.
+static int join_operands(const ir_op *producer, const ir_op *user, ir_value **in, int *of_producer,
+                         int *of_user) {
+  int n = 0;
+  for (int pass = 0; pass < 2; pass++) {
+    const ir_op *op = pass ? user : producer;
+    int *where = pass ? of_user : of_producer;
+    for (int i = 0; i < op->nin; i++) {
+      ir_value *v = op->in[i];
+      if (pass && v->def == producer) {
+        where[i] = -1 - v->pos;
+        continue;
+      }
+      int k = 0;
+      while (k < n && in[k] != v) k++;
+      if (k == n) {
+        if (n == MAX_OPERANDS) return -1;
+        in[n++] = v;
+      }
+      where[i] = k;
+    }
+  }
+  return n;
+}
+
+static bool absorb(ir_module *m, ir_op *producer, ir_op *user) {
+  if (producer->nin > MAX_OPERANDS || user->nin > MAX_OPERANDS) return false;
+  ir_value *in[MAX_OPERANDS];
+  int of_producer[MAX_OPERANDS], of_user[MAX_OPERANDS];
+  int n = join_operands(producer, user, in, of_producer, of_user);
+  if (n < 0) return false;
+  ir_region *p = function_of(m, producer), *u = function_of(m, user);
+  ir_region *r = ir_region_new(m, user);
+  for (int i = 0; i < n; i++) ir_region_arg(r, ir_scalar(in[i]->type.dtype), in[i]->name);
+  for (int i = 0; i < producer->nin; i++) p->args.at[i]->mapped = r->args.at[of_producer[i]];
+  ir_clone_ops(r, p);
+  for (int i = 0; i < user->nin; i++) {
+    ir_value *y = of_user[i] < 0 ? p->yield.at[-1 - of_user[i]] : NULL;
+    u->args.at[i]->mapped = y ? (y->mapped ? y->mapped : y) : r->args.at[of_user[i]];
+  }
+  ir_clone_ops(r, u);
+  for (int k = 0; k < u->yield.n; k++) vec_push(m->arena, &r->yield, u->yield.at[k]->mapped);
+  user->code = IR_map;
+  user->nattrs = 0;
+  user->nin = n;
+  user->in = arena_new(m->arena, ir_value *, n);
+  memcpy(user->in, in, sizeof *in * (size_t)n);
+  user->region = arena_new(m->arena, ir_region *, 1);
+  user->region[0] = r;
+  user->nregions = 1;
+  return true;
+}
+
+static void fuse_region(ir_module *m, ir_region *r) {
+  for (int i = 0; i < r->ops.n; i++) {
+    ir_op *user = r->ops.at[i];
+    if (user->code == IR_repeat) fuse_region(m, user->region[0]);
+    if (!fusible(user)) continue;
+    for (int k = 0; k < user->nin; k++) {
+      ir_op *p = user->in[k]->def;
+      if (!p || p->parent != r || p == user || !fusible(p) || p->nout != 1) continue;
+      if (p->segment != user->segment || !same_extents(p->out[0], user->out[0])) continue;
+      int uses = 0;
+      for (int j = 0; j < user->nin; j++) uses += user->in[j] == p->out[0];
+      if (p->out[0]->mark != uses) continue;
+      if (absorb(m, p, user)) {
+        p->out[0]->mark = 0;
+        k = -1;  // the operands are new: look again
+      }
+    }
+  }
+}
+
+const char *pass_fuse(ir_module *m, const pass_options *o) {
+  (void)o;
+  for (int i = 0; i < m->funcs.n; i++) {
+    pass_count_uses(m->funcs.at[i]->body);
+    fuse_region(m, m->funcs.at[i]->body);
+  }
+  return NULL;
+}

@@ -1,0 +1,134 @@
+// Cuts functions into tasks and orders.
+//
+// needs: LOCAL after `legalise`. keeps: the order of ops within a segment.
+// A task ends where a repeat begins, where the segment changes, or where the phase does. Phases of
+// train_step: what `loss` follows from is forward, what the gradient norm follows from besides is
+// backward, the rest is update.
+
+#include <string.h>
+
+#include "ir/cost.h"
+#include "ir/schedule.h"
+#include "ir/view.h"
+#include "passes/pass.h"
+
+enum { PHASE_UPDATE, PHASE_BACKWARD, PHASE_FORWARD };
+static const char *const phase_name[] = {"update", "backward", "forward"};
+
+// Ops that need no instruction.
+static bool silent(const ir_op *op) {
+  switch (op->code) {
+    case IR_const:
+    case IR_input:
+    case IR_arg:
+    case IR_state:
+    case IR_output: return true;
+    default: return ir_is_view(op);
+  }
+}
+
+static void mark_ancestors(ir_region *r, const char *output, int phase) {
+  for (int i = r->ops.n - 1; i >= 0; i--) {
+    ir_op *op = r->ops.at[i];
+    bool root = op->code == IR_output && str_eq(ir_attr_str(op, "name", NULL), output);
+    if (!root && op->mark < phase) continue;
+    op->mark = phase;
+    for (int k = 0; k < op->nin; k++)
+      if (op->in[k]->def && op->in[k]->def->mark < phase) op->in[k]->def->mark = phase;
+  }
+}
+
+static void set_phases(ir_func *f) {
+  ir_region *r = f->body;
+  for (int i = 0; i < r->ops.n; i++)
+    r->ops.at[i]->mark = f->kind == ENTRY_TRAIN ? PHASE_UPDATE : PHASE_FORWARD;
+  if (f->kind != ENTRY_TRAIN) return;
+  mark_ancestors(r, "grad_norm", PHASE_BACKWARD);
+  mark_ancestors(r, "loss", PHASE_FORWARD);
+}
+
+static int new_task(sched *s, const char *name, const char *phase, ir_op *loop, int segment) {
+  sched_task t = {.name = name, .phase = phase, .loop = loop, .segment = segment};
+  vec_push(s->m->arena, &s->tasks, t);
+  return s->tasks.n - 1;
+}
+
+static void add_arg(sched *s, const char *name) {
+  for (int i = 0; i < s->args.n; i++)
+    if (str_eq(s->args.at[i], name)) return;
+  vec_push(s->m->arena, &s->args, name);
+}
+
+static void build_entry(sched *s, ir_func *f, int64_t batch) {
+  ir_module *m = s->m;
+  ir_region *r = f->body;
+  sched_entry e = {.func = f, .batch = 1, .micro_batch = 1};
+  if (m->batch && (f->kind == ENTRY_TRAIN || f->kind == ENTRY_EVAL)) {
+    e.batch = batch;
+    e.micro_batch = ir_root(m->batch)->size;
+  }
+  int64_t micros = e.batch / e.micro_batch;
+  set_phases(f);
+  int count[3] = {0, 0, 0}, loops = 0;
+  int task = -1, phase = -1, segment = -1, loop_run = -1;
+  for (int i = 0; i < r->ops.n; i++) {
+    ir_op *op = r->ops.at[i];
+    if (op->code == IR_arg) add_arg(s, ir_attr_str(op, "name", ""));
+    if (silent(op)) continue;
+    bool micro = (op->segment & 1) && micros > 1;
+    double flops = ir_op_flops(op) * (double)(micro ? micros : 1);
+    if (op->mark != PHASE_UPDATE || f->kind != ENTRY_TRAIN) e.flops += flops;
+    if (op->segment != segment) {
+      segment = op->segment;
+      task = -1;
+      loop_run = -1;
+      if (micro) {
+        loop_run = e.runs.n;
+        vec_push(m->arena, &e.runs, (sched_run){.kind = SCHED_LOOP, .micros = micros, .dir = 1});
+      }
+    }
+    int position = e.positions++;
+    if (op->code == IR_repeat) {
+      ir_region *body = op->region[0];
+      const char *name = ir_attr_str(op, "name", "repeat");
+      name = arena_printf(m->arena, "%s.%s.%d", phase_name[op->mark], name, loops++);
+      int t = new_task(s, name, phase_name[op->mark], op, segment);
+      for (int k = 0; k < body->ops.n; k++)
+        if (!silent(body->ops.at[k]))
+          vec_push(m->arena, &s->tasks.at[t].instrs,
+                   (sched_instr){.op = body->ops.at[k], .position = position});
+      int64_t n = ir_attr_int(op, "count", 1);
+      bool reverse = ir_attr_int(op, "reverse", 0) != 0;
+      sched_run run = {.kind = SCHED_RUN,
+                       .task = t,
+                       .first = reverse ? n - 1 : 0,
+                       .layers = n,
+                       .dir = reverse ? -1 : 1,
+                       .number_first = ir_attr_int(op, "first", 0),
+                       .number_step = ir_attr_int(op, "step", 1)};
+      vec_push(m->arena, &e.runs, run);
+      if (loop_run >= 0) e.runs.at[loop_run].task++;
+      task = -1;
+      continue;
+    }
+    if (task < 0 || phase != op->mark) {
+      phase = op->mark;
+      const char *name =
+          arena_printf(m->arena, "%s.%s.%d", f->name, phase_name[phase], count[phase]++);
+      task = new_task(s, name, phase_name[phase], NULL, segment);
+      vec_push(
+          m->arena, &e.runs,
+          (sched_run){.kind = SCHED_RUN, .task = task, .layers = 1, .dir = 1, .number_step = 1});
+      if (loop_run >= 0) e.runs.at[loop_run].task++;
+    }
+    vec_push(m->arena, &s->tasks.at[task].instrs, (sched_instr){.op = op, .position = position});
+  }
+  vec_push(m->arena, &s->entries, e);
+}
+
+sched *sched_build(ir_module *m, int64_t batch) {
+  sched *s = arena_new(m->arena, sched, 1);
+  s->m = m;
+  for (int i = 0; i < m->funcs.n; i++) build_entry(s, m->funcs.at[i], batch);
+  return s;
+}

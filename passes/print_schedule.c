@@ -1,0 +1,97 @@
+// The text of SCHEDULE: entries with their orders, tasks with their instructions and places.
+
+#include "ir/schedule.h"
+#include "ir/view.h"
+
+static void put_place(sb *s, const sched_place *p) {
+  sb_printf(s, "%lld", (long long)p->base);
+  if (p->layer_stride) {
+    if (p->layer_mod)
+      sb_printf(s, " + ((layer%+lld) mod %lld)*%lld", (long long)p->layer_add,
+                (long long)p->layer_mod, (long long)p->layer_stride);
+    else if (p->layer_add)
+      sb_printf(s, " + (layer%+lld)*%lld", (long long)p->layer_add, (long long)p->layer_stride);
+    else
+      sb_printf(s, " + layer*%lld", (long long)p->layer_stride);
+  }
+  if (p->micro_stride) sb_printf(s, " + micro*%lld", (long long)p->micro_stride);
+}
+
+static void put_value(sb *s, const sched *sc, const ir_value *v) {
+  const ir_value *root = ir_view_of((ir_value *)(uintptr_t)v).root;
+  if (root->def && root->def->code == IR_const) {
+    char buf[32];
+    sb_puts(s, str_double(buf, ir_attr_float(root->def, "value", 0)));
+    return;
+  }
+  if (root->name)
+    sb_printf(s, "%%%s", root->name);
+  else
+    sb_printf(s, "%%%d", root->id);
+  if (root->def && root->def->code == IR_state)
+    sb_printf(s, "(%s)", ir_attr_str(root->def, "name", ""));
+  const sched_place *p = root->id < sc->nplaces ? &sc->place[root->id] : NULL;
+  if (!p || !p->known) return;
+  sb_puts(s, "@");
+  put_place(s, p);
+}
+
+static void put_instr(sb *s, const sched *sc, const sched_instr *in) {
+  const ir_op *op = in->op;
+  sb_printf(s, "    %-14s", ir_info(op->code)->name);
+  if (op->code == IR_set) sb_printf(s, " %s", ir_attr_str(op, "name", ""));
+  for (int k = 0; k < op->nout; k++) {
+    sb_puts(s, k ? ", " : " ");
+    put_value(s, sc, op->out[k]);
+  }
+  for (int k = 0; k < op->nin; k++) {
+    sb_puts(s, k ? ", " : " <- ");
+    put_value(s, sc, op->in[k]);
+  }
+  for (int k = 0; k < in->nscratch; k++)
+    sb_printf(s, "%s %lld bytes@%lld", k ? "," : "  scratch", (long long)in->scratch_bytes[k],
+              (long long)in->scratch_base[k]);
+  if (op->span.line) sb_printf(s, "  ; line %d", op->span.line);
+  sb_put(s, '\n');
+}
+
+const char *sched_print(const sched *sc, arena *a) {
+  sb s = {.arena = a};
+  sb_printf(&s, "; arena %lld bytes: states %lld, then what the entries overlay\n",
+            (long long)sc->arena_bytes, (long long)sc->states_bytes);
+  for (int i = 0; i < sc->m->states.n; i++) {
+    const ir_state *st = sc->m->states.at[i];
+    sb_printf(&s, "state %s at %lld, %lld bytes\n", st->name, (long long)sc->state_place[i].base,
+              (long long)sc->state_place[i].bytes);
+  }
+  for (int i = 0; i < sc->args.n; i++)
+    sb_printf(&s, "arg %s at %lld\n", sc->args.at[i], (long long)sc->arg_place[i].base);
+  for (int i = 0; i < sc->entries.n; i++) {
+    const sched_entry *e = &sc->entries.at[i];
+    sb_printf(
+        &s, "\nentry %s  ; batch %lld = %lld micro-batches of %lld, %lld bytes beyond the states\n",
+        e->func->name, (long long)e->batch, (long long)(e->batch / e->micro_batch),
+        (long long)e->micro_batch, (long long)e->transient_bytes);
+    int inside = 0;
+    for (int k = 0; k < e->runs.n; k++) {
+      const sched_run *r = &e->runs.at[k];
+      if (r->kind == SCHED_LOOP) {
+        sb_printf(&s, "  for micro in 0..%lld\n", (long long)r->micros - 1);
+        inside = r->task;
+        continue;
+      }
+      sb_printf(&s, "  %srun %s", inside > 0 ? "  " : "", sc->tasks.at[r->task].name);
+      inside--;
+      if (sc->tasks.at[r->task].loop)
+        sb_printf(&s, "  layers %lld..%lld", (long long)r->first,
+                  (long long)(r->first + r->dir * (r->layers - 1)));
+      sb_put(&s, '\n');
+    }
+  }
+  for (int i = 0; i < sc->tasks.n; i++) {
+    const sched_task *t = &sc->tasks.at[i];
+    sb_printf(&s, "\ntask %s  ; %s%s\n", t->name, t->phase, t->loop ? ", once per layer" : "");
+    for (int k = 0; k < t->instrs.n; k++) put_instr(&s, sc, &t->instrs.at[k]);
+  }
+  return sb_str(&s);
+}

@@ -1,0 +1,120 @@
+#include <string.h>
+#include <time.h>
+
+#include "ir/verify.h"
+#include "passes/pass.h"
+
+typedef const char *pass_fn(ir_module *m, const pass_options *o);
+
+static const pass_info list[] = {
+#define PASS(name, fn, before, after, optional, doc) {name, doc, before, after, optional},
+#include "passes/passes.def"
+};
+static pass_fn *const function[] = {
+#define PASS(name, fn, before, after, optional, doc) pass_##fn,
+#include "passes/passes.def"
+};
+enum { N = sizeof list / sizeof *list };
+
+int pass_list(const pass_info **out) {
+  *out = list;
+  return N;
+}
+
+pass_options pass_defaults(void) { return (pass_options){.optimizer = OPT_ADAMW}; }
+
+// True when `name` is one of the comma-separated words of `words`.
+static bool named(const char *words, const char *name) {
+  if (!words) return false;
+  size_t n = strlen(name);
+  for (const char *p = words; *p;) {
+    size_t len = strcspn(p, ",");
+    if (len == n && memcmp(p, name, n) == 0) return true;
+    p += len + (p[len] == ',');
+  }
+  return false;
+}
+
+static double now(void) {
+  struct timespec t;
+  clock_gettime(CLOCK_MONOTONIC, &t);
+  return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+const char *pass_run(ir_module *m, const pass_options *o) {
+  int last = N - 1;
+  if (o->after)
+    for (int i = 0; i < N; i++)
+      if (strcmp(list[i].name, o->after) == 0) last = i;
+  for (int i = 0; i <= last; i++) {
+    const pass_info *p = &list[i];
+    if (o->only && !named(o->only, p->name)) continue;
+    if (p->optional && named(o->skip, p->name)) continue;
+    double t = now();
+    const char *why = function[i](m, o);
+    if (why) return why;
+    m->stage = p->after;
+    const char *bad = ir_verify(m);
+    if (bad) IR_BUG("after pass `%s`: %s", p->name, bad);
+    if (o->report) o->report(o->report_ctx, p->name, now() - t, m);
+  }
+  return NULL;
+}
+
+void pass_walk(ir_region *r, void (*visit)(void *ctx, ir_op *op), void *ctx) {
+  for (int i = 0; i < r->ops.n; i++) {
+    ir_op *op = r->ops.at[i];
+    visit(ctx, op);
+    for (int k = 0; k < op->nregions; k++) pass_walk(op->region[k], visit, ctx);
+  }
+}
+
+static void clear_marks(ir_region *r) {
+  for (int i = 0; i < r->args.n; i++) r->args.at[i]->mark = 0;
+  for (int i = 0; i < r->ops.n; i++) {
+    ir_op *op = r->ops.at[i];
+    for (int k = 0; k < op->nout; k++) op->out[k]->mark = 0;
+    for (int k = 0; k < op->nregions; k++) clear_marks(op->region[k]);
+  }
+}
+
+static void add_uses(ir_region *r) {
+  for (int i = 0; i < r->ops.n; i++) {
+    ir_op *op = r->ops.at[i];
+    for (int k = 0; k < op->nin; k++) op->in[k]->mark++;
+    for (int k = 0; k < op->nregions; k++) add_uses(op->region[k]);
+  }
+  for (int i = 0; i < r->yield.n; i++) r->yield.at[i]->mark++;
+}
+
+void pass_count_uses(ir_region *r) {
+  clear_marks(r);
+  add_uses(r);
+}
+
+void pass_clear_mapped(ir_region *r) {
+  for (int i = 0; i < r->args.n; i++) r->args.at[i]->mapped = NULL;
+  for (int i = 0; i < r->ops.n; i++) {
+    ir_op *op = r->ops.at[i];
+    for (int k = 0; k < op->nout; k++) op->out[k]->mapped = NULL;
+    for (int k = 0; k < op->nregions; k++) pass_clear_mapped(op->region[k]);
+  }
+}
+
+bool pass_const_value(const ir_value *v, double *out) {
+  const ir_op *op = v->def;
+  if (!op) return false;
+  if (op->code == IR_const) {
+    *out = ir_attr_float(op, "value", 0);
+    return true;
+  }
+  if (op->code == IR_broadcast || op->code == IR_expand) return pass_const_value(op->in[0], out);
+  return false;
+}
+
+int pass_batch_dim(const ir_module *m, const ir_value *v) {
+  if (!m->batch) return -1;
+  for (int d = 0; d < v->type.rank; d++)
+    if (ir_root(v->type.dim[d]) == ir_root(m->batch)) return d;
+  return -1;
+}

@@ -1,0 +1,206 @@
+#include <errno.h>
+#include <inttypes.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include "runtime/base/str.h"
+#include "runtime/checkpoint.h"
+#include "runtime/drivers/driver.h"
+#include "runtime/init.h"
+
+double rt_now(void) {
+  struct timespec t;
+  clock_gettime(CLOCK_MONOTONIC, &t);
+  return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+const char *rt_count(double n, char buf[32]) {
+  static const char *const unit[] = {"", " k", " M", " G", " T", " P"};
+  int u = 0;
+  while (n >= 999.5 && u < 5) n /= 1000, u++;
+  snprintf(buf, 32, u && n < 99.95 ? "%.1f%s" : "%.0f%s", n, unit[u]);
+  return buf;
+}
+
+const char *rt_bytes(double n, char buf[32]) {
+  static const char *const unit[] = {"B", "KiB", "MiB", "GiB", "TiB"};
+  int u = 0;
+  while (n >= 1023.95 && u < 4) n /= 1024, u++;
+  snprintf(buf, 32, u ? "%.1f %s" : "%.0f %s", n, unit[u]);
+  return buf;
+}
+
+const char *rt_seconds(double s, char buf[32]) {
+  int64_t t = (int64_t)(s + 0.5);
+  if (s < 10)
+    snprintf(buf, 32, "%.1f s", s);
+  else if (t < 120)
+    snprintf(buf, 32, "%" PRId64 " s", t);
+  else if (t < 7200)
+    snprintf(buf, 32, "%" PRId64 " min %02" PRId64 " s", t / 60, t % 60);
+  else
+    snprintf(buf, 32, "%" PRId64 " h %02" PRId64 " min", t / 3600, t / 60 % 60);
+  return buf;
+}
+
+uint64_t rt_memory(const char *key) {
+  FILE *f = fopen("/proc/self/status", "re");
+  if (!f) return 0;
+  char line[256];
+  unsigned long long kib = 0;
+  while (fgets(line, sizeof line, f))
+    if (str_starts(line, key)) {
+      sscanf(line + strlen(key), "%llu", &kib);
+      break;
+    }
+  fclose(f);
+  return (uint64_t)kib * 1024;
+}
+
+const char *rt_signal_name(int number) {
+  return number == SIGTERM ? "SIGTERM" : number == SIGINT ? "SIGINT" : "a signal";
+}
+
+// ---- starting
+// ------------------------------------------------------------------------------------
+
+static status *thread_count(const rt *r, int *out) {
+  const char *env = getenv("DSM_THREADS");
+  double v = 0;
+  *out = 0;
+  if (r->opt.has_threads)
+    v = (double)r->opt.threads;
+  else if (!env || !*env)
+    return NULL;
+  else if (!settings_parse_number(env, &v))
+    return status_error("DSM_THREADS=%s is not a number", env);
+  if (v < 1 || v > 4096 || v != floor(v))
+    return status_exit(r->opt.has_threads ? 2 : 1, "the number of threads must be 1 to 4096");
+  *out = (int)v;
+  return NULL;
+}
+
+static status *job_arguments(rt *r) {
+  for (uint32_t i = 0; i < r->prog->nargs; i++) {
+    const prog_arg *arg = &r->prog->args[i];
+    const char *name = prog_text(r->prog, arg->name);
+    double v;
+    const char *full =
+        str_eq(name, "clip") ? "train.clip" : arena_printf(r->arena, "train.optimizer.%s", name);
+    // "none" is a value of the clip: 0.
+    double otherwise = settings_text(&r->set, full) ? 0 : arg->value;
+    STATUS_DO(settings_number(&r->set, full, otherwise, &v));
+    vm_set_arg(r->vm, name, v);
+  }
+  return NULL;
+}
+
+status *rt_start(rt *r) {
+  int threads;
+  STATUS_DO(thread_count(r, &threads));
+  r->threads = pool_new(threads);
+  if (!r->threads) return status_error("out of memory");
+  STATUS_DO(vm_open(r->prog, r->img->code, r->threads, &r->vm));
+  if (r->opt.profile) {
+    r->times = vm_profile(r->vm);
+    if (!r->times) return status_error("out of memory");
+  }
+  return job_arguments(r);
+}
+
+status *rt_open_data(rt *r, const prog_entry *e, const char *path, bool shuffle, data **out) {
+  data_spec spec = {.path = path ? path : settings_text(&r->set, "train.data"),
+                    .read = settings_text(&r->set, "train.read"),
+                    .seed = r->seed,
+                    .shuffle = shuffle};
+  *out = NULL;
+  if (!spec.path || str_eq(spec.path, "none") || str_eq(spec.path, ""))
+    return status_error("the job names no data: give --data FILE");
+  return data_open(r->arena, r->prog, e, &spec, out);
+}
+
+status *rt_first_weights(rt *r) {
+  init_states(r->vm, r->prog, r->threads, r->seed);
+  if (!r->opt.load) return NULL;
+  checkpoint c = {r->prog, r->vm, r->env->io, r->opt.quiet ? NULL : r->env->err};
+  return ck_load_weights(&c, r->opt.load);
+}
+
+status *rt_evaluate(rt *r, data *d, double *loss, int64_t *batches) {
+  const prog_entry *e = prog_entry_of(r->prog, PROG_EVAL);
+  const prog_io *out = e ? prog_output(r->prog, e, "loss") : NULL;
+  if (!out)
+    return status_error("this program cannot evaluate: it has no entry with an output loss");
+  *batches = data_samples(d) / e->batch;
+  if (*batches == 0)
+    return status_error("the evaluation data has %" PRId64 " samples, one batch needs %" PRId64,
+                        data_samples(d), e->batch);
+  double sum = 0, weight = 0;
+  for (int64_t i = 0; i < *batches; i++) {
+    int64_t predicted = 0;
+    STATUS_DO(data_fill(d, vm_at(r->vm, 0), i * e->batch, &predicted));
+    vm_call(r->vm, e, &(vm_step){.sample0 = i * e->batch, .seed = r->seed});
+    // A batch's loss is a mean over its predicted positions.
+    double w = prog_input(r->prog, e, "targets") ? (double)predicted : 1;
+    sum += w * vm_scalar(r->vm, out);
+    weight += w;
+    if (*r->env->stop)
+      return status_exit(128 + *r->env->stop, "stopped by %s while evaluating",
+                         rt_signal_name(*r->env->stop));
+  }
+  *loss = weight > 0 ? sum / weight : 0;
+  if (!isfinite(*loss)) return status_exit(5, "the evaluation loss is not a number");
+  return NULL;
+}
+
+// ---- profile
+// -------------------------------------------------------------------------------------
+
+typedef struct row {
+  const char *name;
+  double seconds, flops, bytes;
+  int64_t calls;
+} row;
+
+static int slowest_first(const void *a, const void *b) {
+  double x = ((const row *)a)->seconds, y = ((const row *)b)->seconds;
+  return x < y ? 1 : x > y ? -1 : 0;
+}
+
+// Kernels of one name (the same work on other shapes) share a row.
+void rt_print_profile(const rt *r) {
+  if (!r->times) return;
+  FILE *out = r->env->out;
+  const prog *p = r->prog;
+  row *rows = arena_new(r->arena, row, p->nkernels);
+  map by_name = {.arena = r->arena};
+  double total = 0;
+  for (uint32_t i = 0; i < p->nkernels; i++) {
+    const char *name = prog_text(p, p->kernels[i].name);
+    int k = map_find(&by_name, name);
+    if (k < 0) {
+      k = by_name.n;
+      map_set(&by_name, name, NULL);
+      rows[k].name = name;
+    }
+    double calls = (double)r->times[i].calls;
+    rows[k].seconds += r->times[i].seconds;
+    rows[k].flops += calls * p->kernels[i].flops;
+    rows[k].bytes += calls * p->kernels[i].bytes;
+    rows[k].calls += r->times[i].calls;
+    total += r->times[i].seconds;
+  }
+  int n = by_name.n, shown = r->opt.verbose ? n : n < 20 ? n : 20;
+  if (n) qsort(rows, (size_t)n, sizeof *rows, slowest_first);
+  fprintf(out, "PROFILE %9s %7s %9s %9s %9s  kernel\n", "seconds", "share", "calls", "GFLOP/s",
+          "GB/s");
+  for (int i = 0; i < shown && rows[i].calls > 0; i++) {
+    double s = rows[i].seconds;
+    fprintf(out, "        %9.3f %5.1f %% %9" PRId64 " %9.2f %9.2f  %s\n", s,
+            total > 0 ? 100 * s / total : 0, rows[i].calls, s > 0 ? 1e-9 * rows[i].flops / s : 0,
+            s > 0 ? 1e-9 * rows[i].bytes / s : 0, rows[i].name);
+  }
+  if (shown < n) fprintf(out, "        and %d more; -v lists all\n", n - shown);
+}

@@ -1,0 +1,70 @@
+// Drivers: what an executable does with its program. Each verb is one function that opens what it
+// needs, calls entries, and returns a status; none owns a tensor.
+#ifndef DSM_DRIVER_H
+#define DSM_DRIVER_H
+
+#include <signal.h>
+#include <stdio.h>
+
+#include "runtime/base/file.h"
+#include "runtime/data.h"
+#include "runtime/drivers/args.h"
+#include "runtime/load.h"
+#include "runtime/settings.h"
+#include "runtime/vm.h"
+
+// What drivers get from outside; tests give their own streams, disk and signals.
+typedef struct rt_env {
+  FILE *out, *err;
+  const file_io *io;
+  const volatile sig_atomic_t *stop;  // number of the signal that asked to stop, 0: none
+} rt_env;
+
+typedef struct rt {
+  const rt_env *env;
+  arena *arena;
+  const image *img;
+  const prog *prog;
+  options opt;
+  settings set;
+  pool *threads;
+  vm *vm;
+  uint64_t seed;
+  const vm_kernel_time *times;  // with --profile
+} rt;
+
+// Runs a command line on an opened executable and returns its exit code; errors are printed.
+int rt_run(const image *img, int argc, char **argv, const rt_env *env);
+// Prints a status that ended a command and returns its exit code (0 for NULL). Frees it.
+int rt_report(status *s, FILE *err);
+
+status *drive_train(rt *r) STATUS_MUST_USE;
+status *drive_eval(rt *r) STATUS_MUST_USE;
+status *drive_generate(rt *r) STATUS_MUST_USE;
+status *drive_info(rt *r) STATUS_MUST_USE;
+status *drive_schedule(rt *r) STATUS_MUST_USE;
+
+// ---- common.c: shared by the drivers
+// -------------------------------------------------------------
+
+// Threads and arena, as the options say; arguments get the values of the job.
+status *rt_start(rt *r) STATUS_MUST_USE;
+// Opens data for an entry: `path` or the job's.
+status *rt_open_data(rt *r, const prog_entry *e, const char *path, bool shuffle,
+                     data **out) STATUS_MUST_USE;
+// Initial weights, then those of --load.
+status *rt_first_weights(rt *r) STATUS_MUST_USE;
+// Mean loss of entry `evaluate` over all whole batches of `d`; *batches is how many.
+status *rt_evaluate(rt *r, data *d, double *loss, int64_t *batches) STATUS_MUST_USE;
+// Table of kernel times.
+void rt_print_profile(const rt *r);
+
+double rt_now(void);                             // seconds, monotonic
+const char *rt_count(double n, char buf[32]);    // "1.2 M"
+const char *rt_bytes(double n, char buf[32]);    // "34.5 MiB"
+const char *rt_seconds(double s, char buf[32]);  // "1 h 12 min"
+// A line of /proc/self/status ("VmHWM:") in bytes; 0 when there is none.
+uint64_t rt_memory(const char *key);
+const char *rt_signal_name(int number);
+
+#endif

@@ -1,0 +1,59 @@
+#include <locale.h>
+#include <string.h>
+
+#include "runtime/base/str.h"
+#include "runtime/drivers/driver.h"
+
+int rt_report(status *s, FILE *err) {
+  if (!s) return 0;
+  int code = s->exit_code;
+  fprintf(err, "%s%s\n", code == 75 ? "" : "error: ", s->message);
+  status_free(s);
+  return code;
+}
+
+static status *choose_seed(rt *r) {
+  int64_t seed;
+  STATUS_DO(settings_whole(&r->set, "train.seed", 1, &seed));
+  r->seed = (uint64_t)(r->opt.has_seed ? r->opt.seed : seed);
+  return NULL;
+}
+
+static status *run_verb(rt *r) {
+  STATUS_DO(settings_open(r->arena, r->prog, &r->set));
+  if (r->opt.set) STATUS_DO(settings_set(&r->set, r->opt.set));
+  STATUS_DO(choose_seed(r));
+  switch (r->opt.verb) {
+    case VERB_TRAIN: return drive_train(r);
+    case VERB_EVAL: return drive_eval(r);
+    case VERB_GENERATE: return drive_generate(r);
+    case VERB_INFO: return drive_info(r);
+    case VERB_SCHEDULE: return drive_schedule(r);
+    case VERB_NONE: break;
+  }
+  return NULL;
+}
+
+int rt_run(const image *img, int argc, char **argv, const rt_env *env) {
+  arena a;
+  arena_init(&a);
+  rt r = {.env = env, .arena = &a, .img = img, .prog = &img->prog};
+  status *s = args_parse(&a, argc, argv, &r.opt);
+  if (!s && r.opt.help) {
+    args_help(env->out, r.opt.exe, r.opt.verb);
+  } else if (!s && r.opt.version) {
+    fprintf(env->out, "%s, source %016llx, made by %s\n", prog_text(r.prog, r.prog->header->model),
+            (unsigned long long)r.prog->header->source_digest,
+            prog_text(r.prog, r.prog->header->compiler));
+  } else if (!s) {
+    s = run_verb(&r);
+  }
+  vm_close(r.vm);
+  pool_free(r.threads);
+  // A full disk or a closed pipe behind stdout must not look like success.
+  if (!s && (fflush(env->out) != 0 || ferror(env->out)))
+    s = status_errno("cannot write the output");
+  int code = rt_report(s, env->err);
+  arena_free(&a);
+  return code;
+}

@@ -1,0 +1,18 @@
+// First values of the states.
+#ifndef DSM_INIT_H
+#define DSM_INIT_H
+
+#include "runtime/vm.h"
+
+// Writes every state: weights by their init (normal and uniform draws are keyed by seed, the name
+// under which a checkpoint keeps the slice, and the element's number there, so they depend neither
+// on the schedule nor on the number of threads), optimizer states and caches by theirs (zeros).
+void init_states(vm *m, const prog *p, pool *threads, uint64_t seed);
+
+// Draw number i of a normal distribution with deviation 1, by Box-Muller in double.
+double init_normal(uint64_t key, uint64_t i);
+
+// The name of slice k: the '#' of a stacked state becomes its number. `buf` takes `n` bytes.
+const char *init_state_name(const prog *p, const prog_state *s, int64_t k, char *buf, size_t n);
+
+#endif

@@ -1,0 +1,369 @@
+// Validation comes first and is complete; the accessors below it trust what it let through.
+//
+// Arithmetic on numbers from the blob uses the checked builtins: a sum that overflows is refused
+// like one that is too large.
+#include "runtime/prog.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define XXH_INLINE_ALL
+#include <xxhash.h>
+
+#include "runtime/base/str.h"
+#include "runtime/dtype.h"
+
+#define MAX_BYTES ((int64_t)1 << 46)
+#define MAX_LAYERS ((int64_t)1 << 24)
+#define MAX_OPERANDS 256u
+
+static const struct {
+  const char *name, *doc;
+  int operands;
+} opcodes[] = {
+#define RTOP(name, operands, doc) {#name, doc, operands},
+#include "runtime/rtops.def"
+};
+
+const char *prog_opcode_name(uint32_t op) { return opcodes[op].name; }
+
+uint64_t prog_checksum(const void *blob, size_t n) {
+  size_t from = offsetof(prog_header, checksum) + sizeof(uint64_t);
+  return XXH3_64bits((const char *)blob + from, n - from);
+}
+
+#define BAD(...) return status_error("the program is damaged: " __VA_ARGS__)
+
+static status *table(const unsigned char *blob, size_t n, const prog_table *t, size_t record,
+                     const char *what, const void *out_at, uint32_t *out_n) {
+  if (t->record_bytes != record)
+    BAD("records of table %s have %u bytes, expected %zu", what, t->record_bytes, record);
+  if (t->offset % 8 || t->offset < sizeof(prog_header) || t->offset > n ||
+      t->count > (n - t->offset) / record)
+    BAD("table %s (%u records at %llu) leaves the program", what, t->count,
+        (unsigned long long)t->offset);
+  const void *at = blob + t->offset;
+  memcpy((void *)(uintptr_t)out_at, &at, sizeof at);
+  *out_n = t->count;
+  return NULL;
+}
+
+static bool text_ok(const prog *p, prog_str s) { return s < p->nstrings; }
+
+static bool add(int64_t a, int64_t b, int64_t *out) { return !__builtin_add_overflow(a, b, out); }
+static bool mul(int64_t a, int64_t b, int64_t *out) { return !__builtin_mul_overflow(a, b, out); }
+
+// bytes of `dims`, or -1
+static int64_t tensor_bytes(const int64_t *dims, uint32_t rank, uint32_t dtype) {
+  int64_t n = dtype_of(dtype)->bytes;
+  for (uint32_t i = 0; i < rank; i++)
+    if (dims[i] < 1 || !mul(n, dims[i], &n) || n > MAX_BYTES) return -1;
+  return n;
+}
+
+// Whether [base + k*stride, + bytes) lies in the arena for k = 0 and k = last.
+static bool pieces_fit(const prog *p, int64_t base, int64_t stride, int64_t last, int64_t bytes) {
+  int64_t limit = (int64_t)p->header->arena_bytes, end;
+  if (bytes < 0 || base < 0 || !add(base, bytes, &end) || end > limit) return false;
+  if (!mul(last, stride, &end) || !add(end, base, &end) || end < 0) return false;
+  return add(end, bytes, &end) && end <= limit;
+}
+
+static status *check_states(const prog *p) {
+  for (uint32_t i = 0; i < p->nstates; i++) {
+    const prog_state *s = &p->states[i];
+    if (!text_ok(p, s->name) || !text_ok(p, s->of)) BAD("state %u has no name", i);
+    const char *name = prog_text(p, s->name);
+    if (s->cls > PROG_CACHE || s->dtype >= PROG_DTYPES || s->rank > PROG_MAX_RANK ||
+        s->init > PROG_CONST)
+      BAD("state %s has an unknown class, type, rank or init", name);
+    int64_t bytes = tensor_bytes(s->dims, s->rank, s->dtype), t;
+    if (bytes < 0 || s->bytes != bytes)
+      BAD("state %s says %lld bytes, its dims say %lld", name, (long long)s->bytes,
+          (long long)bytes);
+    if (s->layers < 0 || s->layers > MAX_LAYERS) BAD("state %s has a bad layer count", name);
+    const char *hash = strchr(name, '#');
+    if (s->layers > 0 ? !hash || strchr(hash + 1, '#') : hash != NULL)
+      BAD("state %s: its name must hold one # exactly when it is stacked by layer", name);
+    if (s->layers > 0 && (!mul(s->step, s->layers, &t) || !add(t, s->first, &t)))
+      BAD("state %s has bad layer numbers", name);
+    int unit = dtype_of(s->dtype)->bytes;
+    int64_t last = s->layers > 0 ? s->layers - 1 : 0, stride = s->layers > 0 ? s->layer_stride : 0;
+    if (s->offset % unit || stride % unit || (last > 0 && stride < bytes) ||
+        !pieces_fit(p, s->offset, stride, last, bytes))
+      BAD("state %s leaves the arena, overlaps itself or is not aligned", name);
+    if (!isfinite(s->init_a)) BAD("state %s has a bad init", name);
+  }
+  return NULL;
+}
+
+static status *check_tables(const prog *p, uint64_t code_bytes) {
+  for (uint32_t i = 0; i < p->nargs; i++) {
+    const prog_arg *a = &p->args[i];
+    if (!text_ok(p, a->name) || a->offset % 4 || !pieces_fit(p, a->offset, 0, 0, 4))
+      BAD("argument %u has a bad name or place", i);
+  }
+  for (uint32_t i = 0; i < p->nios; i++) {
+    const prog_io *io = &p->ios[i];
+    if (!text_ok(p, io->name) || io->dtype >= PROG_DTYPES || io->rank > PROG_MAX_RANK ||
+        io->sampled > 1 || (io->sampled && io->rank == 0))
+      BAD("input or output %u has a bad name, type or rank", i);
+    int64_t bytes = tensor_bytes(io->dims, io->rank, io->dtype);
+    int unit = dtype_of(io->dtype)->bytes;
+    if (bytes < 0 || io->bytes != bytes || io->offset % unit || io->micro_stride % unit ||
+        io->micro_stride < 0 || !pieces_fit(p, io->offset, 0, 0, bytes))
+      BAD("input or output %s has a bad size or place", prog_text(p, io->name));
+  }
+  for (uint32_t i = 0; i < p->nkernels; i++) {
+    const prog_kernel *k = &p->kernels[i];
+    if (!text_ok(p, k->name) || k->nbufs > MAX_OPERANDS || k->cells < 0 || k->code_offset < 0 ||
+        (uint64_t)k->code_offset >= code_bytes)
+      BAD("kernel %u lies outside the code or has a bad shape", i);
+    if (!(k->flops >= 0) || !(k->bytes >= 0)) BAD("kernel %u has bad counts", i);
+  }
+  for (uint32_t i = 0; i < p->nsettings; i++)
+    if (!text_ok(p, p->settings[i].name) || !text_ok(p, p->settings[i].value))
+      BAD("setting %u has no name or value", i);
+  for (uint32_t i = 0; i < p->noperands; i++) {
+    const prog_operand *o = &p->operands[i];
+    if (o->bytes < 0 || o->bytes > MAX_BYTES || o->layer_mod < 0 || o->layer_mod > MAX_LAYERS ||
+        o->writes > 3)
+      BAD("operand %u has bad sizes", i);
+  }
+  for (uint32_t i = 0; i < p->ninstrs; i++) {
+    const prog_instr *in = &p->instrs[i];
+    if (in->op >= RTOP_COUNT || !text_ok(p, in->note)) BAD("instruction %u has no meaning", i);
+    if (in->operands > p->noperands || in->first_operand > p->noperands - in->operands)
+      BAD("instruction %u has operands outside the table", i);
+    int want = opcodes[in->op].operands;
+    if (in->op == RTOP_launch) {
+      if (in->kernel >= p->nkernels) BAD("instruction %u launches an unknown kernel", i);
+      want = (int)p->kernels[in->kernel].nbufs;
+    }
+    if ((int)in->operands != want)
+      BAD("instruction %u has %u operands, expected %d", i, in->operands, want);
+    const prog_operand *o = &p->operands[in->first_operand];
+    if (in->op == RTOP_copy && o[0].bytes != o[1].bytes)
+      BAD("instruction %u copies between different sizes", i);
+  }
+  for (uint32_t i = 0; i < p->ntasks; i++) {
+    const prog_task *t = &p->tasks[i];
+    if (!text_ok(p, t->name) || !text_ok(p, t->phase) || t->instrs > p->ninstrs ||
+        t->first_instr > p->ninstrs - t->instrs)
+      BAD("task %u has instructions outside the table", i);
+  }
+  return NULL;
+}
+
+// The slots an operand takes over the layers first, first+dir, ...: their least and greatest.
+static bool slots_of(const prog_operand *o, const prog_run *r, int64_t *low, int64_t *high) {
+  int64_t last = r->layer_first + (r->layer_count - 1) * r->layer_dir;
+  int64_t a = r->layer_dir > 0 ? r->layer_first : last;
+  int64_t b = r->layer_dir > 0 ? last : r->layer_first;
+  if (!add(a, o->layer_add, &a) || !add(b, o->layer_add, &b)) return false;
+  if (o->layer_mod) {
+    if (a < 0) return false;
+    bool wraps = b - a + 1 >= o->layer_mod || a / o->layer_mod != b / o->layer_mod;
+    a = wraps ? 0 : a % o->layer_mod;
+    b = wraps ? o->layer_mod - 1 : b % o->layer_mod;
+  }
+  *low = a;
+  *high = b;
+  return true;
+}
+
+static bool operand_fits(const prog *p, const prog_operand *o, const prog_run *r, int64_t micro_low,
+                         int64_t micro_high) {
+  int64_t slot[2], micro[2] = {micro_low, micro_high};
+  if (!slots_of(o, r, &slot[0], &slot[1])) return false;
+  for (int i = 0; i < 2; i++)
+    for (int j = 0; j < 2; j++) {
+      int64_t at, m;
+      if (!mul(slot[i], o->layer_stride, &at) || !mul(micro[j], o->micro_stride, &m) ||
+          !add(at, m, &at) || !add(at, o->base, &at) || !pieces_fit(p, at, 0, 0, o->bytes))
+        return false;
+    }
+  return true;
+}
+
+static status *check_run(const prog *p, const prog_run *r, uint32_t index, int64_t micro_low,
+                         int64_t micro_high) {
+  int64_t t;
+  if (r->task >= p->ntasks) BAD("run %u executes an unknown task", index);
+  if (r->layer_count < 0 || r->layer_count > MAX_LAYERS || r->layer_first < -MAX_LAYERS ||
+      r->layer_first > MAX_LAYERS ||
+      (r->layer_dir != 1 && r->layer_dir != -1 && r->layer_count > 1))
+    BAD("run %u has a bad range of layers", index);
+  if (!mul(r->number_step, 2 * MAX_LAYERS, &t) || !add(t, r->number_first, &t) ||
+      !mul(r->number_step, -2 * MAX_LAYERS, &t) || !add(t, r->number_first, &t))
+    BAD("run %u has bad layer numbers", index);
+  if (r->layer_count == 0 || micro_low > micro_high) return NULL;
+  const prog_task *task = &p->tasks[r->task];
+  for (uint32_t i = 0; i < task->instrs; i++) {
+    const prog_instr *in = &p->instrs[task->first_instr + i];
+    for (uint32_t k = 0; k < in->operands; k++)
+      if (!operand_fits(p, &p->operands[in->first_operand + k], r, micro_low, micro_high))
+        BAD("operand %u of instruction %u leaves the arena in run %u", k, task->first_instr + i,
+            index);
+  }
+  return NULL;
+}
+
+static status *check_entry(const prog *p, const prog_entry *e, uint32_t index) {
+  if (!text_ok(p, e->name) || e->kind > PROG_DECODE) BAD("entry %u has no meaning", index);
+  const char *name = prog_text(p, e->name);
+  if (e->runs > p->nruns || e->first_run > p->nruns - e->runs || e->inputs > p->nios ||
+      e->first_input > p->nios - e->inputs || e->outputs > p->nios ||
+      e->first_output > p->nios - e->outputs)
+    BAD("entry %s refers to records outside the tables", name);
+  if (e->batch < 1 || e->batch > MAX_BYTES || e->micro_batch < 1 || e->batch % e->micro_batch ||
+      e->tokens < 0 || e->tokens > MAX_BYTES || !(e->flops >= 0) || e->transient_bytes < 0)
+    BAD("entry %s has a bad batch", name);
+  int64_t micros = e->batch / e->micro_batch;
+  for (uint32_t i = 0; i < e->inputs + e->outputs; i++) {
+    bool input = i < e->inputs;
+    const prog_io *io = &p->ios[input ? e->first_input + i : e->first_output + i - e->inputs];
+    if (!pieces_fit(p, io->offset, io->micro_stride, micros - 1, io->bytes))
+      BAD("%s of entry %s leaves the arena", prog_text(p, io->name), name);
+    if (input && io->sampled && io->dims[0] != e->micro_batch)
+      BAD("input %s of entry %s has %lld samples, its micro-batch %lld", prog_text(p, io->name),
+          name, (long long)io->dims[0], (long long)e->micro_batch);
+  }
+  for (uint32_t i = 0; i < e->runs; i++) {
+    const prog_run *r = &p->runs[e->first_run + i];
+    if (r->kind == PROG_RUN) {
+      STATUS_DO(check_run(p, r, e->first_run + i, 0, 0));
+      continue;
+    }
+    if (r->kind != PROG_LOOP || r->task > e->runs - i - 1 || r->micro_first < 0 ||
+        r->micro_count < 0 || r->micro_first > micros || r->micro_count > micros - r->micro_first)
+      BAD("run %u of entry %s has no meaning", i, name);
+    for (uint32_t k = 1; k <= r->task; k++) {
+      const prog_run *in = r + k;
+      if (in->kind != PROG_RUN) BAD("run %u of entry %s nests a loop", i + k, name);
+      STATUS_DO(check_run(p, in, e->first_run + i + k, r->micro_first,
+                          r->micro_first + r->micro_count - 1));
+    }
+    i += r->task;
+  }
+  return NULL;
+}
+
+status *prog_open(const void *blob, size_t n, uint64_t code_bytes, prog *p) {
+  memset(p, 0, sizeof *p);
+  const prog_header *h = blob;
+  if (n < sizeof *h || memcmp(h->magic, PROG_MAGIC, sizeof h->magic) != 0)
+    return status_error("this is not a dsm program (its first bytes are wrong)");
+  if (h->version != PROG_VERSION)
+    return status_error("the program has format %u, this runtime reads format %u: rebuild it",
+                        h->version, PROG_VERSION);
+  if (h->header_bytes != sizeof *h) BAD("its header has %u bytes", h->header_bytes);
+  if (h->total_bytes != n)
+    BAD("it should have %llu bytes and has %zu", (unsigned long long)h->total_bytes, n);
+  if (h->checksum != prog_checksum(blob, n)) BAD("its checksum is wrong");
+  if (h->arena_bytes > (uint64_t)MAX_BYTES || h->states_bytes > h->arena_bytes)
+    BAD("it asks for %llu bytes of memory", (unsigned long long)h->arena_bytes);
+  if (h->code_bytes != code_bytes)
+    BAD("it belongs to %llu bytes of code, there are %llu", (unsigned long long)h->code_bytes,
+        (unsigned long long)code_bytes);
+  p->header = h;
+  const unsigned char *b = blob;
+#define TABLE(name, T) \
+  STATUS_DO(table(b, n, &h->name, sizeof(T), #name, (const void *)&p->name, &p->n##name))
+  TABLE(strings, char);
+  TABLE(states, prog_state);
+  TABLE(args, prog_arg);
+  TABLE(ios, prog_io);
+  TABLE(kernels, prog_kernel);
+  TABLE(operands, prog_operand);
+  TABLE(instrs, prog_instr);
+  TABLE(tasks, prog_task);
+  TABLE(runs, prog_run);
+  TABLE(entries, prog_entry);
+  TABLE(settings, prog_setting);
+#undef TABLE
+  if (p->nstrings == 0 || p->strings[p->nstrings - 1] != 0) BAD("its last string has no end");
+  if (!text_ok(p, h->compiler) || !text_ok(p, h->model) || !text_ok(p, h->cpu) ||
+      !text_ok(p, h->plan))
+    BAD("its header has strings outside the pool");
+  STATUS_DO(check_states(p));
+  STATUS_DO(check_tables(p, code_bytes));
+  for (uint32_t i = 0; i < p->nentries; i++) STATUS_DO(check_entry(p, &p->entries[i], i));
+  for (uint32_t i = 0; i < p->ninstrs; i++)
+    if (p->instrs[i].operands > p->max_operands) p->max_operands = p->instrs[i].operands;
+  return NULL;
+}
+
+// ---- accessors ---------------------------------------------------------------------------------
+
+const char *prog_text(const prog *p, prog_str s) { return p->strings + s; }
+
+const prog_entry *prog_entry_of(const prog *p, uint32_t kind) {
+  for (uint32_t i = 0; i < p->nentries; i++)
+    if (p->entries[i].kind == kind) return &p->entries[i];
+  return NULL;
+}
+
+const prog_arg *prog_arg_find(const prog *p, const char *name) {
+  for (uint32_t i = 0; i < p->nargs; i++)
+    if (str_eq(prog_text(p, p->args[i].name), name)) return &p->args[i];
+  return NULL;
+}
+
+static const prog_io *find_io(const prog *p, uint32_t first, uint32_t n, const char *name) {
+  for (uint32_t i = 0; i < n; i++)
+    if (str_eq(prog_text(p, p->ios[first + i].name), name)) return &p->ios[first + i];
+  return NULL;
+}
+
+const prog_io *prog_input(const prog *p, const prog_entry *e, const char *name) {
+  return find_io(p, e->first_input, e->inputs, name);
+}
+
+const prog_io *prog_output(const prog *p, const prog_entry *e, const char *name) {
+  return find_io(p, e->first_output, e->outputs, name);
+}
+
+const char *prog_setting_text(const prog *p, const char *name) {
+  for (uint32_t i = 0; i < p->nsettings; i++)
+    if (str_eq(prog_text(p, p->settings[i].name), name)) return prog_text(p, p->settings[i].value);
+  return NULL;
+}
+
+int64_t prog_io_elements(const prog_io *io) { return io->bytes / dtype_of(io->dtype)->bytes; }
+
+int64_t prog_state_elements(const prog_state *s) { return s->bytes / dtype_of(s->dtype)->bytes; }
+
+int64_t prog_state_slices(const prog_state *s) { return s->layers > 0 ? s->layers : 1; }
+
+int64_t prog_parameters(const prog *p) {
+  int64_t n = 0;
+  for (uint32_t i = 0; i < p->nstates; i++)
+    if (p->states[i].cls == PROG_WEIGHT)
+      n += prog_state_elements(&p->states[i]) * prog_state_slices(&p->states[i]);
+  return n;
+}
+
+int64_t prog_class_bytes(const prog *p, uint32_t cls) {
+  int64_t n = 0;
+  for (uint32_t i = 0; i < p->nstates; i++)
+    if (p->states[i].cls == cls) n += p->states[i].bytes * prog_state_slices(&p->states[i]);
+  return n;
+}
+
+int64_t prog_vocab(const prog *p) {
+  for (uint32_t i = 0; i < p->nsettings; i++) {
+    const char *name = prog_text(p, p->settings[i].name);
+    if (str_eq(name, "vocab") || str_ends(name, ".vocab")) {
+      char *end;
+      long long v = strtoll(prog_text(p, p->settings[i].value), &end, 10);
+      if (*end == 0 && v > 0) return v;
+    }
+  }
+  for (uint32_t i = 0; i < p->nentries; i++) {
+    const prog_io *io = prog_output(p, &p->entries[i], "logits");
+    if (io && io->rank > 0) return io->dims[io->rank - 1];
+  }
+  return 0;
+}

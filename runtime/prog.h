@@ -1,0 +1,70 @@
+// A checked program: typed views of the blob that program.h describes.
+//
+// prog_open reads every number of the blob once and refuses what could go wrong later: tables out
+// of bounds, strings without end, operands that leave the arena for some layer or micro-batch of
+// some run, kernels outside the code. After it succeeds nobody needs to check again: the VM steps
+// blindly. Nothing is copied; the blob must outlive the prog.
+//
+//   prog p;
+//   STATUS_DO(prog_open(blob, n, code_bytes, &p));
+//   const prog_entry *e = prog_entry_of(&p, PROG_TRAIN);
+#ifndef DSM_PROG_H
+#define DSM_PROG_H
+
+#include <stdbool.h>
+#include <stddef.h>
+
+#include "runtime/base/status.h"
+#include "runtime/program.h"
+
+typedef struct prog {
+  const prog_header *header;
+  const char *strings;
+  const prog_state *states;
+  const prog_arg *args;
+  const prog_io *ios;
+  const prog_kernel *kernels;
+  const prog_operand *operands;
+  const prog_instr *instrs;
+  const prog_task *tasks;
+  const prog_run *runs;
+  const prog_entry *entries;
+  const prog_setting *settings;
+  uint32_t nstrings, nstates, nargs, nios, nkernels, noperands, ninstrs, ntasks, nruns, nentries,
+      nsettings;
+  uint32_t max_operands;  // of any instruction
+} prog;
+
+// `blob` must be 8-aligned. `code_bytes` is the size of the code image that comes with it.
+status *prog_open(const void *blob, size_t n, uint64_t code_bytes, prog *out) STATUS_MUST_USE;
+
+// The checksum the header should hold for this blob (n >= sizeof(prog_header)).
+uint64_t prog_checksum(const void *blob, size_t n);
+
+const char *prog_text(const prog *p, prog_str s);
+// The first entry of a kind, or NULL.
+const prog_entry *prog_entry_of(const prog *p, uint32_t kind);
+// By name, or NULL.
+const prog_arg *prog_arg_find(const prog *p, const char *name);
+const prog_io *prog_input(const prog *p, const prog_entry *e, const char *name);
+const prog_io *prog_output(const prog *p, const prog_entry *e, const char *name);
+const char *prog_setting_text(const prog *p, const char *full_name);
+
+int64_t prog_io_elements(const prog_io *io);
+int64_t prog_state_elements(const prog_state *s);  // of one slice
+int64_t prog_state_slices(const prog_state *s);    // 1 when not stacked
+int64_t prog_parameters(const prog *p);            // elements of all weights
+int64_t prog_class_bytes(const prog *p, uint32_t cls);
+// Size of the vocabulary: setting "*.vocab" when there is one, else the last dimension of an
+// output `logits`; 0 when the program has neither.
+int64_t prog_vocab(const prog *p);
+// Opcode names, for listings.
+const char *prog_opcode_name(uint32_t op);
+
+enum {
+#define RTOP(name, operands, doc) RTOP_##name,
+#include "runtime/rtops.def"
+  RTOP_COUNT
+};
+
+#endif

@@ -1,0 +1,172 @@
+// The program: what the compiler emits and the runtime steps through. The only header that compiler
+// and runtime share besides runtime/base/.
+//
+// An executable is one file:
+//
+//   [ runtime ELF, as built | padding to 4096 | code image | program | trailer (last 64 bytes) ]
+//
+// The code image holds all kernels, already relocated against itself and position independent: the
+// runtime maps it read + execute and calls kernels by offset. The program is the blob described
+// here: a header, tables of fixed-size records, a pool of strings. All integers are little-endian;
+// offsets count from the start of the blob; every table is 8-aligned. A reader must check all of it
+// (prog_open does): a flipped bit is an error message, never a crash.
+//
+// How a step runs: an *entry* is a list of *runs*; a run executes one *task* for a range of layers;
+// a task is a straight line of *instructions*; an instruction launches a *kernel* on *operands*. An
+// operand's address depends on the layer and micro-batch the task is executed for:
+//
+//   arena + base + slot(layer) * layer_stride + micro * micro_stride,
+//   slot(layer) = layer_mod ? (layer + layer_add) mod layer_mod : layer + layer_add
+//
+// so a task is written once, whatever the depth and the number of micro-batches. The arena is one
+// allocation of `arena_bytes`: states first, then one region that the entries overlay.
+#ifndef DSM_PROGRAM_H
+#define DSM_PROGRAM_H
+
+#include <stdint.h>
+
+#define PROG_MAGIC "DSMPROG\n"
+#define PROG_VERSION 1u
+#define PROG_TRAILER_MAGIC "DSMEXE1\n"
+#define PROG_MAX_RANK 8
+
+// What a kernel is told besides its buffers. `layer` is the number of the layer in the whole model,
+// `sample0` the global number of the micro-batch's first sample (keys of random draws), `past` the
+// number of positions already decoded.
+typedef struct dsm_call {
+  int64_t layer, micro, sample0, step, past;
+  uint64_t seed;
+} dsm_call;
+
+// A kernel computes cells lo .. hi-1 of its grid; cells are independent of each other. `buf[k]` is
+// the address of operand k.
+typedef void dsm_kernel(unsigned char *const *buf, const dsm_call *call, int64_t lo, int64_t hi);
+
+typedef uint32_t prog_str;  // offset into the string pool; strings are NUL-terminated
+
+enum {
+  PROG_F32,
+  PROG_F64,
+  PROG_BF16,
+  PROG_F16,
+  PROG_F8E4M3,
+  PROG_F8E5M2,
+  PROG_I32,
+  PROG_I64,
+  PROG_I16,
+  PROG_I8,
+  PROG_U16,
+  PROG_BOOL,
+  PROG_DTYPES
+};  // ORDER DTYPE (ir/dtypes.def)
+enum { PROG_WEIGHT, PROG_OPTIMIZER, PROG_CACHE };                       // ORDER STATE (ir/ir.h)
+enum { PROG_ZEROS, PROG_ONES, PROG_NORMAL, PROG_UNIFORM, PROG_CONST };  // ORDER INIT (ir/ir.h)
+enum { PROG_TRAIN, PROG_EVAL, PROG_PREFILL, PROG_DECODE };              // ORDER ENTRY (ir/ir.h)
+
+// A state. `name` holds one '#' where the layer number stands when `layers` > 0; slice k is number
+// first + k*step and lies at offset + k*layer_stride. `dims` leave the layer out.
+typedef struct prog_state {
+  prog_str name, of;
+  uint32_t cls, dtype, rank, init;
+  int64_t dims[PROG_MAX_RANK];
+  int64_t layers, first, step;          // layers 0: not stacked
+  int64_t offset, layer_stride, bytes;  // bytes of one slice (or of the whole when not stacked)
+  double init_a;
+} prog_state;
+
+// A named f32 scalar that drivers write before a call: lr, beta1, clip, ...
+typedef struct prog_arg {
+  prog_str name;
+  uint32_t pad;
+  int64_t offset;
+  double value;  // the job's
+} prog_arg;
+
+// An input or output of an entry. For inputs of a step with n micro-batches the arena holds n
+// pieces, `micro_stride` apart, each with dims[0] = samples of one micro-batch when `sampled`.
+typedef struct prog_io {
+  prog_str name;
+  uint32_t dtype, rank, sampled;
+  int64_t dims[PROG_MAX_RANK];
+  int64_t offset, bytes, micro_stride;
+} prog_io;
+
+typedef struct prog_kernel {
+  prog_str name;
+  uint32_t nbufs;
+  int64_t code_offset;  // into the code image
+  int64_t cells;
+  double flops, bytes;  // of the whole grid, for profiles
+} prog_kernel;
+
+typedef struct prog_operand {
+  int64_t base, layer_stride, layer_add, layer_mod, micro_stride;
+  int64_t bytes;    // extent of what may be touched from the address on
+  uint32_t writes;  // bit 0: read, bit 1: written
+  uint32_t pad;
+} prog_operand;
+
+// Opcodes: runtime/rtops.def.
+typedef struct prog_instr {
+  uint32_t op, kernel, first_operand, operands;
+  prog_str note;  // the value it computes and its `.dsm` line, for `schedule`
+  uint32_t pad;
+} prog_instr;
+
+typedef struct prog_task {
+  prog_str name, phase;  // phase: forward, backward_input, ..., update
+  uint32_t first_instr, instrs;
+  double flops, bytes;  // of one execution
+} prog_task;
+
+// kind PROG_RUN: executes `task` for layers first, first+dir, ... (count of them).
+// kind PROG_LOOP: executes the next `task` (a count here) runs once per micro-batch.
+enum { PROG_RUN, PROG_LOOP };
+typedef struct prog_run {
+  uint32_t kind, task;
+  int64_t layer_first, layer_count, layer_dir;
+  int64_t number_first, number_step;  // layer l is number_first + l*number_step in the whole model
+  int64_t micro_first, micro_count;   // PROG_LOOP; a run outside a loop has micro 0
+} prog_run;
+
+typedef struct prog_entry {
+  prog_str name;
+  uint32_t kind;
+  uint32_t first_run, runs, first_input, inputs, first_output, outputs;
+  int64_t batch, micro_batch;  // samples per call, per micro-batch
+  int64_t tokens;              // positions per sample along the decoding or sequence axis
+  int64_t transient_bytes;     // of the overlaid region
+  double flops;                // model FLOPs of one call (no recompute), for MFU
+} prog_entry;
+
+// A resolved setting of the job by its full name ("train.steps", "gpt2.layers") as text.
+typedef struct prog_setting {
+  prog_str name, value;
+} prog_setting;
+
+typedef struct prog_table {
+  uint64_t offset;
+  uint32_t count, record_bytes;
+} prog_table;
+
+typedef struct prog_header {
+  char magic[8];
+  uint32_t version, header_bytes;
+  uint64_t total_bytes;
+  uint64_t checksum;  // XXH3-64 of everything after this field
+  uint64_t arena_bytes, states_bytes, code_bytes;
+  uint64_t source_digest;  // XXH3-64 of the .dsm text(s) and settings
+  prog_str compiler, model, cpu,
+      plan;  // version; model name; CPU features the code needs; plan text
+  prog_table strings, states, args, ios, kernels, operands, instrs, tasks, runs, entries, settings;
+} prog_header;
+
+// The last 64 bytes of an executable.
+typedef struct prog_trailer {
+  char magic[8];
+  uint64_t code_offset, code_bytes, code_checksum;  // code_offset is a multiple of 4096
+  uint64_t program_offset, program_bytes;
+  uint64_t reserved[2];
+} prog_trailer;
+
+#endif

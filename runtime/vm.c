@@ -1,0 +1,233 @@
+#include "runtime/vm.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <time.h>
+
+#include "runtime/base/str.h"
+#include "runtime/dtype.h"
+
+#define HUGE_PAGE ((size_t)2 << 20)
+#define BLOCK ((int64_t)256 << 10)  // bytes of one cell of zero and copy
+
+struct vm {
+  const prog *prog;
+  const unsigned char *code;
+  pool *threads;
+  unsigned char *arena;
+  void *map;
+  size_t map_bytes;
+  unsigned char **buf;  // operands of the running instruction
+  vm_kernel_time *times;
+};
+
+static uint64_t read_number(const char *path, const char *key) {
+  FILE *f = fopen(path, "re");
+  if (!f) return 0;
+  char line[256];
+  unsigned long long v = 0;
+  while (fgets(line, sizeof line, f)) {
+    if (!str_starts(line, key)) continue;
+    if (sscanf(line + strlen(key), "%llu", &v) == 1) break;
+  }
+  fclose(f);
+  return v;
+}
+
+uint64_t vm_available_bytes(void) {
+  uint64_t free_bytes = read_number("/proc/meminfo", "MemAvailable:") * 1024;
+  // A container's limit, whichever cgroup version shows it here; "max" reads as 0.
+  const char *const limits[] = {"/sys/fs/cgroup/memory.max",
+                                "/sys/fs/cgroup/memory/memory.limit_in_bytes"};
+  const char *const used[] = {"/sys/fs/cgroup/memory.current",
+                              "/sys/fs/cgroup/memory/memory.usage_in_bytes"};
+  const char *const stat[] = {"/sys/fs/cgroup/memory.stat", "/sys/fs/cgroup/memory/memory.stat"};
+  const char *const cache[] = {"file ", "total_cache "};  // counted as used, but given back
+  for (int i = 0; i < 2; i++) {
+    uint64_t limit = read_number(limits[i], ""), now = read_number(used[i], "");
+    if (limit == 0) continue;
+    uint64_t files = read_number(stat[i], cache[i]);
+    now = now > files ? now - files : 0;
+    uint64_t rest = limit > now ? limit - now : 1;
+    if (free_bytes == 0 || rest < free_bytes) free_bytes = rest;
+  }
+  return free_bytes;
+}
+
+status *vm_open(const prog *p, const unsigned char *code, pool *threads, vm **out) {
+  *out = NULL;
+  uint64_t need = p->header->arena_bytes, have = vm_available_bytes();
+  if (have && need > have)
+    return status_exit(3, "the program needs %.2f GiB of memory, this machine has %.2f GiB free",
+                       (double)need / 0x1p30, (double)have / 0x1p30);
+  vm *m = calloc(1, sizeof *m);
+  if (!m) return status_error("out of memory");
+  m->prog = p;
+  m->code = code;
+  m->threads = threads;
+  m->buf = calloc(p->max_operands + 1u, sizeof *m->buf);
+  // One page more than needed lets the arena start on a huge page.
+  m->map_bytes = ((size_t)need + HUGE_PAGE - 1) / HUGE_PAGE * HUGE_PAGE + HUGE_PAGE;
+  m->map = mmap(NULL, m->map_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (m->map == MAP_FAILED) m->map = NULL;
+  if (!m->buf || !m->map) {
+    status *s = status_errno("cannot get %.2f GiB of memory", (double)need / 0x1p30);
+    vm_close(m);
+    return s;
+  }
+  uintptr_t at = ((uintptr_t)m->map + HUGE_PAGE - 1) / HUGE_PAGE * HUGE_PAGE;
+  m->arena = (unsigned char *)at;
+  madvise(m->arena, (size_t)need, MADV_HUGEPAGE);  // a wish; small pages work too
+  *out = m;
+  return NULL;
+}
+
+void vm_close(vm *m) {
+  if (!m) return;
+  if (m->map) munmap(m->map, m->map_bytes);
+  free(m->buf);
+  free(m->times);
+  free(m);
+}
+
+static void touch_blocks(void *ctx, int64_t lo, int64_t hi) {
+  const vm *m = ctx;
+  int64_t end = (int64_t)m->prog->header->arena_bytes;
+  for (int64_t at = lo * BLOCK; at < hi * BLOCK && at < end; at += 4096) {
+    // Writes back what is there: the arena may already hold states.
+    volatile unsigned char *byte = m->arena + at;
+    *byte = *byte;
+  }
+}
+
+void vm_touch(vm *m) {
+  int64_t n = (int64_t)m->prog->header->arena_bytes;
+  pool_run(m->threads, (n + BLOCK - 1) / BLOCK, touch_blocks, m);
+}
+
+unsigned char *vm_at(const vm *m, int64_t offset) { return m->arena + offset; }
+
+// ---- stepping
+// ------------------------------------------------------------------------------------
+
+typedef struct launch {
+  dsm_kernel *kernel;
+  unsigned char *const *buf;
+  const dsm_call *call;
+} launch;
+
+static void run_cells(void *ctx, int64_t lo, int64_t hi) {
+  const launch *l = ctx;
+  l->kernel(l->buf, l->call, lo, hi);
+}
+
+typedef struct move {
+  unsigned char *to;
+  const unsigned char *from;  // NULL: zeros
+  int64_t bytes;
+} move;
+
+static void run_move(void *ctx, int64_t lo, int64_t hi) {
+  const move *m = ctx;
+  int64_t at = lo * BLOCK, end = hi * BLOCK < m->bytes ? hi * BLOCK : m->bytes;
+  if (m->from)
+    memcpy(m->to + at, m->from + at, (size_t)(end - at));
+  else
+    memset(m->to + at, 0, (size_t)(end - at));
+}
+
+static void move_bytes(vm *m, move v) {
+  bool overlap = v.from && v.to < v.from + v.bytes && v.from < v.to + v.bytes;
+  if (overlap)
+    memmove(v.to, v.from, (size_t)v.bytes);
+  else
+    pool_run(m->threads, (v.bytes + BLOCK - 1) / BLOCK, run_move, &v);
+}
+
+static double now(void) {
+  struct timespec t;
+  clock_gettime(CLOCK_MONOTONIC, &t);
+  return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+static void run_instr(vm *m, const prog_instr *in, const dsm_call *call, int64_t layer) {
+  const prog_operand *o = &m->prog->operands[in->first_operand];
+  for (uint32_t k = 0; k < in->operands; k++, o++) {
+    int64_t slot = layer + o->layer_add;
+    if (o->layer_mod) slot %= o->layer_mod;
+    m->buf[k] = m->arena + o->base + slot * o->layer_stride + call->micro * o->micro_stride;
+  }
+  o = &m->prog->operands[in->first_operand];
+  switch (in->op) {
+    case RTOP_launch: {
+      const prog_kernel *k = &m->prog->kernels[in->kernel];
+      const unsigned char *entry = m->code + k->code_offset;
+      launch l = {.buf = m->buf, .call = call};
+      memcpy(&l.kernel, &entry, sizeof entry);
+      double t0 = m->times ? now() : 0;
+      pool_run(m->threads, k->cells, run_cells, &l);
+      if (m->times) {
+        m->times[in->kernel].seconds += now() - t0;
+        m->times[in->kernel].calls++;
+      }
+      break;
+    }
+    case RTOP_zero: move_bytes(m, (move){m->buf[0], NULL, o[0].bytes}); break;
+    case RTOP_copy: move_bytes(m, (move){m->buf[0], m->buf[1], o[0].bytes}); break;
+  }
+}
+
+static void run_one(vm *m, const prog_run *r, dsm_call *call) {
+  const prog_task *t = &m->prog->tasks[r->task];
+  for (int64_t i = 0, layer = r->layer_first; i < r->layer_count; i++, layer += r->layer_dir) {
+    call->layer = r->number_first + layer * r->number_step;
+    for (uint32_t k = 0; k < t->instrs; k++)
+      run_instr(m, &m->prog->instrs[t->first_instr + k], call, layer);
+  }
+}
+
+void vm_call(vm *m, const prog_entry *e, const vm_step *s) {
+  dsm_call call = {.sample0 = s->sample0, .step = s->step, .past = s->past, .seed = s->seed};
+  const prog_run *r = &m->prog->runs[e->first_run], *end = r + e->runs;
+  while (r < end) {
+    if (r->kind == PROG_RUN) {
+      run_one(m, r++, &call);
+      continue;
+    }
+    for (int64_t k = r->micro_first; k < r->micro_first + r->micro_count; k++) {
+      call.micro = k;
+      call.sample0 = s->sample0 + k * e->micro_batch;
+      for (uint32_t i = 1; i <= r->task; i++) run_one(m, r + i, &call);
+    }
+    call.micro = 0;
+    call.sample0 = s->sample0;
+    r += r->task + 1;
+  }
+}
+
+double vm_scalar(const vm *m, const prog_io *io) {
+  double d = 0;
+  int64_t i = 0;
+  const unsigned char *at = m->arena + io->offset;
+  if (dtype_convertible(PROG_F64, io->dtype)) {
+    dtype_convert(&d, PROG_F64, at, io->dtype, 1);
+    return d;
+  }
+  if (dtype_convertible(PROG_I64, io->dtype)) dtype_convert(&i, PROG_I64, at, io->dtype, 1);
+  return (double)i;
+}
+
+bool vm_set_arg(vm *m, const char *name, double value) {
+  const prog_arg *a = prog_arg_find(m->prog, name);
+  if (!a) return false;
+  float f = (float)value;
+  memcpy(m->arena + a->offset, &f, sizeof f);
+  return true;
+}
+
+const vm_kernel_time *vm_profile(vm *m) {
+  if (!m->times) m->times = calloc(m->prog->nkernels + 1u, sizeof *m->times);
+  return m->times;
+}

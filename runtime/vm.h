@@ -1,0 +1,58 @@
+// The schedule VM: one allocation, then steps.
+//
+// The arena is made once, zeroed; a call of an entry walks its runs, tasks and instructions and
+// launches kernels over the pool. Nothing is allocated, checked or decided inside a call: prog_open
+// has proved every address.
+//
+//   vm *m;
+//   STATUS_DO(vm_open(&img->prog, img->code, pool, &m));
+//   vm_touch(m);                                      // all pages present before the first step
+//   vm_call(m, entry, &(vm_step){.sample0 = 0, .step = 0, .seed = 1});
+//   float loss = vm_scalar(m, prog_output(p, entry, "loss"));
+#ifndef DSM_VM_H
+#define DSM_VM_H
+
+#include "runtime/base/status.h"
+#include "runtime/pool.h"
+#include "runtime/prog.h"
+
+typedef struct vm vm;
+
+// What a call is told; becomes the dsm_call of every kernel.
+typedef struct vm_step {
+  int64_t sample0;  // global number of the call's first sample
+  int64_t step;     // optimizer steps done before this call
+  int64_t past;     // positions already decoded
+  uint64_t seed;
+} vm_step;
+
+// Reserves the arena. `code` is the mapped code image. Exit code 3 when the machine clearly has
+// less memory than the program needs.
+status *vm_open(const prog *p, const unsigned char *code, pool *threads, vm **out) STATUS_MUST_USE;
+void vm_close(vm *m);
+
+// Touches every page, in parallel, so that the kernel has to find the memory now and not later.
+void vm_touch(vm *m);
+
+unsigned char *vm_at(const vm *m, int64_t offset);
+void vm_call(vm *m, const prog_entry *e, const vm_step *s);
+
+// The first element of a float or integer output.
+double vm_scalar(const vm *m, const prog_io *io);
+// Writes an argument when the program has it; returns whether.
+bool vm_set_arg(vm *m, const char *name, double value);
+
+// Measured time of a kernel, when profiling is on.
+typedef struct vm_kernel_time {
+  double seconds;
+  int64_t calls;
+} vm_kernel_time;
+
+// Starts to measure; returns one record for each kernel of the program (owned by the vm), or NULL
+// when memory is out.
+const vm_kernel_time *vm_profile(vm *m);
+
+// Bytes a new process could get now: MemAvailable, or less when a cgroup says so; 0 when unknown.
+uint64_t vm_available_bytes(void);
+
+#endif

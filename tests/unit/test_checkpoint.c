@@ -1,0 +1,397 @@
+// Checkpoints under failure: every system call fails in turn, every kind of damage is noticed.
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdio.h>
+#include <unistd.h>
+
+#include <cmocka.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <sys/stat.h>
+
+#include "runtime/base/str.h"
+#include "runtime/checkpoint.h"
+#include "runtime/dtype.h"
+#include "runtime/init.h"
+#include "runtime/safetensors.h"
+#include "tests/unit/toy_program.h"
+
+// ---- a disk that fails
+// ---------------------------------------------------------------------------
+
+typedef enum fault { FAULT_NONE, FAULT_ONCE, FAULT_FULL, FAULT_CRASH } fault;
+
+typedef struct bad_disk {
+  fault kind;
+  int64_t countdown;  // calls that still work
+  int64_t calls;
+  bool hit;
+  int interruptions;  // EINTR and short writes are mixed in
+} bad_disk;
+
+// Whether this call fails. `grows`: it needs space on the disk.
+static bool fails(bad_disk *d, bool grows) {
+  d->calls++;
+  bool due = d->calls > d->countdown;
+  bool now = (d->kind == FAULT_ONCE && d->calls == d->countdown + 1) ||
+             (d->kind == FAULT_FULL && due && grows) || (d->kind == FAULT_CRASH && due);
+  if (now) {
+    d->hit = true;
+    errno = d->kind == FAULT_FULL ? ENOSPC : EIO;
+  }
+  return now;
+}
+
+static int bad_open(void *ctx, const char *path, int flags, unsigned mode) {
+  return fails(ctx, flags & O_CREAT) ? -1 : open(path, flags, mode);
+}
+static ssize_t bad_write(void *ctx, int fd, const void *bytes, size_t n) {
+  bad_disk *d = ctx;
+  if (fails(d, true)) return -1;
+  if (d->interruptions++ % 3 == 1) {
+    errno = EINTR;
+    return -1;
+  }
+  return write(fd, bytes, d->interruptions % 3 == 0 && n > 1 ? n / 2 : n);
+}
+static int bad_fsync(void *ctx, int fd) { return fails(ctx, true) ? -1 : fsync(fd); }
+static int bad_close(void *ctx, int fd) {
+  bool bad = fails(ctx, false);
+  int r = close(fd);
+  if (bad) errno = EIO;
+  return bad ? -1 : r;
+}
+static int bad_rename(void *ctx, const char *from, const char *to) {
+  return fails(ctx, false) ? -1 : rename(from, to);
+}
+static int bad_unlink(void *ctx, const char *path) { return fails(ctx, false) ? -1 : unlink(path); }
+static int bad_mkdir(void *ctx, const char *path, unsigned mode) {
+  return fails(ctx, true) ? -1 : mkdir(path, mode);
+}
+static int bad_rmdir(void *ctx, const char *path) { return fails(ctx, false) ? -1 : rmdir(path); }
+
+// ---- the world
+// -----------------------------------------------------------------------------------
+
+typedef struct world {
+  char dir[64], ck[80];
+  toy *toy;
+  image img;
+  pool *threads;
+  vm *vm;
+  bad_disk disk;
+  file_io io;
+  FILE *notes;
+  char *text;
+  size_t ntext;
+  checkpoint c;
+} world;
+
+static int setup(void **state) {
+  world *w = calloc(1, sizeof *w);
+  snprintf(w->dir, sizeof w->dir, "/tmp/dsm_ck_XXXXXX");
+  assert_non_null(mkdtemp(w->dir));
+  snprintf(w->ck, sizeof w->ck, "%s/ck", w->dir);
+  w->toy = toy_new("next_token");
+  assert_null(toy_image(w->toy, &w->img));
+  w->threads = pool_new(2);
+  assert_null(vm_open(&w->img.prog, w->img.code, w->threads, &w->vm));
+  w->io = (file_io){&w->disk,   bad_open,   bad_write, bad_fsync, bad_close,
+                    bad_rename, bad_unlink, bad_mkdir, bad_rmdir};
+  w->notes = open_memstream(&w->text, &w->ntext);
+  w->c = (checkpoint){&w->img.prog, w->vm, &w->io, w->notes};
+  init_states(w->vm, &w->img.prog, w->threads, 1);
+  *state = w;
+  return 0;
+}
+
+static int teardown(void **state) {
+  world *w = *state;
+  char cmd[128];
+  fclose(w->notes);
+  free(w->text);
+  vm_close(w->vm);
+  pool_free(w->threads);
+  toy_free(w->toy);
+  snprintf(cmd, sizeof cmd, "rm -rf %s", w->dir);
+  free(w);
+  return system(cmd) != 0;
+}
+
+static float *weights(world *w) { return (float *)(void *)vm_at(w->vm, AT_WTE); }
+
+// Gives all states the values of step `step`, and says whether they have them.
+static void paint(world *w, int64_t step) {
+  float *x = weights(w);
+  for (int i = 0; i < (AT_WORK - AT_WTE) / 4; i++) x[i] = (float)step + (float)i * 0.5f;
+}
+static bool painted(world *w, int64_t step) {
+  float *x = weights(w);
+  for (int i = 0; i < (AT_WORK - AT_WTE) / 4; i++)
+    if (x[i] != (float)step + (float)i * 0.5f) return false;
+  return true;
+}
+
+static status *save(world *w, int64_t step) {
+  paint(w, step);
+  ck_state st = {step, step * 4, 1};
+  const char *pairs[] = {"train.steps", "40"};
+  return ck_save(&w->c, w->ck, 2, &st, pairs, 1, NULL);
+}
+
+static int64_t resume(world *w) {
+  ck_state st = {0};
+  bool found;
+  memset(weights(w), 0, 4096);
+  status *s = ck_resume(&w->c, w->ck, &st, &found);
+  if (s) fail_msg("%s", s->message);
+  if (!found) return -1;
+  assert_true(painted(w, st.step));
+  assert_int_equal(st.samples, st.step * 4);
+  assert_int_equal(st.seed, 1);
+  return st.step;
+}
+
+// The message with which loading is refused.
+static const char *refused(world *w) {
+  static char text[4096];
+  ck_state st;
+  bool found;
+  status *s = ck_resume(&w->c, w->ck, &st, &found);
+  if (!s) fail_msg("accepted");
+  snprintf(text, sizeof text, "%s", s->message);
+  status_free(s);
+  return text;
+}
+
+static void has(const char *text, const char *part) {
+  if (!strstr(text, part)) fail_msg("`%s` is missing in:\n%s", part, text);
+}
+
+static int leftovers(world *w) {
+  arena a;
+  arena_init(&a);
+  file_names names;
+  int n = 0;
+  assert_null(file_list(&a, w->ck, &names));
+  for (int i = 0; i < names.n; i++) n += str_starts(names.at[i], ".tmp-");
+  arena_free(&a);
+  return n;
+}
+
+static const char *part(world *w, const char *name) {
+  static char path[200];
+  snprintf(path, sizeof path, "%s/%s", w->ck, name);
+  return path;
+}
+
+// ---- tests
+// ---------------------------------------------------------------------------------------
+
+static void test_keeps_the_newest_two(void **state) {
+  world *w = *state;
+  assert_int_equal(resume(w), -1);
+  for (int64_t step = 10; step <= 40; step += 10) assert_null(save(w, step));
+  assert_int_equal(resume(w), 40);
+  assert_int_equal(file_kind(part(w, "step-00000030")), FILE_DIR);
+  assert_int_equal(file_kind(part(w, "step-00000020")), FILE_NONE);
+  assert_int_equal(leftovers(w), 0);
+  assert_null(save(w, 40));  // the same step again
+  assert_int_equal(resume(w), 40);
+  assert_int_equal(leftovers(w), 0);
+  // The names a checkpoint uses are those of the layers.
+  arena a;
+  arena_init(&a);
+  st_file f;
+  assert_null(st_open(&a, part(w, "step-00000040/weights.safetensors"), &f));
+  assert_int_equal(f.n, 4);
+  assert_non_null(st_find(&f, "h.2.bias"));
+  assert_non_null(st_find(&f, "wte.weight"));
+  st_close(&f);
+  arena_free(&a);
+}
+
+static void every_call_fails(world *w, fault kind) {
+  assert_null(save(w, 1));
+  int64_t step = 2;
+  for (int64_t k = 0;; k++, step++) {
+    int64_t before = resume(w);
+    w->disk = (bad_disk){.kind = kind, .countdown = k};
+    status *s = save(w, step);
+    bool hit = w->disk.hit;
+    w->disk = (bad_disk){0};
+    if (s) {
+      assert_true(hit);
+      has(s->message, w->ck);
+      status_free(s);
+    }
+    int64_t now = resume(w);
+    if (now != before && now != step) fail_msg("call %d: step %d is there", (int)k, (int)now);
+    if (!s && !hit) assert_int_equal(now, step);
+    if (kind != FAULT_CRASH && s && now == before) assert_int_equal(leftovers(w), 0);
+    if (!hit) {
+      assert_int_equal(leftovers(w), 0);
+      assert_true(k > 20);
+      return;
+    }
+  }
+}
+
+static void test_one_call_fails(void **state) { every_call_fails(*state, FAULT_ONCE); }
+static void test_disk_is_full(void **state) { every_call_fails(*state, FAULT_FULL); }
+static void test_killed(void **state) { every_call_fails(*state, FAULT_CRASH); }
+
+static void test_half_written_is_skipped(void **state) {
+  world *w = *state;
+  assert_null(save(w, 10));
+  assert_null(save(w, 20));
+  assert_int_equal(unlink(part(w, "step-00000020/manifest.json")), 0);
+  assert_int_equal(resume(w), 10);
+  fflush(w->notes);
+  has(w->text, "step-00000020 has no manifest: it is half-written and skipped");
+  assert_null(save(w, 30));
+  assert_int_equal(resume(w), 30);
+}
+
+// A copy whose data file was cut off, at any length.
+static void test_truncation(void **state) {
+  world *w = *state;
+  assert_null(save(w, 10));
+  assert_null(save(w, 20));
+  const char *const names[] = {"weights.safetensors", "optimizer.safetensors"};
+  for (int f = 0; f < 2; f++) {
+    char path[200];
+    snprintf(path, sizeof path, "%s/step-00000020/%s", w->ck, names[f]);
+    struct stat st;
+    assert_int_equal(stat(path, &st), 0);
+    for (off_t n = st.st_size - 1; n >= 0; n = n > 4000 ? n * 3 / 4 : n - 97) {
+      assert_int_equal(truncate(path, n), 0);
+      has(refused(w), names[f]);
+      if (n == 0) break;
+    }
+    assert_null(save(w, 20));
+  }
+  assert_int_equal(unlink(part(w, "step-00000020/optimizer.safetensors")), 0);
+  has(refused(w), "optimizer.safetensors");
+}
+
+static void flip(const char *path, off_t at, int bit) {
+  int fd = open(path, O_RDWR);
+  unsigned char c;
+  assert_int_equal(pread(fd, &c, 1, at), 1);
+  c ^= (unsigned char)(1 << bit);
+  assert_int_equal(pwrite(fd, &c, 1, at), 1);
+  close(fd);
+}
+
+static void test_flipped_bits(void **state) {
+  world *w = *state;
+  assert_null(save(w, 10));
+  assert_null(save(w, 20));
+  const char *const names[] = {"manifest.json", "weights.safetensors", "optimizer.safetensors"};
+  for (int f = 0; f < 3; f++) {
+    char path[200];
+    snprintf(path, sizeof path, "%s/step-00000020/%s", w->ck, names[f]);
+    struct stat st;
+    assert_int_equal(stat(path, &st), 0);
+    for (off_t at = 0; at < st.st_size; at += at < 1200 ? 1 : 9973) {
+      int bit = (int)(at % 8);
+      flip(path, at, bit);
+      has(refused(w), names[f]);
+      flip(path, at, bit);
+    }
+  }
+  assert_int_equal(resume(w), 20);
+  flip(part(w, "step-00000020/weights.safetensors"), 4096, 3);
+  has(refused(w), "tensor wte.weight is damaged");
+}
+
+// ---- foreign files
+// -------------------------------------------------------------------------------
+
+static void write_foreign(const char *path, uint32_t dtype, int64_t vocab, int ntensors) {
+  arena a;
+  arena_init(&a);
+  float *x = arena_new(&a, float, vocab *TOY_V);
+  void *y = arena_alloc(&a, (size_t)(8 * vocab * TOY_V));
+  for (int64_t i = 0; i < vocab * TOY_V; i++) x[i] = (float)(i % 128) * 0.25f;
+  dtype_convert(y, dtype, x, PROG_F32, vocab * TOY_V);
+  uint64_t unit = (uint64_t)dtype_of(dtype)->bytes, bytes, header;
+  st_tensor t[5] = {
+      {.name = "wte.weight",
+       .dtype = dtype,
+       .rank = 2,
+       .dims = {vocab, TOY_V},
+       .data = y,
+       .bytes = (uint64_t)(vocab * TOY_V) * unit},
+      {.name = "h.0.bias",
+       .dtype = dtype,
+       .rank = 1,
+       .dims = {TOY_V},
+       .data = y,
+       .bytes = TOY_V * unit},
+      {.name = "h.1.bias",
+       .dtype = dtype,
+       .rank = 1,
+       .dims = {TOY_V},
+       .data = y,
+       .bytes = TOY_V * unit},
+      {.name = "h.2.bias",
+       .dtype = dtype,
+       .rank = 1,
+       .dims = {TOY_V},
+       .data = y,
+       .bytes = TOY_V * unit},
+      {.name = "extra", .dtype = dtype, .rank = 1, .dims = {2}, .data = y, .bytes = 2 * unit}};
+  assert_null(st_write(&a, file_io_system(), path, t, ntensors, NULL, 0, &bytes, &header));
+  arena_free(&a);
+}
+
+static void test_foreign_weights(void **state) {
+  world *w = *state;
+  char path[100];
+  snprintf(path, sizeof path, "%s/m.safetensors", w->dir);
+  const uint32_t dtypes[] = {PROG_F32, PROG_BF16, PROG_F16, PROG_F64};
+  for (int i = 0; i < 4; i++) {
+    write_foreign(path, dtypes[i], TOY_V, 5);
+    memset(weights(w), 0, AT_M - AT_WTE);
+    assert_null(ck_load_weights(&w->c, i % 2 ? path : w->dir));
+    assert_true(weights(w)[1000] == (float)(1000 % 128) * 0.25f);
+    assert_true(weights(w)[(AT_BIAS - AT_WTE) / 4 + 2 * TOY_V + 7] == 7 * 0.25f);
+  }
+  fflush(w->notes);
+  has(w->text, "1 tensors are not used:\n  extra [2]");
+  write_foreign(path, PROG_F32, TOY_V, 3);
+  status *s = ck_load_weights(&w->c, path);
+  has(s->message, "h.2.bias F32 [256] is missing");
+  status_free(s);
+  write_foreign(path, PROG_F32, TOY_V - 1, 4);
+  s = ck_load_weights(&w->c, path);
+  has(s->message, "wte.weight is [255, 256], the program needs [256, 256]");
+  status_free(s);
+  s = ck_load_weights(&w->c, "/nowhere");
+  has(s->message, "there is no /nowhere");
+  status_free(s);
+  assert_null(save(w, 7));
+  memset(weights(w), 0, 4096);
+  assert_null(ck_load_weights(&w->c, w->ck));
+  assert_true(painted(w, 7));
+  assert_null(ck_load_weights(&w->c, part(w, "step-00000007")));
+  assert_null(ck_load_weights(&w->c, part(w, "step-00000007/weights.safetensors")));
+}
+
+int main(void) {
+  const struct CMUnitTest tests[] = {
+#define T(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
+      T(test_keeps_the_newest_two),
+      T(test_one_call_fails),
+      T(test_disk_is_full),
+      T(test_killed),
+      T(test_half_written_is_skipped),
+      T(test_truncation),
+      T(test_flipped_bits),
+      T(test_foreign_weights),
+  };
+  return cmocka_run_group_tests(tests, NULL, NULL);
+}

@@ -1,0 +1,528 @@
+// The program format, the VM and the drivers, on a hand-made program (toy_program.h).
+#include <setjmp.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdio.h>
+#include <unistd.h>
+
+#include <cmocka.h>
+
+#define XXH_INLINE_ALL
+#include <xxhash.h>
+
+#include "runtime/base/str.h"
+#include "runtime/checkpoint.h"
+#include "runtime/drivers/driver.h"
+#include "runtime/init.h"
+#include "tests/unit/toy_program.h"
+
+typedef struct world {
+  char dir[64];
+  toy *toy;
+  image img;
+  char *out, *err;
+  size_t nout, nerr;
+} world;
+
+static volatile sig_atomic_t stop_flag;
+static int64_t stop_at;
+
+static void stop_hook(const dsm_call *call) {
+  if (stop_at && call->step + 1 == stop_at) stop_flag = SIGTERM;
+}
+
+static const char *path(world *w, const char *name) {
+  static char buf[8][160];
+  static int k;
+  k = (k + 1) % 8;
+  snprintf(buf[k], sizeof buf[k], "%s/%s", w->dir, name);
+  return buf[k];
+}
+
+static void write_file(const char *name, const void *bytes, size_t n) {
+  FILE *f = fopen(name, "wb");
+  assert_non_null(f);
+  assert_int_equal(fwrite(bytes, 1, n, f), n);
+  fclose(f);
+}
+
+static char *read_file(const char *name) {
+  FILE *f = fopen(name, "rb");
+  assert_non_null(f);
+  char *text = calloc(1, 1 << 20);
+  size_t n = fread(text, 1, (1 << 20) - 1, f);
+  assert_true(n < (1 << 20) - 1);
+  fclose(f);
+  return text;
+}
+
+static int setup(void **state) {
+  world *w = calloc(1, sizeof *w);
+  snprintf(w->dir, sizeof w->dir, "/tmp/dsm_program_XXXXXX");
+  assert_non_null(mkdtemp(w->dir));
+  w->toy = toy_new("next_token");
+  status *s = toy_image(w->toy, &w->img);
+  if (s) fail_msg("%s", s->message);
+  char text[2000];
+  for (size_t i = 0; i < sizeof text; i++) text[i] = "the cat sat on the mat. "[i % 24];
+  write_file(path(w, "corpus.txt"), text, sizeof text);
+  stop_at = 0;
+  stop_flag = 0;
+  toy_hook = stop_hook;
+  *state = w;
+  return 0;
+}
+
+static int teardown(void **state) {
+  world *w = *state;
+  char cmd[128];
+  snprintf(cmd, sizeof cmd, "rm -rf %s", w->dir);
+  if (system(cmd)) return 1;
+  free(w->out);
+  free(w->err);
+  toy_free(w->toy);
+  free(w);
+  return 0;
+}
+
+// Runs "EXE ARGS"; words are separated by spaces, `@` stands for the test's directory.
+static int run(world *w, const char *line) {
+  char buf[2048];
+  char *argv[64] = {(char *)(uintptr_t)"toy"};
+  int argc = 1;
+  size_t n = 0;
+  for (const char *p = line; *p; p++) {
+    if (*p == '@')
+      n += (size_t)snprintf(buf + n, sizeof buf - n, "%s", w->dir);
+    else
+      buf[n++] = *p;
+  }
+  buf[n] = 0;
+  for (char *word = strtok(buf, " "); word; word = strtok(NULL, " ")) argv[argc++] = word;
+  free(w->out);
+  free(w->err);
+  w->out = w->err = NULL;
+  FILE *out = open_memstream(&w->out, &w->nout), *err = open_memstream(&w->err, &w->nerr);
+  rt_env env = {out, err, file_io_system(), &stop_flag};
+  int code = rt_run(&w->img, argc, argv, &env);
+  fclose(out);
+  fclose(err);
+  return code;
+}
+
+static void expect(world *w, int code, const char *line) {
+  int got = run(w, line);
+  if (got != code) fail_msg("`%s` gave %d, expected %d\n%s%s", line, got, code, w->out, w->err);
+}
+
+static void has(const char *text, const char *part) {
+  if (!strstr(text, part)) fail_msg("`%s` is missing in:\n%s", part, text);
+}
+
+// The losses of a log, as text.
+static char *losses(const char *file) {
+  char *text = read_file(file), *to = text;
+  for (char *p = text; (p = strstr(p, "\"loss\": "));) {
+    p += 8;
+    while (*p != ',') *to++ = *p++;
+    *to++ = ' ';
+  }
+  *to = 0;
+  return text;
+}
+
+// ---- tests
+// ---------------------------------------------------------------------------------------
+
+static void test_trains(void **state) {
+  world *w = *state;
+  expect(w, 0, "train --data @/corpus.txt --log @/log --save @/ck --save-every 10 --threads 2");
+  has(w->out, "toy: 66.3 k parameters");
+  has(w->out, "step 40/40");
+  has(w->out, "loss 5.5");
+  has(w->out, "process peak");
+  has(w->out, "generate --load");
+  char *log = read_file(path(w, "log"));
+  has(log, "{\"step\": 1, \"loss\": 5.5");
+  has(log, "\"grad_norm\": ");
+  has(log, "\"tokens\": 32,");
+  has(log, "\"peak_bytes\": ");
+  free(log);
+  expect(w, 0, "eval --data @/corpus.txt --load @/ck");
+  has(w->out, "loss ");
+  assert_true(atof(w->out + 5) < 2.0);
+  expect(w, 0, "generate --load @/ck --prompt the --tokens 12 --temperature 0 -v");
+  has(w->out, "the");
+  has(w->err, "tokens/s");
+  assert_int_equal(w->nout, 3 + 12 + 1);
+}
+
+static void test_threads_do_not_matter(void **state) {
+  world *w = *state;
+  expect(w, 0, "train --data @/corpus.txt --log @/a --threads 1 --steps 10");
+  expect(w, 0, "train --data @/corpus.txt --log @/b --threads 5 --steps 10 -q");
+  assert_string_equal(w->out, "");
+  char *a = losses(path(w, "a")), *b = losses(path(w, "b"));
+  assert_string_equal(a, b);
+  free(a);
+  free(b);
+}
+
+static void test_resume_gives_the_same_bits(void **state) {
+  world *w = *state;
+  expect(w, 0, "train --data @/corpus.txt --log @/a --save @/ck_a");
+  stop_at = 13;
+  expect(w, 75, "train --data @/corpus.txt --log @/b --save @/ck_b --resume @/ck_b");
+  has(w->err, "no checkpoint in");
+  has(w->err, "stopped by SIGTERM after step 13 of 40");
+  stop_flag = 0;
+  stop_at = 14;
+  expect(w, 75, "train --data @/corpus.txt --log @/b --resume @/ck_b");
+  stop_flag = 0;
+  expect(w, 0, "train --data @/corpus.txt --log @/b --resume @/ck_b --threads 3");
+  has(w->out, "resumed at step 14 of 40");
+  char *a = losses(path(w, "a")), *b = losses(path(w, "b"));
+  assert_string_equal(a, b);
+  free(a);
+  free(b);
+  char cmd[300];
+  snprintf(cmd, sizeof cmd,
+           "cd %s && for f in weights optimizer; do cmp ck_a/step-00000040/$f.safetensors "
+           "ck_b/step-00000040/$f.safetensors || exit 1; done",
+           w->dir);
+  assert_int_equal(system(cmd), 0);
+  expect(w, 0, "train --data @/corpus.txt --resume @/ck_b");
+  has(w->out, "nothing to do");
+}
+
+static void test_stop_without_a_place_to_save(void **state) {
+  world *w = *state;
+  stop_at = 3;
+  expect(w, 143, "train --data @/corpus.txt");
+  has(w->err, "nothing was saved");
+}
+
+static void test_does_not_mix_runs(void **state) {
+  world *w = *state;
+  expect(w, 0, "train --data @/corpus.txt --steps 2 --save @/ck");
+  expect(w, 1, "train --data @/corpus.txt --steps 2 --save @/ck");
+  has(w->err, "already holds checkpoints (step 2)");
+  expect(w, 1, "train --data @/corpus.txt --resume @/ck --steps 4 --seed 9");
+  has(w->err, "seed");
+}
+
+static void test_nan_stops(void **state) {
+  world *w = *state;
+  expect(w, 5, "train --data @/corpus.txt --set lr=1e39,schedule=constant --save @/ck --log @/log");
+  has(w->err, "error: loss is");
+  has(w->err, "nothing was saved");
+  assert_int_equal(ck_newest_step(path(w, "ck")), -1);
+}
+
+static void test_settings(void **state) {
+  world *w = *state;
+  expect(w, 0,
+         "train --data @/corpus.txt --set steps=3,optimizer.lr=2,schedule.warmup=0 --log @/log");
+  char *log = read_file(path(w, "log"));
+  has(log, "{\"step\": 3,");
+  has(log, "\"lr\": 2,");
+  assert_null(strstr(log, "\"step\": 4"));
+  free(log);
+  expect(w, 1, "train --data @/corpus.txt --set batch=8");
+  has(w->err, "rebuild with `dsmc build --set batch=8`");
+  expect(w, 1, "train --data @/corpus.txt --set clip=1");
+  has(w->err, "rebuild");
+  expect(w, 1, "train --data @/corpus.txt --set stepz=8");
+  has(w->err, "did you mean `steps`?");
+  expect(w, 1, "train --data @/corpus.txt --set lr=fast");
+  has(w->err, "not a number");
+  expect(w, 1, "train --data @/corpus.txt --set schedule=spiral");
+  has(w->err, "constant, cosine, linear");
+}
+
+static void test_usage(void **state) {
+  world *w = *state;
+  expect(w, 2, "trian");
+  assert_string_equal(w->err, "error: unknown verb `trian`; did you mean `train`?\n");
+  expect(w, 2, "train --step 4");
+  assert_string_equal(w->err, "error: unknown option --step; did you mean `--steps`?\n");
+  expect(w, 2, "train --prompt x");
+  has(w->err, "has no option --prompt");
+  expect(w, 2, "train --steps");
+  has(w->err, "needs N");
+  expect(w, 2, "train --steps many");
+  has(w->err, "whole number");
+  expect(w, 2, "train now");
+  expect(w, 2, "");
+  expect(w, 0, "--help");
+  has(w->out, "generate");
+  expect(w, 0, "train --help");
+  has(w->out, "--save-every N");
+  expect(w, 0, "--version");
+  has(w->out, "dsmc test");
+  expect(w, 1, "train");
+  has(w->err, "--data FILE");
+  expect(w, 1, "train --data @/none.txt");
+  has(w->err, "there is no data file");
+}
+
+static void test_info_and_schedule(void **state) {
+  world *w = *state;
+  expect(w, 0, "info");
+  has(w->out, "toy, 66.3 k parameters (66304)");
+  has(w->out, "train.optimizer.lr");
+  expect(w, 0, "info --json");
+  has(w->out, "\"parameters\": 66304");
+  has(w->out, "\"schema\": \"dsm-info-1\"");
+  expect(w, 0, "schedule");
+  has(w->out, "loop micro 0 .. 1");
+  has(w->out, "layers 0 .. 2  update.h");
+  has(w->out, "launch  update.bias x1");
+}
+
+static void test_profile_and_eval_while_training(void **state) {
+  world *w = *state;
+  expect(w, 0,
+         "train --data @/corpus.txt --steps 4 --eval @/corpus.txt --eval-every 2 --profile --peak "
+         "100");
+  has(w->out, "step 2  eval loss ");
+  has(w->out, "step 4  eval loss ");
+  has(w->out, "PROFILE");
+  has(w->out, "MFU");
+}
+
+static void test_generate(void **state) {
+  world *w = *state;
+  expect(w, 0, "generate --prompt ab --tokens 6 --seed 3");
+  char *first = strdup(w->out);
+  expect(w, 0, "generate --prompt ab --tokens 6 --seed 3");
+  assert_string_equal(first, w->out);
+  free(first);
+  expect(w, 0, "generate --prompt-tokens 97,98 --tokens 40 --top-k 5 --top-p 0.9");
+  has(w->err, "context of 24 tokens is full");
+  expect(w, 1, "generate --prompt-tokens 97,256");
+  has(w->err, "not in the vocabulary");
+  expect(w, 1, "generate");
+  has(w->err, "--prompt TEXT");
+  expect(w, 1, "generate --prompt aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa");
+  has(w->err, "context is 24");
+  expect(w, 2, "generate --prompt a --temperature=-1");
+}
+
+// Every bit of the blob: flipping one is noticed by the checksum; with the checksum put right the
+// rest of prog_open either accepts or refuses, but stays inside the blob (ASan watches).
+static void test_flipped_bits(void **state) {
+  world *w = *state;
+  toy *t = w->toy;
+  prog p;
+  for (size_t i = 0; i < t->n; i++) {
+    for (int bit = 0; bit < 8; bit += 3) {
+      t->blob[i] ^= (unsigned char)(1 << bit);
+      status *s = prog_open(t->blob, t->n, t->code_bytes, &p);
+      assert_non_null(s);
+      status_free(s);
+      if (i % 7 == 0 && i > offsetof(prog_header, checksum) + 8) {
+        toy_seal(t);
+        status_free(prog_open(t->blob, t->n, t->code_bytes, &p));
+      }
+      t->blob[i] ^= (unsigned char)(1 << bit);
+      toy_seal(t);
+    }
+  }
+  for (size_t n = 0; n < t->n; n += 13) {
+    status *s = prog_open(t->blob, n, t->code_bytes, &p);
+    assert_non_null(s);
+    status_free(s);
+  }
+}
+
+static void refuse(toy *t, const char *part) {
+  prog p;
+  toy_seal(t);
+  status *s = prog_open(t->blob, t->n, t->code_bytes, &p);
+  assert_non_null(s);
+  has(s->message, part);
+  status_free(s);
+}
+
+#define PATCH(table_name, T, index, field, value, part)               \
+  do {                                                                \
+    T *at_ = (T *)(void *)(t->blob + h->table_name.offset) + (index); \
+    T old_ = *at_;                                                    \
+    at_->field = (value);                                             \
+    refuse(t, part);                                                  \
+    *at_ = old_;                                                      \
+    toy_seal(t);                                                      \
+  } while (0)
+
+static void test_refuses(void **state) {
+  world *w = *state;
+  toy *t = w->toy;
+  prog_header *h = (prog_header *)(void *)t->blob;
+  PATCH(operands, prog_operand, 0, base, -8, "leaves the arena");
+  PATCH(operands, prog_operand, 0, bytes, ARENA + 1, "leaves the arena");
+  PATCH(operands, prog_operand, 2, micro_stride, INT64_MAX, "leaves the arena");
+  PATCH(operands, prog_operand, 2, layer_mod, -1, "bad sizes");
+  PATCH(runs, prog_run, 1, micro_count, 3, "no meaning");
+  PATCH(runs, prog_run, 1, task, 1000, "no meaning");
+  PATCH(runs, prog_run, 1, task, 6, "");
+  PATCH(runs, prog_run, 4, layer_count, 100000, "leaves the arena");
+  PATCH(runs, prog_run, 4, task, 99, "unknown task");
+  PATCH(kernels, prog_kernel, 0, code_offset, (int64_t)t->code_bytes, "outside the code");
+  PATCH(kernels, prog_kernel, 0, nbufs, 5, "operands");
+  PATCH(instrs, prog_instr, 2, kernel, 77, "unknown kernel");
+  PATCH(instrs, prog_instr, 2, op, 9, "no meaning");
+  PATCH(states, prog_state, 0, dtype, 40, "unknown");
+  PATCH(states, prog_state, 0, bytes, 12, "dims say");
+  PATCH(states, prog_state, 1, layers, 1 << 20, "leaves the arena");
+  PATCH(states, prog_state, 0, layers, 2, "one #");
+  PATCH(states, prog_state, 0, name, 1u << 30, "no name");
+  PATCH(ios, prog_io, 0, micro_stride, 1 << 30, "leaves the arena");
+  PATCH(entries, prog_entry, 0, micro_batch, 3, "bad batch");
+  PATCH(entries, prog_entry, 0, inputs, 4000, "outside the tables");
+  PATCH(args, prog_arg, 0, offset, 2, "argument 0");
+}
+
+static void test_layer_ring(void **state) {
+  // layer_mod: a ring of 2 slots for 7 layers stays inside 2 slots.
+  world *w = *state;
+  toy *t = w->toy;
+  prog_header *h = (prog_header *)(void *)t->blob;
+  prog_operand *o = (prog_operand *)(void *)(t->blob + h->operands.offset);
+  prog_run *r = (prog_run *)(void *)(t->blob + h->runs.offset) + 4;
+  prog_instr *in = (prog_instr *)(void *)(t->blob + h->instrs.offset);
+  prog_task *k = (prog_task *)(void *)(t->blob + h->tasks.offset) + r->task;
+  r->layer_count = 7;
+  for (uint32_t i = 0; i < in[k->first_instr].operands; i++)
+    o[in[k->first_instr].first_operand + i].layer_mod = 2;
+  toy_seal(t);
+  prog p;
+  status *s = prog_open(t->blob, t->n, t->code_bytes, &p);
+  if (s) fail_msg("%s", s->message);
+  r->layer_dir = -1;  // layer -6 has no slot
+  refuse(t, "leaves the arena");
+}
+
+static void test_cpu(void **state) {
+  (void)state;
+  status *s = image_check_cpu("x86-64 avx2 fma avx512f", "x86-64", "fpu avx avx2 fma sse4_2\n");
+  assert_non_null(s);
+  has(s->message, "lacks avx512f:");
+  status_free(s);
+  assert_null(image_check_cpu("x86-64 +avx2,+sse4.2,-sse4a avx512vnni bmi", "x86-64",
+                              " avx2 avx512_vnni sse4_2 bmi1"));
+  s = image_check_cpu("aarch64 neon", "x86-64", "");
+  assert_non_null(s);
+  has(s->message, "is for aarch64");
+  status_free(s);
+}
+
+static void test_executable_file(void **state) {
+  world *w = *state;
+  toy *t = w->toy;
+  const char *exe = path(w, "exe");
+  size_t code_at = 8192, prog_at = code_at + (t->code_bytes + 4095) / 4096 * 4096;
+  size_t n = prog_at + t->n + sizeof(prog_trailer);
+  unsigned char *file = calloc(1, n);
+  prog_trailer tr = {.code_offset = code_at,
+                     .code_bytes = t->code_bytes,
+                     .program_offset = prog_at,
+                     .program_bytes = t->n};
+  memcpy(tr.magic, PROG_TRAILER_MAGIC, 8);
+  image img;
+  // The code is not run here: zeros will do, with their checksum wrong at first.
+  memcpy(file + prog_at, t->blob, t->n);
+  memcpy(file + n - sizeof tr, &tr, sizeof tr);
+  write_file(exe, file, n);
+  status *s = image_open(exe, "exe", &img);
+  assert_non_null(s);
+  has(s->message, "checksum of its code");
+  status_free(s);
+#if defined(__x86_64__)
+  // Code that is nothing but `ret`: every kernel returns at once, and losses are 0.
+  memset(file + code_at, 0xc3, t->code_bytes);
+#endif
+  tr.code_checksum = XXH3_64bits(file + code_at, t->code_bytes);
+  memcpy(file + n - sizeof tr, &tr, sizeof tr);
+  write_file(exe, file, n);
+  s = image_open(exe, "exe", &img);
+  if (s) fail_msg("%s", s->message);
+  image kept = w->img;
+  w->img = img;
+  expect(w, 0, "info");
+#if defined(__x86_64__)
+  expect(w, 0, "train --data @/corpus.txt --steps 3");
+  has(w->out, "loss 0.0000 -> 0.0000 over 3 steps");
+#endif
+  w->img = kept;
+  image_close(&img);
+  file[prog_at + 700] ^= 1;
+  write_file(exe, file, n);
+  s = image_open(exe, "exe", &img);
+  assert_non_null(s);
+  has(s->message, "exe: the program is damaged");
+  status_free(s);
+  write_file(exe, file, n - 10);
+  s = image_open(exe, "exe", &img);
+  assert_non_null(s);
+  has(s->message, "carries no program");
+  status_free(s);
+  free(file);
+}
+
+static void test_schedule_values(void **state) {
+  (void)state;
+  arena a;
+  arena_init(&a);
+  call_text c;
+  assert_null(settings_call(&a, "cosine(warmup=10, floor=1e-4)", &c));
+  assert_true(fabs(settings_lr(&c, 1e-2, 0, 110) - 1e-3) < 1e-12);
+  assert_true(fabs(settings_lr(&c, 1e-2, 9, 110) - 1e-2) < 1e-12);
+  assert_true(fabs(settings_lr(&c, 1e-2, 10, 110) - 1e-2) < 1e-12);
+  assert_true(fabs(settings_lr(&c, 1e-2, 60, 110) - (1e-2 + 1e-4) / 2) < 1e-12);
+  assert_true(fabs(settings_lr(&c, 1e-2, 110, 110) - 1e-4) < 1e-12);
+  assert_null(settings_call(&a, "linear(warmup=0, floor=0)", &c));
+  assert_true(fabs(settings_lr(&c, 1, 25, 100) - 0.75) < 1e-12);
+  assert_null(settings_call(&a, "constant", &c));
+  assert_true(settings_lr(&c, 0.5, 1000, 10) == 0.5);
+  arena_free(&a);
+}
+
+static void test_normal_draws(void **state) {
+  (void)state;
+  double sum = 0, square = 0;
+  enum { N = 100000 };
+  for (uint64_t i = 0; i < N; i++) {
+    double x = init_normal(42, i);
+    sum += x;
+    square += x * x;
+  }
+  assert_true(fabs(sum / N) < 0.02);
+  assert_true(fabs(square / N - 1) < 0.02);
+}
+
+int main(void) {
+  const struct CMUnitTest tests[] = {
+#define T(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
+      T(test_trains),
+      T(test_threads_do_not_matter),
+      T(test_resume_gives_the_same_bits),
+      T(test_stop_without_a_place_to_save),
+      T(test_does_not_mix_runs),
+      T(test_nan_stops),
+      T(test_settings),
+      T(test_usage),
+      T(test_info_and_schedule),
+      T(test_profile_and_eval_while_training),
+      T(test_generate),
+      T(test_flipped_bits),
+      T(test_refuses),
+      T(test_layer_ring),
+      T(test_executable_file),
+      cmocka_unit_test(test_cpu),
+      cmocka_unit_test(test_schedule_values),
+      cmocka_unit_test(test_normal_draws),
+  };
+  return cmocka_run_group_tests(tests, NULL, NULL);
+}
