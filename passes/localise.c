@@ -179,7 +179,8 @@ static int earliest(loc *c, const ir_op *op, bool micro) {
   int t = micro ? 1 : 0;
   for (int i = 0; i < op->nin; i++) {
     ir_value *v = op->in[i];
-    int s = c->time[v->id], p = placed(c, v);
+    int s = c->time[v->id];
+    ir_on_axis p = placed(c, v);
     if (s < 0) continue;
     if (p == ON_PARTIAL && !(micro && takes_partial(c, op, i)))
       s++;  // completed in the once-segment behind its loop

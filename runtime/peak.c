@@ -56,7 +56,7 @@ double peak_flops(pool *p) {
     for (int round = 0; round < 5; round++) {
       double t = now();
       pool_run(p, cells, run_chains, &x);
-      double rate = 2.0 * lanes * CHAINS * ROUNDS * (double)cells / (now() - t);
+      double rate = 2.0 * (double)(lanes * CHAINS * ROUNDS * cells) / (now() - t);
       if (rate > best) best = rate;
     }
   }
