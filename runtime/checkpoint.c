@@ -50,8 +50,7 @@ static status *list_tensors(arena *a, const checkpoint *c, uint32_t cls, tensor_
   return NULL;
 }
 
-// ---- names in the directory
-// ----------------------------------------------------------------------
+// ---- names in the directory -------------------------------------------------------------------
 
 static bool parse_step(const char *name, int64_t *step) {
   if (!str_starts(name, "step-")) return false;
@@ -142,8 +141,7 @@ static status *prune(arena *a, const checkpoint *c, const char *dir, int keep) {
   return s;
 }
 
-// ---- saving
-// --------------------------------------------------------------------------------------
+// ---- saving -----------------------------------------------------------------------------------
 
 static json_t *hex64(uint64_t v) {
   char text[20];
@@ -265,8 +263,7 @@ status *ck_save(const checkpoint *c, const char *dir, int keep, const ck_state *
   return s;
 }
 
-// ---- verifying
-// -----------------------------------------------------------------------------------
+// ---- verifying --------------------------------------------------------------------------------
 
 static status *verify_seal(const char *path, const file_map *m, json_t *root) {
   const char *given = json_string_value(json_object_get(root, "manifest_xxh3"));
@@ -361,8 +358,7 @@ static status *open_part(arena *a, const char *dir, const char *name, const json
   return s;
 }
 
-// ---- comparing with the program
-// ------------------------------------------------------------------
+// ---- comparing with the program ---------------------------------------------------------------
 
 typedef struct complaints {
   sb text;
@@ -449,8 +445,7 @@ static status *copy_in(const tensor_list *want, const st_tensor *const *from) {
   return NULL;
 }
 
-// ---- loading
-// -------------------------------------------------------------------------------------
+// ---- loading ----------------------------------------------------------------------------------
 
 // Verifies a complete save; `parts` of its files are opened into f.
 static status *open_save(arena *a, const char *dir, int parts, json_t *root, st_file *f, int *n) {

@@ -12,8 +12,7 @@
 
 #define SCAN_LIMIT ((size_t)64 << 20)  // files up to this size are checked whole when opened
 
-// ---- order
-// ---------------------------------------------------------------------------------------
+// ---- order ------------------------------------------------------------------------------------
 
 // A Feistel network over the next even power of two, walked until it lands inside: a permutation
 // of any size without a table.
@@ -40,8 +39,7 @@ static int64_t order(const data *d, int64_t n) {
   return (int64_t)(d->shuffle ? data_permute(rng_key(d->seed, epoch), size, i) : i);
 }
 
-// ---- finding files
-// -------------------------------------------------------------------------------
+// ---- finding files ----------------------------------------------------------------------------
 
 typedef VEC(const char *) paths;
 
@@ -85,8 +83,7 @@ static status *find_paths(arena *a, const char *text, paths *out) {
   return out->n ? NULL : status_error("data = %s names no file", text);
 }
 
-// ---- token streams
-// -------------------------------------------------------------------------------
+// ---- token streams ----------------------------------------------------------------------------
 
 static int32_t token_at(const token_file *f, int64_t i) {
   if (f->width == 1) return f->map.bytes[i];
@@ -158,8 +155,7 @@ static status *read_window(data *d, int64_t k) {
   return NULL;
 }
 
-// ---- tensors
-// -------------------------------------------------------------------------------------
+// ---- tensors ----------------------------------------------------------------------------------
 
 // What the numbers of an input may be, where the name says it: an id outside the vocabulary would
 // read memory that is not there.
@@ -285,8 +281,7 @@ static status *tensor_row(data *d, unsigned char *base, int64_t micro, int64_t r
   return NULL;
 }
 
-// ---- opening and filling
-// -------------------------------------------------------------------------
+// ---- opening and filling ----------------------------------------------------------------------
 
 static status *open_all(arena *a, data *d, const data_spec *spec) {
   paths names = {0};

@@ -16,8 +16,7 @@
 
 _Static_assert(sizeof(prog_trailer) == 64, "the trailer is the last 64 bytes");
 
-// ---- CPU features
-// --------------------------------------------------------------------------------
+// ---- CPU features -----------------------------------------------------------------------------
 
 #if defined(__x86_64__)
 #define THIS_ARCH "x86-64"
@@ -105,8 +104,7 @@ status *image_check_this_cpu(const char *need) {
   return s;
 }
 
-// ---- mapping
-// -------------------------------------------------------------------------------------
+// ---- mapping ----------------------------------------------------------------------------------
 
 static status *read_trailer(int fd, const char *path, uint64_t *size, prog_trailer *t) {
   struct stat st;

@@ -12,8 +12,7 @@
 #define IGNORE (-100)
 #define START 0  // what a decoder reads first, and padding
 
-// ---- writing into inputs
-// -------------------------------------------------------------------------
+// ---- writing into inputs ----------------------------------------------------------------------
 
 static void put(unsigned char *base, const prog_io *io, int64_t micro, int64_t row, int64_t col,
                 int32_t value) {
@@ -26,8 +25,7 @@ static void put(unsigned char *base, const prog_io *io, int64_t micro, int64_t r
     dtype_convert(at, io->dtype, &v, PROG_I64, 1);
 }
 
-// ---- next_token
-// ----------------------------------------------------------------------------------
+// ---- next_token -------------------------------------------------------------------------------
 
 static void next_row(data *d, unsigned char *base, int64_t micro, int64_t row) {
   for (int64_t i = 0; i < d->stride; i++) {
@@ -36,8 +34,7 @@ static void next_row(data *d, unsigned char *base, int64_t micro, int64_t row) {
   }
 }
 
-// ---- masked
-// --------------------------------------------------------------------------------------
+// ---- masked -----------------------------------------------------------------------------------
 
 // Each position takes three draws: whether it is chosen, what happens to it, a random token.
 static int64_t masked_row(data *d, unsigned char *base, int64_t micro, int64_t row, uint64_t key) {
@@ -63,8 +60,7 @@ static int64_t masked_row(data *d, unsigned char *base, int64_t micro, int64_t r
   return chosen;
 }
 
-// ---- span
-// ----------------------------------------------------------------------------------------
+// ---- span -------------------------------------------------------------------------------------
 
 static void span_counts(int64_t n, double p, double mean, int64_t *noise, int64_t *spans) {
   *noise = llround((double)n * p);
@@ -133,8 +129,7 @@ static int64_t span_row(data *d, unsigned char *base, int64_t micro, int64_t row
   return nt;
 }
 
-// ---- choosing
-// ------------------------------------------------------------------------------------
+// ---- choosing ---------------------------------------------------------------------------------
 
 // An input of a reader must be integers of [samples, S], or of [samples] when `rank` is 1.
 static status *need_input(const data *d, const prog_io *io, const char *name, const char *reader,

@@ -37,8 +37,7 @@ const char *st_dims(const int64_t *dims, uint32_t rank, char buf[200]) {
 
 const char *st_shape(const st_tensor *t, char buf[200]) { return st_dims(t->dims, t->rank, buf); }
 
-// ---- reading
-// -------------------------------------------------------------------------------------
+// ---- reading ----------------------------------------------------------------------------------
 
 static status *read_tensor(arena *a, const char *path, const char *key, json_t *value,
                            uint64_t data_bytes, st_tensor *t) {
@@ -191,8 +190,7 @@ void st_close(st_file *f) {
 
 const st_tensor *st_find(const st_file *f, const char *name) { return map_get(&f->by_name, name); }
 
-// ---- writing
-// -------------------------------------------------------------------------------------
+// ---- writing ----------------------------------------------------------------------------------
 
 static void put_json(sb *s, const char *text) {
   sb_put(s, '"');

@@ -35,8 +35,7 @@ bool settings_parse_number(const char *text, double *out) {
   return *end == 0;
 }
 
-// ---- calls
-// ---------------------------------------------------------------------------------------
+// ---- calls ------------------------------------------------------------------------------------
 
 static const char *trimmed(arena *a, const char *s, const char *end) {
   while (s < end && isspace((unsigned char)*s)) s++;
@@ -80,8 +79,7 @@ double settings_call_value(const call_text *c, const char *key, int pos, double 
   return otherwise;
 }
 
-// ---- the schedule
-// --------------------------------------------------------------------------------
+// ---- the schedule -----------------------------------------------------------------------------
 
 static status *parse_schedule(settings *s, const char *text) {
   STATUS_TRY(settings_call(s->arena, text, &s->schedule), "setting train.schedule");
@@ -121,8 +119,7 @@ double settings_lr(const call_text *c, double lr, int64_t step, int64_t steps) {
   return floor_lr + (lr - floor_lr) * left;
 }
 
-// ---- reading
-// -------------------------------------------------------------------------------------
+// ---- reading ----------------------------------------------------------------------------------
 
 status *settings_open(arena *a, const prog *p, settings *s) {
   memset(s, 0, sizeof *s);
@@ -165,8 +162,7 @@ status *settings_bool(const settings *s, const char *name, bool otherwise, bool 
   return status_error("setting %s = %s is neither true nor false", name, text);
 }
 
-// ---- changing
-// ------------------------------------------------------------------------------------
+// ---- changing ---------------------------------------------------------------------------------
 
 static bool changeable(const char *name) {
   return str_eq(name, "train.steps") || str_eq(name, "train.seed") || str_eq(name, "train.clip") ||

@@ -109,8 +109,7 @@ void vm_touch(vm *m) {
 
 unsigned char *vm_at(const vm *m, int64_t offset) { return m->arena + offset; }
 
-// ---- stepping
-// ------------------------------------------------------------------------------------
+// ---- stepping ---------------------------------------------------------------------------------
 
 typedef struct launch {
   dsm_kernel *kernel;

@@ -63,8 +63,7 @@ const char *rt_signal_name(int number) {
   return number == SIGTERM ? "SIGTERM" : number == SIGINT ? "SIGINT" : "a signal";
 }
 
-// ---- starting
-// ------------------------------------------------------------------------------------
+// ---- starting ---------------------------------------------------------------------------------
 
 static status *thread_count(const rt *r, int *out) {
   const char *env = getenv("DSM_THREADS");
@@ -155,8 +154,7 @@ status *rt_evaluate(rt *r, data *d, double *loss, int64_t *batches) {
   return NULL;
 }
 
-// ---- profile
-// -------------------------------------------------------------------------------------
+// ---- profile ----------------------------------------------------------------------------------
 
 typedef struct row {
   const char *name;

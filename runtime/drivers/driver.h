@@ -44,8 +44,7 @@ status *drive_generate(rt *r) STATUS_MUST_USE;
 status *drive_info(rt *r) STATUS_MUST_USE;
 status *drive_schedule(rt *r) STATUS_MUST_USE;
 
-// ---- common.c: shared by the drivers
-// -------------------------------------------------------------
+// ---- common.c: shared by the drivers ----------------------------------------------------------
 
 // Threads and arena, as the options say; arguments get the values of the job.
 status *rt_start(rt *r) STATUS_MUST_USE;

@@ -33,8 +33,7 @@ typedef struct generation {
   double *logits;
 } generation;
 
-// ---- choosing a token
-// ----------------------------------------------------------------------------
+// ---- choosing a token -------------------------------------------------------------------------
 
 static int likeliest_first(const void *a, const void *b) {
   const candidate *x = a, *y = b;
@@ -87,8 +86,7 @@ static status *read_logits(generation *g, const prog_io *io, int64_t row) {
   return NULL;
 }
 
-// ---- inputs
-// --------------------------------------------------------------------------------------
+// ---- inputs -----------------------------------------------------------------------------------
 
 static void put_token(rt *r, const prog_io *io, int64_t col, int32_t v) {
   int64_t wide = v;
@@ -228,8 +226,7 @@ static status *read_options(generation *g) {
   return NULL;
 }
 
-// ---- running
-// -------------------------------------------------------------------------------------
+// ---- running ----------------------------------------------------------------------------------
 
 static void show(const generation *g, int32_t id) {
   FILE *out = g->r->env->out;

@@ -37,8 +37,7 @@ typedef struct training {
   progress bar;
 } training;
 
-// ---- preparing
-// -----------------------------------------------------------------------------------
+// ---- preparing --------------------------------------------------------------------------------
 
 static status *find_outputs(training *t) {
   const prog *p = t->r->prog;

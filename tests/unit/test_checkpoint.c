@@ -17,8 +17,7 @@
 #include "runtime/safetensors.h"
 #include "tests/unit/toy_program.h"
 
-// ---- a disk that fails
-// ---------------------------------------------------------------------------
+// ---- a disk that fails ------------------------------------------------------------------------
 
 typedef enum fault { FAULT_NONE, FAULT_ONCE, FAULT_FULL, FAULT_CRASH } fault;
 
@@ -71,8 +70,7 @@ static int bad_mkdir(void *ctx, const char *path, unsigned mode) {
 }
 static int bad_rmdir(void *ctx, const char *path) { return fails(ctx, false) ? -1 : rmdir(path); }
 
-// ---- the world
-// -----------------------------------------------------------------------------------
+// ---- the world --------------------------------------------------------------------------------
 
 typedef struct world {
   char dir[64], ck[80];
@@ -186,8 +184,7 @@ static const char *part(world *w, const char *name) {
   return path;
 }
 
-// ---- tests
-// ---------------------------------------------------------------------------------------
+// ---- tests ------------------------------------------------------------------------------------
 
 static void test_keeps_the_newest_two(void **state) {
   world *w = *state;
@@ -307,8 +304,7 @@ static void test_flipped_bits(void **state) {
   has(refused(w), "tensor wte.weight is damaged");
 }
 
-// ---- foreign files
-// -------------------------------------------------------------------------------
+// ---- foreign files ----------------------------------------------------------------------------
 
 static void write_foreign(const char *path, uint32_t dtype, int64_t vocab, int ntensors) {
   arena a;

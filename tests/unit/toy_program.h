@@ -15,8 +15,7 @@
 
 enum { TOY_V = 256, TOY_L = 3, TOY_B = 4, TOY_MB = 2, TOY_S = 8, TOY_CONTEXT = 24 };
 
-// ---- kernels
-// -------------------------------------------------------------------------------------
+// ---- kernels ----------------------------------------------------------------------------------
 
 typedef unsigned char *const *toy_bufs;
 
@@ -103,8 +102,7 @@ static dsm_kernel *const toy_kernel[] = {toy_grad,   toy_column, toy_reduce,
                                          toy_update, toy_logits, toy_end};
 enum { K_GRAD, K_COLUMN, K_REDUCE, K_UPDATE, K_LOGITS, K_END, K_COUNT };
 
-// ---- layout of the arena
-// -------------------------------------------------------------------------
+// ---- layout of the arena ----------------------------------------------------------------------
 
 enum {
   AT_LR = 0,
@@ -126,8 +124,7 @@ enum {
   ARENA = AT_LOGITS + 4 * TOY_V * TOY_CONTEXT
 };
 
-// ---- the blob
-// ------------------------------------------------------------------------------------
+// ---- the blob ---------------------------------------------------------------------------------
 
 typedef struct toy_table {
   unsigned char bytes[65536];
