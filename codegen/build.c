@@ -134,7 +134,7 @@ void cg_build_none(bld *b) { b_fail(b, "%s has no kernel", ir_info(b->op->code)-
 typedef void build_fn(bld *b);
 
 static build_fn *const builders[] = {
-#define SCALAR(name, arity, expr, d0, d1, d2, flops, doc) cg_build_map,
+#define SCALAR(name, arity, kinds, expr, d0, d1, d2, flops, doc) cg_build_map,
 #define DEFINED(name, params, text, flops, doc) cg_build_map,
 #define OP(name, nin, nout, rule, kinds, attrs, dtype, grad, interp, build, doc) cg_build_##build,
 #include "ir/ops.def"

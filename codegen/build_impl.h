@@ -142,7 +142,7 @@ void b_copy_kernel(bld *b, const char *name, ir_value *dst, const ir_view *dst_v
 void b_reduce_kernels(bld *b, ir_opcode kind, ir_value *x, ir_value *out, b_axes keep, b_axes over);
 
 // The builders, by the `build` column.
-#define SCALAR(name, arity, expr, d0, d1, d2, flops, doc)
+#define SCALAR(name, arity, kinds, expr, d0, d1, d2, flops, doc)
 #define DEFINED(name, params, text, flops, doc)
 #define OP(name, nin, nout, rule, kinds, attrs, dtype, grad, interp, build, doc) \
   void cg_build_##build(bld *b);

@@ -360,19 +360,6 @@ val const_binary(lowering *lw, const expr *e, binary_op op, val x, val y) {
   return r;
 }
 
-static double scalar_value(ir_opcode code, double a, double b, double c) {
-  (void)b;
-  (void)c;
-  switch (code) {
-#define SCALAR(name, arity, text, d0, d1, d2, flops, doc) \
-  case IR_##name: return text;
-#define DEFINED(name, params, text, flops, doc)
-#define OP(name, nin, nout, rule, kinds, attrs, dtype, grad, interp, build, doc)
-#include "ir/ops.def"
-    default: return NAN;
-  }
-}
-
 bool const_call(const char *name, const val *x, int n, val *out) {
   ir_opcode code;
   if (!ir_opcode_parse(name, &code) || ir_info(code)->cls != IR_CLASS_SCALAR) return false;
@@ -388,7 +375,7 @@ bool const_call(const char *name, const val *x, int n, val *out) {
     whole = whole && !x[i].real;
     taint |= val_taint(&x[i]);
   }
-  double r = scalar_value(code, x[0].number, n > 1 ? x[1].number : 0, n > 2 ? x[2].number : 0);
+  double r = ir_scalar_value(code, x[0].number, n > 1 ? x[1].number : 0, n > 2 ? x[2].number : 0);
   if (!isfinite(r)) return false;
   switch (code) {
     case IR_lt:

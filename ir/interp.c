@@ -133,18 +133,6 @@ double interp_convert(ir_dtype t, double v) {
   return t == DT_bool ? v != 0 : trunc(v);
 }
 
-// The `expr` column of the op table.
-static double primitive(ir_opcode code, double a, double b, double c) {
-  switch (code) {
-#define SCALAR(name, arity, expr, d0, d1, d2, flops, doc) \
-  case IR_##name: return (double)(expr);
-#define DEFINED(name, params, text, flops, doc)
-#define OP(name, nin, nout, rule, kinds, attrs, dtype, grad, interp, build, doc)
-#include "ir/ops.def"
-    default: IR_BUG("%s is not a primitive", ir_info(code)->name);
-  }
-}
-
 // at(tensor, i0, ...): positions are truncated; outside the tensor there are zeros.
 static double element_at(interp_frame *f, const ir_op *op, const double *scalar) {
   interp_shape s = interp_shape_of(&op->in[0]->type);
@@ -167,7 +155,7 @@ static void scalars(interp_frame *f, const ir_region *r, double *scalar, double 
     double *to = &scalar[op->out[0]->id];
     ir_dtype t = op->out[0]->type.dtype;
     switch (ir_info(op->code)->cls) {
-      case IR_CLASS_SCALAR: *to = primitive(op->code, v[0], v[1], v[2]); continue;
+      case IR_CLASS_SCALAR: *to = ir_scalar_value(op->code, v[0], v[1], v[2]); continue;
       case IR_CLASS_DEFINED: {
         const ir_region *body = f->def[op->code];
         for (int k = 0; k < op->nin; k++) f->def_scalar[body->args.at[k]->id] = v[k];
@@ -227,7 +215,7 @@ static void elementwise(interp_frame *f, const ir_op *op) {
     double v[3] = {0};
     for (int k = 0; k < op->nin; k++) v[k] = operand_at(f, op, k, &out, &in[k], e);
     if (!body) {
-      y[e] = primitive(op->code, v[0], v[1], v[2]);
+      y[e] = ir_scalar_value(op->code, v[0], v[1], v[2]);
       continue;
     }
     for (int k = 0; k < op->nin; k++) f->def_scalar[body->args.at[k]->id] = v[k];
@@ -314,7 +302,7 @@ static void run_op(interp_frame *f, const ir_op *op) {
     return;
   }
   switch (op->code) {
-#define SCALAR(name, arity, expr, d0, d1, d2, flops, doc)
+#define SCALAR(name, arity, kinds, expr, d0, d1, d2, flops, doc)
 #define DEFINED(name, params, text, flops, doc)
 #define OP(name, nin, nout, rule, kinds, attrs, dtype, grad, interp, build, doc) \
   case IR_##name: interp_##interp(f, op); break;

@@ -63,7 +63,7 @@ double interp_dropout_factor(const interp_frame *f, const ir_op *op, double p, u
 double interp_convert(ir_dtype t, double v);
 
 typedef void interp_fn(interp_frame *f, const ir_op *op);
-#define SCALAR(name, arity, expr, d0, d1, d2, flops, doc)
+#define SCALAR(name, arity, kinds, expr, d0, d1, d2, flops, doc)
 #define DEFINED(name, params, text, flops, doc)
 #define OP(name, nin, nout, rule, kinds, attrs, dtype, grad, interp, build, doc) \
   interp_fn interp_##interp;

@@ -4,6 +4,7 @@
 // ir/index.c, type inference in ir/rule.c.
 #include "ir/ir.h"
 
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -76,8 +77,9 @@ ir_dtype ir_dtype_join(ir_dtype a, ir_dtype b) {
 
 const ir_op_info *ir_info(ir_opcode code) {
   static const ir_op_info rows[IR_OPCODE_COUNT] = {
-#define SCALAR(name, arity, expr, d0, d1, d2, flops, doc) \
-  {#name, IR_CLASS_SCALAR, arity, arity, 1, "*", "", "", "", NULL, NULL, {d0, d1, d2}, flops, doc},
+#define SCALAR(name, arity, kinds, expr, d0, d1, d2, flops, doc)      \
+  {#name, IR_CLASS_SCALAR, arity, arity, 1, "*", kinds, "", "", NULL, \
+   NULL,  {d0, d1, d2},    flops, doc},
 #define DEFINED(name, params, text, flops, doc) \
   {#name,                                       \
    IR_CLASS_DEFINED,                            \
@@ -100,6 +102,17 @@ const ir_op_info *ir_info(ir_opcode code) {
   };
   IR_CHECK((unsigned)code < IR_OPCODE_COUNT);
   return &rows[code];
+}
+
+double ir_scalar_value(ir_opcode code, double a, double b, double c) {
+  switch (code) {
+#define SCALAR(name, arity, kinds, expr, d0, d1, d2, flops, doc) \
+  case IR_##name: return (double)(expr);
+#define DEFINED(name, params, text, flops, doc)
+#define OP(name, nin, nout, rule, kinds, attrs, dtype, grad, interp, build, doc)
+#include "ir/ops.def"
+    default: IR_BUG("%s is not a SCALAR row", ir_info(code)->name);
+  }
 }
 
 // Linear: only parsers look ops up by name, and there are about a hundred.

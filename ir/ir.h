@@ -140,7 +140,7 @@ const char *ir_type_text(arena *a, const ir_type *t);
 // ---- ops ---------------------------------------------------------------------------------------
 
 typedef enum ir_opcode {
-#define SCALAR(name, arity, expr, d0, d1, d2, flops, doc) IR_##name,
+#define SCALAR(name, arity, kinds, expr, d0, d1, d2, flops, doc) IR_##name,
 #define DEFINED(name, params, text, flops, doc) IR_##name,
 #define OP(name, nin, nout, rule, kinds, attrs, dtype, grad, interp, build, doc) IR_##name,
 #include "ir/ops.def"
@@ -156,7 +156,7 @@ typedef struct ir_op_info {
   int min_in, max_in;   // max_in -1: any number
   int nout;             // -1: as many as the op says (split, repeat, map)
   const char *rule;     // index rule, see ir/rule.h; SCALAR and DEFINED have "*" (broadcast)
-  const char *kinds;    // index kinds: "n:whole, v:table"
+  const char *kinds;    // index kinds: "n:whole, v:table"; "linear:all"
   const char *attrs;    // allowed attributes: "heads:int scale:float"
   const char *dtype;    // dtype rule, see ir/rule.h
   const char *params;   // DEFINED: parameter names, "x" or "x, y"
@@ -167,6 +167,8 @@ typedef struct ir_op_info {
 } ir_op_info;
 
 const ir_op_info *ir_info(ir_opcode code);
+// The `expr` column of a SCALAR row; operands beyond its arity are not read. Aborts for other rows.
+double ir_scalar_value(ir_opcode code, double a, double b, double c);
 bool ir_opcode_parse(const char *name, ir_opcode *out);
 // True for ops computed element by element over broadcast operands: SCALAR, DEFINED and `map`.
 bool ir_is_elementwise(const ir_op *op);

@@ -182,10 +182,30 @@ static void read_kinds(reader *r, const char *kinds) {
     size_t name = strcspn(p, ":");
     if (!name || p[name] != ':') break;
     size_t kind = strcspn(p + name + 1, ", ");
+    if (name == strlen("linear") && memcmp(p, "linear", name) == 0) {  // not an index: ir_is_linear
+      p += name + 1 + kind;
+      continue;
+    }
     int w = word_of(r, p, name);
     if (!kind_parse(p + name + 1, kind, &r->rule->kind[w])) fail(r, "has an unknown kind");
     p += name + 1 + kind;
   }
+}
+
+bool ir_is_linear(const ir_op *op, const bool *among) {
+  const char *how = strstr(ir_info(op->code)->kinds, "linear:");
+  if (!how) return false;
+  how += strlen("linear:");
+  size_t letters = strcspn(how, ", ");
+  bool all = str_starts(how, "all"), each = str_starts(how, "each");
+  int n = 0;
+  for (int i = 0; i < op->nin; i++) {
+    n += among[i];
+    bool may = all || each || (i < 26 && memchr(how, 'a' + i, letters));
+    bool must = all || (!each && may);
+    if (among[i] ? !may : must) return false;
+  }
+  return n > 0 && (!each || n == 1);
 }
 
 const char *ir_rule_read(ir_module *m, const ir_op *op, ir_rule *out) {

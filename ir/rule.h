@@ -64,6 +64,11 @@ const char *ir_rule_read(ir_module *m, const ir_op *op, ir_rule *out);
 // gives them for the operands of `op`. Unifies and refines. NULL or a message.
 const char *ir_rule_match(ir_module *m, const ir_op *op, const ir_rule *rule, ir_type *out);
 
+// True when the results are linear in the operands i with among[i], taken together, for any values
+// of the others: f(x + y) = f(x) + f(y) over them, so that a partial sum of them gives a partial
+// sum. By the `linear` word of the row's kinds; false when `among` names none.
+bool ir_is_linear(const ir_op *op, const bool *among);
+
 // Infers result types of `op` from its operands, attributes and regions; unifies and refines
 // indices. Returns NULL, or a message in the user's words ("`seq` is 64 here and 32 there").
 // For "raw" rules it knows the movement ops (slice, transpose, concat, sum, repeat, ...) too; the

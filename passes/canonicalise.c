@@ -17,19 +17,6 @@ static bool is_const(const ir_value *v, double *x) {
   return true;
 }
 
-// Evaluates a scalar op on constants in double; the table's expression.
-static double eval(ir_opcode code, double a, double b, double c) {
-  (void)c;
-  switch (code) {
-#define SCALAR(name, arity, expr, d0, d1, d2, flops, doc) \
-  case IR_##name: return expr;
-#define DEFINED(name, params, text, flops, doc)
-#define OP(name, nin, nout, rule, kinds, attrs, dtype, grad, interp, build, doc)
-#include "ir/ops.def"
-    default: return NAN;
-  }
-}
-
 static bool same_shape(const ir_value *a, const ir_value *b) {
   return ir_type_same(&a->type, &b->type);
 }
@@ -40,7 +27,7 @@ static ir_value *fold_scalar(ir_module *m, ir_op *op) {
   for (int i = 0; i < op->nin; i++) all &= is[i] = is_const(op->in[i], &x[i]);
   ir_value *out = op->out[0];
   if (all && out->type.rank == 0 && out->type.dtype != DT_i32) {
-    double v = eval(op->code, x[0], x[1], x[2]);
+    double v = ir_scalar_value(op->code, x[0], x[1], x[2]);
     if (!isfinite(v)) return NULL;
     op->code = IR_const;
     op->nin = 0;

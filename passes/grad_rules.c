@@ -446,7 +446,7 @@ grad_fn *grad_rule(ir_opcode code) {
     return info->grad[0][0] || info->grad[1][0] || info->grad[2][0] ? grad_scalar : NULL;
   if (info->cls == IR_CLASS_DEFINED) return grad_defined;
   switch (code) {
-#define SCALAR(name, arity, expr, d0, d1, d2, flops, doc)
+#define SCALAR(name, arity, kinds, expr, d0, d1, d2, flops, doc)
 #define DEFINED(name, params, text, flops, doc)
 #define OP(name, nin, nout, rule, kinds, attrs, dtype, grad, interp, build, doc) \
   case IR_##name: return grad_##grad;

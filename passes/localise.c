@@ -21,6 +21,7 @@
 #include <string.h>
 
 #include "ir/place.h"
+#include "ir/rule.h"
 #include "passes/pass.h"
 
 typedef struct loc {
@@ -51,33 +52,16 @@ static const char *refuse(loc *c, const ir_op *op, const char *why) {
   return c->error;
 }
 
-// True when `op` is linear in its PARTIAL operands, so that the result is PARTIAL too.
+// True when `op` has PARTIAL operands and is linear in them, so that the result is PARTIAL too.
 static bool passes_partial(loc *c, const ir_op *op) {
-  int partial = 0, full = 0, cut = 0;
+  enum { MAX = 64 };
+  bool partial[MAX] = {false};
+  if (op->nin > MAX) return false;
   for (int i = 0; i < op->nin; i++) {
-    ir_on_axis p = placed(c, op->in[i]);
-    partial += p == ON_PARTIAL, full += p == ON_REPLICATED, cut += p == ON_CUT;
+    if (placed(c, op->in[i]) == ON_CUT) return false;
+    partial[i] = placed(c, op->in[i]) == ON_PARTIAL;
   }
-  if (cut) return false;
-  switch (op->code) {
-    case IR_add:
-    case IR_sub:
-    case IR_join:
-    case IR_concat: return full == 0;
-    case IR_neg:
-    case IR_transpose:
-    case IR_expand:
-    case IR_squeeze:
-    case IR_broadcast:
-    case IR_slice:
-    case IR_split:
-    case IR_pad:
-    case IR_sum: return true;
-    case IR_mul:
-    case IR_einsum: return partial == 1;
-    case IR_div: return placed(c, op->in[0]) == ON_PARTIAL && placed(c, op->in[1]) == ON_REPLICATED;
-    default: return false;
-  }
+  return ir_is_linear(op, partial);
 }
 
 static bool on_batch(loc *c, const ir_op *op) {

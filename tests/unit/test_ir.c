@@ -368,19 +368,61 @@ static void clone_and_replace(void **state) {
   assert_null(ir_verify(x->m));
 }
 
+// ---- what the op table says of linearity -------------------------------------------------------
+
+// The largest residue of f(x + y) - f(x) - f(y) over the operands of `among` (a bit each), at
+// points between -4 and 4: half of them whole, where operands meet; in some the first operand is 0.
+static double superposition(ir_opcode code, int among) {
+  double worst = 0;
+  uint32_t seed = 7;
+  for (int i = 0; i < 64; i++) {
+    double part[2][3], sum[3], r[3];
+    for (int n = 0; n < 3; n++) {
+      for (int k = 0; k < 2; k++) {
+        seed = seed * 1664525u + 1013904223u;
+        double u = (double)(seed >> 8) / 0x1p21 - 4;
+        part[k][n] = i % 2 ? (u < 0 ? floor(u) : ceil(u)) : u;
+      }
+      if (n == 0 && i % 4 == 0) part[0][0] = among & 1 ? -part[1][0] : 0;
+      if (!(among >> n & 1)) part[1][n] = part[0][n];
+      sum[n] = among >> n & 1 ? part[0][n] + part[1][n] : part[0][n];
+    }
+    const double *at[] = {sum, part[0], part[1]};
+    for (int k = 0; k < 3; k++) r[k] = ir_scalar_value(code, at[k][0], at[k][1], at[k][2]);
+    double off = fabs(r[0] - r[1] - r[2]);
+    if (isnan(off)) return INFINITY;
+    if (off > worst) worst = off;
+  }
+  return worst;
+}
+
+// For every SCALAR row and every set of its operands, the table's word is what its numbers show.
+static void linear_rows(void **state) {
+  fixture *x = *state;
+  for (int c = 0; c < IR_OPCODE_COUNT; c++) {
+    const ir_op_info *info = ir_info((ir_opcode)c);
+    if (info->cls != IR_CLASS_SCALAR) continue;
+    ir_value *in[3];
+    for (int i = 0; i < info->min_in; i++) in[i] = ir_const(&x->b, DT_f32, 1);
+    ir_type t = ir_scalar(DT_f32);
+    ir_op *op = ir_op_raw(x->f->body, (ir_opcode)c, in, info->min_in, &t, 1);
+    for (int set = 0; set < 1 << info->min_in; set++) {
+      bool among[3] = {set & 1, set & 2, set & 4};
+      bool shown = set && superposition((ir_opcode)c, set) < 1e-9;
+      if (ir_is_linear(op, among) != shown)
+        fail_msg("%s in operands %d: the table says %d, its numbers %d", info->name, set, !shown,
+                 shown);
+    }
+  }
+}
+
 // ---- expressions and their gradients -----------------------------------------------------------
 
 static double eval_scalar(const ir_op *op, const double *v) {
   double a = v[op->in[0]->id], b = op->nin > 1 ? v[op->in[1]->id] : 0;
   double c = op->nin > 2 ? v[op->in[2]->id] : 0;
-  switch (op->code) {
-#define SCALAR(name, arity, expr, d0, d1, d2, flops, doc) \
-  case IR_##name: return (double)(expr);
-#define DEFINED(name, params, text, flops, doc)
-#define OP(name, nin, nout, rule, kinds, attrs, dtype, grad, interp, build, doc)
-#include "ir/ops.def"
-    default: return (void)b, (void)c, a;  // cast
-  }
+  return ir_info(op->code)->cls == IR_CLASS_SCALAR ? ir_scalar_value(op->code, a, b, c)
+                                                   : a;  // cast
 }
 
 static void run_region(fixture *x, const ir_region *r, const double *args, double *out) {
@@ -752,6 +794,7 @@ int main(void) {
       T(older_names_win),
       T(parts_of_one_are_dropped),
       T(long_products_nest),
+      T(linear_rows),
       T(broadcast_aligns_right),
       T(scalar_types),
       T(einsum),
