@@ -20,7 +20,8 @@ enum {
   RTOP_COUNT
 };
 
-const char *cg_select(cg_context *cg, sched *s) {
+const char *cg_select(void *ctx, sched *s) {
+  cg_context *cg = ctx;
   arena *a = s->m->arena;
   for (int t = 0; t < s->tasks.n; t++)
     for (int i = 0; i < s->tasks.at[t].instrs.n; i++) {

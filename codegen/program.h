@@ -1,11 +1,10 @@
 // From SCHEDULE to the program and the executable file. The only writer of runtime/program.h.
 //
-//   sched *s = sched_build(m, batch);
 //   cg_context *cg = cg_context_new(a, m);
-//   const char *why = cg_select(cg, s);              // kernels and scratch for every instruction
-//   sched_layout(s);
+//   o.stage = IR_SCHEDULE, o.select = cg_select, o.select_ctx = cg;
+//   const char *why = pass_run(m, &o);               // passes/pass.h
 //   cg_compile(...)                                  // codegen/emit.h: the code image
-//   program_bytes b = program_write(cg, s, image, &info);
+//   program_bytes b = program_write(cg, m->schedule, image, &info);
 //   why = exe_write("gpt2", runtime, nruntime, &image, &b);
 #ifndef DSM_CODEGEN_PROGRAM_H
 #define DSM_CODEGEN_PROGRAM_H
@@ -15,8 +14,8 @@
 #include "ir/schedule.h"
 
 // Builds the launches of every instruction; fills instr->launches (cg_launches *) and scratch
-// sizes.
-const char *cg_select(cg_context *cg, sched *s);
+// sizes. `cg` is the cg_context: it is pass_options.select.
+const char *cg_select(void *cg, sched *s);
 
 typedef struct program_setting {
   const char *name, *value;

@@ -135,40 +135,27 @@ static bool lower_and_optimise(cli *c, compiled *k, int64_t micro, compile_stage
   k->generates = ir_func_find(k->module, "decode") != NULL;
   k->micro_batch = micro;
   if (stage == COMPILE_GRAPH) return true;
+  k->cg = cg_context_new(c->arena, k->module);
   pass_options o = pass_defaults();
   o.optimizer = k->job->optimizer.kind == OPTIMIZER_SGD ? OPT_SGD : OPT_ADAMW;
   o.momentum = k->job->optimizer.momentum != 0;
   o.nesterov = k->job->optimizer.nesterov;
+  o.batch = k->job->batch;
   o.micro_batch = micro;
+  o.stage = stage < COMPILE_SCHEDULE ? IR_LOCAL : IR_SCHEDULE;
+  o.select = cg_select;
+  o.select_ctx = k->cg;
   o.after = cli_get(c, OPT_AFTER);
   o.only = cli_get(c, OPT_PASS);
   timing timer = {.c = c};
   if (cli_has(c, OPT_TIME)) o.report = report_pass, o.report_ctx = &timer;
   const char *why = pass_run(k->module, &o);
+  k->schedule = k->module->schedule;
   if (why) {
     fprintf(stderr, "error: %s\n", why);
-    k->exit_code = EXIT_UNFIT;
+    k->exit_code = k->schedule ? EXIT_INPUT : EXIT_UNFIT;
     return false;
   }
-  return true;
-}
-
-static bool make_schedule(cli *c, compiled *k) {
-  double t = now();
-  k->schedule = sched_build(k->module, k->job->batch);
-  k->cg = cg_context_new(c->arena, k->module);
-  const char *why = cg_select(k->cg, k->schedule);
-  if (why) {
-    fprintf(stderr, "error: %s\n", why);
-    k->exit_code = EXIT_INPUT;
-    return false;
-  }
-  report_stage(c, "kernels", t);
-  t = now();
-  sched_layout(k->schedule);
-  why = sched_check(k->schedule);
-  if (why) IR_BUG("layout: %s", why);
-  report_stage(c, "layout", t);
   return true;
 }
 
@@ -223,23 +210,53 @@ static void make_program(cli *c, compiled *k) {
   k->bytes = program_write(k->cg, k->schedule, &k->image, &info);
 }
 
-bool compile(cli *c, const char *path, compile_stage stage, compiled *k) {
-  *k = (compiled){0};
+// What is asked for and not built yet.
+static bool target_is_built(cli *c, compiled *k) {
   const char *cluster = cli_get(c, OPT_CLUSTER), *target = cli_get(c, OPT_TARGET);
   if (cluster && !str_eq(cluster, "this-host") && !str_eq(cluster, "this-host:1")) {
     fprintf(stderr,
             "dsmc: cluster `%s`: planned, not built; this-host:1 is what is planned for so far\n",
             cluster);
     k->exit_code = EXIT_INPUT;
-    return false;
-  }
-  if (target && !str_eq(target, "cpu")) {
+  } else if (target && !str_eq(target, "cpu")) {
     fprintf(stderr,
             "dsmc: target `%s`: planned, not built; `--target cpu` is what there is so far\n",
             target);
     k->exit_code = EXIT_INPUT;
-    return false;
   }
+  return k->exit_code == EXIT_GOOD;
+}
+
+// Without a planner yet: the largest micro-batch whose arena fits into 80 % of this host's memory.
+// *fits is false when not even a micro-batch of 1 does; then the program is that of 1.
+static bool choose_micro_batch(cli *c, compiled *k, int64_t pinned, compile_stage stage,
+                               bool *fits) {
+  double budget = 0.8 * host_memory();
+  for (int64_t micro = pinned ? pinned : k->job->batch;;
+       micro = next_divisor(k->job->batch, micro)) {
+    if (!lower_and_optimise(c, k, micro, stage)) return false;
+    bool placed = k->schedule && k->schedule->place;
+    *fits = !placed || (double)k->schedule->arena_bytes <= budget;
+    if (*fits || pinned || micro == 1) return true;
+  }
+}
+
+static void report_unfit(cli *c, compiled *k) {
+  fprintf(stderr,
+          "error: %s does not fit on this-host: %s at micro_batch = 1, %s of memory "
+          "[does-not-fit]\n",
+          k->job->model_name, compile_bytes_text(c->arena, (double)k->schedule->arena_bytes),
+          compile_bytes_text(c->arena, host_memory()));
+  fprintf(stderr,
+          "  = states alone take %s; a smaller model, or `--set seq=` and `--set layers=`, "
+          "would fit\n",
+          compile_bytes_text(c->arena, (double)k->schedule->states_bytes));
+  k->exit_code = EXIT_UNFIT;
+}
+
+bool compile(cli *c, const char *path, compile_stage stage, compiled *k) {
+  *k = (compiled){0};
+  if (!target_is_built(c, k)) return false;
   double t = now();
   setting_list sets = parse_sets(c);
   int64_t pinned = parse_pins(c, &k->exit_code);
@@ -257,32 +274,22 @@ bool compile(cli *c, const char *path, compile_stage stage, compiled *k) {
     k->exit_code = EXIT_UNFIT;
     return false;
   }
-  // Without a planner yet: the largest micro-batch whose arena fits into 80 % of this host's
-  // memory.
-  int64_t micro = pinned ? pinned : batch;
-  double budget = 0.8 * host_memory();
-  for (;;) {
-    if (!lower_and_optimise(c, k, micro, stage)) return false;
-    if (stage < COMPILE_SCHEDULE || cli_has(c, OPT_AFTER) || cli_has(c, OPT_PASS)) return true;
-    if (!make_schedule(c, k)) return false;
-    if ((double)k->schedule->arena_bytes <= budget || pinned) break;
-    if (micro == 1) {
-      fprintf(stderr,
-              "error: %s does not fit on this-host: %s at micro_batch = 1, %s of memory "
-              "[does-not-fit]\n",
-              k->job->model_name, compile_bytes_text(c->arena, (double)k->schedule->arena_bytes),
-              compile_bytes_text(c->arena, host_memory()));
-      fprintf(stderr,
-              "  = states alone take %s; a smaller model, or `--set seq=` and `--set layers=`, "
-              "would fit\n",
-              compile_bytes_text(c->arena, (double)k->schedule->states_bytes));
-      k->exit_code = EXIT_UNFIT;
-      return false;
-    }
-    micro = next_divisor(batch, micro);
+  bool fits;
+  if (!choose_micro_batch(c, k, pinned, stage, &fits)) return false;
+  if (!fits && !pinned) {
+    report_unfit(c, k);
+    return false;
   }
-  k->digest = digest_of(c, k->program, micro);
+  k->digest = digest_of(c, k->program, k->micro_batch);
   return stage < COMPILE_EXECUTABLE || compile_code(c, k);
+}
+
+bool compile_measure(cli *c, const char *name, const char *text, compiled *k, bool *fits) {
+  *k = (compiled){0};
+  k->program = sema_open_text(c->arena, &c->diags, name, text, strlen(text));
+  if (!k->program || diags_errors(&c->diags)) return false;
+  k->job = sema_job(k->program, NULL, (setting_list){0});
+  return k->job && choose_micro_batch(c, k, 0, COMPILE_SCHEDULE, fits);
 }
 
 bool compile_code(cli *c, compiled *k) {

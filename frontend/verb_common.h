@@ -37,6 +37,9 @@ typedef struct compiled {
 // Compiles as far as `stage`. False when something was wrong; it has been reported or is in
 // c->diags, and compile_finish gives the exit code.
 bool compile(cli *c, const char *path, compile_stage stage, compiled *out);
+// As far as COMPILE_SCHEDULE with a text of ours, to see what it takes: *fits says whether this
+// host has the memory, and when it has not, `out` is what a micro-batch of 1 would need.
+bool compile_measure(cli *c, const char *name, const char *text, compiled *out, bool *fits);
 // From COMPILE_SCHEDULE on to COMPILE_EXECUTABLE.
 bool compile_code(cli *c, compiled *k);
 int compile_finish(cli *c, const compiled *k);

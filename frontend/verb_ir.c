@@ -21,17 +21,23 @@ static int unknown_pass(const char *name) {
 int verb_ir(cli *c) {
   const char *form = cli_get(c, OPT_FORM), *after = cli_get(c, OPT_AFTER);
   if (after && unknown_pass(after)) return EXIT_USAGE;
-  if (!form) form = after || cli_has(c, OPT_PASS) ? "local" : "graph";
-  if (str_eq(form, "cuda") || str_eq(form, "dot")) {
+  bool partly = after || cli_has(c, OPT_PASS);
+  if (form && (str_eq(form, "cuda") || str_eq(form, "dot"))) {
     fprintf(stderr, "dsmc: `--form %s` is planned, not built\n", form);
     return EXIT_INPUT;
   }
   compile_stage stage = COMPILE_SCHEDULE;
-  if (str_eq(form, "graph")) stage = after || cli_has(c, OPT_PASS) ? COMPILE_LOCAL : COMPILE_GRAPH;
-  if (str_eq(form, "local")) stage = COMPILE_LOCAL;
+  if (!form && !partly) form = "graph";
+  if (form && str_eq(form, "graph")) stage = partly ? COMPILE_LOCAL : COMPILE_GRAPH;
+  if (form && str_eq(form, "local")) stage = COMPILE_LOCAL;
   compiled k;
   if (!compile(c, c->files.at[0], stage, &k)) return compile_finish(c, &k);
-  if (stage <= COMPILE_LOCAL) {
+  // Behind --after the form is the one that the passes have come to.
+  if (!form) form = k.schedule ? "schedule" : "local";
+  if (stage == COMPILE_SCHEDULE && !str_eq(form, "local") &&
+      !(k.schedule && (k.schedule->place || str_eq(form, "schedule"))))
+    return cli_usage("ir: the passes asked for end before there is a form `%s`", form);
+  if (stage <= COMPILE_LOCAL || str_eq(form, "local")) {
     fputs(ir_print(k.module, c->arena), stdout);
   } else if (str_eq(form, "schedule")) {
     fputs(sched_print(k.schedule, c->arena), stdout);

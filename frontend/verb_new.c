@@ -5,30 +5,50 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "frontend/cli.h"
+#include "frontend/verb_common.h"
 #include "runtime/base/str.h"
 
 #define EXAMPLE(name) extern const char dsm_example_##name[];
 #include "frontend/examples.def"
 
 static const struct {
-  const char *name, *text, *what, *size;
+  const char *name, *text, *what, *needs;
 } examples[] = {
-#define EXAMPLE_ROW(name, what, size) {#name, dsm_example_##name, what, size},
+#define EXAMPLE_ROW(name, what, needs) {#name, dsm_example_##name, what, needs},
 #include "frontend/examples.def"
 };
 enum { N = sizeof examples / sizeof *examples };
 
-static int list_examples(void) {
-  printf("examples (dsmc new EXAMPLE [FILE] writes one):\n\n");
-  for (int i = 0; i < N; i++)
-    printf("  %-8s %-58s %s\n", examples[i].name, examples[i].what, examples[i].size);
+static double parameters_of(const ir_module *m) {
+  double n = 0;
+  for (int i = 0; i < m->states.n; i++)
+    if (m->states.at[i]->cls == STATE_WEIGHT) n += (double)ir_elements(&m->states.at[i]->type);
+  return n;
+}
+
+static const char *count_text(arena *a, double n) {
+  return n >= 1e9 ? arena_printf(a, "%.1f B", n / 1e9) : arena_printf(a, "%.3g M", n / 1e6);
+}
+
+static int list_examples(cli *c) {
+  printf(
+      "examples (dsmc new EXAMPLE [FILE] writes one); memory is that of the whole job here:\n\n");
+  for (int i = 0; i < N; i++) {
+    compiled k;
+    bool fits;
+    printf("  %-6s %s\n", examples[i].name, examples[i].what);
+    if (!compile_measure(c, examples[i].name, examples[i].text, &k, &fits))
+      return compile_finish(c, &k);
+    printf("         %s parameters, %s; %s\n", count_text(c->arena, parameters_of(k.module)),
+           compile_bytes_text(c->arena, (double)k.schedule->arena_bytes),
+           fits ? examples[i].needs : "more than this host has: shrink it with --set");
+  }
   printf("\nthen: dsmc run FILE\n");
   return EXIT_GOOD;
 }
 
 int verb_new(cli *c) {
-  if (c->files.n == 0) return list_examples();
+  if (c->files.n == 0) return list_examples(c);
   const char *name = c->files.at[0];
   int i = 0;
   while (i < N && !str_eq(examples[i].name, name)) i++;

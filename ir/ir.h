@@ -254,7 +254,8 @@ typedef struct ir_state {
   ir_span span;
 } ir_state;
 
-typedef enum ir_stage { IR_GRAPH, IR_LOCAL } ir_stage;
+// How far the module has come. With IR_SCHEDULE its functions are LOCAL and `schedule` is set.
+typedef enum ir_stage { IR_GRAPH, IR_LOCAL, IR_SCHEDULE } ir_stage;
 
 struct ir_module {
   arena *arena;
@@ -265,7 +266,8 @@ struct ir_module {
   map state_by_name;
   ir_index *batch;  // the sample axis: an index by its root; NULL in a module without one
   const struct ir_mesh
-      *mesh;  // LOCAL: the axes that placements name (ir/place.h); NULL: one device
+      *mesh;               // LOCAL: the axes that placements name (ir/place.h); NULL: one device
+  struct sched *schedule;  // SCHEDULE: tasks, orders, places (ir/schedule.h)
   int next_value, next_index;
   void *index_log;  // changes of the running trials, owned by ir/index.c
 };

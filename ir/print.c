@@ -288,7 +288,7 @@ static void state(printer *p, const ir_state *s) {
 static void module(printer *p) {
   ir_module *m = p->m;
   sb_puts(&p->out,
-          m->stage == IR_LOCAL
+          m->stage != IR_GRAPH
               ? "; dsmc LOCAL: what one stage of one rank computes for one micro-batch.\n"
               : "; dsmc GRAPH: what to compute, over the global shapes of the whole batch.\n");
   sb_puts(&p->out,
@@ -297,7 +297,7 @@ static void module(printer *p) {
           "; Where names are equal, indices are. States keep their value between calls.\n");
   sb_puts(&p->out, "module ");
   quoted(p, m->name);
-  sb_puts(&p->out, m->stage == IR_LOCAL ? " local\n" : " graph\n");
+  sb_puts(&p->out, m->stage != IR_GRAPH ? " local\n" : " graph\n");
   if (m->batch) {
     sb_puts(&p->out, "samples ");
     dim(p, m->batch);

@@ -17,8 +17,7 @@
 //     matmul  %c_attn : f32[...] at 131072  <- %ln_1 at 98304, %h.#.attn.c_attn.weight at 4096 +
 //     layer*196608
 //
-// Built by sched_build (passes/order.c), given kernels by codegen, placed by sched_layout
-// (passes/layout.c).
+// Made by pass `order`, given kernels by `select` (which asks codegen), placed by `layout`.
 #ifndef DSM_IR_SCHEDULE_H
 #define DSM_IR_SCHEDULE_H
 
@@ -95,10 +94,6 @@ typedef struct sched {
   int64_t states_bytes, arena_bytes;
 } sched;
 
-// Cuts the module's functions into tasks and orders. `batch` is the global batch.
-sched *sched_build(ir_module *m, int64_t batch);
-// Gives every root value a place: one arena, static offsets. Needs scratch sizes.
-void sched_layout(sched *s);
 // Replays lifetimes: NULL, or a message naming two live values that overlap.
 const char *sched_check(const sched *s);
 const char *sched_print(const sched *s, arena *a);

@@ -1,5 +1,7 @@
 // Gives every value a place: one arena, static offsets.
 //
+// needs: the scratch sizes that `select` has asked codegen for. keeps: the order. breaks: nothing.
+//
 // The arena is the states, then the argument block, then one region that the entries overlay. In an
 // entry, every storage object has a lifetime in positions (an instruction at the top level is one
 // position, a whole repeat is one) and sched_pack finds offsets. Inside a repeat:
@@ -409,8 +411,9 @@ static void layout_entry(sched *s, int entry, int64_t transient) {
     }
 }
 
-void sched_layout(sched *s) {
-  ir_module *m = s->m;
+const char *pass_layout(ir_module *m, const pass_options *o) {
+  (void)o;
+  sched *s = m->schedule;
   s->nplaces = m->next_value;
   s->place = arena_new(m->arena, sched_place, s->nplaces);
   s->state_place = arena_new(m->arena, sched_place, m->states.n + 1);
@@ -430,6 +433,9 @@ void sched_layout(sched *s) {
     int64_t end = s->states_bytes + align_up(s->entries.at[i].transient_bytes);
     if (end > s->arena_bytes) s->arena_bytes = end;
   }
+  const char *bad = sched_check(s);
+  if (bad) IR_BUG("layout: %s", bad);
+  return NULL;
 }
 
 const sched_place *sched_place_of(const sched *s, const ir_value *v) {

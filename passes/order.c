@@ -1,6 +1,7 @@
 // Cuts functions into tasks and orders.
 //
-// needs: LOCAL after `legalise`. keeps: the order of ops within a segment.
+// needs: LOCAL after `legalise`. keeps: the order of ops within a segment. breaks: nothing; the
+// tasks of the new schedule refer to the module's ops.
 // A task ends where a repeat begins, where the segment changes, or where the phase does. Phases of
 // train_step: what `loss` follows from is forward, what the gradient norm follows from besides is
 // backward, the rest is update.
@@ -126,9 +127,10 @@ static void build_entry(sched *s, ir_func *f, int64_t batch) {
   vec_push(m->arena, &s->entries, e);
 }
 
-sched *sched_build(ir_module *m, int64_t batch) {
+const char *pass_order(ir_module *m, const pass_options *o) {
   sched *s = arena_new(m->arena, sched, 1);
   s->m = m;
-  for (int i = 0; i < m->funcs.n; i++) build_entry(s, m->funcs.at[i], batch);
-  return s;
+  for (int i = 0; i < m->funcs.n; i++) build_entry(s, m->funcs.at[i], o->batch);
+  m->schedule = s;
+  return NULL;
 }

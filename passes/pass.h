@@ -5,7 +5,7 @@
 // the verifier between passes, and docs/passes in architecture.md.
 //
 //   pass_options o = pass_defaults();
-//   const char *why = pass_run(m, &o);      // all of them; NULL or an error in the user's words
+//   const char *why = pass_run(m, &o);      // up to LOCAL; NULL or an error in the user's words
 #ifndef DSM_PASS_H
 #define DSM_PASS_H
 
@@ -18,10 +18,16 @@ typedef struct pass_options {
   pass_optimizer optimizer;
   bool momentum;  // SGD keeps a velocity
   bool nesterov;
+  int64_t batch;        // samples of a step; for orders
   int64_t micro_batch;  // samples per micro-batch; 0: the whole batch at once
-  const char *after;    // stop after this pass (its last occurrence); NULL: run all
-  const char *only;     // comma-separated names: run just these, in the list's order; NULL: all
-  const char *skip;     // comma-separated optional passes to leave out (measurements)
+  ir_stage stage;       // no pass that leads beyond this stage is run; IR_LOCAL by default
+  // Gives the instructions of a schedule their kernels and scratch sizes (codegen's cg_select).
+  // NULL or an error in the user's words.
+  const char *(*select)(void *ctx, struct sched *s);
+  void *select_ctx;
+  const char *after;  // stop after this pass (its last occurrence); NULL: run all
+  const char *only;   // comma-separated names: run just these, in the list's order; NULL: all
+  const char *skip;   // comma-separated optional passes to leave out (measurements)
   // Called after each pass with its name and seconds; may be NULL.
   void (*report)(void *ctx, const char *pass, double seconds, ir_module *m);
   void *report_ctx;
@@ -49,6 +55,8 @@ int pass_list(const pass_info **out);
 
 // Calls `visit` on every op of `r` and of the regions below it, outer before inner.
 void pass_walk(ir_region *r, void (*visit)(void *ctx, ir_op *op), void *ctx);
+// Sets value->mark to 0 for all values under `r`.
+void pass_clear_marks(ir_region *r);
 // Sets value->mark to the number of uses (operands and yields) for all values under `r`.
 void pass_count_uses(ir_region *r);
 // Sets value->mapped to NULL for all values under `r`.

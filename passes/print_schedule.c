@@ -48,30 +48,35 @@ static void put_instr(sb *s, const sched *sc, const sched_instr *in) {
     sb_puts(s, k ? ", " : " <- ");
     put_value(s, sc, op->in[k]);
   }
-  for (int k = 0; k < in->nscratch; k++)
-    sb_printf(s, "%s %lld bytes@%lld", k ? "," : "  scratch", (long long)in->scratch_bytes[k],
-              (long long)in->scratch_base[k]);
+  for (int k = 0; k < in->nscratch; k++) {
+    sb_printf(s, "%s %lld bytes", k ? "," : "  scratch", (long long)in->scratch_bytes[k]);
+    if (sc->place) sb_printf(s, "@%lld", (long long)in->scratch_base[k]);
+  }
   if (op->span.line) sb_printf(s, "  ; line %d", op->span.line);
   sb_put(s, '\n');
 }
 
 const char *sched_print(const sched *sc, arena *a) {
   sb s = {.arena = a};
-  sb_printf(&s, "; arena %lld bytes: states %lld, then what the entries overlay\n",
-            (long long)sc->arena_bytes, (long long)sc->states_bytes);
-  for (int i = 0; i < sc->m->states.n; i++) {
+  bool placed = sc->place != NULL;
+  if (!placed) sb_puts(&s, "; before `layout`: nothing has a place yet\n");
+  if (placed)
+    sb_printf(&s, "; arena %lld bytes: states %lld, then what the entries overlay\n",
+              (long long)sc->arena_bytes, (long long)sc->states_bytes);
+  for (int i = 0; placed && i < sc->m->states.n; i++) {
     const ir_state *st = sc->m->states.at[i];
     sb_printf(&s, "state %s at %lld, %lld bytes\n", st->name, (long long)sc->state_place[i].base,
               (long long)sc->state_place[i].bytes);
   }
-  for (int i = 0; i < sc->args.n; i++)
+  for (int i = 0; placed && i < sc->args.n; i++)
     sb_printf(&s, "arg %s at %lld\n", sc->args.at[i], (long long)sc->arg_place[i].base);
   for (int i = 0; i < sc->entries.n; i++) {
     const sched_entry *e = &sc->entries.at[i];
-    sb_printf(
-        &s, "\nentry %s  ; batch %lld = %lld micro-batches of %lld, %lld bytes beyond the states\n",
-        e->func->name, (long long)e->batch, (long long)(e->batch / e->micro_batch),
-        (long long)e->micro_batch, (long long)e->transient_bytes);
+    sb_printf(&s, "\nentry %s  ; batch %lld = %lld micro-batches of %lld", e->func->name,
+              (long long)e->batch, (long long)(e->batch / e->micro_batch),
+              (long long)e->micro_batch);
+    if (placed) sb_printf(&s, ", %lld bytes beyond the states", (long long)e->transient_bytes);
+    sb_put(&s, '\n');
     int inside = 0;
     for (int k = 0; k < e->runs.n; k++) {
       const sched_run *r = &e->runs.at[k];

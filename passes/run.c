@@ -21,7 +21,9 @@ int pass_list(const pass_info **out) {
   return N;
 }
 
-pass_options pass_defaults(void) { return (pass_options){.optimizer = OPT_ADAMW}; }
+pass_options pass_defaults(void) {
+  return (pass_options){.optimizer = OPT_ADAMW, .batch = 1, .stage = IR_LOCAL};
+}
 
 // True when `name` is one of the comma-separated words of `words`.
 static bool named(const char *words, const char *name) {
@@ -50,6 +52,7 @@ const char *pass_run(ir_module *m, const pass_options *o) {
     const pass_info *p = &list[i];
     if (o->only && !named(o->only, p->name)) continue;
     if (p->optional && named(o->skip, p->name)) continue;
+    if (p->after > o->stage) break;
     double t = now();
     const char *why = function[i](m, o);
     if (why) return why;
@@ -69,12 +72,12 @@ void pass_walk(ir_region *r, void (*visit)(void *ctx, ir_op *op), void *ctx) {
   }
 }
 
-static void clear_marks(ir_region *r) {
+void pass_clear_marks(ir_region *r) {
   for (int i = 0; i < r->args.n; i++) r->args.at[i]->mark = 0;
   for (int i = 0; i < r->ops.n; i++) {
     ir_op *op = r->ops.at[i];
     for (int k = 0; k < op->nout; k++) op->out[k]->mark = 0;
-    for (int k = 0; k < op->nregions; k++) clear_marks(op->region[k]);
+    for (int k = 0; k < op->nregions; k++) pass_clear_marks(op->region[k]);
   }
 }
 
@@ -88,7 +91,7 @@ static void add_uses(ir_region *r) {
 }
 
 void pass_count_uses(ir_region *r) {
-  clear_marks(r);
+  pass_clear_marks(r);
   add_uses(r);
 }
 

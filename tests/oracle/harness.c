@@ -96,18 +96,20 @@ static const char *start(arena *a, h_program *p, const cg_image *image, const pr
 const char *h_compile(arena *a, ir_module *m, int64_t batch, h_program **out) {
   double t = now();
   *out = NULL;
-  sched *s = sched_build(m, batch);
   cg_context *cg = cg_context_new(a, m);
-  const char *why = cg_select(cg, s);
-  if (why) return arena_printf(a, "cg_select: %s", why);
-  sched_layout(s);
-  why = sched_check(s);
-  if (why) return arena_printf(a, "sched_check: %s", why);
+  pass_options o = pass_defaults();
+  o.batch = batch;
+  o.stage = IR_SCHEDULE;
+  o.only = "order,select,layout";
+  o.select = cg_select;
+  o.select_ctx = cg;
+  const char *why = pass_run(m, &o);
+  if (why) return arena_printf(a, "schedule: %s", why);
   cg_image image;
   why = cg_compile(cg, NULL, &image);
   if (why) return arena_printf(a, "cg_compile: %s", why);
   program_info info = {.compiler = "test", .model = m->name, .cpu = "", .plan = ""};
-  program_bytes b = program_write(cg, s, &image, &info);
+  program_bytes b = program_write(cg, m->schedule, &image, &info);
   h_program *p = arena_new(a, h_program, 1);
   why = start(a, p, &image, &b);
   if (why) {

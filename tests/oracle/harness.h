@@ -43,8 +43,8 @@ typedef struct h_program {
   double compile_s;  // kernels built and compiled, program written and opened
 } h_program;
 
-// From LOCAL to a running program: schedule, kernels, layout, code, program, arena. `batch` as for
-// sched_build. NULL or what went wrong; the layout's own check counts.
+// From LOCAL to a running program: schedule, kernels, layout, code, program, arena. `batch` is the
+// global batch. NULL or what went wrong; the layout's own check aborts.
 const char *h_compile(arena *a, ir_module *m, int64_t batch, h_program **out);
 void h_close(h_program *p);
 
