@@ -1,8 +1,10 @@
 #!/bin/sh
 # Writes docs/forms.md: the forms of examples/tiny.dsm as dsmc prints them, with a reader's guide.
+#
+#   scripts/forms.sh [FILE]       FILE instead of docs/forms.md; tests/passes/forms.test compares
 set -eu
 cd "$(dirname "$0")/.."
-dsmc=${DSMC:-build/dsmc}
+dsmc=${DSMC:-build/dsmc} out=${1:-docs/forms.md}
 sets="--set layers=4,batch=16,seq=128"
 form() { "$dsmc" ir examples/tiny.dsm $sets --form "$1"; }
 func() { awk -v f="$1" '$1=="func" && $2==f {p=1} p {print} p && /^}/ {exit}'; }
@@ -75,5 +77,5 @@ LLVM IR for the CPU; the LayerNorm of tiny:
 TEXT
 form kernel | awk '/^kernel .*norm/ {p=1} p {print} p && /^$/ {exit}' | head -n 60
 echo '```'
-} > docs/forms.md.new
-mv docs/forms.md.new docs/forms.md
+} > "$out.new"
+mv "$out.new" "$out"
