@@ -41,12 +41,12 @@ static void dsm_error(const token_range *at, parse_state *ps, const char *messag
     (Current).last = (N) ? YYRHSLOC(Rhs, N).last : YYRHSLOC(Rhs, 0).last;       \
   } while (0)
 
-// After an error: the grammar goes on at the token that parse_recover chose.
-#define RECOVER(first_token)          \
-  do {                                \
-    parse_recover(ps, (first_token)); \
-    yyclearin;                        \
-    yyerrok;                          \
+// After an error: the grammar goes on at the token that parse_recover chose, or stops.
+#define RECOVER(first_token)                         \
+  do {                                               \
+    if (!parse_recover(ps, (first_token))) YYABORT;  \
+    yyclearin;                                       \
+    yyerrok;                                         \
   } while (0)
 }
 

@@ -394,15 +394,14 @@ void parse_stack_exhausted(parse_state *ps) {
 
 // The statement or entry that began at token `first` is lost. The next one begins at a token of the
 // same bracket depth that opens a line, or behind a `;`; or the enclosing `}` ends the list.
-void parse_recover(parse_state *ps, int first) {
+bool parse_recover(parse_state *ps, int first) {
   const token *t = ps->tokens.at;
   int last = ps->tokens.n - 1;
-  if (first > last) first = last;
+  if (first >= last || ps->errors >= ERRORS_MAX) return false;
   int depth = t[first].depth;
   int j = ps->resume >= 0 ? ps->resume : ps->next - 1;
   bool forced = ps->resume > first && t[ps->resume].depth == depth;
   ps->resume = -1;
-  if (ps->errors >= ERRORS_MAX) j = last;
   if (j <= first && t[j].kind != '}') j = first + 1;
   for (; j < last && !forced; j++) {
     if (t[j].depth < depth) break;
@@ -413,6 +412,7 @@ void parse_recover(parse_state *ps, int first) {
       break;
   }
   ps->next = j < last ? j : last;
+  return true;
 }
 
 // ---------------------------------------------------------------------------------------------

@@ -79,8 +79,9 @@ block *parse_block(parse_state *ps, token_range r, ident name, formal_list f, st
 entry *parse_entry(parse_state *ps, token_range r, ident key, word_kind kind, expr *value);
 entry *parse_entry_section(parse_state *ps, section *s);
 
-// Moves ps->next to where the grammar goes on after an error that began at token `first`.
-void parse_recover(parse_state *ps, int first);
+// Moves ps->next to where the grammar goes on after an error that began at token `first`. False
+// when it cannot go on: after too many errors, or where there are no more tokens.
+bool parse_recover(parse_state *ps, int first);
 
 // Reports a syntax error. `found` is the index of the token that did not fit, `expected` the
 // token kinds that would have (at most `n` of them), as the grammar names them.
