@@ -138,8 +138,10 @@ void b_store(bld *b, const cg_tensor *t, k_value *v, k_access x);
 // Copies or fills a strided region: dst takes src (NULL: zeros). Views have equal extents per dim.
 void b_copy_kernel(bld *b, const char *name, ir_value *dst, const ir_view *dst_view, ir_value *src,
                    double number);
-// Reduces: axes `keep` (tensors: x, out) and `over` (tensor x).
-void b_reduce_kernels(bld *b, ir_opcode kind, ir_value *x, ir_value *out, b_axes keep, b_axes over);
+// Reduces x, or the function `of` each of its elements (a scalar region, or NULL): axes `keep`
+// (tensors: x, out) and `over` (tensor x).
+void b_reduce_kernels(bld *b, ir_opcode kind, ir_value *x, ir_region *of, ir_value *out,
+                      b_axes keep, b_axes over);
 
 // The builders, by the `build` column.
 #define SCALAR(name, arity, kinds, expr, d0, d1, d2, flops, doc)

@@ -321,7 +321,7 @@ static void build_single(bld *b, product *p) {
     over.size[over.n] = p->k.size[a];
     over.stride[0][over.n++] = p->k.stride[A][a];
   }
-  b_reduce_kernels(b, IR_sum, b->op->in[0], b->op->out[0], keep, over);
+  b_reduce_kernels(b, IR_sum, b->op->in[0], NULL, b->op->out[0], keep, over);
 }
 
 void cg_build_matmul(bld *b) {

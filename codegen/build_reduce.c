@@ -16,6 +16,7 @@ typedef struct reduction {
   b_axes keep, over;  // keep: tensors x, out; over: tensor x
   int64_t parts;
   int64_t part_stride;  // of out, in elements
+  ir_region *of;        // the function of each element, or NULL
 } reduction;
 
 static double neutral_of(ir_opcode kind, k_type t) {
@@ -63,6 +64,23 @@ static k_value *lse_end(bld *b, k_value *const *carry) {
   return k_where(k, none, carry[0], v);
 }
 
+// The function of each element; where there is none, the number that does not count.
+static k_value *apply(bld *b, const reduction *r, k_value *x, const k_access *a, double neutral) {
+  k_kernel *k = b->k;
+  b_env *e = b_env_new(b);
+  k_value *v, *in = NULL;
+  int rows = x->rows, cols = x->cols;
+  b_bind(e, r->of->args.at[0], x);
+  b_region(e, r->of, &v);
+  v = k_spread(k, v, rows, cols);
+  if (a->row_limit) in = k_scalar(k, IR_lt, k_iota(k, K_I64, rows, 1), a->row_limit, NULL);
+  if (a->col_limit) {
+    k_value *here = k_scalar(k, IR_lt, k_iota(k, K_I64, 1, cols), a->col_limit, NULL);
+    in = in ? k_scalar(k, IR_and, in, here, NULL) : here;
+  }
+  return in ? k_where(k, in, v, k_const(k, v->type, neutral)) : v;
+}
+
 // Builds the body of one kernel; b_begin was called and both tensors exist.
 static void reduce_body(bld *b, const reduction *r) {
   k_kernel *k = b->k;
@@ -104,6 +122,7 @@ static void reduce_body(bld *b, const reduction *r) {
   a.col_limit = rows ? b_left(b, &part, first) : b_left(b, &own, start);
   k_value *x = b_load(b, &r->x, rows ? own.size : part.size, rows ? part.size : own.size, a);
   x = k_spread(k, x, rows ? own.size : part.size, rows ? part.size : own.size);
+  if (r->of) x = apply(b, r, x, &a, neutral);
   k_value *next[2];
   if (n == 2) {
     lse_step(b, x, l.carry, next);
@@ -138,16 +157,16 @@ static bool constant(ir_value *x, double *number) {
   return true;
 }
 
-void b_reduce_kernels(bld *b, ir_opcode kind, ir_value *x, ir_value *out, b_axes keep,
-                      b_axes over) {
-  reduction r = {.kind = kind, .keep = keep, .over = over, .parts = 1};
+void b_reduce_kernels(bld *b, ir_opcode kind, ir_value *x, ir_region *of, ir_value *out,
+                      b_axes keep, b_axes over) {
+  reduction r = {.kind = kind, .keep = keep, .over = over, .parts = 1, .of = of};
   double read = (double)ir_elements(&x->type), per = kind == IR_lse ? 12 : 1;
   b_collapse(&r.keep);
   b_collapse(&r.over);
   int64_t results = b_product(&r.keep), parts = parts_of(&r);
   const char *name = kind == IR_sum ? "sum" : kind == IR_lse ? "lse" : "max";
   double number;
-  if (constant(x, &number)) {
+  if (!of && constant(x, &number)) {
     double each = (double)b_product(&r.over);
     if (kind == IR_sum) number *= each;
     if (kind == IR_lse) number += log(each);
@@ -181,6 +200,7 @@ void b_reduce_kernels(bld *b, ir_opcode kind, ir_value *x, ir_value *out, b_axes
   b_end(b);
 
   b_begin(b, "%s_of_parts", name);
+  last.of = NULL;
   last.over = (b_axes){.n = 1, .tensors = 1, .size = {parts}};
   last.over.stride[0][0] = results;
   last.x = b_scratch(b, scratch, t, parts * results, K_READ);
@@ -214,5 +234,5 @@ void cg_build_reduce(bld *b) {
       return;
     }
   }
-  b_reduce_kernels(b, op->code, x, out, keep, over);
+  b_reduce_kernels(b, op->code, x, op->nregions ? op->region[0] : NULL, out, keep, over);
 }

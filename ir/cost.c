@@ -59,6 +59,7 @@ double ir_op_flops(const ir_op *op) {
       if (ir_is_view(op)) return 0;
       for (int i = 0; i < op->nin; i++)
         if (i != ir_updated(op) && elements(op->in[i]) > n) n = elements(op->in[i]);
+      if (op->code == IR_sum && op->nregions) n *= 1 + region_flops(op->region[0]);
       return op->code == IR_sum || op->code == IR_reduce_max ? n : op->nin && op->nout ? 5 * n : 0;
     }
   }

@@ -33,6 +33,7 @@ static int regions_wanted(const ir_op *op, int *most) {
   switch (op->code) {
     case IR_map: return *most = 2, 1;
     case IR_repeat: return *most = 1;
+    case IR_sum: return *most = 1, 0;
     case IR_attention:
     case IR_attention_grad:
     case IR_attention_grad_bias:
@@ -461,6 +462,12 @@ static const char *infer_reduce(const infer *t, ir_type *out) {
   const ir_type *x = &t->op->in[0]->type;
   const ir_attr *axes = ir_get_attr(t->op, "axes");
   bool gone[IR_MAX_RANK] = {0}, keep = ir_attr_int(t->op, "keep", 0) != 0;
+  if (t->op->nregions) {
+    const ir_region *f = t->op->region[0];
+    if (f->args.n != 1 || f->yield.n != 1 || f->args.at[0]->type.dtype != x->dtype ||
+        f->yield.at[0]->type.dtype != x->dtype)
+      return SAY("%s: its function takes and gives one %s", t->name, ir_dtype_name(x->dtype));
+  }
   for (int i = 0; i < axes->n; i++) {
     int64_t a = axes->v[i];
     if (a < 0 || a >= x->rank || gone[a])

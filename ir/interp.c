@@ -311,8 +311,21 @@ static void run_op(interp_frame *f, const ir_op *op) {
   }
 }
 
+static void see_largest(interp_frame *f, const ir_value *v) {
+  const double *x = f->data[v->id];
+  int64_t n = x ? ir_elements(&v->type) : 0;
+  for (int64_t i = 0; i < n; i++) {
+    double a = fabs(x[i]);
+    if (a > f->x->largest && !isinf(a)) f->x->largest = a;
+  }
+}
+
 void interp_region(interp_frame *f, const ir_region *r) {
-  for (int i = 0; i < r->ops.n && !f->error; i++) run_op(f, r->ops.at[i]);
+  for (int i = 0; i < r->ops.n && !f->error; i++) {
+    const ir_op *op = r->ops.at[i];
+    run_op(f, r->ops.at[i]);
+    for (int k = 0; k < op->nout && !f->error; k++) see_largest(f, op->out[k]);
+  }
 }
 
 // One iteration: slices in, the body in an arena of its own, results out.

@@ -20,6 +20,9 @@ typedef struct ir_interp {
   // Set these before a run.
   uint64_t seed, step;  // of random draws (runtime/base/random.h)
   int64_t past;         // positions already decoded, for ops with past=1
+  // The largest finite magnitude that any op has given so far; set it to 0 to start anew. Where it
+  // leaves the range of f32, squared for norms, a program in f32 has no comparable answer.
+  double largest;
   // Private.
   arena *arena;
   ir_module *m;

@@ -223,8 +223,9 @@ static void reduce(interp_frame *f, const ir_op *op, bool maximum) {
   double *y = interp_out(f, op, 0);
   for (int64_t e = 0; maximum && e < count_of(op->out[0]); e++) y[e] = -INFINITY;
   for (int64_t e = 0; e < in.n; e++) {
-    double *to = &y[without(&in, gone, e)];
-    *to = !maximum ? *to + x[e] : x[e] > *to ? x[e] : *to;
+    double *to = &y[without(&in, gone, e)], v = x[e];
+    if (op->nregions) interp_scalars(f, op->region[0], &x[e], 1, &v);
+    *to = !maximum ? *to + v : v > *to ? v : *to;
   }
 }
 

@@ -1,4 +1,4 @@
-// Elementwise chains become one map.
+// Elementwise chains become one map, and one in front of a sum part of the sum.
 //
 // needs: LOCAL. keeps: every result to the bit: a fused value is computed in the type it would have
 // been stored in, and no kernel contracts or reassociates. breaks: nothing; leaves dead producers.
@@ -104,10 +104,50 @@ static bool absorb(ir_module *m, ir_op *producer, ir_op *user) {
   return true;
 }
 
+// The sum of a function of one value's elements reads that value and holds the function, so that
+// the function's results need no memory.
+static void absorb_in_sum(ir_module *m, ir_op *sum) {
+  ir_op *p = sum->in[0]->def;
+  if (sum->nregions || !p || p->parent != sum->parent || !fusible(p) || p->nout != 1) return;
+  if (p->out[0]->mark != 1 || p->segment != sum->segment) return;
+  int at = -1;
+  for (int i = 0; i < p->nin; i++) {
+    double x;
+    if (at < 0 && same_extents(p->in[i], p->out[0]))
+      at = i;
+    else if (!pass_const_value(p->in[i], &x))
+      return;
+  }
+  if (at < 0 || p->in[at]->type.dtype != p->out[0]->type.dtype) return;
+  ir_region *f = function_of(m, p), *r = ir_region_new(m, sum);
+  for (int i = 0; i < p->nin; i++) {
+    double x = 0;
+    if (i == at) {
+      f->args.at[i]->mapped = ir_region_arg(r, ir_scalar(p->in[i]->type.dtype), p->in[i]->name);
+      continue;
+    }
+    (void)pass_const_value(p->in[i], &x);
+    ir_type t = ir_scalar(p->in[i]->type.dtype);
+    ir_op *c = ir_op_raw(r, IR_const, NULL, 0, &t, 1);
+    ir_set_attr(m, c, ir_attr_f("value", x));
+    ir_set_attr(m, c, ir_attr_s("dtype", ir_dtype_name(t.dtype)));
+    f->args.at[i]->mapped = c->out[0];
+  }
+  ir_clone_ops(r, f);
+  ir_value *y = f->yield.at[0];
+  vec_push(m->arena, &r->yield, y->mapped ? y->mapped : y);
+  sum->region = arena_new(m->arena, ir_region *, 1);
+  sum->region[0] = r;
+  sum->nregions = 1;
+  sum->in[0] = p->in[at];
+  p->out[0]->mark = 0;
+}
+
 static void fuse_region(ir_module *m, ir_region *r) {
   for (int i = 0; i < r->ops.n; i++) {
     ir_op *user = r->ops.at[i];
     if (user->code == IR_repeat) fuse_region(m, user->region[0]);
+    if (user->code == IR_sum) absorb_in_sum(m, user);
     if (!fusible(user)) continue;
     for (int k = 0; k < user->nin; k++) {
       ir_op *p = user->in[k]->def;

@@ -10,6 +10,9 @@
 #include "ir/print.h"
 #include "ir/verify.h"
 
+// As many as the command line prints: rendering hundreds would be all that the fuzzer does.
+enum { RENDERED = 20 };
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n);
 
 static void stop(const char *what, const char *why) {
@@ -49,7 +52,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n) {
       if (m && n < 20000) check_module(&a, m);
     }
   }
-  for (int i = 0; i < d.all.n; i++) diag_render(&a, d.all.at[i], false);
+  for (int i = 0; i < d.all.n && i < RENDERED; i++) diag_render(&a, d.all.at[i], false);
   arena_free(&a);
   return 0;
 }
