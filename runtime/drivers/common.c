@@ -3,18 +3,14 @@
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
+#include "runtime/base/clock.h"
 #include "runtime/base/str.h"
 #include "runtime/checkpoint.h"
 #include "runtime/drivers/driver.h"
 #include "runtime/init.h"
 
-double rt_now(void) {
-  struct timespec t;
-  clock_gettime(CLOCK_MONOTONIC, &t);
-  return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
+double rt_now(void) { return 1e-9 * (double)clock_ns(); }
 
 const char *rt_count(double n, char buf[32]) {
   static const char *const unit[] = {"", " k", " M", " G", " T", " P"};
@@ -102,10 +98,7 @@ status *rt_start(rt *r) {
   r->threads = pool_new(threads);
   if (!r->threads) return status_error("out of memory");
   STATUS_DO(vm_open(r->prog, r->img->code, r->threads, &r->vm));
-  if (r->opt.profile) {
-    r->times = vm_profile(r->vm);
-    if (!r->times) return status_error("out of memory");
-  }
+  STATUS_DO(rt_start_profile(r));
   return job_arguments(r);
 }
 
@@ -139,8 +132,10 @@ status *rt_evaluate(rt *r, data *d, double *loss, int64_t *batches) {
   double sum = 0, weight = 0;
   for (int64_t i = 0; i < *batches; i++) {
     int64_t predicted = 0;
+    rt_begin_step(r, i + 1);
     STATUS_DO(data_fill(d, vm_at(r->vm, 0), i * e->batch, &predicted));
     vm_call(r->vm, e, &(vm_step){.sample0 = i * e->batch, .seed = r->seed});
+    rt_end_step(r);
     // A batch's loss is a mean over its predicted positions.
     double w = prog_input(r->prog, e, "targets") ? (double)predicted : 1;
     sum += w * vm_scalar(r->vm, out);
@@ -152,53 +147,4 @@ status *rt_evaluate(rt *r, data *d, double *loss, int64_t *batches) {
   *loss = weight > 0 ? sum / weight : 0;
   if (!isfinite(*loss)) return status_exit(5, "the evaluation loss is not a number");
   return NULL;
-}
-
-// ---- profile ----------------------------------------------------------------------------------
-
-typedef struct row {
-  const char *name;
-  double seconds, flops, bytes;
-  int64_t calls;
-} row;
-
-static int slowest_first(const void *a, const void *b) {
-  double x = ((const row *)a)->seconds, y = ((const row *)b)->seconds;
-  return x < y ? 1 : x > y ? -1 : 0;
-}
-
-// Kernels of one name (the same work on other shapes) share a row.
-void rt_print_profile(const rt *r) {
-  if (!r->times) return;
-  FILE *out = r->env->out;
-  const prog *p = r->prog;
-  row *rows = arena_new(r->arena, row, p->nkernels);
-  map by_name = {.arena = r->arena};
-  double total = 0;
-  for (uint32_t i = 0; i < p->nkernels; i++) {
-    const char *name = prog_text(p, p->kernels[i].name);
-    int k = map_find(&by_name, name);
-    if (k < 0) {
-      k = by_name.n;
-      map_set(&by_name, name, NULL);
-      rows[k].name = name;
-    }
-    double calls = (double)r->times[i].calls;
-    rows[k].seconds += r->times[i].seconds;
-    rows[k].flops += calls * p->kernels[i].flops;
-    rows[k].bytes += calls * p->kernels[i].bytes;
-    rows[k].calls += r->times[i].calls;
-    total += r->times[i].seconds;
-  }
-  int n = by_name.n, shown = r->opt.verbose ? n : n < 20 ? n : 20;
-  if (n) qsort(rows, (size_t)n, sizeof *rows, slowest_first);
-  fprintf(out, "PROFILE %9s %7s %9s %9s %9s  kernel\n", "seconds", "share", "calls", "GFLOP/s",
-          "GB/s");
-  for (int i = 0; i < shown && rows[i].calls > 0; i++) {
-    double s = rows[i].seconds;
-    fprintf(out, "        %9.3f %5.1f %% %9" PRId64 " %9.2f %9.2f  %s\n", s,
-            total > 0 ? 100 * s / total : 0, rows[i].calls, s > 0 ? 1e-9 * rows[i].flops / s : 0,
-            s > 0 ? 1e-9 * rows[i].bytes / s : 0, rows[i].name);
-  }
-  if (shown < n) fprintf(out, "        and %d more; -v lists all\n", n - shown);
 }
