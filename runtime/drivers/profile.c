@@ -85,13 +85,16 @@ static void print_numbers(FILE *out, const ceilings *c, const row *r) {
           c->ns > 0 ? 100 * (double)r->ns / c->ns : 0, r->count, r->flops / ns, r->bytes / ns);
 }
 
-// The share of the ceiling that is nearer.
-static void print_ceiling(FILE *out, const ceilings *c, const row *r) {
+// The share of the ceiling that is nearer. Returns whether it is more than memory can give.
+static bool print_ceiling(FILE *out, const ceilings *c, const row *r) {
   double s = r->ns > 0 ? 1e-9 * (double)r->ns : 1;
   double compute = c->flops > 0 ? r->flops / s / c->flops : 0;
   double memory = c->bytes > 0 ? r->bytes / s / c->bytes : 0;
-  fprintf(out, "  %4.0f %% %s", 100 * (compute > memory ? compute : memory),
-          compute > memory ? "compute" : "memory ");
+  bool nearer = compute > memory;
+  double share = nearer ? compute : memory;
+  fprintf(out, "  %4.0f %% %-7s%s", 100 * share, nearer ? "compute" : "memory",
+          share > 1 && !nearer ? "*" : " ");
+  return share > 1 && !nearer;
 }
 
 static int shown_rows(const rt *r, const row *rows, int n) {
@@ -168,15 +171,17 @@ static void print_kernels(const rt *r, const profile_times *t, const ceilings *c
   row *rows = arena_new(r->arena, row, r->prog->nkernels + 2u);
   int n = kernel_rows(r, t, rows);
   qsort(rows, (size_t)n, sizeof *rows, slowest_first);
-  fprintf(out, "  %9s %7s %9s %9s %9s  %-14s  kernel\n", "seconds", "share", "calls", "GFLOP/s",
+  fprintf(out, "  %9s %7s %9s %9s %9s  %-15s  kernel\n", "seconds", "share", "calls", "GFLOP/s",
           "GB/s", "of the ceiling");
   int shown = shown_rows(r, rows, n);
+  bool cached = false;
   for (int i = 0; i < shown; i++) {
     print_numbers(out, c, &rows[i]);
-    print_ceiling(out, c, &rows[i]);
+    cached |= print_ceiling(out, c, &rows[i]);
     fprintf(out, "  %s\n", rows[i].name);
   }
   print_rest(out, c, rows, shown, n);
+  if (cached) fprintf(out, "  * more than memory gives: operands were still in caches\n");
 }
 
 static void print_outside(FILE *out, const profile_times *t, const ceilings *c) {

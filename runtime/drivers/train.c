@@ -235,14 +235,19 @@ static status *find_origin(training *t, sb *text, const vm_step *s) {
   if (bad.state) {
     sb_puts(text, "\n  ");
     check_print_state(text, r->prog, &bad);
-    if (!held)
-      sb_printf(text, "; step %" PRId64 " is in the weights already", s->step + 1);
-    else if (s->step > t->first)
+    if (held && s->step > t->first)
       sb_printf(text, ": the update of step %" PRId64 " or one before made it", s->step);
-    else
+    else if (held)
       sb_puts(text, " in what this run started from");
   }
-  if (!held) return NULL;
+  if (!held) {
+    sb_printf(text,
+              "\n  step %" PRId64
+              " is in the weights already: this program updates before it "
+              "knows its loss",
+              s->step + 1);
+    return NULL;
+  }
   check_values values;
   int64_t predicted = 0;
   check_clear(r->prog, r->vm);
@@ -392,7 +397,7 @@ static status *run(training *t) {
   status *s = loop(t);
   progress_break(&t->bar);
   if (!s && !r->opt.quiet) print_end(t, rt_now() - start);
-  if (!s) rt_print_profile(r, "step", true);
+  if (!s || *r->env->stop) rt_print_profile(r, "step", true);
   return status_join(s, rt_write_trace(r));
 }
 
