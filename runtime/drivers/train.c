@@ -226,9 +226,11 @@ static status *evaluate(training *t) {
 
 // ---- a step that went wrong ---------------------------------------------------------------------
 
+static bool same_number(double a, double b) { return a == b || (isnan(a) && isnan(b)); }
+
 // Which value was the first: one of the states, or one that an instruction makes when the step is
 // done again.
-static status *find_origin(training *t, sb *text, const vm_step *s) {
+static status *find_origin(training *t, sb *text, const vm_step *s, double loss, double norm) {
   rt *r = t->r;
   bool held = t->split < t->entry->runs;
   check_state bad = check_states(r->prog, r->vm);
@@ -254,9 +256,10 @@ static status *find_origin(training *t, sb *text, const vm_step *s) {
   STATUS_DO(data_fill(t->data, vm_at(r->vm, 0), s->sample0, &predicted));
   check_again(&values, r->prog, r->vm, t->entry, s, t->split);
   check_print(text, &values, t->entry);
-  if (isfinite(vm_scalar(r->vm, t->loss)) && (!t->norm || isfinite(vm_scalar(r->vm, t->norm))))
+  if (!same_number(loss, vm_scalar(r->vm, t->loss)) ||
+      (t->norm && !same_number(norm, vm_scalar(r->vm, t->norm))))
     sb_puts(text,
-            "\n  done again, the same step gave finite numbers: this machine computes wrongly");
+            "\n  done again, the same step gave other numbers: this machine computes wrongly");
   return NULL;
 }
 
@@ -271,7 +274,7 @@ static status *bad_step(training *t, const vm_step *s, double lr, double loss, d
   if (by_loss && t->norm) sb_printf(&text, ", gradient norm %s", check_word(norm, b));
   if (!by_loss) sb_printf(&text, ", loss %s", check_word(loss, b));
   sb_puts(&text, ")");
-  status *also = find_origin(t, &text, s);
+  status *also = find_origin(t, &text, s, loss, norm);
   // The states are those of the step before, which is worth keeping when this run made it.
   bool good = t->split < t->entry->runs && !check_states(r->prog, r->vm).state;
   if (good) sb_puts(&text, "\n  the step changed no weight");

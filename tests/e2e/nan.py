@@ -29,7 +29,7 @@ model bad {
   repeat (layers) as h[i] {
     u = linear(x, hidden, bias=true) as fc
     e = %s
-    x = x + 0.01 * linear(e, hidden) as proj
+    x = x + 0.01 * dropout(linear(e, hidden) as proj, 0.2)
   }
   output logits = matmul(x, transpose(wte))
   output loss = cross_entropy(logits, targets)
@@ -99,6 +99,7 @@ def explodes(dsmc, folder, checks):
         checks.check("samples of the micro-batch", (int(first), int(last)) == (want, want + 1),
                      "%s .. %s, expected %d" % (first, last, want))
     checks.check("the weights are kept", "the step changed no weight" in err, err)
+    checks.check("the step gives the same numbers again", "computes wrongly" not in err, err)
     checks.check("the step before is saved, the bad one is not",
                  saves(ck) == ["step-%08d" % s for s in (4, bad - 1)], str(saves(ck)))
     # What was saved is what an undisturbed run has after that step.
@@ -141,6 +142,8 @@ def gradient_only(dsmc, folder, checks):
     checks.check("infinite gradient: the norm is named, with a good loss",
                  re.search(r"^error: the gradient norm is (NaN|\+Inf) at step 1 \(lr 0\.1, "
                            r"loss [\d.]+\)", err), err)
+    checks.check("infinite gradient: drawn again, the loss is the same bits",
+                 "computes wrongly" not in err, err)
     checks.check("infinite gradient: made in the backward of that line",
                  re.search(r"the first (NaN|[+-]Inf) is made by `.* line %d` in task backward" %
                            LINE, err), err)
