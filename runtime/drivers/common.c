@@ -6,6 +6,7 @@
 
 #include "runtime/base/clock.h"
 #include "runtime/base/str.h"
+#include "runtime/check.h"
 #include "runtime/checkpoint.h"
 #include "runtime/drivers/driver.h"
 #include "runtime/init.h"
@@ -120,6 +121,26 @@ status *rt_first_weights(rt *r) {
   return ck_load_weights(&c, r->opt.load);
 }
 
+// A batch whose loss is not finite, done again to find the first such value.
+static status *bad_batch(rt *r, data *d, const prog_entry *e, int64_t sample0, double loss) {
+  char word[32];
+  sb text = {.arena = r->arena};
+  sb_printf(&text, "the evaluation loss is %s", check_word(loss, word));
+  check_state bad = check_states(r->prog, r->vm);
+  if (bad.state) {
+    sb_puts(&text, "\n  ");
+    check_print_state(&text, r->prog, &bad);
+  }
+  check_values values;
+  int64_t predicted = 0;
+  check_clear(r->prog, r->vm);
+  STATUS_DO(data_fill(d, vm_at(r->vm, 0), sample0, &predicted));
+  vm_step s = {.sample0 = sample0, .seed = r->seed};
+  check_again(&values, r->prog, r->vm, e, &s, e->runs);
+  check_print(&text, &values, e);
+  return status_exit(5, "%s", sb_str(&text));
+}
+
 status *rt_evaluate(rt *r, data *d, double *loss, int64_t *batches) {
   const prog_entry *e = prog_entry_of(r->prog, PROG_EVAL);
   const prog_io *out = e ? prog_output(r->prog, e, "loss") : NULL;
@@ -137,14 +158,15 @@ status *rt_evaluate(rt *r, data *d, double *loss, int64_t *batches) {
     vm_call(r->vm, e, &(vm_step){.sample0 = i * e->batch, .seed = r->seed});
     rt_end_step(r);
     // A batch's loss is a mean over its predicted positions.
-    double w = prog_input(r->prog, e, "targets") ? (double)predicted : 1;
-    sum += w * vm_scalar(r->vm, out);
+    double w = prog_input(r->prog, e, "targets") ? (double)predicted : 1,
+           one = vm_scalar(r->vm, out);
+    if (!isfinite(one)) return bad_batch(r, d, e, i * e->batch, one);
+    sum += w * one;
     weight += w;
     if (*r->env->stop)
       return status_exit(128 + *r->env->stop, "stopped by %s while evaluating",
                          rt_signal_name(*r->env->stop));
   }
   *loss = weight > 0 ? sum / weight : 0;
-  if (!isfinite(*loss)) return status_exit(5, "the evaluation loss is not a number");
   return NULL;
 }

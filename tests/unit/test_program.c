@@ -307,6 +307,15 @@ static void test_bad_update(void **state) {
   assert_int_equal(ck_newest_step(path(w, "ck")), -1);
 }
 
+static void test_bad_evaluation(void **state) {
+  world *w = *state;
+  spoil_from(-INFINITY, 1, 1000, true);  // evaluation counts no steps
+  expect(w, 5, "eval --data @/corpus.txt");
+  has(w->err,
+      "error: the evaluation loss is -Inf\n  the first -Inf is made by `grad %grad line 3` "
+      "in task eval.loss, micro-batch 1 (samples 2 .. 3): element 0 of 256\n");
+}
+
 // A program that changes states before its loss is known cannot be held back, and says so.
 static void test_bad_step_that_cannot_be_held(void **state) {
   world *w = *state;
@@ -756,6 +765,7 @@ int main(void) {
       T(test_bad_loss),
       T(test_bad_machine),
       T(test_bad_update),
+      T(test_bad_evaluation),
       T(test_bad_step_that_cannot_be_held),
       T(test_settings),
       T(test_usage),
