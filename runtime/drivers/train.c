@@ -259,7 +259,7 @@ static status *find_origin(training *t, sb *text, const vm_step *s, double loss,
   if (!same_number(loss, vm_scalar(r->vm, t->loss)) ||
       (t->norm && !same_number(norm, vm_scalar(r->vm, t->norm))))
     sb_puts(text,
-            "\n  done again, the same step gave other numbers: this machine computes wrongly");
+            "\n  done again, the same step gave other numbers: faulty hardware, or a bug in dsmc");
   return NULL;
 }
 
