@@ -190,13 +190,17 @@ static tile load_tile(bld *b, const cg_tensor *t, k_value *base, const b_cut *ow
   return (tile){k_stage(k, k_spread(k, v, rows, cols)), k_last};
 }
 
-// Tiles of m and n: large enough to pay for loading, small enough for a few cells per thread.
+// Tiles of m, n and k. The host packs a tile of b once and runs all rows of a through it, so many
+// rows pay for the packing; many k pay for moving the sums in and out of registers. The tile of b
+// (384 KiB) and the sums (128 KiB) stay within a core's second-level cache. Measured on a Zen 4,
+// one thread, GPT-2's products of 256 rows: 128x128x128 is 92 GFLOP/s, 256x128x256 101, this 105,
+// of 117. Products with few tiles are cut finer, so that a few threads have equal work.
 static void choose_tiles(const product *p, int64_t m, int64_t n, int64_t k, b_cut *cm, b_cut *cn,
                          b_cut *ck) {
   int64_t others = b_product(&p->batch) * b_product(&p->m) * b_product(&p->n);
-  int tm = 128, tn = 128;
-  while (tm > 32 && others * ((m + tm - 1) / tm) * ((n + tn - 1) / tn) < 16) {
-    if (tn >= tm) {
+  int tm = 256, tn = 128;
+  while (tm > 32 && others * ((m + tm - 1) / tm) * ((n + tn - 1) / tn) < 12) {
+    if (tn > 64) {
       tn /= 2;
     } else {
       tm /= 2;
@@ -204,7 +208,7 @@ static void choose_tiles(const product *p, int64_t m, int64_t n, int64_t k, b_cu
   }
   *cm = b_cut_even(m, tm, 8);
   *cn = b_cut_even(n, tn, 16);
-  *ck = b_cut_even(k, 128, 16);
+  *ck = b_cut_even(k, 768, 16);
 }
 
 // The few-rows product: out[m, n] = sum_k a[m, k] b[n, k], one reduction per row.

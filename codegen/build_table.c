@@ -64,8 +64,9 @@ void cg_build_gather(bld *b) {
   b_end(b);
 }
 
-// scatter_add(g[i..., h...], ids[i...]) -> table[rows, h...]. A cell owns columns of the table: it
-// clears them and adds the rows of g in the order of the ids, so no atomics and fixed bits.
+// scatter_add(g[i..., h...], ids[i...][, base]) -> table[rows, h...]. A cell owns columns of the
+// table: it clears them, unless they hold the base, and adds the rows of g in the order of the ids,
+// so no atomics and fixed bits.
 void cg_build_scatter_add(bld *b) {
   ir_op *op = b->op;
   b_begin(b, "scatter_add");
@@ -98,16 +99,18 @@ void cg_build_scatter_add(bld *b) {
   k_value *ccoord[B_MAX_AXES], *rcoord[B_MAX_AXES], *left = b_left(b, &cc, c0);
   b_coordinates(b, &cols, co, ccoord);
   k_value *own = k_add(k, b_at(b, &cols, 0, ccoord), k_muli(k, c0, cs[0]));
-  b_loop clear =
-      b_loop_begin(b, k_int(k, 0), k_int(k, tc.count * tc.size), tc.size, tc.count, NULL, 0);
-  b_store(b, &y, k_full(k, k_type_of(y.dtype), tc.size, cc.size, 0),
-          (k_access){.base = k_add(k, own, k_muli(k, clear.i, width)),
-                     .row_stride = width,
-                     .col_stride = cs[0],
-                     .row_limit = b_left(b, &tc, clear.i),
-                     .col_limit = left});
-  b_loop_end(b, &clear, NULL);
-  k_barrier(k);
+  if (op->nin == 2) {
+    b_loop clear =
+        b_loop_begin(b, k_int(k, 0), k_int(k, tc.count * tc.size), tc.size, tc.count, NULL, 0);
+    b_store(b, &y, k_full(k, k_type_of(y.dtype), tc.size, cc.size, 0),
+            (k_access){.base = k_add(k, own, k_muli(k, clear.i, width)),
+                       .row_stride = width,
+                       .col_stride = cs[0],
+                       .row_limit = b_left(b, &tc, clear.i),
+                       .col_limit = left});
+    b_loop_end(b, &clear, NULL);
+    k_barrier(k);
+  }
   int64_t chunks = b_product(&rows) * rc.count;
   b_loop l = b_loop_begin(b, k_int(k, 0), k_int(k, chunks), 1, chunks, NULL, 0);
   k_value *r0 = k_muli(k, k_modi(k, l.i, rc.count), rc.size);

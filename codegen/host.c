@@ -61,7 +61,8 @@ static h_value new_tile(host *h, k_type t, int rows, int cols) {
   int64_t n = cols == 1 ? padded(rows) : (int64_t)rows * ld;
   LLVMTypeRef e = h_stack_type(h, t);
   h->stack += n * (t == K_I64 ? 8 : t == K_BOOL ? 1 : 4);
-  return (h_value){H_MEMORY, h_alloca(h, LLVMArrayType2(e, (uint64_t)n), 64), ld};
+  return (h_value){
+      .kind = H_MEMORY, .v = h_alloca(h, LLVMArrayType2(e, (uint64_t)n), 64), .ld = ld};
 }
 
 h_value h_tile(host *h, const k_value *like) {
@@ -287,7 +288,7 @@ static h_slot carried_slot(host *h, const k_stmt *s, int i) {
   const k_value *init = s->in[2 + i];
   const k_value *arg = s->body[0]->args.at[1 + i];
   if (is_scalar(init)) {
-    h_value var = {H_SCALAR, h_alloca(h, h_type(h, init->type, 1), 0), 0};
+    h_value var = {.kind = H_SCALAR, .v = h_alloca(h, h_type(h, init->type, 1), 0)};
     LLVMBuildStore(h->b, scalar_of(h, init), var.v);
     return (h_slot){var, NULL};
   }
@@ -365,7 +366,7 @@ static bool used_only_by_if(const k_value *v, const k_stmt *s) {
 // Result i of an IF may take over the array of a value that a branch only passes through.
 static h_slot if_slot(host *h, const k_stmt *s, int i) {
   if (is_scalar(s->out[i]))
-    return (h_slot){{H_SCALAR, h_alloca(h, h_type(h, s->out[i]->type, 1), 0), 0}, NULL};
+    return (h_slot){{.kind = H_SCALAR, .v = h_alloca(h, h_type(h, s->out[i]->type, 1), 0)}, NULL};
   for (int j = 0; j < 2; j++) {
     const k_value *y = s->body[j]->yield.at[i];
     if (h->at[y->id].kind == H_MEMORY && y->block == s->parent && y->def &&
@@ -418,11 +419,10 @@ static void lower_stmt(host *h, k_stmt *s) {
   const k_value *first = s->nout ? s->out[0] : s->nin ? s->in[0] : NULL;
   switch (s->code) {
     case K_CONST:
-      h->at[first->id] = (h_value){H_SCALAR,
-                                   first->type == K_F32 ? h_number(h, K_F32, 1, s->f)
-                                                        : LLVMConstInt(h_type(h, first->type, 1),
-                                                                       (unsigned long long)s->i, 1),
-                                   0};
+      set_scalar(h, first,
+                 first->type == K_F32
+                     ? h_number(h, K_F32, 1, s->f)
+                     : LLVMConstInt(h_type(h, first->type, 1), (unsigned long long)s->i, 1));
       break;
     case K_GRID: set_scalar(h, first, h->coord[s->i]); break;
     case K_FIELD: set_scalar(h, first, h->call[s->i]); break;
@@ -455,6 +455,10 @@ static void lower_stmt(host *h, k_stmt *s) {
     default:
       if (is_scalar(first) && s->code != K_REDUCE) {
         scalar_stmt(h, s);
+      } else if (s->code == K_LOAD && h_stays_in_buffer(h, s)) {
+        LLVMValueRef base = s->access.base ? scalar_of(h, s->access.base) : h_i64(h, 0);
+        h->at[first->id] = (h_value){H_LOADED, h_f32_at(h, h->buf[s->access.buffer], base),
+                                     s->access.row_stride, s};
       } else {
         h_group_add(h, s);
         return;  // done when its group is lowered

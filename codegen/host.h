@@ -18,12 +18,14 @@ typedef enum h_kind {
   H_NONE,    // not computed yet (or only inside the vectors of its group)
   H_SCALAR,  // `v` is an LLVM scalar; for a tile: every element is `v`
   H_MEMORY,  // `v` is the address of a tile on the stack, rows `ld` elements apart
+  H_LOADED,  // a dot reads it where it lies: `v` is the address in the buffer, rows `ld` apart
 } h_kind;
 
 typedef struct h_value {
   h_kind kind;
   LLVMValueRef v;
-  int ld;
+  int64_t ld;
+  const k_stmt *load;  // H_LOADED: whose limits hold
 } h_value;
 
 // A run of pointwise statements over one tile shape, not lowered yet.
@@ -128,6 +130,36 @@ LLVMValueRef h_intrinsic(host *h, const char *name, LLVMTypeRef *types, int ntyp
 
 // ---- host_dot.c --------------------------------------------------------------------------------
 void h_dot(host *h, const k_stmt *s);
+// True when the only reader of a load is a dot that can read the buffer itself.
+bool h_stays_in_buffer(const host *h, const k_stmt *load);
+
+// ---- host_pack.c -------------------------------------------------------------------------------
+// Small steps of address arithmetic that the micro-kernels share.
+LLVMValueRef h_plus(host *h, LLVMValueRef a, int64_t b);
+LLVMValueRef h_times(host *h, LLVMValueRef a, int64_t b);
+LLVMValueRef h_f32_at(host *h, LLVMValueRef base, LLVMValueRef index);  // address of an element
+// Helpers take pointers, then i64 numbers. The builder is inside one between open and close.
+typedef struct h_inner {
+  LLVMValueRef fn, outer_fn, outer_end;
+  LLVMBasicBlockRef here;
+} h_inner;
+LLVMTypeRef h_inner_type(host *h, int pointers, int numbers);
+void h_inner_open(host *h, h_inner *x, const char *name, LLVMTypeRef type, int pointers);
+void h_inner_close(host *h, const h_inner *x);
 void h_transpose(host *h, const k_stmt *s);
+// to[cols, rows] = from[rows, cols], both tiles on the stack with padded rows.
+void h_turn(host *h, LLVMValueRef to, LLVMValueRef from, int rows, int cols, int64_t ld_to,
+            int64_t ld_from);
+// A dot's second operand, K x N elements in a buffer, as panels of `width` columns: element (k, n)
+// at (n / width)*width*K + k*width + n % width; the last panel is as narrow as whole vectors allow.
+// turned: it lies as [N, K] (K a multiple of 16). left_n, left_k: how many there are; beyond N
+// zeros are put, beyond K anything (left_k NULL: all).
+typedef struct h_panels {
+  int k, n, width;  // of the tile, in elements
+  int64_t ld;       // of the buffer
+  bool turned, ragged;
+} h_panels;
+void h_pack(host *h, const h_panels *p, LLVMValueRef to, LLVMValueRef from, LLVMValueRef left_n,
+            LLVMValueRef left_k);
 
 #endif

@@ -184,7 +184,8 @@ static LLVMValueRef table_vector(nest *n, const k_stmt *s) {
   LLVMSetGlobalConstant(g, 1);
   LLVMSetLinkage(g, LLVMInternalLinkage);
   LLVMSetAlignment(g, 64);
-  return read_tile(h, (h_value){H_MEMORY, g, 0}, K_F32, n->linear ? n->at.r : n->at.c, n->at.lanes);
+  return read_tile(h, (h_value){.kind = H_MEMORY, .v = g}, K_F32, n->linear ? n->at.r : n->at.c,
+                   n->at.lanes);
 }
 
 // Does the tile change from lane to lane of a vector?
@@ -363,7 +364,7 @@ static void prepare(nest *n) {
     if (s->axis == 1 || n->linear) {
       n->part[v->id] = h_alloca(h, h_type(h, v->type, n->at.lanes), 64);
     } else {
-      h_value zero = {H_SCALAR, neutral(h, s, 1), 0};
+      h_value zero = {.kind = H_SCALAR, .v = neutral(h, s, 1)};
       if (n->to[v->id].kind != H_MEMORY) n->to[v->id] = h_tile(h, v);
       h_copy(h, n->to[v->id], zero, v);
     }
@@ -388,7 +389,7 @@ static void finish_partials(nest *n, bool single) {
     LLVMValueRef part = LLVMBuildLoad2(h->b, h_type(h, v->type, n->at.lanes), n->part[v->id], "");
     LLVMValueRef x = tree(h, s, part, n->at.lanes);
     if (single) {
-      h->at[v->id] = (h_value){H_SCALAR, x, 0};
+      h->at[v->id] = (h_value){.kind = H_SCALAR, .v = x};
     } else if (n->to[v->id].kind == H_MEMORY) {
       write_tile(h, n->to[v->id], v->type, n->at.r, x, 1);
     }

@@ -23,7 +23,8 @@
 //   .col_stride = 1});
 //
 // Semantics that both lowerings keep bit for bit: no operation is contracted, reassociated or
-// flushed, `fma` is one rounding; a dot adds its products in order of k, each by one fma; a sum
+// flushed, `fma` is one rounding; a dot adds its products in order of k, each by one fma (products
+// with the zeros beyond a load's limits may be left out); a sum
 // over columns, or over the rows of a single column, adds element c into partial c mod 16 in order
 // of c, then the partials as a tree (0+8, 1+9, ...; 0+4, ...; 0+2, ...; 0+1); any other sum over
 // rows adds in order of the rows.

@@ -58,7 +58,7 @@ double ir_op_flops(const ir_op *op) {
       double n = 0;
       if (ir_is_view(op)) return 0;
       for (int i = 0; i < op->nin; i++)
-        if (elements(op->in[i]) > n) n = elements(op->in[i]);
+        if (i != ir_updated(op) && elements(op->in[i]) > n) n = elements(op->in[i]);
       return op->code == IR_sum || op->code == IR_reduce_max ? n : op->nin && op->nout ? 5 * n : 0;
     }
   }
@@ -67,7 +67,10 @@ double ir_op_flops(const ir_op *op) {
 double ir_op_bytes(const ir_op *op) {
   if (ir_is_view(op)) return 0;
   double n = 0;
-  for (int i = 0; i < op->nin; i++) n += (double)ir_bytes(&op->in[i]->type);
+  int updated = ir_updated(op);
+  for (int i = 0; i < op->nin; i++)
+    if (i != updated) n += (double)ir_bytes(&op->in[i]->type);
+  if (updated >= 0) return 2 * n;  // what comes in is written into what is there
   for (int i = 0; i < op->nout; i++) n += (double)ir_bytes(&op->out[i]->type);
   return n;
 }

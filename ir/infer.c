@@ -487,12 +487,23 @@ static const char *infer_scatter_add(const infer *t, ir_type *out) {
   for (int i = 0; i < ids->rank; i++)
     if (!ir_index_unify(t->m, g->dim[i], ids->dim[i]))
       return SAY("scatter_add: %s and %s do not agree", text_of(t, 0), text_of(t, 1));
+  if (t->op->nin > 3) return SAY("scatter_add takes at most 3 operands");
   // The builder may give the type, to say that the rows are those of a table it knows.
   const ir_type *given = t->op->nout == 1 ? &t->op->out[0]->type : NULL;
   out->dim[out->rank++] = given && given->rank && given->dim[0]->size == rows
                               ? given->dim[0]
                               : ir_index_new(t->m, NULL, rows);
   for (int i = ids->rank; i < g->rank; i++) out->dim[out->rank++] = g->dim[i];
+  if (t->op->nin == 3) {
+    const ir_type *base = &t->op->in[2]->type;
+    bool same = base->rank == out->rank;
+    for (int i = 0; i < out->rank && same; i++) {
+      same = ir_index_unify(t->m, base->dim[i], out->dim[i]);
+      out->dim[i] = base->dim[i];
+    }
+    if (!same)
+      return SAY("scatter_add: %s is no table of %lld rows", text_of(t, 2), (long long)rows);
+  }
   return NULL;
 }
 

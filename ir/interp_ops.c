@@ -144,11 +144,12 @@ void interp_gather(interp_frame *f, const ir_op *op) {
   }
 }
 
-// Row i of g is added to row ids[i]; rows no id names stay zero.
+// Row i of g is added to row ids[i] of the base, or of zeros.
 void interp_scatter_add(interp_frame *f, const ir_op *op) {
   const double *g = interp_in(f, op, 0), *ids = interp_in(f, op, 1);
   double *y = interp_out(f, op, 0);
   int64_t rows = op->out[0]->type.dim[0]->size, n = count_of(op->out[0]) / rows;
+  if (op->nin > 2) memcpy(y, interp_in(f, op, 2), sizeof *y * (size_t)count_of(op->out[0]));
   for (int64_t i = 0; i < count_of(op->in[1]); i++) {
     int64_t r = row_of(f, op, ids[i], rows);
     for (int64_t k = 0; k < n && r >= 0; k++) y[r * n + k] += g[i * n + k];

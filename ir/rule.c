@@ -182,7 +182,9 @@ static void read_kinds(reader *r, const char *kinds) {
     size_t name = strcspn(p, ":");
     if (!name || p[name] != ':') break;
     size_t kind = strcspn(p + name + 1, ", ");
-    if (name == strlen("linear") && memcmp(p, "linear", name) == 0) {  // not an index: ir_is_linear
+    bool of_operands = (name == strlen("linear") && memcmp(p, "linear", name) == 0) ||
+                       (name == strlen("updates") && memcmp(p, "updates", name) == 0);
+    if (of_operands) {  // not an index: ir_is_linear, ir_updated
       p += name + 1 + kind;
       continue;
     }

@@ -189,3 +189,18 @@ int ir_views_collapse(ir_view *const *view, int n) {
   for (int k = 0; k < n; k++) view[k]->nleaves = kept;
   return kept;
 }
+
+int ir_updated(const ir_op *op) {
+  const char *how = strstr(ir_info(op->code)->kinds, "updates:");
+  int k = how ? how[strlen("updates:")] - 'a' : -1;
+  return k < op->nin ? k : -1;
+}
+
+ir_value *ir_storage_of(ir_value *v) {
+  for (;;) {
+    v = ir_view_of(v).root;
+    int k = v->def ? ir_updated(v->def) : -1;
+    if (k < 0) return v;
+    v = v->def->in[k];
+  }
+}

@@ -29,6 +29,12 @@ typedef struct ir_view {
 ir_view ir_view_of(ir_value *v);
 // True when `op` makes only views (no kernel).
 bool ir_is_view(const ir_op *op);
+// Which operand's storage `op` writes in place, so that its result lies there too (`updates` in
+// ir/ops.def); -1: none.
+int ir_updated(const ir_op *op);
+// The value whose storage holds `v`: the root of the view, and through updates in place the value
+// that was there first.
+ir_value *ir_storage_of(ir_value *v);
 // Merges neighbouring leaves d, d+1 of `n` views with equal sizes wherever every view walks them as
 // one (stride[d] == size[d+1]*stride[d+1], or both 0); drops leaves of size 1. Changes the views;
 // returns the number of dimensions left (at least 1).

@@ -3,8 +3,9 @@
 // needs: nothing. keeps: values up to the bit. breaks: nothing.
 // Rewrites, each exact in floating point: arithmetic on constants; x - 0, x * 1, x / 1 (x + 0 is
 // not: -0 + 0 is +0); cast to the same type; dropout with p = 0; a slice, pad or broadcast that
-// changes nothing; transpose of transpose; a one-operand einsum that only permutes becomes a
-// transpose. What would change a bit (x * 0, reassociation) is left alone.
+// changes nothing; transpose of transpose; the transpose of an einsum that nobody else reads, which
+// writes its result turned instead (so that what follows, an optimizer for one, reads it in order).
+// What would change a bit (x * 0, reassociation) is left alone.
 
 #include <math.h>
 #include <string.h>
@@ -53,6 +54,39 @@ static bool identity_perm(const ir_attr *perm) {
   return true;
 }
 
+// `perm` for the words behind the arrow: "b s k, n k -> b s n" with [2, 0, 1] is "... -> n b s".
+static const char *permuted_spec(ir_module *m, const char *spec, const ir_attr *perm) {
+  const char *word[IR_MAX_RANK], *arrow = strstr(spec, "->");
+  int length[IR_MAX_RANK], n = 0;
+  for (const char *p = arrow ? arrow + 2 : ""; *p;) {
+    p += strspn(p, " ");
+    int len = (int)strcspn(p, " ");
+    if (len && n == IR_MAX_RANK) return NULL;
+    if (len) word[n] = p, length[n++] = len;
+    p += len;
+  }
+  if (!arrow || n != perm->n) return NULL;
+  sb s = {.arena = m->arena};
+  sb_printf(&s, "%.*s", (int)(arrow + 2 - spec), spec);
+  for (int i = 0; i < n; i++) sb_printf(&s, " %.*s", length[perm->v[i]], word[perm->v[i]]);
+  return sb_str(&s);
+}
+
+// The einsum under a transpose, made to write its result turned; NULL when others read it too.
+static ir_value *turn_einsum(ir_module *m, const ir_op *op) {
+  ir_value *v = op->in[0];
+  const ir_attr *perm = ir_get_attr(op, "perm");
+  if (!v->def || v->def->code != IR_einsum || v->mark != 1) return NULL;
+  for (int i = 0; i < perm->n; i++)
+    if (!ir_index_same(v->type.dim[perm->v[i]], op->out[0]->type.dim[i])) return NULL;
+  const char *spec = permuted_spec(m, ir_attr_str(v->def, "spec", ""), perm);
+  if (!spec) return NULL;
+  ir_set_attr(m, v->def, ir_attr_s("spec", spec));
+  ir_type t = v->type;
+  for (int i = 0; i < perm->n; i++) v->type.dim[i] = t.dim[perm->v[i]];
+  return v;
+}
+
 // The value that can stand for the op's only result, or NULL.
 static ir_value *simplify(ir_module *m, ir_op *op) {
   if (op->nout != 1) return NULL;
@@ -69,6 +103,7 @@ static ir_value *simplify(ir_module *m, ir_op *op) {
       const ir_attr *perm = ir_get_attr(op, "perm");
       if (identity_perm(perm)) return op->in[0];
       ir_op *before = op->in[0]->def;
+      if (before && before->code == IR_einsum) return turn_einsum(m, op);
       if (!before || before->code != IR_transpose) return NULL;
       const ir_attr *first = ir_get_attr(before, "perm");
       int64_t both[IR_MAX_RANK];
@@ -81,6 +116,7 @@ static ir_value *simplify(ir_module *m, ir_op *op) {
   }
 }
 
+// Value->mark holds use counts.
 static void rewrite(ir_module *m, ir_region *r) {
   int kept = 0;
   for (int i = 0; i < r->ops.n; i++) {
@@ -94,6 +130,7 @@ static void rewrite(ir_module *m, ir_region *r) {
       for (int d = 0; d < now->type.rank && same; d++)
         same = ir_index_unify(m, now->type.dim[d], op->out[0]->type.dim[d]);
       if (same) {
+        now->mark += op->out[0]->mark - 1;
         op->out[0]->mapped = now;
         continue;
       }
@@ -109,6 +146,7 @@ const char *pass_canonicalise(ir_module *m, const pass_options *o) {
   (void)o;
   for (int i = 0; i < m->funcs.n; i++) {
     pass_clear_mapped(m->funcs.at[i]->body);
+    pass_count_uses(m->funcs.at[i]->body);
     rewrite(m, m->funcs.at[i]->body);
   }
   return NULL;

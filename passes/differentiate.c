@@ -134,6 +134,14 @@ void ad_add(ad *c, ir_value *v, ir_value *g) {
     g = ad_ok(c, op ? op->out[0] : NULL);
   }
   ir_value **slot = &c->grad[v->id];
+  if (*slot && g->def && g->def->code == IR_scatter_add && g->def->nin == 2) {
+    // Rows are added to the gradient that is there: a table of zeros, filled and added as a whole,
+    // would cost as much as the optimizer's step.
+    ir_value *in[] = {g->def->in[0], g->def->in[1], *slot};
+    ir_op *op = ir_build_full(&c->b, IR_scatter_add, in, 3, g->def->attr, g->def->nattrs, NULL, 0);
+    *slot = ad_ok(c, op ? op->out[0] : NULL);
+    return;
+  }
   *slot = *slot ? ad_ok(c, ir_build2(&c->b, IR_add, *slot, g)) : g;
 }
 

@@ -12,7 +12,8 @@
 //   it;
 //   - slices of stacked operands are addresses into them;
 //   - all else dies within one execution of the body and is packed once for all layers.
-// An optimizer's update writes the state it reads (`set` in place) when nobody reads it afterwards.
+// An optimizer's update writes the state it reads (`set` in place) when nobody reads it afterwards;
+// what an op updates in place (ir_updated) lives as long as its result.
 
 #include <string.h>
 
@@ -110,7 +111,7 @@ static void find_lifetimes(lay *l) {
     }
     if (ir_is_view(op)) continue;
     for (int k = 0; k < op->nin; k++) {
-      ir_value *root = ir_view_of(op->in[k]).root;
+      ir_value *root = ir_storage_of(op->in[k]);
       int p = op->mark;
       bool from_outside =
           root->def && (root->def->segment != op->segment || root->def->code == IR_input);
@@ -213,8 +214,10 @@ static void bind_ring(lay *l, ir_op *op, int k) {
     if (body->yield.at[j] == arg) bind_item(l, op->out[j], item, reverse ? bytes : 0);
 }
 
-static const ir_value *append_target(const ir_value *v) {
-  return v->def && v->def->code == IR_append ? ir_view_of(v->def->in[0]).root : NULL;
+// The value whose storage an op that updates in place writes, or NULL.
+static const ir_value *target_of(const ir_value *v) {
+  int k = v->def ? ir_updated(v->def) : -1;
+  return k < 0 ? NULL : ir_view_of(v->def->in[k]).root;
 }
 
 static void bind_alias(lay *l, const ir_value *v, const ir_value *of, int64_t layer_stride) {
@@ -234,7 +237,7 @@ static void bind_repeat(lay *l, ir_op *op) {
   for (int j = carried; j < op->nout; j++) {
     const ir_value *y = body->yield.at[j], *out = op->out[j];
     if (bound(l, out)) continue;  // a ring that is the stack
-    const ir_value *cache = append_target(y);
+    const ir_value *cache = target_of(y);
     if (cache && !cache->def && cache->region == body && cache->pos >= 1 + carried) {
       bind_alias(l, out, ir_view_of(op->in[cache->pos - 1]).root, 0);
       continue;
@@ -266,13 +269,13 @@ static void bind_body(lay *l, sched_task *t) {
       local[n++] = (sched_item){.bytes = in->scratch_bytes[k], .first = i, .last = i};
     for (int k = 0; k < in->op->nout; k++) {
       ir_value *v = in->op->out[k];
-      const ir_value *cache = append_target(v);
-      if (cache) bind_alias(l, v, cache, 0);
+      const ir_value *target = target_of(v);
+      if (target) bind_alias(l, v, target, 0);
       if (bound(l, v)) continue;
       int last = i;
       for (int j = i + 1; j < t->instrs.n; j++)
         for (int q = 0; q < t->instrs.at[j].op->nin; q++)
-          if (ir_view_of(t->instrs.at[j].op->in[q]).root == v) last = j;
+          if (ir_storage_of(t->instrs.at[j].op->in[q]) == v) last = j;
       value[n] = v;
       local[n++] = (sched_item){.name = v->name, .bytes = root_bytes(v), .first = i, .last = last};
     }
@@ -306,7 +309,7 @@ static void bind_top(lay *l) {
     for (int k = 0; k < op->nout; k++) {
       ir_value *v = op->out[k];
       binding b = {.bytes = root_bytes(v)};
-      const ir_value *cache = append_target(v);
+      const ir_value *cache = target_of(v);
       if (bound(l, v)) continue;
       if (op->code == IR_state) {
         b.kind = BIND_STATE;

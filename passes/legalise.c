@@ -1,4 +1,5 @@
-// Gives every value that a repeat carries or stacks, and every result, storage of its own.
+// Gives every value that a repeat carries or stacks, and every result, storage of its own; and what
+// an op writes in place a value that nobody else reads.
 //
 // needs: LOCAL. keeps: values. breaks: nothing; adds copies (`cast` to the same type).
 //
@@ -7,6 +8,9 @@
 //   - a yield is the result of a non-view op of the body and appears once among the yields, or is
 //     a carried argument that is saved as a stack (its ring then keeps all layers);
 //   - the start of a carried value is made by a non-view op and used by that repeat alone;
+//   - the operand that an op updates in place is made by a kernel of the same region and segment
+//   and
+//     has no other reader (a cache is a state that `append` alone writes);
 //   - stacked operands, invariants and operands of `set` and `output` are no views; an invariant
 //     constant is inside the body instead.
 
@@ -29,6 +33,7 @@ static ir_value *copy_at(ir_module *m, ir_region *r, int at, ir_value *v, int se
 static bool made_here(const ir_value *v, const ir_region *r) {
   const ir_op *op = v->def;
   if (!op || op->parent != r || ir_is_view(op)) return false;
+  if (ir_updated(op) >= 0 && op->code != IR_append) return false;  // it lies where its operand does
   switch (op->code) {
     case IR_const:
     case IR_input:
@@ -62,8 +67,24 @@ static void legalise_body(ir_module *m, ir_op *loop) {
   }
 }
 
+// Value->mark holds use counts.
+static void legalise_updates(ir_module *m, ir_region *r) {
+  for (int i = 0; i < r->ops.n; i++) {
+    ir_op *op = r->ops.at[i];
+    int k = ir_updated(op);
+    if (k < 0 || op->code == IR_append) continue;
+    ir_value *v = op->in[k];
+    if (!made_here(v, r) || v->mark != 1 || v->def->segment != op->segment)
+      op->in[k] = copy_at(m, r, i++, v, op->segment);
+  }
+}
+
 static void legalise_func(ir_module *m, ir_func *f) {
   ir_region *r = f->body;
+  pass_count_uses(r);
+  legalise_updates(m, r);
+  for (int i = 0; i < r->ops.n; i++)
+    if (r->ops.at[i]->code == IR_repeat) legalise_updates(m, r->ops.at[i]->region[0]);
   pass_count_uses(r);
   for (int i = 0; i < r->ops.n; i++) {
     ir_op *op = r->ops.at[i];

@@ -52,16 +52,20 @@ static const char *refuse(loc *c, const ir_op *op, const char *why) {
   return c->error;
 }
 
-// True when `op` has PARTIAL operands and is linear in them, so that the result is PARTIAL too.
+// True when `op` has PARTIAL operands and is linear in them, so that the result is PARTIAL too. An
+// op that sums CUT operands over the batch and adds the sum to a PARTIAL one is linear in both.
 static bool passes_partial(loc *c, const ir_op *op) {
   enum { MAX = 64 };
-  bool partial[MAX] = {false};
+  bool among[MAX] = {false}, partial = false, sums = has_sum_kind(ir_info(op->code));
   if (op->nin > MAX) return false;
+  for (int k = 0; k < op->nout; k++) sums &= pass_batch_dim(c->m, op->out[k]) < 0;
   for (int i = 0; i < op->nin; i++) {
-    if (placed(c, op->in[i]) == ON_CUT) return false;
-    partial[i] = placed(c, op->in[i]) == ON_PARTIAL;
+    ir_on_axis p = placed(c, op->in[i]);
+    if (p == ON_CUT && !sums) return false;
+    partial |= p == ON_PARTIAL;
+    among[i] = p == ON_PARTIAL || (p == ON_CUT && ir_dtype_float(op->in[i]->type.dtype));
   }
-  return ir_is_linear(op, partial);
+  return partial && ir_is_linear(op, among);
 }
 
 static bool on_batch(loc *c, const ir_op *op) {
