@@ -15,8 +15,9 @@
 #include <stdbool.h>
 #include <stdlib.h>
 #include <sys/syscall.h>
-#include <time.h>
 #include <unistd.h>
+
+#include "runtime/base/clock.h"
 
 #define SPIN_NS 20000
 #define CHUNKS_PER_THREAD 4
@@ -51,12 +52,6 @@ static void wait_on(_Atomic uint32_t *word, uint32_t seen) {
   futex(word, FUTEX_WAIT_PRIVATE, seen);  // EAGAIN, EINTR: the caller looks again anyway
 }
 
-static int64_t now_ns(void) {
-  struct timespec t;
-  clock_gettime(CLOCK_MONOTONIC, &t);
-  return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
-}
-
 static void breathe(void) {
 #if defined(__x86_64__)
   __builtin_ia32_pause();
@@ -67,13 +62,13 @@ static void breathe(void) {
 
 // Spins until *word differs from `seen`, at most SPIN_NS. Returns whether it does.
 static bool spin_until_change(_Atomic uint32_t *word, uint32_t seen) {
-  int64_t start = now_ns();
+  int64_t start = clock_ns();
   for (;;) {
     for (int i = 0; i < 32; i++) {
       if (atomic_load_explicit(word, memory_order_acquire) != seen) return true;
       breathe();
     }
-    if (now_ns() - start > SPIN_NS) return false;
+    if (clock_ns() - start > SPIN_NS) return false;
   }
 }
 

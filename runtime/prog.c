@@ -331,6 +331,35 @@ const char *prog_setting_text(const prog *p, const char *name) {
   return NULL;
 }
 
+static bool task_writes(const prog *p, const prog_run *r, int64_t micro_low, int64_t micro_high,
+                        int64_t low, int64_t high) {
+  const prog_task *t = &p->tasks[r->task];
+  int64_t slot[2];
+  if (r->layer_count == 0 || micro_low > micro_high) return false;
+  for (uint32_t i = 0; i < t->instrs; i++) {
+    const prog_instr *in = &p->instrs[t->first_instr + i];
+    for (uint32_t k = 0; k < in->operands; k++) {
+      const prog_operand *o = &p->operands[in->first_operand + k];
+      if (!(o->writes & 2) || !slots_of(o, r, &slot[0], &slot[1])) continue;
+      int64_t a = slot[0] * o->layer_stride, b = slot[1] * o->layer_stride;
+      int64_t c = micro_low * o->micro_stride, d = micro_high * o->micro_stride;
+      int64_t from = o->base + (a < b ? a : b) + (c < d ? c : d);
+      int64_t to = o->base + (a < b ? b : a) + (c < d ? d : c) + o->bytes;
+      if (from < high && low < to) return true;
+    }
+  }
+  return false;
+}
+
+bool prog_run_writes(const prog *p, const prog_entry *e, uint32_t run, int64_t low, int64_t high) {
+  const prog_run *r = &p->runs[e->first_run + run];
+  if (r->kind == PROG_RUN) return task_writes(p, r, 0, 0, low, high);
+  for (uint32_t k = 1; k <= r->task; k++)
+    if (task_writes(p, r + k, r->micro_first, r->micro_first + r->micro_count - 1, low, high))
+      return true;
+  return false;
+}
+
 int64_t prog_io_elements(const prog_io *io) { return io->bytes / dtype_of(io->dtype)->bytes; }
 
 int64_t prog_state_elements(const prog_state *s) { return s->bytes / dtype_of(s->dtype)->bytes; }

@@ -50,6 +50,11 @@ const prog_io *prog_input(const prog *p, const prog_entry *e, const char *name);
 const prog_io *prog_output(const prog *p, const prog_entry *e, const char *name);
 const char *prog_setting_text(const prog *p, const char *full_name);
 
+// Whether a run of the entry (by its number there; a loop stands for its whole body) may write
+// bytes low .. high-1 of the arena. May say yes too often: it looks at the hull of what a run's
+// layers and micro-batches touch.
+bool prog_run_writes(const prog *p, const prog_entry *e, uint32_t run, int64_t low, int64_t high);
+
 int64_t prog_io_elements(const prog_io *io);
 int64_t prog_state_elements(const prog_state *s);  // of one slice
 int64_t prog_state_slices(const prog_state *s);    // 1 when not stacked

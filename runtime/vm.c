@@ -4,7 +4,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <time.h>
 
 #include "runtime/base/str.h"
 #include "runtime/dtype.h"
@@ -19,8 +18,8 @@ struct vm {
   unsigned char *arena;
   void *map;
   size_t map_bytes;
-  unsigned char **buf;  // operands of the running instruction
-  vm_kernel_time *times;
+  unsigned char **buf;          // operands of the running instruction
+  const vm_observer *observer;  // NULL: nobody looks on
 };
 
 static uint64_t read_number(const char *path, const char *key) {
@@ -88,7 +87,6 @@ void vm_close(vm *m) {
   if (!m) return;
   if (m->map) munmap(m->map, m->map_bytes);
   free(m->buf);
-  free(m->times);
   free(m);
 }
 
@@ -145,32 +143,28 @@ static void move_bytes(vm *m, move v) {
     pool_run(m->threads, (v.bytes + BLOCK - 1) / BLOCK, run_move, &v);
 }
 
-static double now(void) {
-  struct timespec t;
-  clock_gettime(CLOCK_MONOTONIC, &t);
-  return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+static void tell(const vm *m, vm_moment when, const vm_where *at) {
+  if (m->observer) m->observer->see(m->observer->ctx, when, at);
 }
 
-static void run_instr(vm *m, const prog_instr *in, const dsm_call *call, int64_t layer) {
+static void find_operands(vm *m, const prog_instr *in, const dsm_call *call, int64_t layer) {
   const prog_operand *o = &m->prog->operands[in->first_operand];
   for (uint32_t k = 0; k < in->operands; k++, o++) {
     int64_t slot = layer + o->layer_add;
     if (o->layer_mod) slot %= o->layer_mod;
     m->buf[k] = m->arena + o->base + slot * o->layer_stride + call->micro * o->micro_stride;
   }
-  o = &m->prog->operands[in->first_operand];
+}
+
+static void run_instr(vm *m, const prog_instr *in, const dsm_call *call) {
+  const prog_operand *o = &m->prog->operands[in->first_operand];
   switch (in->op) {
     case RTOP_launch: {
       const prog_kernel *k = &m->prog->kernels[in->kernel];
       const unsigned char *entry = m->code + k->code_offset;
       launch l = {.buf = m->buf, .call = call};
       memcpy(&l.kernel, &entry, sizeof entry);
-      double t0 = m->times ? now() : 0;
       pool_run(m->threads, k->cells, run_cells, &l);
-      if (m->times) {
-        m->times[in->kernel].seconds += now() - t0;
-        m->times[in->kernel].calls++;
-      }
       break;
     }
     case RTOP_zero: move_bytes(m, (move){m->buf[0], NULL, o[0].bytes}); break;
@@ -178,33 +172,49 @@ static void run_instr(vm *m, const prog_instr *in, const dsm_call *call, int64_t
   }
 }
 
-static void run_one(vm *m, const prog_run *r, dsm_call *call) {
+static void run_one(vm *m, const prog_run *r, bool loop, dsm_call *call) {
   const prog_task *t = &m->prog->tasks[r->task];
+  vm_where at = {.run = r, .loop = loop, .task = r->task, .call = call, .buf = m->buf};
   for (int64_t i = 0, layer = r->layer_first; i < r->layer_count; i++, layer += r->layer_dir) {
     call->layer = r->number_first + layer * r->number_step;
-    for (uint32_t k = 0; k < t->instrs; k++)
-      run_instr(m, &m->prog->instrs[t->first_instr + k], call, layer);
+    tell(m, VM_TASK_BEGIN, &at);
+    for (uint32_t k = 0; k < t->instrs; k++) {
+      at.instr = t->first_instr + k;
+      const prog_instr *in = &m->prog->instrs[at.instr];
+      find_operands(m, in, call, layer);
+      tell(m, VM_INSTR_BEGIN, &at);
+      run_instr(m, in, call);
+      tell(m, VM_INSTR_END, &at);
+    }
+    tell(m, VM_TASK_END, &at);
   }
 }
 
-void vm_call(vm *m, const prog_entry *e, const vm_step *s) {
+void vm_call_part(vm *m, const prog_entry *e, const vm_step *s, uint32_t from, uint32_t to) {
   dsm_call call = {.sample0 = s->sample0, .step = s->step, .past = s->past, .seed = s->seed};
-  const prog_run *r = &m->prog->runs[e->first_run], *end = r + e->runs;
+  const prog_run *r = &m->prog->runs[e->first_run + from], *end = r + (to - from);
+  vm_where whole = {.call = &call};
+  tell(m, VM_CALL_BEGIN, &whole);
   while (r < end) {
     if (r->kind == PROG_RUN) {
-      run_one(m, r++, &call);
+      run_one(m, r++, false, &call);
       continue;
     }
     for (int64_t k = r->micro_first; k < r->micro_first + r->micro_count; k++) {
       call.micro = k;
       call.sample0 = s->sample0 + k * e->micro_batch;
-      for (uint32_t i = 1; i <= r->task; i++) run_one(m, r + i, &call);
+      for (uint32_t i = 1; i <= r->task; i++) run_one(m, r + i, true, &call);
     }
     call.micro = 0;
     call.sample0 = s->sample0;
     r += r->task + 1;
   }
+  tell(m, VM_CALL_END, &whole);
 }
+
+void vm_call(vm *m, const prog_entry *e, const vm_step *s) { vm_call_part(m, e, s, 0, e->runs); }
+
+void vm_observe(vm *m, const vm_observer *o) { m->observer = o; }
 
 double vm_scalar(const vm *m, const prog_io *io) {
   double d = 0;
@@ -224,9 +234,4 @@ bool vm_set_arg(vm *m, const char *name, double value) {
   float f = (float)value;
   memcpy(m->arena + a->offset, &f, sizeof f);
   return true;
-}
-
-const vm_kernel_time *vm_profile(vm *m) {
-  if (!m->times) m->times = calloc(m->prog->nkernels + 1u, sizeof *m->times);
-  return m->times;
 }

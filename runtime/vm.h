@@ -35,22 +35,47 @@ void vm_close(vm *m);
 void vm_touch(vm *m);
 
 unsigned char *vm_at(const vm *m, int64_t offset);
+// Executes an entry.
 void vm_call(vm *m, const prog_entry *e, const vm_step *s);
+// Executes its runs from .. to-1, counted from its first one; neither may lie inside a loop. So a
+// driver can look at what the first part computed before it lets the second one change the states.
+void vm_call_part(vm *m, const prog_entry *e, const vm_step *s, uint32_t from, uint32_t to);
 
 // The first element of a float or integer output.
 double vm_scalar(const vm *m, const prog_io *io);
 // Writes an argument when the program has it; returns whether.
 bool vm_set_arg(vm *m, const char *name, double value);
 
-// Measured time of a kernel, when profiling is on.
-typedef struct vm_kernel_time {
-  double seconds;
-  int64_t calls;
-} vm_kernel_time;
+// ---- watching ---------------------------------------------------------------------------------
+//
+// One observer may look on while a call runs: it is told of every task and instruction, on the
+// thread that called, before and after. It must not change the arena. Nobody looking costs a
+// comparison an instruction.
 
-// Starts to measure; returns one record for each kernel of the program (owned by the vm), or NULL
-// when memory is out.
-const vm_kernel_time *vm_profile(vm *m);
+typedef enum vm_moment {
+  VM_CALL_BEGIN,
+  VM_TASK_BEGIN,
+  VM_INSTR_BEGIN,
+  VM_INSTR_END,
+  VM_TASK_END,
+  VM_CALL_END
+} vm_moment;
+
+typedef struct vm_where {
+  const prog_run *run;        // NULL at the begin and end of a call
+  bool loop;                  // the run is inside a loop over micro-batches
+  uint32_t task, instr;       // numbers in the program; instr only of an instruction
+  const dsm_call *call;       // layer, micro-batch, first sample
+  unsigned char *const *buf;  // addresses of the instruction's operands
+} vm_where;
+
+typedef struct vm_observer {
+  void (*see)(void *ctx, vm_moment when, const vm_where *at);
+  void *ctx;
+} vm_observer;
+
+// NULL: nobody. The observer must live until it is replaced.
+void vm_observe(vm *m, const vm_observer *o);
 
 // Bytes a new process could get now: MemAvailable, or less when a cgroup says so; 0 when unknown.
 uint64_t vm_available_bytes(void);

@@ -43,7 +43,7 @@ void args_help(FILE *out, const char *exe, verb v) {
     fprintf(out, "\n%s VERB --help lists the options of a verb; %s --version says what made it.\n",
             exe, exe);
     fprintf(out,
-            "exit codes: 0 good, 1 input, 2 usage, 3 does not fit, 5 loss is not a number,\n"
+            "exit codes: 0 good, 1 input, 2 usage, 3 does not fit, 5 a value is not finite,\n"
             "            75 stopped by a signal after a save\n");
     return;
   }

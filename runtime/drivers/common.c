@@ -3,18 +3,15 @@
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
+#include "runtime/base/clock.h"
 #include "runtime/base/str.h"
+#include "runtime/check.h"
 #include "runtime/checkpoint.h"
 #include "runtime/drivers/driver.h"
 #include "runtime/init.h"
 
-double rt_now(void) {
-  struct timespec t;
-  clock_gettime(CLOCK_MONOTONIC, &t);
-  return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
+double rt_now(void) { return 1e-9 * (double)clock_ns(); }
 
 const char *rt_count(double n, char buf[32]) {
   static const char *const unit[] = {"", " k", " M", " G", " T", " P"};
@@ -102,10 +99,7 @@ status *rt_start(rt *r) {
   r->threads = pool_new(threads);
   if (!r->threads) return status_error("out of memory");
   STATUS_DO(vm_open(r->prog, r->img->code, r->threads, &r->vm));
-  if (r->opt.profile) {
-    r->times = vm_profile(r->vm);
-    if (!r->times) return status_error("out of memory");
-  }
+  STATUS_DO(rt_start_profile(r));
   return job_arguments(r);
 }
 
@@ -127,6 +121,26 @@ status *rt_first_weights(rt *r) {
   return ck_load_weights(&c, r->opt.load);
 }
 
+// A batch whose loss is not finite, done again to find the first such value.
+static status *bad_batch(rt *r, data *d, const prog_entry *e, int64_t sample0, double loss) {
+  char word[32];
+  sb text = {.arena = r->arena};
+  sb_printf(&text, "the evaluation loss is %s", check_word(loss, word));
+  check_state bad = check_states(r->prog, r->vm);
+  if (bad.state) {
+    sb_puts(&text, "\n  ");
+    check_print_state(&text, r->prog, &bad);
+  }
+  check_values values;
+  int64_t predicted = 0;
+  check_clear(r->prog, r->vm);
+  STATUS_DO(data_fill(d, vm_at(r->vm, 0), sample0, &predicted));
+  vm_step s = {.sample0 = sample0, .seed = r->seed};
+  check_again(&values, r->prog, r->vm, e, &s, e->runs);
+  check_print(&text, &values, e);
+  return status_exit(5, "%s", sb_str(&text));
+}
+
 status *rt_evaluate(rt *r, data *d, double *loss, int64_t *batches) {
   const prog_entry *e = prog_entry_of(r->prog, PROG_EVAL);
   const prog_io *out = e ? prog_output(r->prog, e, "loss") : NULL;
@@ -139,66 +153,20 @@ status *rt_evaluate(rt *r, data *d, double *loss, int64_t *batches) {
   double sum = 0, weight = 0;
   for (int64_t i = 0; i < *batches; i++) {
     int64_t predicted = 0;
+    rt_begin_step(r, i + 1);
     STATUS_DO(data_fill(d, vm_at(r->vm, 0), i * e->batch, &predicted));
     vm_call(r->vm, e, &(vm_step){.sample0 = i * e->batch, .seed = r->seed});
+    rt_end_step(r);
     // A batch's loss is a mean over its predicted positions.
-    double w = prog_input(r->prog, e, "targets") ? (double)predicted : 1;
-    sum += w * vm_scalar(r->vm, out);
+    double w = prog_input(r->prog, e, "targets") ? (double)predicted : 1,
+           one = vm_scalar(r->vm, out);
+    if (!isfinite(one)) return bad_batch(r, d, e, i * e->batch, one);
+    sum += w * one;
     weight += w;
     if (*r->env->stop)
       return status_exit(128 + *r->env->stop, "stopped by %s while evaluating",
                          rt_signal_name(*r->env->stop));
   }
   *loss = weight > 0 ? sum / weight : 0;
-  if (!isfinite(*loss)) return status_exit(5, "the evaluation loss is not a number");
   return NULL;
-}
-
-// ---- profile ----------------------------------------------------------------------------------
-
-typedef struct row {
-  const char *name;
-  double seconds, flops, bytes;
-  int64_t calls;
-} row;
-
-static int slowest_first(const void *a, const void *b) {
-  double x = ((const row *)a)->seconds, y = ((const row *)b)->seconds;
-  return x < y ? 1 : x > y ? -1 : 0;
-}
-
-// Kernels of one name (the same work on other shapes) share a row.
-void rt_print_profile(const rt *r) {
-  if (!r->times) return;
-  FILE *out = r->env->out;
-  const prog *p = r->prog;
-  row *rows = arena_new(r->arena, row, p->nkernels);
-  map by_name = {.arena = r->arena};
-  double total = 0;
-  for (uint32_t i = 0; i < p->nkernels; i++) {
-    const char *name = prog_text(p, p->kernels[i].name);
-    int k = map_find(&by_name, name);
-    if (k < 0) {
-      k = by_name.n;
-      map_set(&by_name, name, NULL);
-      rows[k].name = name;
-    }
-    double calls = (double)r->times[i].calls;
-    rows[k].seconds += r->times[i].seconds;
-    rows[k].flops += calls * p->kernels[i].flops;
-    rows[k].bytes += calls * p->kernels[i].bytes;
-    rows[k].calls += r->times[i].calls;
-    total += r->times[i].seconds;
-  }
-  int n = by_name.n, shown = r->opt.verbose ? n : n < 20 ? n : 20;
-  if (n) qsort(rows, (size_t)n, sizeof *rows, slowest_first);
-  fprintf(out, "PROFILE %9s %7s %9s %9s %9s  kernel\n", "seconds", "share", "calls", "GFLOP/s",
-          "GB/s");
-  for (int i = 0; i < shown && rows[i].calls > 0; i++) {
-    double s = rows[i].seconds;
-    fprintf(out, "        %9.3f %5.1f %% %9" PRId64 " %9.2f %9.2f  %s\n", s,
-            total > 0 ? 100 * s / total : 0, rows[i].calls, s > 0 ? 1e-9 * rows[i].flops / s : 0,
-            s > 0 ? 1e-9 * rows[i].bytes / s : 0, rows[i].name);
-  }
-  if (shown < n) fprintf(out, "        and %d more; -v lists all\n", n - shown);
 }

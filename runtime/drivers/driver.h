@@ -10,6 +10,7 @@
 #include "runtime/data.h"
 #include "runtime/drivers/args.h"
 #include "runtime/load.h"
+#include "runtime/profile.h"
 #include "runtime/settings.h"
 #include "runtime/vm.h"
 
@@ -30,7 +31,8 @@ typedef struct rt {
   pool *threads;
   vm *vm;
   uint64_t seed;
-  const vm_kernel_time *times;  // with --profile
+  profile *profile;    // with --profile or --trace, else NULL
+  file_out trace_out;  // with --trace
 } rt;
 
 // Runs a command line on an opened executable and returns its exit code; errors are printed.
@@ -55,8 +57,20 @@ status *rt_open_data(rt *r, const prog_entry *e, const char *path, bool shuffle,
 status *rt_first_weights(rt *r) STATUS_MUST_USE;
 // Mean loss of entry `evaluate` over all whole batches of `d`; *batches is how many.
 status *rt_evaluate(rt *r, data *d, double *loss, int64_t *batches) STATUS_MUST_USE;
-// Table of kernel times.
-void rt_print_profile(const rt *r);
+
+// ---- profile.c: --profile and --trace -----------------------------------------------------------
+
+// Reserves what they need and creates the trace's file, so that a bad path is told at once.
+status *rt_start_profile(rt *r) STATUS_MUST_USE;
+// Around a step: inputs, calls, what the driver does with the results. Nothing without a profile.
+void rt_begin_step(rt *r, int64_t step);
+void rt_end_step(rt *r);
+// Tables by task and by kernel. `what` is "step" or the like; `warm` leaves the first one out.
+void rt_print_profile(rt *r, const char *what, bool warm);
+// Writes the trace, if one was begun.
+status *rt_write_trace(rt *r) STATUS_MUST_USE;
+
+// ---- common.c again -----------------------------------------------------------------------------
 
 double rt_now(void);                             // seconds, monotonic
 const char *rt_count(double n, char buf[32]);    // "1.2 M"

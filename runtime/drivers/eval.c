@@ -28,7 +28,7 @@ status *drive_eval(rt *r) {
               "note: the last %" PRId64 " of %" PRId64 " samples do not fill a batch of %" PRId64
               " and are left out\n",
               all - used, all, e->batch);
-    rt_print_profile(r);
+    rt_print_profile(r, "batch", true);
   }
   data_close(d);
   return s;

@@ -279,7 +279,9 @@ static status *make_tokens(generation *g) {
         fprintf(r->env->err, "\nnote: the context of %" PRId64 " tokens is full\n", g->context);
       break;
     }
+    rt_begin_step(r, i + 1);
     STATUS_DO(i == 0 ? first_token(g, &id) : next_token(g, &id));
+    rt_end_step(r);
     if (i == 0) t1 = rt_now();
     show(g, id);
     g->ids[g->n++] = id;
@@ -314,6 +316,7 @@ status *drive_generate(rt *r) {
   for (int64_t i = 0; g.text && r->opt.prompt && r->opt.prompt[i]; i++)
     fputc(r->opt.prompt[i], out);
   STATUS_DO(make_tokens(&g));
-  rt_print_profile(r);
+  // The prompt is a step of its own kind: it stays in.
+  rt_print_profile(r, "token", false);
   return NULL;
 }

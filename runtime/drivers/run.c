@@ -37,7 +37,7 @@ static status *run_verb(rt *r) {
 int rt_run(const image *img, int argc, char **argv, const rt_env *env) {
   arena a;
   arena_init(&a);
-  rt r = {.env = env, .arena = &a, .img = img, .prog = &img->prog};
+  rt r = {.env = env, .arena = &a, .img = img, .prog = &img->prog, .trace_out = {.fd = -1}};
   status *s = args_parse(&a, argc, argv, &r.opt);
   if (!s && r.opt.help) {
     args_help(env->out, r.opt.exe, r.opt.verb);
@@ -48,6 +48,7 @@ int rt_run(const image *img, int argc, char **argv, const rt_env *env) {
   } else if (!s) {
     s = run_verb(&r);
   }
+  profile_free(r.profile);
   vm_close(r.vm);
   pool_free(r.threads);
   // A full disk or a closed pipe behind stdout must not look like success.

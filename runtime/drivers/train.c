@@ -1,13 +1,15 @@
 // train: fill, call, log, save; again.
 //
 // A step is a pure function of (states, step number, sample number, seed): that is all a checkpoint
-// has to carry for a resumed run to give the same bits.
+// has to carry for a resumed run to give the same bits, and why a step whose loss or gradient norm
+// is not finite can be done again, watched, before anything was updated (check.h).
 #include <inttypes.h>
 #include <math.h>
 #include <signal.h>
 #include <string.h>
 
 #include "runtime/base/str.h"
+#include "runtime/check.h"
 #include "runtime/checkpoint.h"
 #include "runtime/drivers/driver.h"
 #include "runtime/drivers/log.h"
@@ -21,8 +23,10 @@ typedef struct training {
   rt *r;
   const prog_entry *entry;
   const prog_io *loss;
+  const prog_io *norm;                 // NULL: the program has none
   const prog_io *scalar[MAX_SCALARS];  // other outputs of one element; grad_norm first
   int nscalars;
+  uint32_t split;  // runs of the entry that come before the states change
   int64_t steps, save_every, eval_every;
   int64_t first;  // steps done before this run
   double lr, beta1, beta2, peak;
@@ -45,7 +49,9 @@ static status *find_outputs(training *t) {
   if (!t->entry) return status_error("this executable was built without training");
   t->loss = prog_output(p, t->entry, "loss");
   if (!t->loss) return status_error("entry train_step has no output loss");
-  const prog_io *norm = prog_output(p, t->entry, "grad_norm");
+  const prog_io *norm = prog_output(p, t->entry, "grad_norm"), *watched[] = {t->loss, norm};
+  t->norm = norm;
+  t->split = check_split(p, t->entry, watched, norm ? 2 : 1);
   if (norm) t->scalar[t->nscalars++] = norm;
   for (uint32_t i = 0; i < t->entry->outputs && t->nscalars < MAX_SCALARS; i++) {
     const prog_io *io = &p->ios[t->entry->first_output + i];
@@ -176,6 +182,13 @@ static void write_arguments(training *t, double lr) {
 static status *save(training *t) {
   rt *r = t->r;
   if (!t->save_dir || t->saved_step == t->state.step) return NULL;
+  // An update can overflow though loss and gradients are finite; resuming from that is no use.
+  check_state bad = check_states(r->prog, r->vm);
+  if (bad.state) {
+    sb text = {.arena = r->arena};
+    check_print_state(&text, r->prog, &bad);
+    return status_exit(5, "%s after step %" PRId64 ": not saved", sb_str(&text), t->state.step);
+  }
   const map *m = &r->set.values;
   const char **pairs = arena_new(r->arena, const char *, 2 * m->n);
   for (int i = 0; i < m->n; i++) {
@@ -196,7 +209,10 @@ static status *save(training *t) {
 static status *evaluate(training *t) {
   double loss;
   int64_t batches;
+  profile *kept = t->r->profile;
+  t->r->profile = NULL;  // it is about steps
   status *s = rt_evaluate(t->r, t->eval_data, &loss, &batches);
+  t->r->profile = kept;
   if (s && *t->r->env->stop) {  // interrupted: the loop saves and stops
     status_free(s);
     return NULL;
@@ -208,13 +224,67 @@ static status *evaluate(training *t) {
   return NULL;
 }
 
-static status *check_loss(const training *t, double loss, double lr, double norm) {
-  if (isfinite(loss)) return NULL;
-  char before[96] = "; nothing was saved";
+// ---- a step that went wrong ---------------------------------------------------------------------
+
+static bool same_number(double a, double b) { return a == b || (isnan(a) && isnan(b)); }
+
+// Which value was the first: one of the states, or one that an instruction makes when the step is
+// done again.
+static status *find_origin(training *t, sb *text, const vm_step *s, double loss, double norm) {
+  rt *r = t->r;
+  bool held = t->split < t->entry->runs;
+  check_state bad = check_states(r->prog, r->vm);
+  if (bad.state) {
+    sb_puts(text, "\n  ");
+    check_print_state(text, r->prog, &bad);
+    if (held && s->step > t->first)
+      sb_printf(text, ": the update of step %" PRId64 " or one before made it", s->step);
+    else if (held)
+      sb_puts(text, " in what this run started from");
+  }
+  if (!held) {
+    sb_printf(text,
+              "\n  step %" PRId64
+              " is in the weights already: this program updates before it "
+              "knows its loss",
+              s->step + 1);
+    return NULL;
+  }
+  check_values values;
+  int64_t predicted = 0;
+  check_clear(r->prog, r->vm);
+  STATUS_DO(data_fill(t->data, vm_at(r->vm, 0), s->sample0, &predicted));
+  check_again(&values, r->prog, r->vm, t->entry, s, t->split);
+  check_print(text, &values, t->entry);
+  if (!same_number(loss, vm_scalar(r->vm, t->loss)) ||
+      (t->norm && !same_number(norm, vm_scalar(r->vm, t->norm))))
+    sb_puts(text,
+            "\n  done again, the same step gave other numbers: faulty hardware, or a bug in dsmc");
+  return NULL;
+}
+
+static status *bad_step(training *t, const vm_step *s, double lr, double loss, double norm) {
+  rt *r = t->r;
+  char a[32], b[32];
+  sb text = {.arena = r->arena};
+  progress_break(&t->bar);
+  bool by_loss = !isfinite(loss);
+  sb_printf(&text, "%s is %s at step %" PRId64 " (lr %g", by_loss ? "loss" : "the gradient norm",
+            check_word(by_loss ? loss : norm, a), s->step + 1, lr);
+  if (by_loss && t->norm) sb_printf(&text, ", gradient norm %s", check_word(norm, b));
+  if (!by_loss) sb_printf(&text, ", loss %s", check_word(loss, b));
+  sb_puts(&text, ")");
+  status *also = find_origin(t, &text, s, loss, norm);
+  // The states are those of the step before, which is worth keeping when this run made it.
+  bool good = t->split < t->entry->runs && !check_states(r->prog, r->vm).state;
+  if (good) sb_puts(&text, "\n  the step changed no weight");
+  if (good && t->save_dir && t->state.step > t->first) also = status_join(also, save(t));
   if (t->saved_step >= 0)
-    snprintf(before, sizeof before, "; the last checkpoint is step %" PRId64, t->saved_step);
-  return status_exit(5, "loss is %s at step %" PRId64 " (lr %g, gradient norm %g)%s",
-                     isnan(loss) ? "NaN" : "infinite", t->state.step + 1, lr, norm, before);
+    sb_printf(&text, "\n  the last checkpoint is step %" PRId64 " in %s", t->saved_step,
+              t->save_dir);
+  else
+    sb_puts(&text, "\n  nothing was saved");
+  return status_join(status_exit(5, "%s", sb_str(&text)), also);
 }
 
 static status *one_step(training *t) {
@@ -223,17 +293,19 @@ static status *one_step(training *t) {
   double start = rt_now();
   int64_t predicted = 0;
   double lr = settings_lr(&r->set.schedule, t->lr, t->state.step, t->steps);
+  vm_step s = {.sample0 = t->state.samples, .step = t->state.step, .seed = r->seed};
+  rt_begin_step(r, s.step + 1);
   STATUS_TRY(data_fill(t->data, vm_at(r->vm, 0), t->state.samples, &predicted), "step %" PRId64,
              t->state.step + 1);
   write_arguments(t, lr);
-  vm_call(r->vm, e,
-          &(vm_step){.sample0 = t->state.samples, .step = t->state.step, .seed = r->seed});
-  double loss = vm_scalar(r->vm, t->loss), norm = NAN;
+  vm_call_part(r->vm, e, &s, 0, t->split);
+  double loss = vm_scalar(r->vm, t->loss), norm = t->norm ? vm_scalar(r->vm, t->norm) : NAN;
+  bool bad = !isfinite(loss) || (t->norm && !isfinite(norm));
+  if (!bad) vm_call_part(r->vm, e, &s, t->split, e->runs);
   log_scalar more[MAX_SCALARS];
   for (int i = 0; i < t->nscalars; i++) {
     more[i].name = prog_text(r->prog, t->scalar[i]->name);
     more[i].value = vm_scalar(r->vm, t->scalar[i]);
-    if (str_eq(more[i].name, "grad_norm")) norm = more[i].value;
   }
   double seconds = rt_now() - start;
   log_line line = {.step = t->state.step + 1,
@@ -246,7 +318,10 @@ static status *one_step(training *t) {
   line.tokens_per_s = (double)line.tokens / seconds;
   if (t->log.path) line.peak_bytes = rt_memory("VmHWM:");
   log_step(&t->log, &line);
-  STATUS_DO(check_loss(t, loss, lr, norm));
+  if (bad) {
+    rt_end_step(r);
+    return bad_step(t, &s, lr, loss, norm);
+  }
   t->state.step++;
   t->state.samples += e->batch;
   progress_show(&t->bar, &(progress_step){.step = t->state.step,
@@ -256,6 +331,7 @@ static status *one_step(training *t) {
                                           .tokens_per_s = line.tokens_per_s,
                                           .flops_per_s = e->flops / seconds,
                                           .peak = t->peak});
+  rt_end_step(r);
   return NULL;
 }
 
@@ -324,8 +400,8 @@ static status *run(training *t) {
   status *s = loop(t);
   progress_break(&t->bar);
   if (!s && !r->opt.quiet) print_end(t, rt_now() - start);
-  if (!s) rt_print_profile(r);
-  return s;
+  if (!s || *r->env->stop) rt_print_profile(r, "step", true);
+  return status_join(s, rt_write_trace(r));
 }
 
 status *drive_train(rt *r) {

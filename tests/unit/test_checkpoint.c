@@ -19,56 +19,131 @@
 
 // ---- a disk that fails ------------------------------------------------------------------------
 
-typedef enum fault { FAULT_NONE, FAULT_ONCE, FAULT_FULL, FAULT_CRASH } fault;
+typedef enum fault { FAULT_NONE, FAULT_ONCE, FAULT_FULL, FAULT_CRASH, FAULT_INTERRUPTED } fault;
+
+// What happens to one write.
+typedef enum write_fault {
+  WRITE_GOOD,
+  WRITE_FULL,             // ENOSPC
+  WRITE_BROKEN,           // EIO
+  WRITE_QUOTA,            // EDQUOT
+  WRITE_NOTHING,          // takes 0 bytes
+  WRITE_SHORT_THEN_FULL,  // takes half, then there is no space for the rest
+  WRITE_SHORT,            // takes half
+  WRITE_BYTE,             // takes one byte
+  WRITE_INTERRUPTED,      // EINTR three times
+  WRITE_FAULTS
+} write_fault;
 
 typedef struct bad_disk {
   fault kind;
   int64_t countdown;  // calls that still work
   int64_t calls;
   bool hit;
-  int interruptions;  // EINTR and short writes are mixed in
+  bool mixed;  // EINTR and short writes are mixed in
+  int interruptions;
+  write_fault bad_write;  // happens to write number `which`
+  int64_t which, writes;
+  int again;           // calls of the same write that follow
+  char failed[300];    // the path of the first call that failed
+  char open[64][300];  // by descriptor
 } bad_disk;
 
-// Whether this call fails. `grows`: it needs space on the disk.
-static bool fails(bad_disk *d, bool grows) {
-  d->calls++;
-  bool due = d->calls > d->countdown;
-  bool now = (d->kind == FAULT_ONCE && d->calls == d->countdown + 1) ||
-             (d->kind == FAULT_FULL && due && grows) || (d->kind == FAULT_CRASH && due);
-  if (now) {
-    d->hit = true;
-    errno = d->kind == FAULT_FULL ? ENOSPC : EIO;
-  }
-  return now;
+static void hit(bad_disk *d, const char *path) {
+  if (!d->hit) snprintf(d->failed, sizeof d->failed, "%s", path);
+  d->hit = true;
 }
 
-static int bad_open(void *ctx, const char *path, int flags, unsigned mode) {
-  return fails(ctx, flags & O_CREAT) ? -1 : open(path, flags, mode);
+// Whether this call fails. `grows`: it needs space on the disk. `slow`: signals interrupt it.
+static bool fails(bad_disk *d, const char *path, bool grows, bool slow) {
+  if (d->kind == FAULT_INTERRUPTED && !slow) return false;
+  d->calls++;
+  bool due = d->calls > d->countdown;
+  bool once = d->calls == d->countdown + 1;
+  bool now = ((d->kind == FAULT_ONCE || d->kind == FAULT_INTERRUPTED) && once) ||
+             (d->kind == FAULT_FULL && due && grows) || (d->kind == FAULT_CRASH && due);
+  if (!now) return false;
+  hit(d, path);
+  errno = d->kind == FAULT_FULL ? ENOSPC : d->kind == FAULT_INTERRUPTED ? EINTR : EIO;
+  return true;
 }
+
+static const char *path_of(const bad_disk *d, int fd) { return d->open[fd & 63]; }
+
+static int bad_open(void *ctx, const char *path, int flags, unsigned mode) {
+  bad_disk *d = ctx;
+  if (fails(d, path, flags & O_CREAT, true)) return -1;
+  int fd = open(path, flags, mode);
+  if (fd >= 0) snprintf(d->open[fd & 63], sizeof d->open[0], "%s", path);
+  return fd;
+}
+
+static ssize_t failed_write(bad_disk *d, int fd, int why) {
+  hit(d, path_of(d, fd));
+  errno = why;
+  return -1;
+}
+
+// The write that was chosen, and those that go on with what it left.
+static ssize_t chosen_write(bad_disk *d, int fd, const void *bytes, size_t n) {
+  int before = d->again++;
+  switch (d->bad_write) {
+    case WRITE_FULL: return failed_write(d, fd, ENOSPC);
+    case WRITE_BROKEN: return failed_write(d, fd, EIO);
+    case WRITE_QUOTA: return failed_write(d, fd, EDQUOT);
+    case WRITE_NOTHING: hit(d, path_of(d, fd)); return 0;
+    case WRITE_SHORT_THEN_FULL:
+      if (before) return failed_write(d, fd, ENOSPC);
+      return write(fd, bytes, n / 2);
+    case WRITE_SHORT: n = before ? n : (n + 1) / 2; break;
+    case WRITE_BYTE: n = before ? n : 1; break;
+    case WRITE_INTERRUPTED:
+      if (before < 3) return failed_write(d, fd, EINTR);
+      break;
+    default: break;
+  }
+  hit(d, path_of(d, fd));
+  return write(fd, bytes, n);
+}
+
 static ssize_t bad_write(void *ctx, int fd, const void *bytes, size_t n) {
   bad_disk *d = ctx;
-  if (fails(d, true)) return -1;
+  // What follows a write that took too little belongs to it.
+  bool goes_on = d->again > 0 && d->writes == d->which + 1;
+  if (d->bad_write && (goes_on || d->writes++ == d->which)) {
+    ssize_t k = chosen_write(d, fd, bytes, n);
+    if (k == (ssize_t)n) d->again = 0;
+    return k;
+  }
+  if (fails(d, path_of(d, fd), true, false)) return -1;
+  if (!d->mixed) return write(fd, bytes, n);
   if (d->interruptions++ % 3 == 1) {
     errno = EINTR;
     return -1;
   }
   return write(fd, bytes, d->interruptions % 3 == 0 && n > 1 ? n / 2 : n);
 }
-static int bad_fsync(void *ctx, int fd) { return fails(ctx, true) ? -1 : fsync(fd); }
+static int bad_fsync(void *ctx, int fd) {
+  return fails(ctx, path_of(ctx, fd), true, true) ? -1 : fsync(fd);
+}
 static int bad_close(void *ctx, int fd) {
-  bool bad = fails(ctx, false);
-  int r = close(fd);
-  if (bad) errno = EIO;
+  bool bad = fails(ctx, path_of(ctx, fd), false, true);
+  int why = errno, r = close(fd);
+  if (bad) errno = why;
   return bad ? -1 : r;
 }
 static int bad_rename(void *ctx, const char *from, const char *to) {
-  return fails(ctx, false) ? -1 : rename(from, to);
+  return fails(ctx, from, false, false) ? -1 : rename(from, to);
 }
-static int bad_unlink(void *ctx, const char *path) { return fails(ctx, false) ? -1 : unlink(path); }
+static int bad_unlink(void *ctx, const char *path) {
+  return fails(ctx, path, false, false) ? -1 : unlink(path);
+}
 static int bad_mkdir(void *ctx, const char *path, unsigned mode) {
-  return fails(ctx, true) ? -1 : mkdir(path, mode);
+  return fails(ctx, path, true, false) ? -1 : mkdir(path, mode);
 }
-static int bad_rmdir(void *ctx, const char *path) { return fails(ctx, false) ? -1 : rmdir(path); }
+static int bad_rmdir(void *ctx, const char *path) {
+  return fails(ctx, path, false, false) ? -1 : rmdir(path);
+}
 
 // ---- the world --------------------------------------------------------------------------------
 
@@ -214,22 +289,29 @@ static void every_call_fails(world *w, fault kind) {
   int64_t step = 2;
   for (int64_t k = 0;; k++, step++) {
     int64_t before = resume(w);
-    w->disk = (bad_disk){.kind = kind, .countdown = k};
+    w->disk = (bad_disk){.kind = kind, .countdown = k, .mixed = kind != FAULT_INTERRUPTED};
     status *s = save(w, step);
-    bool hit = w->disk.hit;
+    bool met = w->disk.hit;
+    char failed[300];
+    memcpy(failed, w->disk.failed, sizeof failed);
     w->disk = (bad_disk){0};
     if (s) {
-      assert_true(hit);
+      assert_true(met);
       has(s->message, w->ck);
+      has(s->message, strerror(kind == FAULT_FULL ? ENOSPC : EIO));
+      // After a crash the first failure may be one that does no harm.
+      if (kind != FAULT_CRASH) has(s->message, failed);
+      if (kind == FAULT_INTERRUPTED) fail_msg("call %d: %s", (int)k, s->message);
       status_free(s);
     }
     int64_t now = resume(w);
     if (now != before && now != step) fail_msg("call %d: step %d is there", (int)k, (int)now);
-    if (!s && !hit) assert_int_equal(now, step);
+    if (!s && !met) assert_int_equal(now, step);
+    if (kind == FAULT_INTERRUPTED) assert_int_equal(now, step);
     if (kind != FAULT_CRASH && s && now == before) assert_int_equal(leftovers(w), 0);
-    if (!hit) {
+    if (!met) {
       assert_int_equal(leftovers(w), 0);
-      assert_true(k > 20);
+      assert_true(k > (kind == FAULT_INTERRUPTED ? 10 : 20));
       return;
     }
   }
@@ -238,6 +320,56 @@ static void every_call_fails(world *w, fault kind) {
 static void test_one_call_fails(void **state) { every_call_fails(*state, FAULT_ONCE); }
 static void test_disk_is_full(void **state) { every_call_fails(*state, FAULT_FULL); }
 static void test_killed(void **state) { every_call_fails(*state, FAULT_CRASH); }
+static void test_interrupted(void **state) { every_call_fails(*state, FAULT_INTERRUPTED); }
+
+// Each write of a save in turn meets each fault. Those that no one can help end the save with the
+// file and the reason named, and the older checkpoint as it was; the others change nothing.
+static void test_every_write_fails(void **state) {
+  static const char *const reason[WRITE_FAULTS] = {[WRITE_NOTHING] = "took 0 bytes"};
+  world *w = *state;
+  assert_null(save(w, 1));
+  int64_t step = 2;
+  char seen[3] = {0};
+  for (write_fault f = WRITE_FULL; f < WRITE_FAULTS; f++) {
+    const char *why = reason[f]           ? reason[f]
+                      : f == WRITE_BROKEN ? strerror(EIO)
+                      : f == WRITE_QUOTA  ? strerror(EDQUOT)
+                                          : strerror(ENOSPC);
+    for (int64_t k = 0;; k++, step++) {
+      int64_t before = resume(w);
+      w->disk = (bad_disk){.bad_write = f, .which = k};
+      status *s = save(w, step);
+      bad_disk d = w->disk;
+      w->disk = (bad_disk){0};
+      int64_t now = resume(w);
+      assert_int_equal(leftovers(w), 0);
+      if (!d.hit) {  // the save has k writes: header length, header and 4 tensors twice, manifest
+        assert_null(s);
+        assert_int_equal(k, 13);
+        assert_int_equal(now, step++);
+        break;
+      }
+      seen[0] |= strstr(d.failed, "/weights.safetensors") != NULL;
+      seen[1] |= strstr(d.failed, "/optimizer.safetensors") != NULL;
+      seen[2] |= strstr(d.failed, "/manifest.json") != NULL;
+      if (f >= WRITE_SHORT) {
+        if (s) fail_msg("fault %d at write %d: %s", f, (int)k, s->message);
+        assert_int_equal(now, step);
+        continue;
+      }
+      if (!s) fail_msg("fault %d at write %d: saved", f, (int)k);
+      char saving[300];
+      snprintf(saving, sizeof saving, "while saving checkpoint %s/step-%08d: ", w->ck, (int)step);
+      has(s->message, saving);
+      has(s->message, d.failed);
+      has(s->message, why);
+      assert_int_equal(s->exit_code, 1);
+      status_free(s);
+      assert_int_equal(now, before);
+    }
+  }
+  assert_true(seen[0] && seen[1] && seen[2]);
+}
 
 static void test_half_written_is_skipped(void **state) {
   world *w = *state;
@@ -384,6 +516,8 @@ int main(void) {
       T(test_one_call_fails),
       T(test_disk_is_full),
       T(test_killed),
+      T(test_interrupted),
+      T(test_every_write_fails),
       T(test_half_written_is_skipped),
       T(test_truncation),
       T(test_flipped_bits),

@@ -10,6 +10,7 @@
 
 #include <cmocka.h>
 
+#include "runtime/peak.h"
 #include "runtime/pool.h"
 
 enum { CELLS = 10007 };
@@ -91,12 +92,27 @@ static void test_cpus(void **state) {
   pool_free(p);
 }
 
+// Rates that no machine of today is outside of: a probe that is optimised away, or that counts
+// elements for bytes, is.
+static void test_peaks(void **state) {
+  (void)state;
+  pool *p = pool_new(0);
+  double flops = peak_flops(p), bandwidth = peak_bandwidth(p);
+  pool_free(p);
+#if defined(__x86_64__)
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) assert_true(flops > 1e8);
+#endif
+  assert_true(flops < 1e15);
+  assert_true(bandwidth == 0 || (bandwidth > 1e7 && bandwidth < 1e13));
+}
+
 int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(test_every_cell_once),
       cmocka_unit_test(test_many_loops),
       cmocka_unit_test(test_idle_threads_sleep),
       cmocka_unit_test(test_cpus),
+      cmocka_unit_test(test_peaks),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -32,11 +32,13 @@ static double toy_row(const float *wte, const float *bias, int32_t token, float 
   return (double)top + log(sum);
 }
 
+// Called by the kernel of cell 0 when it is done; tests spoil gradients and losses here.
+static void (*toy_spoil)(const dsm_call *call, float *grad, float *rows);
+
 // tokens, targets, wte, bias, grad of wte, loss by row
 static void toy_grad(toy_bufs b, const dsm_call *call, int64_t lo, int64_t hi) {
   const int32_t *tokens = (const void *)b[0], *targets = (const void *)b[1];
   float *grad = (void *)b[4], *rows = (void *)b[5], logits[TOY_V];
-  (void)call;
   for (int64_t v = lo; v < hi; v++)
     for (int i = 0; i < TOY_MB * TOY_S; i++) {
       if (tokens[i] != v) continue;
@@ -46,6 +48,7 @@ static void toy_grad(toy_bufs b, const dsm_call *call, int64_t lo, int64_t hi) {
         grad[v * TOY_V + c] +=
             (float)((exp((double)logits[c] - lse) - (c == targets[i])) / (TOY_B * TOY_S));
     }
+  if (toy_spoil && lo == 0 && hi > 0) toy_spoil(call, grad, rows);
 }
 
 // grad of wte -> grad of a bias
@@ -127,7 +130,7 @@ enum {
 // ---- the blob ---------------------------------------------------------------------------------
 
 typedef struct toy_table {
-  unsigned char bytes[65536];
+  _Alignas(8) unsigned char bytes[65536];
   size_t n;
   uint32_t count;
 } toy_table;
@@ -187,23 +190,33 @@ static void toy_io(toy *t, const char *name, uint32_t dtype, uint32_t rank, int6
 }
 
 static uint32_t toy_operand(toy *t, int64_t base, int64_t bytes, int64_t layer, int64_t micro) {
-  prog_operand o = {
-      .base = base, .bytes = bytes, .layer_stride = layer, .micro_stride = micro, .writes = 3};
+  prog_operand o = {.base = base, .bytes = bytes, .layer_stride = layer, .micro_stride = micro};
   return toy_add(&t->operands, &o, sizeof o);
 }
 
 static void toy_instr(toy *t, uint32_t op, uint32_t kernel, uint32_t first, uint32_t n) {
+  // For each kernel, its note, and what it does with each operand: 1 reads, 2 writes, 3 both.
+  static const struct {
+    const char *note, *access;
+  } kernels[] = {{"grad %grad line 3", "111133"},  {"column line 4", "12"},
+                 {"reduce %loss line 5", "1212"},  {"update line 6", "31311"},
+                 {"logits line 7", "1112"},        {"end", ""},
+                 {"update %bias line 8", "31311"}, {"logits line 7", "1112"}};
+  bool launch = op == RTOP_launch;
   prog_instr in = {.op = op,
                    .kernel = kernel,
                    .first_operand = first,
                    .operands = n,
-                   .note = toy_str(t, "note")};
+                   .note = toy_str(t, launch ? kernels[kernel].note : "zeros")};
   toy_add(&t->instrs, &in, sizeof in);
+  prog_operand *o = (prog_operand *)(void *)t->operands.bytes + first;
+  for (uint32_t i = 0; i < n; i++)
+    o[i].writes = launch ? (uint32_t)(kernels[kernel].access[i] - '0') : 2;
 }
 
-static void toy_task(toy *t, const char *name, uint32_t first) {
+static void toy_task(toy *t, const char *name, const char *phase, uint32_t first) {
   prog_task k = {.name = toy_str(t, name),
-                 .phase = toy_str(t, "forward"),
+                 .phase = toy_str(t, phase),
                  .first_instr = first,
                  .instrs = t->instrs.count - first,
                  .flops = 1e6,
@@ -281,7 +294,7 @@ static void toy_logits_entry(toy *t, const char *name, uint32_t kind, int64_t po
   toy_operand(t, AT_BIAS, 4 * TOY_V * TOY_L, 0, 0);
   toy_operand(t, AT_LOGITS, 4 * TOY_V * positions, 0, 0);
   toy_instr(t, RTOP_launch, kernel, o, 4);
-  toy_task(t, name, first);
+  toy_task(t, name, "forward", first);
   toy_run(t, PROG_RUN, t->tasks.count - 1, 1, 0);
   toy_io(t, "tokens", PROG_I32, 2, 1, positions, 0, AT_TOKENS, false, 0);
   toy_io(t, "logits", PROG_F32, 3, 1, positions, TOY_V, AT_LOGITS, false, 0);
@@ -299,12 +312,12 @@ static void toy_train_entry(toy *t) {
   uint32_t run = t->runs.count, io = t->ios.count, first = t->instrs.count;
   toy_zero(t, AT_GRAD, 4 * TOY_V * TOY_V);
   toy_zero(t, AT_ROWS, 4 * TOY_V);
-  toy_task(t, "begin", first);
+  toy_task(t, "begin", "forward", first);
   toy_run(t, PROG_RUN, t->tasks.count - 1, 1, 0);
 
   first = t->instrs.count;
   toy_grad_instr(t);
-  toy_task(t, "gradients", first);
+  toy_task(t, "gradients", "forward", first);
   toy_run(t, PROG_LOOP, 1, 0, TOY_B / TOY_MB);
   toy_run(t, PROG_RUN, t->tasks.count - 1, 1, 0);
 
@@ -313,18 +326,22 @@ static void toy_train_entry(toy *t) {
   toy_operand(t, AT_GBIAS, 4 * TOY_V, 0, 0);
   toy_instr(t, RTOP_launch, K_COLUMN, o, 2);
   toy_reduce_instr(t);
+  toy_task(t, "reduce", "backward", first);
+  toy_run(t, PROG_RUN, t->tasks.count - 1, 1, 0);
+
+  first = t->instrs.count;
   toy_update_instr(t, K_UPDATE, AT_WTE, AT_GRAD, AT_M, 4 * TOY_V * TOY_V, 0);
-  toy_task(t, "update", first);
+  toy_task(t, "update", "update", first);
   toy_run(t, PROG_RUN, t->tasks.count - 1, 1, 0);
 
   first = t->instrs.count;
   toy_update_instr(t, K_COUNT, AT_BIAS, AT_GBIAS, AT_MBIAS, 4 * TOY_V, 4 * TOY_V);
-  toy_task(t, "update.h", first);
+  toy_task(t, "update.h", "update", first);
   toy_run(t, PROG_RUN, t->tasks.count - 1, TOY_L, 0);
 
   first = t->instrs.count;
   toy_instr(t, RTOP_launch, K_END, 0, 0);
-  toy_task(t, "end", first);
+  toy_task(t, "end", "update", first);
   toy_run(t, PROG_RUN, t->tasks.count - 1, 1, 0);
   toy_batch_io(t);
   toy_io(t, "grad_norm", PROG_F32, 0, 0, 0, 0, AT_NORM, false, 0);
@@ -335,16 +352,16 @@ static void toy_eval_entry(toy *t) {
   uint32_t run = t->runs.count, io = t->ios.count, first = t->instrs.count;
   toy_zero(t, AT_GRAD, 4 * TOY_V * TOY_V);
   toy_zero(t, AT_ROWS, 4 * TOY_V);
-  toy_task(t, "eval.begin", first);
+  toy_task(t, "eval.begin", "forward", first);
   toy_run(t, PROG_RUN, t->tasks.count - 1, 1, 0);
   first = t->instrs.count;
   toy_grad_instr(t);
-  toy_task(t, "eval.loss", first);
+  toy_task(t, "eval.loss", "forward", first);
   toy_run(t, PROG_LOOP, 1, 0, TOY_B / TOY_MB);
   toy_run(t, PROG_RUN, t->tasks.count - 1, 1, 0);
   first = t->instrs.count;
   toy_reduce_instr(t);
-  toy_task(t, "eval.end", first);
+  toy_task(t, "eval.end", "forward", first);
   toy_run(t, PROG_RUN, t->tasks.count - 1, 1, 0);
   toy_batch_io(t);
   toy_entry(t, "evaluate", PROG_EVAL, run, io, 2, TOY_B, TOY_MB, TOY_S);
