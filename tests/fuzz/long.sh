@@ -10,10 +10,10 @@ build=${1:-build-asan}
 for f in "$build"/fuzz_*; do
   name=$(basename "$f")
   name=${name#fuzz_}
-  case $name in parse | sema) runs=2000000 ;; *) runs=500000 ;; esac
+  case $name in parse | sema) runs=2000000 len=1024 ;; *) runs=500000 len=4096 ;; esac
   new=$(mktemp -d)
   echo "$name: $runs executions"
-  "$f" -runs=$runs -timeout=1 -rss_limit_mb=512 -max_len=4096 -print_final_stats=1 "$new" \
+  "$f" -runs=$runs -timeout=1 -rss_limit_mb=512 -max_len=$len -print_final_stats=1 "$new" \
     "tests/fuzz/corpus/$name" >"$build/fuzz_$name.long.log" 2>&1 ||
     { tail -n 40 "$build/fuzz_$name.long.log"; exit 1; }
   grep -E 'number_of_executed_units|peak_rss' "$build/fuzz_$name.long.log"
