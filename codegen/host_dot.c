@@ -171,13 +171,21 @@ bool h_stays_in_buffer(const host *h, const k_stmt *load) {
          (!dot->tb || (!x->col_limit && v->cols % K_LANES == 0));
 }
 
+static LLVMValueRef least(host *h, LLVMValueRef a, LLVMValueRef b) {
+  LLVMTypeRef i64 = LLVMInt64TypeInContext(h->context);
+  LLVMValueRef args[] = {a, b};
+  return LLVMIsConstant(a) && LLVMIsConstant(b) &&
+                 LLVMConstIntGetSExtValue(a) == LLVMConstIntGetSExtValue(b)
+             ? a
+             : h_intrinsic(h, "llvm.smin", &i64, 1, args, 2);
+}
+
 // How many of `most` rows (columns) of a loaded operand there are: its limit, cut to 0 .. most.
 static LLVMValueRef there(host *h, const k_value *limit, int most) {
   if (!limit) return h_i64(h, most);
   LLVMTypeRef i64 = LLVMInt64TypeInContext(h->context);
   LLVMValueRef low[] = {h->at[limit->id].v, h_i64(h, 0)};
-  LLVMValueRef high[] = {h_intrinsic(h, "llvm.smax", &i64, 1, low, 2), h_i64(h, most)};
-  return h_intrinsic(h, "llvm.smin", &i64, 1, high, 2);
+  return least(h, h_intrinsic(h, "llvm.smax", &i64, 1, low, 2), h_i64(h, most));
 }
 
 static const k_value *limit_of(const h_value *v, bool rows_of) {
@@ -274,7 +282,7 @@ void h_dot(host *h, const k_stmt *s) {
     const k_value *m_limit = limit_of(&pa, !s->ta), *k_limit = limit_of(&pa, s->ta);
     d.ragged = m_limit != NULL;
     arg[A] = pa.v, arg[B] = rows_of_b.v, arg[ROWS] = there(h, m_limit, d.m);
-    arg[STEPS] = there(h, k_limit ? k_limit : limit_of(&pb, !s->tb), d.k);
+    arg[STEPS] = least(h, there(h, k_limit, d.k), there(h, limit_of(&pb, !s->tb), d.k));
   }
   call_dot(h, &d, arg);
 }

@@ -257,6 +257,31 @@ static LLVMValueRef load_one(host *h, LLVMTypeRef e, LLVMValueRef p, LLVMValueRe
   return v;
 }
 
+// The first n lanes of v, which has `width`; lanes beyond its own are zeros.
+static LLVMValueRef some_lanes(host *h, LLVMValueRef v, int width, int n) {
+  LLVMTypeRef i32 = LLVMInt32TypeInContext(h->context);
+  LLVMValueRef pick[64];
+  for (int i = 0; i < n; i++) pick[i] = LLVMConstInt(i32, (unsigned)(i < width ? i : width), 0);
+  return LLVMBuildShuffleVector(h->b, v, LLVMConstNull(LLVMTypeOf(v)),
+                                LLVMConstVector(pick, (unsigned)n), "");
+}
+
+// A load of adjacent elements under a mask. The mask's constant part is kept to its own width: of a
+// 16-lane load whose upper half is never wanted, LLVM 19 may read the upper half without a mask.
+static LLVMValueRef load_masked(host *h, const h_lanes *at, LLVMTypeRef e, LLVMValueRef p,
+                                LLVMValueRef in, ir_dtype t) {
+  int width = at->lanes;
+  while (width > 2 && width / 2 >= at->valid) width /= 2;
+  LLVMTypeRef vt = vector_of(e, width);
+  if (width < at->lanes) in = some_lanes(h, in, at->lanes, width);
+  LLVMTypeRef types[] = {vt, LLVMPointerTypeInContext(h->context, 0)};
+  LLVMValueRef args[] = {
+      p, LLVMConstInt(LLVMInt32TypeInContext(h->context), (unsigned)ir_dtype_bytes(t), 0), in,
+      LLVMConstNull(vt)};
+  LLVMValueRef v = h_intrinsic(h, "llvm.masked.load", types, 2, args, 4);
+  return width < at->lanes ? some_lanes(h, v, width, at->lanes) : v;
+}
+
 static LLVMValueRef load_raw(host *h, const k_access *x, const h_lanes *at, LLVMValueRef in,
                              ir_dtype t) {
   int64_t stride = at->along_rows ? x->row_stride : x->col_stride;
@@ -273,9 +298,7 @@ static LLVMValueRef load_raw(host *h, const k_access *x, const h_lanes *at, LLVM
       LLVMSetAlignment(v, size_of(t));
       return v;
     }
-    LLVMValueRef args[] = {p, LLVMConstInt(i32, size_of(t), 0), in, LLVMConstNull(vt)};
-    LLVMTypeRef types[] = {vt, ptr};
-    return h_intrinsic(h, "llvm.masked.load", types, 2, args, 4);
+    return load_masked(h, at, e, p, in, t);
   }
   if (!at->offset_varies && stride == 0) {
     // The same place for all: any lane inside makes the place valid.

@@ -9,6 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <unistd.h>
 
 #include <cmocka.h>
 
@@ -18,6 +19,11 @@
 #include "ir/verify.h"
 #include "runtime/base/random.h"
 #include "runtime/program.h"
+
+typedef struct mapping {
+  unsigned char *at;
+  size_t bytes;
+} mapping;
 
 typedef struct fixture {
   arena a;
@@ -32,6 +38,7 @@ typedef struct fixture {
   VEC(double) tolerance;
   unsigned char **memory;  // by value id: storage of roots
   cg_context *cg;
+  VEC(mapping) maps;
 } fixture;
 
 static void begin(fixture *x) {
@@ -45,7 +52,23 @@ static void begin(fixture *x) {
   x->x = ir_interp_new(&x->a, x->m);
 }
 
-static void end(fixture *x) { arena_free(&x->a); }
+static void end(fixture *x) {
+  for (int i = 0; i < x->maps.n; i++) munmap(x->maps.at[i].at, x->maps.at[i].bytes);
+  arena_free(&x->a);
+}
+
+// Memory that ends where a page begins that nobody may touch: generated code is not instrumented,
+// and this is how a read or write behind a buffer shows.
+static unsigned char *guarded(fixture *x, size_t n) {
+  size_t page = (size_t)sysconf(_SC_PAGESIZE), whole = (n + page - 1) / page * page;
+  unsigned char *at = mmap(NULL, whole + page, PROT_READ | PROT_WRITE,
+                           MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  assert_true(at != MAP_FAILED);
+  assert_int_equal(mprotect(at + whole, page, PROT_NONE), 0);
+  mapping m = {at, whole + page};
+  vec_push(&x->a, &x->maps, m);
+  return at + whole - n;
+}
 
 static double draw(fixture *x) {
   return (double)base_draw(1, 2, 3, 4, 5, x->draw++) / 2147483648.0 - 1;
@@ -189,8 +212,8 @@ static int kernel_number(fixture *x, const k_kernel *k) {
 
 static unsigned char *storage(fixture *x, ir_value *root) {
   if (!x->memory[root->id]) {
-    size_t n = (size_t)ir_bytes(&root->type) + 64;
-    x->memory[root->id] = arena_alloc(&x->a, n);
+    size_t n = (size_t)ir_bytes(&root->type);
+    x->memory[root->id] = guarded(x, n);
     memset(x->memory[root->id], 0xff, n);  // what is never written shows as NaN
   }
   return x->memory[root->id];
@@ -201,7 +224,7 @@ static void execute(fixture *x, const step *s, int nsteps, const cg_image *image
   for (int i = 0; i < nsteps; i++) {
     unsigned char **scratch = arena_new(&x->a, unsigned char *, s[i].l.scratch.n + 1);
     for (int j = 0; j < s[i].l.scratch.n; j++)
-      scratch[j] = arena_alloc(&x->a, (size_t)s[i].l.scratch.at[j] + 64);
+      scratch[j] = guarded(x, (size_t)s[i].l.scratch.at[j]);
     for (int j = 0; j < s[i].l.l.n; j++) {
       const cg_launch *l = &s[i].l.l.at[j];
       unsigned char *buf[CG_MAX_OPERANDS];
