@@ -174,10 +174,7 @@ bool h_stays_in_buffer(const host *h, const k_stmt *load) {
 static LLVMValueRef least(host *h, LLVMValueRef a, LLVMValueRef b) {
   LLVMTypeRef i64 = LLVMInt64TypeInContext(h->context);
   LLVMValueRef args[] = {a, b};
-  return LLVMIsConstant(a) && LLVMIsConstant(b) &&
-                 LLVMConstIntGetSExtValue(a) == LLVMConstIntGetSExtValue(b)
-             ? a
-             : h_intrinsic(h, "llvm.smin", &i64, 1, args, 2);
+  return h_intrinsic(h, "llvm.smin", &i64, 1, args, 2);
 }
 
 // How many of `most` rows (columns) of a loaded operand there are: its limit, cut to 0 .. most.
