@@ -30,24 +30,42 @@
 
 #define NEVER (INT64_MAX / 4)
 
+// The inner loops run over arrays of 64-bit numbers, which AVX2 can compare. All of it is whole
+// numbers, so both variants give the same result.
+#if defined(__x86_64__) && defined(__linux__)
+#define WIDE __attribute__((target_clones("avx2", "default")))
+#else
+#define WIDE
+#endif
+// The arrays of `sections` do not overlap, and gcc cannot know. (clang would warn where it still
+// sees no gain.)
+#ifdef __clang__
+#define APART
+#else
+#define APART _Pragma("GCC ivdep")
+#endif
+
 // A run of sections that nothing else joins, with its unplaced buffers.
 typedef struct part {
   int *buffer, n;
   int first, end;  // sections
 } part;
 
-// What is known of one section at a node. All heads and tops are those of unplaced buffers.
-typedef struct section {
-  int64_t load;        // sum of sizes
-  int64_t low, low2;   // least head and second least
-  int64_t top, top2;   // least top (head + size) and second least
-  int low_of, top_of;  // whose
-  int64_t first_top;   // top of the buffer that must be first here, or 0
-  int first_of;        // that buffer, or -1
-  int candidates;      // buffers whose head is `low`
-  bool open;           // something may fit below a candidate: not to be chosen
-  double weight;       // how often it refuted, fading
-} section;
+// What is known of each section at a node, one array per fact so that runs of sections are handled
+// by vector instructions. All heads and tops (head + size) are those of unplaced buffers.
+typedef struct sections {
+  int64_t *load;              // sum of sizes
+  int64_t *low, *low2;        // least head and second least
+  int64_t *low_top;           // top of the buffer with the least head
+  int64_t *top, *top2;        // least top and second least
+  int64_t *first_top;         // low_top when that buffer must be first here, else 0
+  int64_t *late, *late_head;  // see `sweep`
+  int64_t *early, *early_load, *early_low, *early_top, *early_tail,
+      *early_base;      // see `sweep_tails`
+  int64_t *candidates;  // buffers whose head is `low`
+  int64_t *open;        // not 0: something may fit below a candidate, not to be chosen
+  double *weight;       // how often it refuted, fading
+} sections;
 
 typedef struct change {
   int buffer;
@@ -67,13 +85,14 @@ typedef struct search {
   const double *rank;  // candidates are tried from the lowest
   int rule;            // how sections are chosen
   int64_t target;
-  section *at;
+  sections at;
   int *joins;  // `parts`: buffers that cross the border behind a section
   int *pool;   // a stack of buffer numbers: candidates and parts of the nodes on the way down
   int npool;
   part *part;  // a stack of parts, the same
   int nparts;
-  int64_t *lifted;
+  int64_t *lifted, *tail;
+  int *tailed;
   VEC(change) trail;
   digest *refuted;         // buckets of four
   uint64_t buckets, salt;  // salt tells the problems of one table apart
@@ -110,73 +129,159 @@ static void sort_by_head(const search *s, part p) {
 // The sections that buffer `x` overfilled get weight; new weight counts more than old.
 static void blame(search *s, int x) {
   for (int k = s->first[x]; k < s->end[x]; k++)
-    if (s->head[x] + s->at[k].load > s->target) s->at[k].weight += s->heavy;
+    if (s->head[x] + s->at.load[k] > s->target) s->at.weight[k] += s->heavy;
   s->heavy *= 1.0005;
   if (s->heavy < 1e50) return;
-  for (int k = 0; k < s->sections; k++) s->at[k].weight *= 1e-50;
+  for (int k = 0; k < s->sections; k++) s->at.weight[k] *= 1e-50;
   s->heavy *= 1e-50;
 }
 
+static void fill(int64_t *at, int first, int end, int64_t value) {
+  for (int k = first; k < end; k++) at[k] = value;
+}
+
 // From the highest head down, adds each buffer to its sections. At every step a section holds the
-// buffers that start no lower than this head, so head + sizes is a bound on the height.
-static bool sweep(search *s, part p) {
-  for (int k = p.first; k < p.end; k++) {
-    section *c = &s->at[k];
-    c->load = 0;
-    c->low = c->low2 = c->top = c->top2 = NEVER;
-    c->low_of = c->top_of = -1;
+// buffers that start no lower than this head, so head + sizes is a bound on the height; the set
+// with the largest bound is the section's *late* one.
+WIDE static int sweep(const search *s, part p) {
+  const sections c = s->at;
+  int64_t *restrict load = c.load, *restrict low = c.low, *restrict low2 = c.low2;
+  int64_t *restrict low_top = c.low_top, *restrict top = c.top, *restrict top2 = c.top2;
+  int64_t *restrict late = c.late, *restrict late_head = c.late_head;
+  APART for (int k = p.first; k < p.end; k++) {
+    load[k] = late[k] = late_head[k] = low_top[k] = 0;
+    low[k] = low2[k] = top[k] = top2[k] = NEVER;
   }
   for (int i = p.n - 1; i >= 0; i--) {
-    int x = p.buffer[i];
-    int64_t size = s->size[x], head = s->head[x], top = head + size, most = 0;
-    for (int k = s->first[x]; k < s->end[x]; k++) {
-      section *c = &s->at[k];
-      c->load += size;
-      if (c->load > most) most = c->load;
-      c->low2 = c->low;
-      c->low = head;
-      c->low_of = x;
-      if (top < c->top) {
-        c->top2 = c->top;
-        c->top = top;
-        c->top_of = x;
-      } else if (top < c->top2) {
-        c->top2 = top;
-      }
+    int x = p.buffer[i], first = s->first[x], end = s->end[x];
+    int64_t size = s->size[x], head = s->head[x], its_top = head + size, most = 0;
+    APART for (int k = first; k < end; k++) {
+      // Loaded before anything is chosen: only then do compilers see that no branch is needed.
+      int64_t sum = load[k] + size, need = head + sum, t = top[k], t2 = top2[k];
+      int64_t late_was = late[k], head_was = late_head[k];
+      load[k] = sum;
+      most = sum > most ? sum : most;
+      late[k] = need >= late_was ? need : late_was;
+      late_head[k] = need >= late_was ? head : head_was;
+      low2[k] = low[k];
+      low[k] = head;
+      low_top[k] = its_top;
+      int64_t above = its_top > t ? its_top : t;
+      top[k] = its_top < t ? its_top : t;
+      top2[k] = above < t2 ? above : t2;
     }
-    if (head + most > s->target) {
-      blame(s, x);
-      return false;
+    if (head + most > s->target) return x;
+  }
+  return -1;
+}
+
+// The other way round, for buffers that must have something above them: `tail` bytes at least. A
+// section's *early* set is the one of those with large tails that leaves least room.
+static bool sweep_tails(search *s, part p) {
+  const sections c = s->at;
+  int n = 0, *with = s->tailed;
+  for (int i = 0; i < p.n; i++) {
+    int x = p.buffer[i], j = n;
+    if (!s->tail[x]) continue;
+    for (; j > 0 && s->tail[with[j - 1]] < s->tail[x]; j--) with[j] = with[j - 1];
+    with[j] = x;
+    n++;
+  }
+  fill(c.early, p.first, p.end, 0);
+  fill(c.early_load, p.first, p.end, 0);
+  fill(c.early_top, p.first, p.end, 0);
+  fill(c.early_tail, p.first, p.end, 0);
+  fill(c.early_base, p.first, p.end, 0);
+  fill(c.early_low, p.first, p.end, NEVER);
+  for (int i = 0; i < n; i++) {
+    int x = with[i];
+    int64_t size = s->size[x], tail = s->tail[x], head = s->head[x];
+    for (int k = s->first[x]; k < s->end[x]; k++) {
+      c.early_load[k] += size;
+      if (head < c.early_low[k]) c.early_low[k] = head;
+      int64_t need = c.early_low[k] + c.early_load[k] + tail;
+      if (need > s->target) return false;
+      if (need < c.early[k]) continue;
+      c.early[k] = need;
+      c.early_top[k] = c.early_low[k] + c.early_load[k];
+      c.early_tail[k] = tail;
+      c.early_base[k] = c.early_low[k];
     }
   }
   return true;
 }
 
+// What must be above each buffer. False: some buffer has no room for it.
+WIDE static bool find_tails(search *s, part p, bool *any) {
+  const int64_t *restrict late = s->at.late, *restrict late_head = s->at.late_head;
+  for (int i = 0; i < p.n; i++) {
+    int x = p.buffer[i], first = s->first[x], end = s->end[x];
+    int64_t size = s->size[x], head = s->head[x], tail = s->tail[x], room = s->target - size;
+    for (int k = first; k < end; k++) {
+      // Were it not below all of the late set, that set would start there and be too high.
+      int64_t above = late[k] > room && head < late_head[k] ? late[k] - late_head[k] : 0;
+      tail = above > tail ? above : tail;
+    }
+    if (head + size + tail > s->target) return false;
+    s->tail[x] = tail;
+    *any |= tail > 0;
+  }
+  return true;
+}
+
+// How far `x` must be raised, from what its sections know.
+WIDE static int64_t raised(const search *s, int x, bool tails) {
+  const sections c = s->at;
+  const int64_t *restrict low = c.low, *restrict load = c.load, *restrict first_top = c.first_top;
+  const int64_t *restrict top = c.top, *restrict top2 = c.top2;
+  int first = s->first[x], end = s->end[x];
+  int64_t size = s->size[x], old = s->head[x], head = old, its_top = old + size;
+  int64_t room = s->target - old;
+  for (int k = first; k < end; k++) {
+    // The buffer that must be first here is the only one with the least head.
+    int64_t a = low[k] == old ? 0 : first_top[k];
+    // When it cannot be first here, it lies above one of the others.
+    int64_t other = top[k] == its_top ? top2[k] : top[k];
+    int64_t b = load[k] > room ? other : 0;
+    a = a > b ? a : b;
+    head = a > head ? a : head;
+  }
+  if (!tails) return head;
+  for (int k = first; k < end; k++) {
+    // Were it not above all of the early set, one of that set would be last, and it or one of them
+    // first.
+    int64_t down = c.early_base[k] > old ? c.early_base[k] - old : 0;
+    if (c.early[k] - down + size > s->target && s->tail[x] < c.early_tail[k] &&
+        c.early_top[k] > head)
+      head = c.early_top[k];
+  }
+  return head;
+}
+
 // Raises heads by what one section says, until nothing changes. False: there is no solution.
 static bool propagate(search *s, part p) {
+  const sections c = s->at;
+  for (int i = 0; i < p.n; i++) s->tail[p.buffer[i]] = 0;
   for (bool again = true; again;) {
     sort_by_head(s, p);
-    if (!sweep(s, p)) return false;
+    int full = sweep(s, p);
+    if (full >= 0) {
+      blame(s, full);
+      return false;
+    }
     for (int k = p.first; k < p.end; k++) {
       // Were another one first, the section would start at low2 and be too high.
-      section *c = &s->at[k];
-      bool must = c->low2 < NEVER && c->low2 + c->load > s->target;
-      c->first_of = must ? c->low_of : -1;
-      c->first_top = must ? c->low + s->size[c->low_of] : 0;
+      bool must = c.low2[k] < NEVER && c.low2[k] + c.load[k] > s->target;
+      c.first_top[k] = must ? c.low_top[k] : 0;
     }
+    bool tails = false;
+    if (!find_tails(s, p, &tails)) return false;
+    if (tails && !sweep_tails(s, p)) return false;
     again = false;
     for (int i = 0; i < p.n; i++) {
       int x = p.buffer[i];
-      int64_t old = s->head[x], head = old;
-      for (int k = s->first[x]; k < s->end[x]; k++) {
-        const section *c = &s->at[k];
-        if (c->first_top > head && c->first_of != x) head = c->first_top;
-        if (old + c->load <= s->target) continue;
-        // It cannot be first here, so it lies above one of the others.
-        int64_t top = c->top_of == x ? c->top2 : c->top;
-        if (top > head) head = top;
-      }
-      if (head == old) continue;
+      int64_t head = raised(s, x, tails);
+      if (head == s->head[x]) continue;
       if (head + s->size[x] > s->target) return false;
       raise(s, x, head);
       again = true;
@@ -228,48 +333,52 @@ static void remember(search *s, digest d) {
 // Rules to choose a section. None is best on all lists, so they take turns.
 enum { FEW_TIGHT, FEW_LOW, TIGHT, LOW, FEW, BLAMED, MOST_BLAMED, RULES };
 
-static double rate(const search *s, const section *c, double *tie) {
-  double slack = (double)(s->target - c->low - c->load), few = c->candidates;
-  double options = 2 * few - (slack > 0 ? 0 : 1);
+static double rate(const search *s, int k, double *tie) {
+  double slack = (double)(s->target - s->at.low[k] - s->at.load[k]);
+  double few = (double)s->at.candidates[k], options = 2 * few - (slack > 0 ? 0 : 1);
+  double weight = s->at.weight[k] / s->heavy;
+  *tie = slack;
   switch (s->rule) {
-    case FEW_LOW: *tie = (double)c->low; return options;
+    case FEW_LOW: *tie = (double)s->at.low[k]; return options;
     case TIGHT: *tie = few; return slack;
-    case LOW: *tie = few; return (double)c->low;
-    case FEW: *tie = slack; return few;
-    case BLAMED: *tie = slack; return options / (1 + c->weight / s->heavy);
-    case MOST_BLAMED: *tie = slack; return options / (1e-3 + c->weight / s->heavy);
-    default: *tie = slack; return options;
+    case LOW: *tie = few; return (double)s->at.low[k];
+    case FEW: return few;
+    case BLAMED: return options / (1 + weight);
+    case MOST_BLAMED: return options / (1e-3 + weight);
+    default: return options;
+  }
+}
+
+WIDE static void find_candidates(const search *s, part p) {
+  const int64_t *restrict low = s->at.low, *restrict top = s->at.top;
+  int64_t *restrict candidates = s->at.candidates, *restrict open = s->at.open;
+  for (int k = p.first; k < p.end; k++) candidates[k] = open[k] = 0;
+  for (int i = 0; i < p.n; i++) {
+    int x = p.buffer[i], first = s->first[x], end = s->end[x];
+    int64_t head = s->head[x], least = NEVER, lows = 0;
+    for (int k = first; k < end; k++) {
+      least = top[k] < least ? top[k] : least;
+      lows += low[k] == head;
+    }
+    if (!lows) continue;
+    // Its own top is above its head, so `least <= head` speaks of a neighbour that fits below.
+    int64_t fits = least <= head;
+    APART for (int k = first; k < end; k++) {
+      int64_t here = low[k] == head;
+      candidates[k] += here;
+      open[k] |= here & fits;
+    }
   }
 }
 
 // The section to ask "who is lowest here?".
-static int choose(search *s, part p) {
-  for (int k = p.first; k < p.end; k++) {
-    s->at[k].candidates = 0;
-    s->at[k].open = false;
-  }
-  for (int i = 0; i < p.n; i++) {
-    int x = p.buffer[i];
-    int64_t head = s->head[x], top = NEVER;
-    bool candidate = false;
-    for (int k = s->first[x]; k < s->end[x]; k++) {
-      if (s->at[k].top < top) top = s->at[k].top;
-      candidate |= s->at[k].low == head;
-    }
-    if (!candidate) continue;
-    // Its own top is above its head, so `top <= head` speaks of a neighbour that fits below.
-    for (int k = s->first[x]; k < s->end[x]; k++) {
-      if (s->at[k].low != head) continue;
-      s->at[k].candidates++;
-      s->at[k].open |= top <= head;
-    }
-  }
+static int choose(const search *s, part p) {
+  find_candidates(s, p);
   int best = -1;
   double least = 0, least_tie = 0;
   for (int k = p.first; k < p.end; k++) {
-    const section *c = &s->at[k];
-    if (!c->candidates || c->open) continue;
-    double tie, rating = rate(s, c, &tie);
+    if (!s->at.candidates[k] || s->at.open[k]) continue;
+    double tie, rating = rate(s, k, &tie);
     if (best >= 0 && (rating > least || (rating == least && tie >= least_tie))) continue;
     best = k;
     least = rating;
@@ -343,7 +452,7 @@ static bool solve(search *s, part p) {
     if (!looked) first = d;
     looked = true;
     int k = choose(s, p), pool = s->npool, *candidate = s->pool + pool, n = 0;
-    int64_t low = s->at[k].low;
+    int64_t low = s->at.low[k];
     for (int i = 0; i < p.n; i++) {
       int x = p.buffer[i], j = n;
       if (s->first[x] > k || s->end[x] <= k || s->head[x] != low) continue;
@@ -496,7 +605,16 @@ static void reserve(problem *q, arena *scratch, int n) {
   s->head = arena_new(scratch, int64_t, n);
   s->offset = arena_new(scratch, int64_t, n);
   s->lifted = arena_new(scratch, int64_t, n);
-  s->at = arena_new(scratch, section, n);
+  s->tail = arena_new(scratch, int64_t, n);
+  s->tailed = arena_new(scratch, int, n);
+  int64_t **facts[] = {&s->at.load,      &s->at.low,        &s->at.low2,       &s->at.low_top,
+                       &s->at.top,       &s->at.top2,       &s->at.first_top,  &s->at.late,
+                       &s->at.late_head, &s->at.early,      &s->at.early_load, &s->at.early_low,
+                       &s->at.early_top, &s->at.early_tail, &s->at.early_base, &s->at.candidates,
+                       &s->at.open};
+  for (size_t i = 0; i < sizeof facts / sizeof *facts; i++)
+    *facts[i] = arena_new(scratch, int64_t, n);
+  s->at.weight = arena_new(scratch, double, n);
   s->joins = arena_new(scratch, int, n);
   // A node keeps its candidates, the rest and the rest's parts; a node below has one buffer less.
   s->pool = arena_new(scratch, int, 3 * (size_t)n * (size_t)(n + 1) / 2);
@@ -514,7 +632,7 @@ static void prepare(problem *q) {
     q->end[i] = first_not_before(q->time, s->sections, q->b[i].upper);
     q->size[i] = q->b[i].size / q->unit;
   }
-  for (int k = 0; k < s->sections; k++) s->at[k].weight = 0;
+  for (int k = 0; k < s->sections; k++) s->at.weight[k] = 0;
   s->heavy = 1;
 }
 
@@ -559,7 +677,7 @@ static answer attempt(problem *q, int64_t target, int rule, int order, uint64_t 
 // the bounds are strongest, a height in the middle, and one step below the best. Each round ends
 // with a search as long as all before it, so a refutation costs a few times what it takes.
 static void search_heights(problem *q, int64_t capacity, int64_t goal) {
-  uint64_t enough = UINT64_MAX, limit = 256;
+  uint64_t enough = UINT64_MAX, limit = 4 * (uint64_t)q->n;
   for (int round = 0;; round++, limit *= 2) {
     for (int run = 0; run <= RULES * ORDERS; run++) {
       bool deep = run == RULES * ORDERS;
@@ -570,15 +688,15 @@ static void search_heights(problem *q, int64_t capacity, int64_t goal) {
         if (decided && capacity >= 0 && enough == UINT64_MAX) enough = 4 * q->spent + 20000;
         if (q->height <= q->floor || q->height <= goal) return;
         if (q->s.out_of_time || q->spent > enough) return;
-        int64_t low = q->floor > goal ? q->floor : goal, high = q->height - 1;
-        int64_t target = !decided   ? capacity
-                         : aim == 0 ? low
-                         : aim == 1 ? low + (high - low) / 2
-                                    : high;
+        // Not fitting yet, a lower height is only the better failure: now and then.
+        if (!decided && aim && (aim > 1 || run % ORDERS)) continue;
+        int64_t low = !decided ? capacity : q->floor > goal ? q->floor : goal;
+        int64_t high = q->height - 1, middle = low + (high - low) / 2;
+        int64_t target = aim == 0 ? low : aim == 1 ? middle : high;
         if (target == tried) continue;
         tried = target;
         uint64_t seed = round ? (uint64_t)(round * 1000 + run * 3 + aim) : 0;
-        attempt(q, target, rule, order, seed, deep ? q->spent + 1 : limit);
+        attempt(q, target, rule, order, seed, deep ? q->spent / 4 + 1 : limit);
       }
     }
   }
