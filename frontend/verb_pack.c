@@ -137,16 +137,15 @@ static void read_line(cli *c, const source *src, int start, int end, map *used, 
       !read_number(c, src, f[2], "upper", &b.upper) || !read_number(c, src, f[3], "size", &b.size))
     return;
   if (b.lower >= b.upper) {
-    complain(c, src, (field){f[1].start, f[2].end},
-             arena_printf(c->arena,
-                          "lower %lld is not less than upper %lld: it lives from lower up to, but "
-                          "not including, upper",
-                          (long long)b.lower, (long long)b.upper));
+    complain(
+        c, src, (field){f[1].start, f[2].end},
+        arena_printf(c->arena, "lower %lld is not less than upper %lld: it lives in [lower, upper)",
+                     (long long)b.lower, (long long)b.upper));
     return;
   }
   if (b.size > PACK_MOST_BYTES - *sum) {
     complain(c, src, f[3],
-             arena_printf(c->arena, "the sizes up to here add up to more than %lld bytes",
+             arena_printf(c->arena, "sizes up to here add up to more than %lld",
                           (long long)PACK_MOST_BYTES));
     return;
   }
@@ -298,6 +297,7 @@ int verb_pack(cli *c) {
   else
     put_text(c, &b, &r, o.capacity);
   if (!o.capacity || r.height <= o.capacity) return EXIT_GOOD;
+  fflush(stdout);
   diag *e =
       diag_error(&c->diags, span_none(), DIAG_DOES_NOT_FIT, "%d buffers do not fit into %s bytes",
                  b.list.n, grouped(c->arena, o.capacity));

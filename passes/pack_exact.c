@@ -37,8 +37,8 @@
 #else
 #define WIDE
 #endif
-// The arrays of `sections` do not overlap, and gcc cannot know. (clang would warn where it still
-// sees no gain.)
+// The arrays of `section_facts` do not overlap, and gcc cannot know. (clang would warn where it
+// still sees no gain.)
 #ifdef __clang__
 #define APART
 #else
@@ -53,7 +53,7 @@ typedef struct part {
 
 // What is known of each section at a node, one array per fact so that runs of sections are handled
 // by vector instructions. All heads and tops (head + size) are those of unplaced buffers.
-typedef struct sections {
+typedef struct section_facts {
   int64_t *load;              // sum of sizes
   int64_t *low, *low2;        // least head and second least
   int64_t *low_top;           // top of the buffer with the least head
@@ -65,7 +65,7 @@ typedef struct sections {
   int64_t *candidates;  // buffers whose head is `low`
   int64_t *open;        // not 0: something may fit below a candidate, not to be chosen
   double *weight;       // how often it refuted, fading
-} sections;
+} section_facts;
 
 typedef struct change {
   int buffer;
@@ -85,7 +85,7 @@ typedef struct search {
   const double *rank;  // candidates are tried from the lowest
   int rule;            // how sections are chosen
   int64_t target;
-  sections at;
+  section_facts at;
   int *joins;  // `parts`: buffers that cross the border behind a section
   int *pool;   // a stack of buffer numbers: candidates and parts of the nodes on the way down
   int npool;
@@ -144,7 +144,7 @@ static void fill(int64_t *at, int first, int end, int64_t value) {
 // buffers that start no lower than this head, so head + sizes is a bound on the height; the set
 // with the largest bound is the section's *late* one.
 WIDE static int sweep(const search *s, part p) {
-  const sections c = s->at;
+  const section_facts c = s->at;
   int64_t *restrict load = c.load, *restrict low = c.low, *restrict low2 = c.low2;
   int64_t *restrict low_top = c.low_top, *restrict top = c.top, *restrict top2 = c.top2;
   int64_t *restrict late = c.late, *restrict late_head = c.late_head;
@@ -178,7 +178,7 @@ WIDE static int sweep(const search *s, part p) {
 // The other way round, for buffers that must have something above them: `tail` bytes at least. A
 // section's *early* set is the one of those with large tails that leaves least room.
 static bool sweep_tails(search *s, part p) {
-  const sections c = s->at;
+  const section_facts c = s->at;
   int n = 0, *with = s->tailed;
   for (int i = 0; i < p.n; i++) {
     int x = p.buffer[i], j = n;
@@ -231,7 +231,7 @@ WIDE static bool find_tails(search *s, part p, bool *any) {
 
 // How far `x` must be raised, from what its sections know.
 WIDE static int64_t raised(const search *s, int x, bool tails) {
-  const sections c = s->at;
+  const section_facts c = s->at;
   const int64_t *restrict low = c.low, *restrict load = c.load, *restrict first_top = c.first_top;
   const int64_t *restrict top = c.top, *restrict top2 = c.top2;
   int first = s->first[x], end = s->end[x];
@@ -260,7 +260,7 @@ WIDE static int64_t raised(const search *s, int x, bool tails) {
 
 // Raises heads by what one section says, until nothing changes. False: there is no solution.
 static bool propagate(search *s, part p) {
-  const sections c = s->at;
+  const section_facts c = s->at;
   for (int i = 0; i < p.n; i++) s->tail[p.buffer[i]] = 0;
   for (bool again = true; again;) {
     sort_by_head(s, p);
