@@ -191,7 +191,8 @@ static void step(printer *p, int i, int last) {
     else
       line = true;
   }
-  if (k == '}' && opened) line = false;  // {}
+  bool empty = k == '}' && opened;  // {}, also when a `;` stood between
+  if (empty) line = false;
 
   if (line) {
     bool comment_starts = k == TOKEN_COMMENT;
@@ -206,7 +207,7 @@ static void step(printer *p, int i, int last) {
     sb_puts(&p->out, "  ");
   } else if (join) {
     sb_puts(&p->out, "; ");
-  } else if (!first && space_before(p, i)) {
+  } else if (!first && !empty && space_before(p, i)) {
     sb_put(&p->out, ' ');
   }
   put_token(p, i);
