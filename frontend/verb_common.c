@@ -245,15 +245,14 @@ static bool choose_micro_batch(cli *c, compiled *k, int64_t pinned, compile_stag
 }
 
 static void report_unfit(cli *c, compiled *k) {
-  fprintf(stderr,
-          "error: %s does not fit on this-host: %s at micro_batch = 1, %s of memory "
-          "[does-not-fit]\n",
-          k->job->model_name, compile_bytes_text(c->arena, (double)k->schedule->arena_bytes),
-          compile_bytes_text(c->arena, host_memory()));
-  fprintf(stderr,
-          "  = states alone take %s; a smaller model, or `--set seq=` and `--set layers=`, "
-          "would fit\n",
-          compile_bytes_text(c->arena, (double)k->schedule->states_bytes));
+  diag *e =
+      diag_error(&c->diags, span_none(), DIAG_DOES_NOT_FIT,
+                 "%s does not fit on this-host: %s at micro_batch = 1, %s of memory",
+                 k->job->model_name, compile_bytes_text(c->arena, (double)k->schedule->arena_bytes),
+                 compile_bytes_text(c->arena, host_memory()));
+  diag_note(e,
+            "states alone take %s; a smaller model, or `--set seq=` and `--set layers=`, would fit",
+            compile_bytes_text(c->arena, (double)k->schedule->states_bytes));
   k->exit_code = EXIT_UNFIT;
 }
 
@@ -298,8 +297,10 @@ bool compile(cli *c, const char *path, compile_stage stage, compiled *k) {
 
   int64_t batch = k->job->batch;
   if (pinned && (pinned > batch || batch % pinned)) {
-    fprintf(stderr, "error: micro_batch = %lld does not divide batch = %lld [indivisible]\n",
-            (long long)pinned, (long long)batch);
+    diag *e = diag_error(&c->diags, span_none(), DIAG_INDIVISIBLE,
+                         "micro_batch = %lld does not divide batch = %lld", (long long)pinned,
+                         (long long)batch);
+    diag_note(e, "pin a divisor of the batch, or leave the pin out");
     k->exit_code = EXIT_UNFIT;
     return false;
   }
