@@ -149,7 +149,11 @@ static void job_precision_of(settings *st) {
   slot *s = settings_key(st, "precision");
   const val *v = settings_slot_value(st, s);
   st->job->precision = DT_f32;
-  if (v->kind == VAL_ERROR || (v->kind == VAL_DTYPE && v->dtype == DT_f32)) return;
+  if (v->kind == VAL_ERROR) return;
+  if (v->kind == VAL_DTYPE && (v->dtype == DT_f32 || v->dtype == DT_bf16)) {
+    st->job->precision = v->dtype;
+    return;
+  }
   if (v->kind != VAL_DTYPE || !ir_dtype_float(v->dtype)) {
     diag *e = sema_error(st->lw, value_span(s), DIAG_WRONG_VALUE,
                          "`precision` is an element type of real numbers; this is %s", val_what(v));
@@ -157,7 +161,7 @@ static void job_precision_of(settings *st) {
   } else if (!st->lenient) {
     diag *e = sema_error(st->lw, value_span(s), DIAG_PLANNED,
                          "`precision = %s` is planned, not built", ir_dtype_name(v->dtype));
-    diag_note(e, "what is built is f32: --set precision=f32");
+    diag_note(e, "what is built is f32 and bf16: --set precision=bf16");
   }
 }
 

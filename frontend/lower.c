@@ -478,7 +478,7 @@ bool eval_extent(lowering *lw, const expr *e, int64_t *size, const char **name, 
 }
 
 static bool eval_type(lowering *lw, const type *t, ir_type *out) {
-  *out = (ir_type){.dtype = lw->job->precision};
+  *out = (ir_type){.dtype = DT_f32};
   bool ok = true;
   if (t->element.text && !ir_dtype_parse(t->element.text, &out->dtype)) {
     diag *e = sema_error(lw, t->element.at, DIAG_UNDECLARED_NAME, "`%s` is not an element type",
@@ -568,7 +568,7 @@ static void lower_input(lowering *lw, const stmt *s) {
       return;
     }
   vec_push(lw->arena, &lw->input_names, name->text);
-  if (!s->type->element.text) t.dtype = lw->job->precision;
+  if (!s->type->element.text) t.dtype = DT_f32;
   if (lw->ops-- <= 0) return;
   ir_op *op = ir_op_raw(lw->frame->region, IR_input, NULL, 0, &t, 1);
   op->span = ir_span_of(s->at);

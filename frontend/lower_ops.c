@@ -148,8 +148,13 @@ static const char *name_of_extent(const expr *e) {
 // ---------------------------------------------------------------------------------------------
 
 static ir_value *emit_einsum(lowering *lw, span at, const char *spec, ir_value *const *in, int n) {
-  ir_attr attr = ir_attr_s("spec", spec);
-  return first(emit(lw, at, IR_einsum, in, n, &attr, 1, NULL, 0));
+  ir_attr attr[2] = {ir_attr_s("spec", spec)};
+  int nattrs = 1;
+  bool real = true;
+  for (int i = 0; i < n; i++) real &= in[i] && ir_dtype_float(in[i]->type.dtype);
+  if (n == 2 && real && lw->job->precision != DT_f32)
+    attr[nattrs++] = ir_attr_s("round", ir_dtype_name(lw->job->precision));
+  return first(emit(lw, at, IR_einsum, in, n, attr, nattrs, NULL, 0));
 }
 
 static val op_linear(lowering *lw, const expr *e, bound_args *a) {
@@ -166,7 +171,7 @@ static val op_linear(lowering *lw, const expr *e, bound_args *a) {
   if (!path_enter(lw, e, &save)) return val_error();
   ir_index *out = ir_index_new(lw->m, name_of_extent(a->e[1]), n);
   ir_index *in = last_dim(x);
-  ir_type w = {.dtype = lw->job->precision,
+  ir_type w = {.dtype = DT_f32,
                .rank = 2,
                .dim = {out, ir_index_new(lw->m, ir_root(in)->name, in->size)}};
   ir_value *matrix = make_weight(lw, e->call.path.at, "weight", w, init), *b = NULL;
@@ -261,7 +266,7 @@ static val op_einsum(lowering *lw, const expr *e, bound_args *a) {
 
 static ir_value *norm_weight(lowering *lw, const expr *e, const char *name, const ir_index *like,
                              int64_t n, ir_init_kind init) {
-  ir_type t = {.dtype = lw->job->precision,
+  ir_type t = {.dtype = DT_f32,
                .rank = 1,
                .dim = {ir_index_new(lw->m, like ? ir_root((ir_index *)like)->name : NULL, n)}};
   return make_weight(lw, e->call.path.at, name, t, (weight_init){init, init == INIT_ONES});

@@ -144,7 +144,7 @@ typedef struct job {
   job_schedule schedule;
   int64_t steps;
   double clip;  // 0: none
-  ir_dtype precision;
+  ir_dtype precision;  // of the operands of matrix products; what is stored and summed is f32
   int64_t seed;
   const char *data;  // the first path; NULL when none was given
   VEC(const char *) data_paths;

@@ -157,6 +157,13 @@ static const char *column_dtypes(const infer *t, ir_type *out, int nout) {
 static const char *check_dtypes(const infer *t) {
   int whole = -1, real = -1;
   switch (t->op->code) {
+    case IR_einsum: {
+      const char *to = ir_attr_str(t->op, "round", NULL);
+      if (!to) break;
+      if (!str_eq(to, "bf16")) return SAY("einsum: operands are rounded to bf16, not `%s`", to);
+      if (t->op->nin != 2) return SAY("einsum: `round` is for products of two operands");
+      break;
+    }
     case IR_gather:
     case IR_scatter_add:
     case IR_nll: whole = 1; break;

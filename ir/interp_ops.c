@@ -158,6 +158,19 @@ void interp_scatter_add(interp_frame *f, const ir_op *op) {
 
 // ---- contraction and reduction -----------------------------------------------------------------
 
+// x rounded to the eight significant bits of bf16, halves to even. Its range is that of f32.
+static double to_bf16(double x) {
+  int e;
+  double m = frexp(x, &e);
+  return isfinite(x) ? ldexp(nearbyint(ldexp(m, 8)), e - 8) : x;
+}
+
+static const double *rounded(interp_frame *f, const double *x, int64_t n) {
+  double *y = arena_new(f->arena, double, n);
+  for (int64_t i = 0; i < n; i++) y[i] = to_bf16(x[i]);
+  return y;
+}
+
 // Every word of the spec is a loop: those of the result outside, summed ones inside.
 void interp_einsum(interp_frame *f, const ir_op *op) {
   ir_rule rule;
@@ -176,6 +189,8 @@ void interp_einsum(interp_frame *f, const ir_op *op) {
   int nout = n;
   for (int w = 0; w < rule.nwords; w++)
     if (rule.kind[w] == KIND_SUM) order[n++] = w;
+  for (int k = 0; k < op->nin && ir_get_attr(op, "round"); k++)
+    x[k] = rounded(f, x[k], count_of(op->in[k]));
   double *y = interp_out(f, op, 0);
   int64_t out = count_of(op->out[0]), a = 0, b = 0, inner = 1;
   for (int i = nout; i < n; i++) inner *= size[order[i]];

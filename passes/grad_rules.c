@@ -307,8 +307,10 @@ static void grad_einsum(ad *c, ir_op *op, ir_value *const *g, ir_value **gin) {
     } else {
       text = arena_printf(c->m->arena, "%s ->%s", trimmed(c, out, out_end), sb_str(&kept));
     }
-    ir_attr a = ir_attr_s("spec", text);
-    ir_value *r = with(c, IR_einsum, in, other ? 2 : 1, &a, 1)->out[0];
+    ir_attr a[2] = {ir_attr_s("spec", text)};
+    int na = 1;
+    if (other && ir_get_attr(op, "round")) a[na++] = *ir_get_attr(op, "round");
+    ir_value *r = with(c, IR_einsum, in, other ? 2 : 1, a, na)->out[0];
     if (n < d) {
       ir_op *made = ir_op_raw(c->b.at, IR_broadcast, &r, 1, &op->in[i]->type, 1);
       ir_set_attr(c->m, made, ir_attr_v("dims", dims, n));
