@@ -5,8 +5,10 @@
 // tensor, so transposed, split and broadcast operands are nothing special. A cell computes a tile
 // [m, n]; it walks k in tiles, first k tile to last (the order depends on the shape alone):
 //
-//   acc = 0; for k0: acc = dot(acc, A[m, k0..], B[k0.., n]); store acc
+//   acc = 0; for k0: acc = dot(acc, A[m, k0..], B[k0.., n]); store f(acc, ...)
 //
+// f is the function the op may carry (ir_epilogue): its results and further operands are tensors
+// with the letters of the result.
 // Operand tiles are loaded along their finer axis and the dot is told which way they lie. With a
 // single row or few (decoding), a dot would turn the weights for nothing: there the product is
 // elementwise and the sum a reduction over the finer axis.
@@ -15,11 +17,13 @@
 
 #include "codegen/build_impl.h"
 
-enum { A, B, O };  // tensors of the axes
+// Tensors of the axes: the operands, the results, then the further operands of the function.
+enum { A, B, O, MAX_TENSORS = 24 };
 
 typedef struct product {
   b_axes batch, m, n, k;
-  cg_tensor t[3];
+  cg_tensor t[MAX_TENSORS];
+  int tensors, results;
 } product;
 
 #define MAX_LETTERS 24
@@ -69,14 +73,20 @@ static spec parse_spec(const char *text) {
 }
 
 // The axes of one word in all tensors; a word twice in one operand walks its diagonal.
-static bool word_axes(b_axes *to, const spec *s, int word, const ir_view *const *view) {
-  b_axes x = {.tensors = 3};
-  b_part part[3] = {0};
-  for (int i = 0; i < 3; i++)
-    for (int d = 0; d < s->rank[i]; d++)
-      if (s->dims[i][d] == word && view[i])
-        part[i] = (b_part){view[i], view[i]->dim_first[d], view[i]->dim_first[d + 1]};
-  if (!b_align(&x, part, 3)) return false;
+static bool word_axes(b_axes *to, const spec *s, int word, const ir_view *const *view,
+                      const int *rank, int tensors) {
+  b_axes x = {.tensors = tensors};
+  b_part part[MAX_TENSORS] = {0};
+  for (int i = 0; i < tensors; i++) {
+    int side = i < O ? i : O;
+    for (int d = 0; d < s->rank[side]; d++) {
+      int own =
+          d - (s->rank[side] - rank[i]);  // further operands are aligned at the last dimension
+      if (s->dims[side][d] == word && view[i] && own >= 0)
+        part[i] = (b_part){view[i], view[i]->dim_first[own], view[i]->dim_first[own + 1]};
+    }
+  }
+  if (!b_align(&x, part, tensors)) return false;
   for (int i = 0; i < 3; i++) {
     bool first = true;
     for (int d = s->rank[i] - 1; d >= 0; d--) {
@@ -92,7 +102,7 @@ static bool word_axes(b_axes *to, const spec *s, int word, const ir_view *const 
   }
   IR_CHECK(to->n + x.n <= B_MAX_AXES);
   for (int a = 0; a < x.n; a++) {
-    for (int i = 0; i < 3; i++) to->stride[i][to->n] = x.stride[i][a];
+    for (int i = 0; i < tensors; i++) to->stride[i][to->n] = x.stride[i][a];
     to->size[to->n++] = x.size[a];
   }
   return true;
@@ -106,9 +116,9 @@ static bool in_side(const spec *s, int side, int word) {
 
 // Words in the order of the result, then those summed in the order of the first operand: the order
 // in which neighbouring axes can merge.
-static bool classify(product *p, const spec *s, const ir_view *const *view) {
+static bool classify(product *p, const spec *s, const ir_view *const *view, const int *rank) {
   b_axes *all[] = {&p->batch, &p->m, &p->n, &p->k};
-  for (int i = 0; i < 4; i++) all[i]->tensors = 3;
+  for (int i = 0; i < 4; i++) all[i]->tensors = p->tensors;
   bool done[MAX_LETTERS] = {0};
   for (int turn = 0; turn < 3; turn++) {
     int side = turn == 0 ? 2 : turn - 1;
@@ -117,7 +127,8 @@ static bool classify(product *p, const spec *s, const ir_view *const *view) {
       if (done[w]) continue;
       done[w] = true;
       bool a = in_side(s, 0, w), b = s->nin > 1 && in_side(s, 1, w), o = in_side(s, 2, w);
-      if (!word_axes(!o ? &p->k : a && b ? &p->batch : a ? &p->m : &p->n, s, w, view)) return false;
+      b_axes *to = !o ? &p->k : a && b ? &p->batch : a ? &p->m : &p->n;
+      if (!word_axes(to, s, w, view, rank, p->tensors)) return false;
     }
   }
   for (int i = 0; i < 4; i++) b_collapse(all[i]);
@@ -149,7 +160,7 @@ static void swap_operands(product *p) {
 
 // Takes the axis to tile out of x: the finest of tensor t for columns, the longest otherwise.
 static b_axes take_axis(b_axes *x, int finest_of) {
-  b_axes one = {.n = 1, .tensors = 3, .size = {1}};
+  b_axes one = {.n = 1, .tensors = x->tensors, .size = {1}};
   int best = -1;
   for (int a = 0; a < x->n; a++) {
     bool better = best < 0;
@@ -159,7 +170,7 @@ static b_axes take_axis(b_axes *x, int finest_of) {
   }
   if (best < 0) return one;
   one.size[0] = x->size[best];
-  for (int t = 0; t < 3; t++) one.stride[t][0] = x->stride[t][best];
+  for (int t = 0; t < x->tensors; t++) one.stride[t][0] = x->stride[t][best];
   b_drop(x, best);
   return one;
 }
@@ -211,6 +222,33 @@ static void choose_tiles(const product *p, int64_t m, int64_t n, int64_t k, b_cu
   *ck = b_cut_even(k, 768, 16);
 }
 
+// Stores f of a tile of sums. `at[t]` is where the tile begins in tensor t; `rows` and `cols` are
+// its axes, of which `rows` may be NULL (a row) and the tile may be turned ([cols, rows]).
+static void finish(bld *b, const product *p, k_value *acc, k_value *const *at, const b_axes *rows,
+                   const b_axes *cols, k_access limits) {
+  ir_op *op = b->op;
+  k_kernel *k = b->k;
+  k_value *result[MAX_TENSORS] = {acc};
+  k_access x[MAX_TENSORS];
+  for (int t = O; t < p->tensors; t++) {
+    x[t] = limits;
+    x[t].base = at[t];
+    x[t].row_stride = rows ? rows->stride[t][0] : 0;
+    x[t].col_stride = cols ? cols->stride[t][0] : 0;
+  }
+  if (op->nregions) {
+    b_env *e = b_env_new(b);
+    ir_region *r = op->region[0];
+    b_bind(e, r->args.at[0], k_round(k, acc, r->args.at[0]->type.dtype));
+    for (int t = O + p->results; t < p->tensors; t++)
+      b_bind(e, r->args.at[1 + t - O - p->results],
+             b_load(b, &p->t[t], acc->rows, acc->cols, x[t]));
+    b_region(e, r, result);
+  }
+  for (int i = 0; i < p->results; i++)
+    b_store(b, &p->t[O + i], k_spread(k, result[i], acc->rows, acc->cols), x[O + i]);
+}
+
 // The few-rows product: out[m, n] = sum_k a[m, k] b[n, k], one reduction per row.
 static void build_thin(bld *b, product *p, const b_axes *m, const b_axes *n, const b_axes *kx) {
   k_kernel *k = b->k;
@@ -221,14 +259,14 @@ static void build_thin(bld *b, product *p, const b_axes *m, const b_axes *n, con
   b_axes *rest[] = {&p->m, &p->n};
   for (int i = 0; i < 2; i++)
     for (int a = 0; a < rest[i]->n; a++) {
-      for (int t = 0; t < 3; t++) outer.stride[t][outer.n] = rest[i]->stride[t][a];
+      for (int t = 0; t < p->tensors; t++) outer.stride[t][outer.n] = rest[i]->stride[t][a];
       outer.size[outer.n++] = rest[i]->size[a];
     }
   k_value *cell = k_grid(k, b_product(&outer)), *coord[B_MAX_AXES];
   k_value *n0 = k_muli(k, k_grid(k, cn.count), cn.size);
   b_coordinates(b, &outer, cell, coord);
-  k_value *base[3];
-  for (int t = 0; t < 3; t++) base[t] = b_at(b, &outer, t, coord);
+  k_value *base[MAX_TENSORS];
+  for (int t = 0; t < p->tensors; t++) base[t] = b_at(b, &outer, t, coord);
   int rows = (int)m->size[0];
   k_value *sum[4];
   for (int i = 0; i < rows; i++)
@@ -261,11 +299,13 @@ static void build_thin(bld *b, product *p, const b_axes *m, const b_axes *n, con
   }
   b_loop_end(b, &l, next);
   for (int i = 0; i < rows; i++) {
-    k_access o = {.base = k_add(k, k_add(k, base[O], k_int(k, i * m->stride[O][0])),
-                                k_muli(k, n0, n->stride[O][0]))};
-    *(along_k ? &o.row_stride : &o.col_stride) = n->stride[O][0];
-    *(along_k ? &o.row_limit : &o.col_limit) = left_n;
-    b_store(b, &p->t[O], l.carry[i], o);
+    k_value *at[MAX_TENSORS];
+    for (int t = O; t < p->tensors; t++)
+      at[t] = k_add(k, k_add(k, base[t], k_int(k, i * m->stride[t][0])),
+                    k_muli(k, n0, n->stride[t][0]));
+    k_access limits = {0};
+    *(along_k ? &limits.row_limit : &limits.col_limit) = left_n;
+    finish(b, p, l.carry[i], at, along_k ? n : NULL, along_k ? NULL : n, limits);
   }
 }
 
@@ -278,15 +318,15 @@ static void build_tiled(bld *b, product *p, const b_axes *m, const b_axes *n, co
           *on = k_grid(k, b_product(&p->n) * cn.count);
   k_value *m0 = k_muli(k, k_modi(k, om, cm.count), cm.size);
   k_value *n0 = k_muli(k, k_modi(k, on, cn.count), cn.size);
-  k_value *coord[B_MAX_AXES], *base[3];
+  k_value *coord[B_MAX_AXES], *base[MAX_TENSORS];
   b_coordinates(b, &p->batch, cell, coord);
-  for (int t = 0; t < 3; t++) base[t] = b_at(b, &p->batch, t, coord);
+  for (int t = 0; t < p->tensors; t++) base[t] = b_at(b, &p->batch, t, coord);
   b_coordinates(b, &p->m, k_divi(k, om, cm.count), coord);
-  base[A] = k_add(k, base[A], b_at(b, &p->m, A, coord));
-  base[O] = k_add(k, base[O], b_at(b, &p->m, O, coord));
+  for (int t = 0; t < p->tensors; t++)
+    if (t != B) base[t] = k_add(k, base[t], b_at(b, &p->m, t, coord));
   b_coordinates(b, &p->n, k_divi(k, on, cn.count), coord);
-  base[B] = k_add(k, base[B], b_at(b, &p->n, B, coord));
-  base[O] = k_add(k, base[O], b_at(b, &p->n, O, coord));
+  for (int t = 0; t < p->tensors; t++)
+    if (t != A) base[t] = k_add(k, base[t], b_at(b, &p->n, t, coord));
 
   k_value *zero = k_full(k, K_F32, cm.size, cn.size, 0);
   int64_t chunks = b_product(&p->k) * ck.count;
@@ -299,14 +339,11 @@ static void build_tiled(bld *b, product *p, const b_axes *m, const b_axes *n, co
                      n->stride[B][0], &ck, k0, kx->stride[B][0]);
   k_value *next = k_dot(k, l.carry[0], a.v, w.v, !a.k_last, w.k_last);
   b_loop_end(b, &l, &next);
-  k_access o = {
-      .base = k_add(k, base[O],
-                    k_add(k, k_muli(k, m0, m->stride[O][0]), k_muli(k, n0, n->stride[O][0]))),
-      .row_stride = m->stride[O][0],
-      .col_stride = n->stride[O][0],
-      .row_limit = b_left(b, &cm, m0),
-      .col_limit = b_left(b, &cn, n0)};
-  b_store(b, &p->t[O], l.carry[0], o);
+  for (int t = O; t < p->tensors; t++)
+    base[t] =
+        k_add(k, base[t], k_add(k, k_muli(k, m0, m->stride[t][0]), k_muli(k, n0, n->stride[t][0])));
+  k_access limits = {.row_limit = b_left(b, &cm, m0), .col_limit = b_left(b, &cn, n0)};
+  finish(b, p, l.carry[0], base, m, n, limits);
 }
 
 // One operand: a sum over the letters that the result lacks.
@@ -327,15 +364,24 @@ static void build_single(bld *b, product *p) {
 void cg_build_matmul(bld *b) {
   ir_op *op = b->op;
   spec s = parse_spec(ir_attr_str(op, "spec", ""));
-  product p = {0};
-  ir_view va = ir_view_of(op->in[0]), vb = {0}, vo = ir_view_of(op->out[0]);
-  if (op->nin > 2 || s.nin != op->nin) {
+  int further = op->nin > s.nin ? op->nin - s.nin : 0;
+  product p = {.tensors = O + op->nout + further, .results = op->nout};
+  if (s.nin > 2 || op->nin < s.nin || (further && !op->nregions) || p.tensors > MAX_TENSORS) {
     b_fail(b, "einsum of %d operands", op->nin);
     return;
   }
-  if (op->nin > 1) vb = ir_view_of(op->in[1]);
-  const ir_view *view[] = {&va, op->nin > 1 ? &vb : NULL, &vo};
-  if (!classify(&p, &s, view)) {
+  ir_value *value[MAX_TENSORS] = {op->in[0], s.nin > 1 ? op->in[1] : NULL};
+  for (int i = 0; i < op->nout; i++) value[O + i] = op->out[i];
+  for (int i = 0; i < further; i++) value[O + op->nout + i] = op->in[s.nin + i];
+  ir_view views[MAX_TENSORS];
+  const ir_view *view[MAX_TENSORS];
+  int rank[MAX_TENSORS];
+  for (int t = 0; t < p.tensors; t++) {
+    view[t] = value[t] ? &views[t] : NULL;
+    rank[t] = value[t] ? value[t]->type.rank : 0;
+    if (value[t]) views[t] = ir_view_of(value[t]);
+  }
+  if (!classify(&p, &s, view, rank)) {
     b_fail(b, "einsum: layouts do not nest");
     return;
   }
@@ -346,9 +392,8 @@ void cg_build_matmul(bld *b) {
   double flops = 2.0 * (double)b_product(&p.batch) * (double)b_product(&p.m) *
                  (double)b_product(&p.n) * (double)b_product(&p.k);
   b_begin(b, "matmul");
-  p.t[A] = b_read(b, op->in[0]);
-  p.t[B] = b_read(b, op->in[1]);
-  p.t[O] = b_write(b, op->out[0]);
+  for (int t = 0; t < p.tensors; t++)
+    p.t[t] = t >= O && t < O + p.results ? b_write(b, value[t]) : b_read(b, value[t]);
   swap_operands(&p);
   b_axes m = take_axis(&p.m, -1), n = take_axis(&p.n, O), kx = take_axis(&p.k, -1);
   bool thin = m.size[0] <= 4 && n.size[0] >= 16 && !p.t[A].is_const && !p.t[B].is_const;
@@ -360,7 +405,6 @@ void cg_build_matmul(bld *b) {
     build_tiled(b, &p, &m, &n, &kx);
   }
   b->k->flops = flops;
-  b->k->bytes = (double)(ir_bytes(&op->in[0]->type) + ir_bytes(&op->in[1]->type) +
-                         ir_bytes(&op->out[0]->type));
+  for (int t = 0; t < p.tensors; t++) b->k->bytes += (double)ir_bytes(&value[t]->type);
   b_end(b);
 }

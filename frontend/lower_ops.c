@@ -171,9 +171,8 @@ static val op_linear(lowering *lw, const expr *e, bound_args *a) {
   if (!path_enter(lw, e, &save)) return val_error();
   ir_index *out = ir_index_new(lw->m, name_of_extent(a->e[1]), n);
   ir_index *in = last_dim(x);
-  ir_type w = {.dtype = DT_f32,
-               .rank = 2,
-               .dim = {out, ir_index_new(lw->m, ir_root(in)->name, in->size)}};
+  ir_type w = {
+      .dtype = DT_f32, .rank = 2, .dim = {out, ir_index_new(lw->m, ir_root(in)->name, in->size)}};
   ir_value *matrix = make_weight(lw, e->call.path.at, "weight", w, init), *b = NULL;
   if (bias && matrix) {
     ir_type t = {

@@ -43,7 +43,9 @@ double ir_op_flops(const ir_op *op) {
   switch (op->code) {
     case IR_map: return region_flops(op->region[0]) * elements(op->out[0]);
     case IR_repeat: return (double)ir_attr_int(op, "count", 1) * region_flops(op->region[0]);
-    case IR_einsum: return einsum_flops(op);
+    case IR_einsum:
+      return einsum_flops(op) +
+             (op->nregions ? region_flops(op->region[0]) * elements(op->out[0]) : 0);
     case IR_attention: {
       // scores: b s (h d) * t; values: b s (h e) * t
       double t = (double)op->in[1]->type.dim[op->in[1]->type.rank - 2]->size;

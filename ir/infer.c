@@ -33,7 +33,8 @@ static int regions_wanted(const ir_op *op, int *most) {
   switch (op->code) {
     case IR_map: return *most = 2, 1;
     case IR_repeat: return *most = 1;
-    case IR_sum: return *most = 1, 0;
+    case IR_sum:
+    case IR_einsum: return *most = 1, 0;
     case IR_attention:
     case IR_attention_grad:
     case IR_attention_grad_bias:
@@ -75,6 +76,7 @@ int ir_result_count(const ir_op *op) {
   int64_t n = ir_info(op->code)->nout;
   if (op->code == IR_split) n = ir_attr_int(op, "parts", 0);
   if (op->code == IR_map || op->code == IR_repeat) n = op->nregions ? op->region[0]->yield.n : 0;
+  if (ir_epilogue(op) >= 0) n = op->region[0]->yield.n;
   // A number of parts that is no sensible one is refused by ir_infer.
   return n < 0 || n > 1 << 16 ? 0 : (int)n;
 }
@@ -161,7 +163,7 @@ static const char *check_dtypes(const infer *t) {
       const char *to = ir_attr_str(t->op, "round", NULL);
       if (!to) break;
       if (!str_eq(to, "bf16")) return SAY("einsum: operands are rounded to bf16, not `%s`", to);
-      if (t->op->nin != 2) return SAY("einsum: `round` is for products of two operands");
+      if (t->op->nin < 2) return SAY("einsum: `round` is for products of two operands");
       break;
     }
     case IR_gather:
@@ -740,6 +742,42 @@ static const char *infer_raw(const infer *t, ir_type *out, int *nout) {
   }
 }
 
+// ---- epilogues ----------------------------------------------------------------------------------
+
+// Operand k repeats along the axes of `shape`, aligned at the last one.
+static const char *repeats_to(const infer *t, int k, const ir_type *shape) {
+  const ir_type *x = &t->op->in[k]->type;
+  bool ok = x->rank <= shape->rank;
+  for (int d = 1; ok && d <= x->rank; d++) {
+    int64_t n = x->dim[x->rank - d]->size;
+    ok = n == 1 || n == shape->dim[shape->rank - d]->size;
+  }
+  return ok ? NULL
+            : SAY("%s: %s does not repeat to %s", t->name, text_of(t, k),
+                  ir_type_text(t->m->arena, shape));
+}
+
+// The types of the function's results, from that of the element it is given.
+static const char *infer_epilogue(const infer *t, int from, ir_type *out, int nout) {
+  const ir_region *r = t->op->region[0];
+  ir_type shape = out[0];
+  const char *error = check_args(t, r, 1 + t->op->nin - from, NULL, 0, "the function");
+  if (!error && r->args.at[0]->type.dtype != shape.dtype)
+    error = SAY("%s: the function takes %s, but the element is %s", t->name,
+                ir_dtype_name(r->args.at[0]->type.dtype), ir_dtype_name(shape.dtype));
+  for (int k = from; k < t->op->nin && !error; k++) {
+    if (r->args.at[1 + k - from]->type.dtype != t->op->in[k]->type.dtype)
+      error = SAY("%s: argument %d of the function is %s, but the operand is %s", t->name,
+                  2 + k - from, ir_dtype_name(r->args.at[1 + k - from]->type.dtype), text_of(t, k));
+    if (!error) error = repeats_to(t, k, &shape);
+  }
+  for (int i = 0; i < nout; i++) {
+    out[i] = shape;
+    out[i].dtype = r->yield.at[i]->type.dtype;
+  }
+  return error;
+}
+
 // ---- the whole ---------------------------------------------------------------------------------
 
 static const char *infer_op(const infer *t, ir_type *out, int *nout) {
@@ -749,6 +787,17 @@ static const char *infer_op(const infer *t, ir_type *out, int *nout) {
   if (strcmp(rule, "*") == 0) return infer_broadcast(t, out, nout);
   if (strcmp(rule, "raw") == 0) return infer_raw(t, out, nout);
   ir_rule parsed;
+  int from = ir_epilogue(op);
+  if (from >= 0) {
+    // What is in front of the function is an op of its own row.
+    if (op->nin < from) return SAY("%s takes at least %d operands", t->name, from);
+    ir_op plain = *op;
+    plain.nin = from, plain.nregions = 0;
+    infer front = {.m = t->m, .op = &plain, .name = t->name};
+    int one = 1;
+    error = infer_op(&front, out, &one);
+    return error ? error : infer_epilogue(t, from, out, *nout);
+  }
   error = ir_rule_read(t->m, op, &parsed);
   if (!error) error = ir_rule_match(t->m, op, &parsed, out);
   if (!error) error = column_dtypes(t, out, *nout);

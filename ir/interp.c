@@ -6,6 +6,7 @@
 
 #include "ir/expr.h"
 #include "ir/interp_impl.h"
+#include "ir/rule.h"
 #include "runtime/base/random.h"
 
 // ---- arrays and shapes -------------------------------------------------------------------------
@@ -242,6 +243,23 @@ void interp_map(interp_frame *f, const ir_op *op) {
     for (int k = 0; k < op->nin; k++) v[k] = operand_at(f, op, k, &out, &in[k], e);
     if (random) interp_position(f, &op->out[0]->type, e, &f->sample, &f->index);
     interp_scalars(f, r, v, op->nin, result);
+    for (int k = 0; k < op->nout; k++) f->data[op->out[k]->id][e] = result[k];
+  }
+}
+
+void interp_epilogue(interp_frame *f, const ir_op *op) {
+  int from = ir_epilogue(op);
+  if (from < 0) return;
+  const double *acc = f->data[op->out[0]->id];
+  interp_shape out = interp_shape_of(&op->out[0]->type), in[RULE_MAX_OPERANDS + 16];
+  double v[RULE_MAX_OPERANDS + 16], result[RULE_MAX_OPERANDS];
+  IR_CHECK(op->nin < RULE_MAX_OPERANDS + 16 && op->nout <= RULE_MAX_OPERANDS);
+  for (int k = from; k < op->nin; k++) in[k] = interp_shape_of(&op->in[k]->type);
+  for (int k = 0; k < op->nout; k++) (void)interp_out(f, op, k);
+  for (int64_t e = 0; e < out.n; e++) {
+    v[0] = acc[e];
+    for (int k = from; k < op->nin; k++) v[1 + k - from] = operand_at(f, op, k, &out, &in[k], e);
+    interp_scalars(f, op->region[0], v, 1 + op->nin - from, result);
     for (int k = 0; k < op->nout; k++) f->data[op->out[k]->id][e] = result[k];
   }
 }

@@ -50,6 +50,8 @@ void interp_capture(interp_frame *f, const ir_value *arg, double *data);
 // Evaluates a scalar region: its first n arguments get `args` (captures were given before), and its
 // yields go to `out`.
 void interp_scalars(interp_frame *f, const ir_region *r, const double *args, int n, double *out);
+// Applies the function that `op` carries (ir_epilogue) to result 0 and gives all results.
+void interp_epilogue(interp_frame *f, const ir_op *op);
 // After new regions were made in the module: the tables grow.
 void interp_grow(interp_frame *f);
 

@@ -178,7 +178,7 @@ void interp_einsum(interp_frame *f, const ir_op *op) {
   int64_t size[RULE_MAX_WORDS] = {0}, stride[2][RULE_MAX_WORDS] = {{0}}, at[RULE_MAX_WORDS] = {0};
   int order[RULE_MAX_WORDS], n = 0;
   const double *x[2] = {interp_in(f, op, 0), op->nin > 1 ? interp_in(f, op, 1) : NULL};
-  for (int k = 0; k < op->nin; k++) {
+  for (int k = 0; k < rule.nin; k++) {
     interp_shape s = interp_shape_of(&op->in[k]->type);
     for (int d = 0; d < s.rank; d++) {
       size[rule.in[k].dim[d].word[0]] = s.size[d];
@@ -189,7 +189,7 @@ void interp_einsum(interp_frame *f, const ir_op *op) {
   int nout = n;
   for (int w = 0; w < rule.nwords; w++)
     if (rule.kind[w] == KIND_SUM) order[n++] = w;
-  for (int k = 0; k < op->nin && ir_get_attr(op, "round"); k++)
+  for (int k = 0; k < rule.nin && ir_get_attr(op, "round"); k++)
     x[k] = rounded(f, x[k], count_of(op->in[k]));
   double *y = interp_out(f, op, 0);
   int64_t out = count_of(op->out[0]), a = 0, b = 0, inner = 1;
@@ -216,6 +216,7 @@ void interp_einsum(interp_frame *f, const ir_op *op) {
       at[w] = 0;
     }
   }
+  interp_epilogue(f, op);
 }
 
 // Where element e of a value lies after its axes in `gone` are dropped.

@@ -210,6 +210,16 @@ bool ir_is_linear(const ir_op *op, const bool *among) {
   return n > 0 && (!each || n == 1);
 }
 
+int ir_epilogue(const ir_op *op) {
+  const char *how = strstr(ir_info(op->code)->kinds, "epilogue:");
+  return how && op->nregions ? how[strlen("epilogue:")] - 'a' : -1;
+}
+
+bool ir_in_step(const ir_op *op, int k, int r) {
+  int from = ir_is_elementwise(op) ? 0 : ir_epilogue(op);
+  return from >= 0 && k >= from && ir_type_same(&op->in[k]->type, &op->out[r]->type);
+}
+
 const char *ir_rule_read(ir_module *m, const ir_op *op, ir_rule *out) {
   const ir_op_info *info = ir_info(op->code);
   memset(out, 0, sizeof *out);

@@ -79,6 +79,14 @@ const char *ir_infer(ir_module *m, ir_op *op, ir_type *out, int *nout);
 // How many results `op` has by its row, attributes and regions.
 int ir_result_count(const ir_op *op);
 
+// The first operand of the function that `op` carries for the elements of its result (`epilogue` in
+// ir/ops.def), or -1 when it carries none.
+int ir_epilogue(const ir_op *op);
+// True when `op` reads operand k element by element, each just before it writes the same element of
+// result r, so that the result may take the operand's storage: an elementwise op's operand, or one
+// of an epilogue, of the shape and type of the result.
+bool ir_in_step(const ir_op *op, int k, int r);
+
 // Checks operands' number, attributes (allowed, required, of the right type) and the number of
 // regions against the row. NULL or a message. ir_infer begins with it.
 const char *ir_check_row(ir_module *m, const ir_op *op);

@@ -218,9 +218,10 @@ static void check_op(verifier *v, ir_op *op, ir_region *r, region_kind kind) {
   if (error) fail(v, "%s", error);
   for (int i = 1; i < op->nattrs; i++)
     if (strcmp(op->attr[i - 1].key, op->attr[i].key) >= 0) fail(v, "its attributes are not sorted");
-  region_kind inner = op->code == IR_repeat                      ? REGION_REPEAT
-                      : op->code == IR_map || op->code == IR_sum ? REGION_MAP
-                                                                 : REGION_SCORE;
+  region_kind inner = op->code == IR_repeat ? REGION_REPEAT
+                      : op->code == IR_map || op->code == IR_sum || ir_epilogue(op) >= 0
+                          ? REGION_MAP
+                          : REGION_SCORE;
   for (int i = 0; i < op->nregions && !v->error; i++) check_region(v, op->region[i], op, inner);
   v->op = op;
   for (int i = 0; i < op->nout && !v->error; i++) {

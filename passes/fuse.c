@@ -5,7 +5,7 @@
 //
 // A producer joins its consumer when both are elementwise over the same shape in one segment and
 // nobody else reads it. That is enough for chains such as residual + dropout, activation gradients
-// and optimizer arithmetic; fusion into matmuls and norms comes with the fast CPU kernels.
+// and optimizer arithmetic; what follows a matrix product is for `epilogue`.
 
 #include <string.h>
 
@@ -14,14 +14,13 @@
 
 #define MAX_OPERANDS 16
 
-static bool fusible(const ir_op *op) {
+bool pass_fusible(const ir_op *op) {
   if (op->code == IR_dropout) return false;  // its draw needs positions: a kernel of its own
   if (op->code == IR_map) return op->nregions == 1 || op->nregions == 2;
   return ir_is_elementwise(op);
 }
 
-// The scalar function of an elementwise op, in a fresh region.
-static ir_region *function_of(ir_module *m, ir_op *op) {
+ir_region *pass_function_of(ir_module *m, ir_op *op) {
   ir_dtype types[MAX_OPERANDS];
   for (int i = 0; i < op->nin; i++) types[i] = op->in[i]->type.dtype;
   if (ir_info(op->code)->cls == IR_CLASS_DEFINED) return ir_defined_region(m, op->code, types);
@@ -43,7 +42,7 @@ static ir_region *function_of(ir_module *m, ir_op *op) {
   return r;
 }
 
-static bool same_extents(const ir_value *a, const ir_value *b) {
+bool pass_same_extents(const ir_value *a, const ir_value *b) {
   if (a->type.rank != b->type.rank) return false;
   for (int d = 0; d < a->type.rank; d++)
     if (a->type.dim[d]->size != b->type.dim[d]->size) return false;
@@ -82,7 +81,7 @@ static bool absorb(ir_module *m, ir_op *producer, ir_op *user) {
   int of_producer[MAX_OPERANDS], of_user[MAX_OPERANDS];
   int n = join_operands(producer, user, in, of_producer, of_user);
   if (n < 0) return false;
-  ir_region *p = function_of(m, producer), *u = function_of(m, user);
+  ir_region *p = pass_function_of(m, producer), *u = pass_function_of(m, user);
   ir_region *r = ir_region_new(m, user);
   for (int i = 0; i < n; i++) ir_region_arg(r, ir_scalar(in[i]->type.dtype), in[i]->name);
   for (int i = 0; i < producer->nin; i++) p->args.at[i]->mapped = r->args.at[of_producer[i]];
@@ -108,18 +107,18 @@ static bool absorb(ir_module *m, ir_op *producer, ir_op *user) {
 // the function's results need no memory.
 static void absorb_in_sum(ir_module *m, ir_op *sum) {
   ir_op *p = sum->in[0]->def;
-  if (sum->nregions || !p || p->parent != sum->parent || !fusible(p) || p->nout != 1) return;
+  if (sum->nregions || !p || p->parent != sum->parent || !pass_fusible(p) || p->nout != 1) return;
   if (p->out[0]->mark != 1 || p->segment != sum->segment) return;
   int at = -1;
   for (int i = 0; i < p->nin; i++) {
     double x;
-    if (at < 0 && same_extents(p->in[i], p->out[0]))
+    if (at < 0 && pass_same_extents(p->in[i], p->out[0]))
       at = i;
     else if (!pass_const_value(p->in[i], &x))
       return;
   }
   if (at < 0 || p->in[at]->type.dtype != p->out[0]->type.dtype) return;
-  ir_region *f = function_of(m, p), *r = ir_region_new(m, sum);
+  ir_region *f = pass_function_of(m, p), *r = ir_region_new(m, sum);
   for (int i = 0; i < p->nin; i++) {
     double x = 0;
     if (i == at) {
@@ -148,11 +147,11 @@ static void fuse_region(ir_module *m, ir_region *r) {
     ir_op *user = r->ops.at[i];
     if (user->code == IR_repeat) fuse_region(m, user->region[0]);
     if (user->code == IR_sum) absorb_in_sum(m, user);
-    if (!fusible(user)) continue;
+    if (!pass_fusible(user)) continue;
     for (int k = 0; k < user->nin; k++) {
       ir_op *p = user->in[k]->def;
-      if (!p || p->parent != r || p == user || !fusible(p) || p->nout != 1) continue;
-      if (p->segment != user->segment || !same_extents(p->out[0], user->out[0])) continue;
+      if (!p || p->parent != r || p == user || !pass_fusible(p) || p->nout != 1) continue;
+      if (p->segment != user->segment || !pass_same_extents(p->out[0], user->out[0])) continue;
       int uses = 0;
       for (int j = 0; j < user->nin; j++) uses += user->in[j] == p->out[0];
       if (p->out[0]->mark != uses) continue;

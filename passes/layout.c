@@ -17,6 +17,7 @@
 
 #include <string.h>
 
+#include "ir/rule.h"
 #include "ir/schedule.h"
 #include "ir/view.h"
 #include "passes/pass.h"
@@ -133,7 +134,7 @@ static void find_lifetimes(lay *l) {
 // True when `v`, which is to be set into state `name`, may be written there directly.
 static bool in_place(lay *l, const char *name, const ir_value *v) {
   ir_op *def = v->def;
-  if (!def || !ir_is_elementwise(def) || bound(l, v)) return false;
+  if (!def || !(ir_is_elementwise(def) || ir_epilogue(def) >= 0) || bound(l, v)) return false;
   ir_region *r = l->e->func->body;
   for (int i = 0; i < r->ops.n; i++) {
     ir_op *op = r->ops.at[i];
@@ -143,7 +144,7 @@ static bool in_place(lay *l, const char *name, const ir_value *v) {
       bool is_state = root->def && root->def->code == IR_state &&
                       str_eq(ir_attr_str(root->def, "name", ""), name);
       if (!is_state) continue;
-      if (op == def && (op->in[k] != root || !ir_type_same(&root->type, &v->type))) return false;
+      if (op == def && (op->in[k] != root || !ir_in_step(op, k, v->pos))) return false;
       if (op != def && op->mark > def->mark) return false;
     }
   }
@@ -167,14 +168,14 @@ static void bind_sets(lay *l) {
 // An accumulator whose new value is made elementwise from the old one, read nowhere else.
 static bool updates_in_place(const ir_region *body, int k) {
   const ir_value *arg = body->args.at[1 + k], *y = body->yield.at[k];
-  if (!y->def || !ir_is_elementwise(y->def) || y->def->code == IR_dropout) return false;
+  if (!y->def || y->def->code == IR_dropout) return false;
   int uses = 0;
   bool direct = false;
   for (int i = 0; i < body->ops.n; i++)
     for (int j = 0; j < body->ops.at[i]->nin; j++)
       if (body->ops.at[i]->in[j] == arg) {
         uses++;
-        direct = body->ops.at[i] == y->def;
+        direct = body->ops.at[i] == y->def && ir_in_step(y->def, j, y->pos);
       }
   for (int i = 0; i < body->yield.n; i++) uses += body->yield.at[i] == arg;
   return uses == 1 && direct;

@@ -63,6 +63,12 @@ void pass_count_uses(ir_region *r);
 void pass_clear_mapped(ir_region *r);
 // The value of a `const` (through cast and views), or false.
 bool pass_const_value(const ir_value *v, double *out);
+// True for elementwise ops that may become part of another kernel: all but those that draw.
+bool pass_fusible(const ir_op *op);
+// The scalar function of such an op, in a fresh region.
+ir_region *pass_function_of(ir_module *m, ir_op *op);
+// Same rank and sizes; indices may differ.
+bool pass_same_extents(const ir_value *a, const ir_value *b);
 // The batch index among the dimensions of `v`: its position, or -1.
 int pass_batch_dim(const ir_module *m, const ir_value *v);
 

@@ -12,7 +12,7 @@ import os
 
 import exe
 
-PASSES = ["canonicalise", "common", "fuse"]
+PASSES = ["canonicalise", "common", "fuse", "epilogue"]
 TINY = "layers=2,hidden=48,heads=3,seq=40,batch=4,drop=0.1,steps=6"
 
 

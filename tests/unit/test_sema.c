@@ -155,7 +155,7 @@ static void values_have_an_order(void **state) {
 }
 
 static void what_is_not_built_is_refused(void **state) {
-  static const char *const bad[] = {"precision=bf16",
+  static const char *const bad[] = {"precision=f8e4m3",
                                     "precision=f16",
                                     "steps=-1",
                                     "batch=0",

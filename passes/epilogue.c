@@ -1,0 +1,183 @@
+// Elementwise ops behind a matrix product become part of its kernel.
+//
+// needs: LOCAL after `fuse` and `dead`. keeps: every result to the bit: the function sees the
+// element that would have been stored, and gives what the ops behind would have. breaks: nothing;
+// leaves dead products.
+//
+// The product takes the place of the elementwise op, so all that op reads is there. What others
+// read of the product's own results stays a result (bias + activation: the sum is kept for the
+// backward pass beside the activation), as long as nobody reads it between the two places.
+
+#include <string.h>
+
+#include "ir/rule.h"
+#include "ir/view.h"
+#include "passes/pass.h"
+
+#define MAX_OPERANDS 16
+#define MAX_RESULTS 4
+
+// How often `user` reads `v`.
+static int reads(const ir_op *user, const ir_value *v) {
+  int n = 0;
+  for (int k = 0; k < user->nin; k++) n += user->in[k] == v;
+  return n;
+}
+
+// True when `op` may be done later, in front of op number `to` of `r`, where now it is followed by
+// number `from`: nobody between reads its results, or writes into storage.
+static bool may_wait(const ir_region *r, int from, int to, const ir_op *op) {
+  for (int i = from; i < to; i++) {
+    if (ir_updated(r->ops.at[i]) >= 0) return false;
+    for (int k = 0; k < op->nout; k++)
+      if (reads(r->ops.at[i], op->out[k])) return false;
+  }
+  return true;
+}
+
+static bool draws(const ir_op *op) {
+  for (int i = 0; i < op->nregions; i++)
+    for (int j = 0; j < op->region[i]->ops.n; j++)
+      if (op->region[i]->ops.at[j]->code == IR_dropout || draws(op->region[i]->ops.at[j]))
+        return true;
+  return false;
+}
+
+static bool carries(const ir_op *op) { return op->code == IR_einsum && op->nin >= 2; }
+
+// True when operand k of op number `i` of `r` is a result of a product that may become part of that
+// op; *at is the product's number.
+static bool finds_product(const ir_region *r, int i, int k, int *at) {
+  const ir_op *user = r->ops.at[i], *p = user->in[k]->def;
+  if (!p || p->parent != r || p->segment != user->segment || !carries(p)) return false;
+  if (!pass_same_extents(user->in[k], user->out[0])) return false;
+  for (*at = i; r->ops.at[*at] != p;) --*at;
+  return may_wait(r, *at + 1, i, p);
+}
+
+typedef struct joined {
+  ir_module *m;
+  ir_value *in[MAX_OPERANDS];
+  int n;
+  ir_region *r;
+  ir_value *result[MAX_RESULTS];
+  int nresults;
+} joined;
+
+// The argument of the joint function for operand `v`, which may be there already.
+static ir_value *operand(joined *j, ir_value *v) {
+  for (int i = 2; i < j->n; i++)
+    if (j->in[i] == v) return j->r->args.at[i - 1];
+  if (j->n == MAX_OPERANDS) return NULL;
+  j->in[j->n++] = v;
+  return ir_region_arg(j->r, ir_scalar(v->type.dtype), v->name);
+}
+
+static void copy_body(joined *j, ir_region *from, ir_value **yield) {
+  ir_clone_ops(j->r, from);
+  for (int k = 0; k < from->yield.n; k++) {
+    ir_value *y = from->yield.at[k];
+    yield[k] = y->mapped ? y->mapped : y;
+  }
+}
+
+// Makes value `v` result number j->nresults of the joint op.
+static bool add_result(joined *j, ir_value *v, ir_value *yield) {
+  if (j->nresults == MAX_RESULTS) return false;
+  j->result[j->nresults++] = v;
+  vec_push(j->m->arena, &j->r->yield, yield);
+  return true;
+}
+
+// A value of the same type in the place of one that now belongs to another op.
+static ir_value *stand_in(ir_module *m, const ir_value *v) {
+  ir_value *now = arena_new(m->arena, ir_value, 1);
+  *now = *v;
+  now->id = m->next_value++;
+  now->mark = 0;
+  return now;
+}
+
+static bool absorb(ir_module *m, ir_op *p, ir_op *user) {
+  joined j = {.m = m, .in = {p->in[0], p->in[1]}, .n = 2, .r = ir_region_new(m, user)};
+  ir_value *acc = ir_region_arg(j.r, ir_scalar(p->out[0]->type.dtype), "acc");
+  ir_value *of_product[MAX_RESULTS] = {acc}, *of_user[MAX_RESULTS];
+  if (p->nregions) {
+    ir_region *f = p->region[0];
+    acc->type = f->args.at[0]->type;
+    f->args.at[0]->mapped = acc;
+    for (int k = 2; k < p->nin; k++) {
+      f->args.at[k - 1]->mapped = operand(&j, p->in[k]);
+      if (!f->args.at[k - 1]->mapped) return false;
+    }
+    copy_body(&j, f, of_product);
+  }
+  ir_region *u = pass_function_of(m, user);
+  if (user->nout > MAX_RESULTS) return false;
+  for (int k = 0; k < user->nin; k++) {
+    ir_value *v = user->in[k];
+    u->args.at[k]->mapped = v->def == p ? of_product[v->pos] : operand(&j, v);
+    if (!u->args.at[k]->mapped) return false;
+  }
+  copy_body(&j, u, of_user);
+  for (int k = 0; k < p->nout; k++)
+    if (p->out[k]->mark > reads(user, p->out[k]) && !add_result(&j, p->out[k], of_product[k]))
+      return false;
+  for (int k = 0; k < user->nout; k++)
+    if (!add_result(&j, user->out[k], of_user[k])) return false;
+
+  // Counts of uses follow: the op reads each operand once; the old product reads nothing.
+  for (int k = 0; k < p->nin; k++) p->in[k]->mark--;
+  for (int k = 0; k < user->nin; k++) user->in[k]->mark--;
+  for (int k = 0; k < j.n; k++) j.in[k]->mark++;
+  user->code = p->code;
+  user->nattrs = 0;
+  for (int k = 0; k < p->nattrs; k++) ir_set_attr(m, user, p->attr[k]);
+  user->nin = j.n;
+  user->in = arena_new(m->arena, ir_value *, j.n);
+  memcpy(user->in, j.in, sizeof *j.in * (size_t)j.n);
+  user->region = arena_new(m->arena, ir_region *, 1);
+  user->region[0] = j.r;
+  user->nregions = 1;
+  user->path = p->path ? p->path : user->path;
+  for (int k = 0; k < p->nout; k++)
+    for (int i = 0; i < j.nresults; i++)
+      if (j.result[i] == p->out[k]) {
+        p->out[k] = stand_in(m, p->out[k]);
+        break;
+      }
+  user->nout = j.nresults;
+  user->out = arena_new(m->arena, ir_value *, j.nresults);
+  for (int i = 0; i < j.nresults; i++) {
+    user->out[i] = j.result[i];
+    user->out[i]->def = user;
+    user->out[i]->pos = i;
+  }
+  return true;
+}
+
+// The region without the products that were taken over: their operands' counts are right already.
+static void visit(ir_module *m, ir_region *r) {
+  for (int i = 0; i < r->ops.n; i++) {
+    ir_op *user = r->ops.at[i];
+    if (user->code == IR_repeat) visit(m, user->region[0]);
+    if (!pass_fusible(user) || draws(user)) continue;
+    int at;
+    for (int k = 0; k < user->nin; k++) {
+      if (!finds_product(r, i, k, &at) || !absorb(m, r->ops.at[at], user)) continue;
+      memmove(&r->ops.at[at], &r->ops.at[at + 1], sizeof *r->ops.at * (size_t)(r->ops.n - at - 1));
+      r->ops.n--;
+      i--;
+      break;
+    }
+  }
+}
+
+const char *pass_epilogue(ir_module *m, const pass_options *o) {
+  (void)o;
+  for (int i = 0; i < m->funcs.n; i++) {
+    pass_count_uses(m->funcs.at[i]->body);
+    visit(m, m->funcs.at[i]->body);
+  }
+  return NULL;
+}
