@@ -16,6 +16,7 @@
 #include <string.h>
 
 #include "codegen/build_impl.h"
+#include "ir/rule.h"
 
 // Tensors of the axes: the operands, the results, then the further operands of the function.
 enum { A, B, O, MAX_TENSORS = 24 };
@@ -245,8 +246,15 @@ static void finish(bld *b, const product *p, k_value *acc, k_value *const *at, c
              b_load(b, &p->t[t], acc->rows, acc->cols, x[t]));
     b_region(e, r, result);
   }
-  for (int i = 0; i < p->results; i++)
-    b_store(b, &p->t[O + i], k_spread(k, result[i], acc->rows, acc->cols), x[O + i]);
+  for (int i = 0; i < p->results; i++) {
+    k_value *v = k_spread(k, result[i], acc->rows, acc->cols);
+    if (ir_accumulates(op)) {
+      k_value *old = b_load(b, &p->t[O + i], acc->rows, acc->cols, x[O + i]);
+      k_value *first = k_scalar(k, IR_eq, k_call(k, K_MICRO), k_int(k, 0), NULL);
+      v = k_where(k, first, k_round(k, v, p->t[O + i].dtype), k_add(k, old, v));
+    }
+    b_store(b, &p->t[O + i], v, x[O + i]);
+  }
 }
 
 // The few-rows product: out[m, n] = sum_k a[m, k] b[n, k], one reduction per row.
@@ -393,7 +401,9 @@ void cg_build_matmul(bld *b) {
                  (double)b_product(&p.n) * (double)b_product(&p.k);
   b_begin(b, "matmul");
   for (int t = 0; t < p.tensors; t++)
-    p.t[t] = t >= O && t < O + p.results ? b_write(b, value[t]) : b_read(b, value[t]);
+    p.t[t] = t < O || t >= O + p.results ? b_read(b, value[t])
+             : ir_accumulates(op)        ? b_update(b, value[t])
+                                         : b_write(b, value[t]);
   swap_operands(&p);
   b_axes m = take_axis(&p.m, -1), n = take_axis(&p.n, O), kx = take_axis(&p.k, -1);
   bool thin = m.size[0] <= 4 && n.size[0] >= 16 && !p.t[A].is_const && !p.t[B].is_const;

@@ -215,6 +215,10 @@ int ir_epilogue(const ir_op *op) {
   return how && op->nregions ? how[strlen("epilogue:")] - 'a' : -1;
 }
 
+bool ir_accumulates(const ir_op *op) {
+  return op->code == IR_accumulate || (op->code == IR_einsum && ir_attr_int(op, "accumulate", 0));
+}
+
 bool ir_in_step(const ir_op *op, int k, int r) {
   int from = ir_is_elementwise(op) ? 0 : ir_epilogue(op);
   return from >= 0 && k >= from && ir_type_same(&op->in[k]->type, &op->out[r]->type);

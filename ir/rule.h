@@ -87,6 +87,10 @@ int ir_epilogue(const ir_op *op);
 // of an epilogue, of the shape and type of the result.
 bool ir_in_step(const ir_op *op, int k, int r);
 
+// True when the op's results are sums over the micro-batches of a step: each call adds to what the
+// last one left there, and the first one sets it.
+bool ir_accumulates(const ir_op *op);
+
 // Checks operands' number, attributes (allowed, required, of the right type) and the number of
 // regions against the row. NULL or a message. ir_infer begins with it.
 const char *ir_check_row(ir_module *m, const ir_op *op);

@@ -144,7 +144,7 @@ static void check_place(verifier *v, const ir_op *op, region_kind kind) {
     return;
   }
   if (code == IR_at) fail(v, "stands only in the mask or bias of an attention");
-  if (code == IR_accumulate && v->m->stage == IR_GRAPH)
+  if (ir_accumulates(op) && v->m->stage == IR_GRAPH)
     fail(v, "belongs to LOCAL: GRAPH has no micro-batches");
   bool effect =
       code == IR_input || code == IR_arg || code == IR_state || code == IR_set || code == IR_output;

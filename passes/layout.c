@@ -108,7 +108,9 @@ static void find_lifetimes(lay *l) {
     for (int k = 0; k < op->nout; k++) {
       ir_value *v = op->out[k];
       l->first[v->id] = op->mark;
-      if (op->code == IR_accumulate && in_loop) l->first[v->id] = seg_first[op->segment];
+      // A sum over micro-batches lives while they run, wherever it is made.
+      const ir_op *maker = op->code == IR_repeat ? op->region[0]->yield.at[k]->def : op;
+      if (maker && ir_accumulates(maker) && in_loop) l->first[v->id] = seg_first[op->segment];
     }
     if (ir_is_view(op)) continue;
     for (int k = 0; k < op->nin; k++) {
@@ -244,7 +246,7 @@ static void bind_repeat(lay *l, ir_op *op) {
       continue;
     }
     int64_t bytes = root_bytes(y);
-    int item = new_item(l, y->name, count * bytes, op->mark, l->last[out->id]);
+    int item = new_item(l, y->name, count * bytes, l->first[out->id], l->last[out->id]);
     bind_item(l, out, item, 0);
     l->bind[y->id] =
         (binding){.kind = BIND_ITEM, .index = item, .layer_stride = bytes, .bytes = bytes};

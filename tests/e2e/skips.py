@@ -12,7 +12,7 @@ import os
 
 import exe
 
-PASSES = ["canonicalise", "common", "fuse", "epilogue"]
+PASSES = ["canonicalise", "common", "fuse", "sink", "epilogue"]
 TINY = "layers=2,hidden=48,heads=3,seq=40,batch=4,drop=0.1,steps=6"
 
 
@@ -28,16 +28,17 @@ def run(program, save, more):
 def test(dsmc, folder, checks, names):
     llama = os.path.join(exe.ORACLE, "llama")
     job = exe.expected("llama")
-    jobs = [("tiny", "tiny.dsm", TINY, []),
-            ("llama", job["model"], exe.job_settings(job).replace("steps=20", "steps=6"),
+    jobs = [("tiny", "tiny.dsm", TINY, "", []),
+            ("tiny, micro-batches", "tiny.dsm", TINY, "micro_batch=2", []),
+            ("llama", job["model"], exe.job_settings(job).replace("steps=20", "steps=6"), "",
              ["--load", os.path.join(llama, "init.safetensors"), "--data", os.path.join(llama, "data")])]
-    for name, text, sets, more in jobs:
+    for name, text, sets, pins, more in jobs:
         source = os.path.join(exe.ROOT, "examples", text)
         want, programs = None, set()
         for skip in [""] + PASSES + [",".join(PASSES)]:
-            program = os.path.join(folder, name + skip.replace(",", "-"))
+            program = os.path.join(folder, (name + skip).replace(",", "-").replace(" ", ""))
             exe.run([dsmc, "build", "-q", source, "--set", sets, "-o", program] +
-                    (["--skip", skip] if skip else []))
+                    (["--skip", skip] if skip else []) + (["--pin", pins] if pins else []))
             got = run(program, program + ".ck", more)
             programs.add(exe.run([program, "schedule"]))
             want = want or got
