@@ -336,9 +336,20 @@ static void build_tiled(bld *b, product *p, const b_axes *m, const b_axes *n, co
   for (int t = 0; t < p->tensors; t++)
     if (t != A) base[t] = k_add(k, base[t], b_at(b, &p->n, t, coord));
 
-  k_value *zero = k_full(k, K_F32, cm.size, cn.size, 0);
+  k_value *start = k_full(k, K_F32, cm.size, cn.size, 0);
+  if (ir_base(b->op) >= 0) {
+    int t = O + p->results;  // the only further operand
+    k_access from = {
+        .base = k_add(k, base[t],
+                      k_add(k, k_muli(k, m0, m->stride[t][0]), k_muli(k, n0, n->stride[t][0]))),
+        .row_stride = m->stride[t][0],
+        .col_stride = n->stride[t][0],
+        .row_limit = b_left(b, &cm, m0),
+        .col_limit = b_left(b, &cn, n0)};
+    start = k_spread(k, b_load(b, &p->t[t], cm.size, cn.size, from), cm.size, cn.size);
+  }
   int64_t chunks = b_product(&p->k) * ck.count;
-  b_loop l = b_loop_begin(b, k_int(k, 0), k_int(k, chunks), 1, chunks, &zero, 1);
+  b_loop l = b_loop_begin(b, k_int(k, 0), k_int(k, chunks), 1, chunks, &start, 1);
   k_value *k0 = k_muli(k, k_modi(k, l.i, ck.count), ck.size);
   b_coordinates(b, &p->k, k_divi(k, l.i, ck.count), coord);
   tile a = load_tile(b, &p->t[A], k_add(k, base[A], b_at(b, &p->k, A, coord)), &cm, m0,
@@ -374,7 +385,8 @@ void cg_build_matmul(bld *b) {
   spec s = parse_spec(ir_attr_str(op, "spec", ""));
   int further = op->nin > s.nin ? op->nin - s.nin : 0;
   product p = {.tensors = O + op->nout + further, .results = op->nout};
-  if (s.nin > 2 || op->nin < s.nin || (further && !op->nregions) || p.tensors > MAX_TENSORS) {
+  if (s.nin > 2 || op->nin < s.nin || (further && !op->nregions && ir_base(op) < 0) ||
+      p.tensors > MAX_TENSORS) {
     b_fail(b, "einsum of %d operands", op->nin);
     return;
   }
@@ -406,7 +418,8 @@ void cg_build_matmul(bld *b) {
                                          : b_write(b, value[t]);
   swap_operands(&p);
   b_axes m = take_axis(&p.m, -1), n = take_axis(&p.n, O), kx = take_axis(&p.k, -1);
-  bool thin = m.size[0] <= 4 && n.size[0] >= 16 && !p.t[A].is_const && !p.t[B].is_const;
+  bool thin =
+      ir_base(op) < 0 && m.size[0] <= 4 && n.size[0] >= 16 && !p.t[A].is_const && !p.t[B].is_const;
   b->k->name = arena_printf(b->arena, "%s_%lldx%lldx%lld", thin ? "matvec" : "matmul",
                             (long long)m.size[0], (long long)n.size[0], (long long)kx.size[0]);
   if (thin) {

@@ -39,22 +39,26 @@ static setting_list parse_sets(cli *c) {
   return all;
 }
 
-// --pin on one device: everything but micro_batch has one legal value. Returns the micro-batch, 0
-// when it is free, or -1 after an error.
-static int64_t parse_pins(cli *c, int *exit_code) {
-  int64_t micro = 0;
+// --pin on one device: most dimensions have one legal value there.
+static bool parse_pins(cli *c, plan_pins *p, int *exit_code) {
+  *p = (plan_pins){.stream = STREAM_BYTES};
   for (int i = 0; i < c->options[OPT_PIN].n; i++) {
     const char *text = c->options[OPT_PIN].at[i];
-    setting_list pins = parse_settings(c->arena, &c->diags,
+    setting_list list = parse_settings(c->arena, &c->diags,
                                        source_from_text(c->arena, "--pin", text, strlen(text)));
-    for (int k = 0; k < pins.n; k++) {
-      const char *name = pins.at[k].name.text;
-      const expr *e = pins.at[k].value;
+    for (int k = 0; k < list.n; k++) {
+      const char *name = list.at[k].name.text;
+      const expr *e = list.at[k].value;
       bool whole = e->kind == EXPR_NUMBER && e->number.integral;
       if (str_eq(name, "micro_batch") && whole && e->number.whole >= 1) {
-        micro = e->number.whole;
+        p->micro_batch = e->number.whole;
         continue;
       }
+      if (str_eq(name, "stream") && whole && e->number.unit == UNIT_BYTES) {
+        p->stream = e->number.whole;
+        continue;
+      }
+      if (str_eq(name, "stream") && expr_is_name(e, "none")) p->stream = 0;
       static const char *const ones[] = {"data", "tensor", "pipeline",  "ulysses",
                                          "ring", "expert", "interleave"};
       bool axis = false;
@@ -69,10 +73,10 @@ static int64_t parse_pins(cli *c, int *exit_code) {
       fprintf(stderr, "dsmc: this-host:1 has one device: %s=%s cannot be met there%s\n", name,
               sb_str(&value), axis || str_eq(name, "zero") ? "" : " (only none is built so far)");
       *exit_code = EXIT_UNFIT;
-      return -1;
+      return false;
     }
   }
-  return micro;
+  return true;
 }
 
 // The largest micro-batch to try first, then its next smaller divisor of `batch`.
@@ -108,7 +112,8 @@ static void report_stage(cli *c, const char *what, double since) {
   if (cli_has(c, OPT_TIME)) fprintf(stderr, "%-16s %8.2f ms\n", what, (now() - since) * 1e3);
 }
 
-static uint64_t digest_of(const cli *c, const sema_program *p, int64_t micro) {
+static uint64_t digest_of(const cli *c, const sema_program *p, int64_t micro,
+                          const plan_pins *pins) {
   XXH3_state_t *s = XXH3_createState();
   if (!s) return 0;
   XXH3_64bits_reset(s);
@@ -122,6 +127,7 @@ static uint64_t digest_of(const cli *c, const sema_program *p, int64_t micro) {
   const char *skip = cli_get(c, OPT_SKIP);
   if (skip) XXH3_64bits_update(s, skip, strlen(skip));
   XXH3_64bits_update(s, &micro, sizeof micro);
+  XXH3_64bits_update(s, &pins->stream, sizeof pins->stream);
   XXH3_64bits_update(s, DSMC_VERSION, strlen(DSMC_VERSION));
   uint64_t h = XXH3_64bits_digest(s);
   XXH3_freeState(s);
@@ -144,6 +150,7 @@ static bool lower_and_optimise(cli *c, compiled *k, int64_t micro, compile_stage
   o.nesterov = k->job->optimizer.nesterov;
   o.batch = k->job->batch;
   o.micro_batch = micro;
+  o.stream = k->pins.stream;
   o.stage = stage < COMPILE_SCHEDULE ? IR_LOCAL : IR_SCHEDULE;
   o.select = cg_select;
   o.select_ctx = k->cg;
@@ -287,8 +294,8 @@ bool compile(cli *c, const char *path, compile_stage stage, compiled *k) {
   if (!target_is_built(c, k) || !skips_are_optional(c, k)) return false;
   double t = now();
   setting_list sets = parse_sets(c);
-  int64_t pinned = parse_pins(c, &k->exit_code);
-  if (pinned < 0) return false;
+  if (!parse_pins(c, &k->pins, &k->exit_code)) return false;
+  int64_t pinned = k->pins.micro_batch;
   k->program = sema_open(c->arena, &c->diags, path);
   if (!k->program || diags_errors(&c->diags)) return false;
   k->job = sema_job(k->program, k->program->asked, sets);
@@ -310,12 +317,12 @@ bool compile(cli *c, const char *path, compile_stage stage, compiled *k) {
     report_unfit(c, k);
     return false;
   }
-  k->digest = digest_of(c, k->program, k->micro_batch);
+  k->digest = digest_of(c, k->program, k->micro_batch, &k->pins);
   return stage < COMPILE_EXECUTABLE || compile_code(c, k);
 }
 
 bool compile_measure(cli *c, const char *name, const char *text, compiled *k, bool *fits) {
-  *k = (compiled){0};
+  *k = (compiled){.pins = {.stream = STREAM_BYTES}};
   k->program = sema_open_text(c->arena, &c->diags, name, text, strlen(text));
   if (!k->program || diags_errors(&c->diags)) return false;
   k->job = sema_job(k->program, NULL, (setting_list){0});

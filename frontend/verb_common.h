@@ -20,10 +20,20 @@ typedef enum compile_stage {
   COMPILE_EXECUTABLE,  // code image and program
 } compile_stage;
 
+// Beyond this a value is made in chunks where it can be, unless the pin `stream` says otherwise.
+#define STREAM_BYTES ((int64_t)256 << 20)
+
+// What --pin fixes of the plan.
+typedef struct plan_pins {
+  int64_t micro_batch;  // 0: free
+  int64_t stream;       // largest value made at once, in bytes; 0: no limit (pass_options.stream)
+} plan_pins;
+
 typedef struct compiled {
   sema_program *program;
   job *job;
   ir_module *module;
+  plan_pins pins;
   int64_t micro_batch;
   bool generates;  // prefill and decode exist
   sched *schedule;

@@ -160,6 +160,8 @@ static const char *check_dtypes(const infer *t) {
   int whole = -1, real = -1;
   switch (t->op->code) {
     case IR_einsum: {
+      if (ir_base(t->op) >= 0 && (t->op->nin != 3 || t->op->nregions))
+        return SAY("einsum: with `base` it takes three operands and no function");
       const char *to = ir_attr_str(t->op, "round", NULL);
       if (!to) break;
       if (!str_eq(to, "bf16")) return SAY("einsum: operands are rounded to bf16, not `%s`", to);
@@ -609,6 +611,58 @@ static const char *same_type(const infer *t, const ir_type *a, const ir_type *b,
 
 // repeat: see its row in ops.def. Carried values must not change, stacked ones lose and gain the
 // layer axis, and all layer axes of one loop are one index.
+// True when `inside` is one of `count` chunks of `outside`, which lie one behind the other: a dim
+// is cut, those before it are walked one by one, those behind it are whole.
+static bool is_chunk(const infer *t, const ir_type *outside, const ir_type *inside, int64_t count) {
+  if (outside->rank != inside->rank || outside->dtype != inside->dtype) return false;
+  int64_t walked = 1;
+  for (int d = 0; d < inside->rank; d++) {
+    int64_t all = outside->dim[d]->size, own = inside->dim[d]->size;
+    bool whole = all % own == 0 && walked * (all / own) == count;
+    for (int i = d + 1; i < inside->rank; i++)
+      whole &= outside->dim[i]->size == inside->dim[i]->size;
+    if (whole) {
+      for (int i = d + 1; i < inside->rank && whole; i++)
+        whole = ir_index_unify(t->m, outside->dim[i], inside->dim[i]);
+      return whole;
+    }
+    if (own != 1) return false;
+    walked *= all;
+  }
+  return false;
+}
+
+// A stream: chunks go in and out, and the types of what is put together are given.
+static const char *infer_stream(const infer *t, ir_type *out, int *nout) {
+  const ir_op *op = t->op;
+  const ir_region *body = op->region[0];
+  int64_t count = ir_attr_int(op, "count", 0), nc = ir_attr_int(op, "carried", 0),
+          ns = ir_attr_int(op, "stacked", 0);
+  if (op->nout != body->yield.n) return SAY("repeat: the types of a stream's results are given");
+  *nout = op->nout;
+  for (int i = 0; i < op->nin; i++) {
+    const ir_type *inside = &body->args.at[i + 1]->type;
+    const char *error = NULL;
+    if (i >= nc && i < nc + ns) {
+      if (!is_chunk(t, &op->in[i]->type, inside, count))
+        error = SAY("repeat: %s is not %lld times what the body takes", text_of(t, i),
+                    (long long)count);
+    } else {
+      error = same_type(t, &op->in[i]->type, inside, i < nc ? "carried value" : "invariant", i);
+    }
+    if (!error && i < nc)
+      error = same_type(t, inside, &body->yield.at[i]->type, "carried value", i);
+    if (error) return error;
+  }
+  for (int i = 0; i < *nout; i++) {
+    out[i] = i < nc ? op->in[i]->type : op->out[i]->type;
+    if (i >= nc && !is_chunk(t, &out[i], &body->yield.at[i]->type, count))
+      return SAY("repeat: result %d is not %lld times what the body gives", i + 1,
+                 (long long)count);
+  }
+  return NULL;
+}
+
 static const char *infer_repeat(const infer *t, ir_type *out, int *nout) {
   const ir_op *op = t->op;
   const ir_region *body = op->region[0];
@@ -625,6 +679,7 @@ static const char *infer_repeat(const infer *t, ir_type *out, int *nout) {
                (long long)nc);
   const ir_type *layer = &body->args.at[0]->type;
   if (layer->rank || layer->dtype != DT_i32) return SAY("repeat: the layer must be an i32 scalar");
+  if (ir_attr_int(op, "stream", 0)) return infer_stream(t, out, nout);
   ir_index *layers = NULL;
   for (int i = 0; i < op->nin; i++) {
     ir_type outside = op->in[i]->type;
@@ -798,9 +853,14 @@ static const char *infer_op(const infer *t, ir_type *out, int *nout) {
     error = infer_op(&front, out, &one);
     return error ? error : infer_epilogue(t, from, out, *nout);
   }
-  error = ir_rule_read(t->m, op, &parsed);
-  if (!error) error = ir_rule_match(t->m, op, &parsed, out);
-  if (!error) error = column_dtypes(t, out, *nout);
+  ir_op product = *op;
+  if (ir_base(op) >= 0) product.nin = ir_base(op);
+  infer front = {.m = t->m, .op = &product, .name = t->name};
+  error = ir_rule_read(t->m, &product, &parsed);
+  if (!error) error = ir_rule_match(t->m, &product, &parsed, out);
+  if (!error) error = column_dtypes(&front, out, *nout);
+  if (!error && ir_base(op) >= 0)
+    error = same_type(t, out, &op->in[ir_base(op)]->type, "start of the sums", ir_base(op));
   if (!error && op->code == IR_rope) error = check_rope(t);
   if (!error && op->code == IR_attention) error = check_attention(t, 3);
   if (!error && op->code == IR_attention_grad) error = check_attention(t, 6);

@@ -195,7 +195,7 @@ void interp_einsum(interp_frame *f, const ir_op *op) {
   int64_t out = count_of(op->out[0]), a = 0, b = 0, inner = 1;
   for (int i = nout; i < n; i++) inner *= size[order[i]];
   for (int64_t e = 0; e < out; e++) {
-    double sum = 0;
+    double sum = ir_base(op) < 0 ? 0 : interp_in(f, op, ir_base(op))[e];
     for (int64_t s = 0; s < inner; s++) {
       sum += op->nin > 1 ? x[0][a] * x[1][b] : x[0][a];
       // Step the summed words like an odometer; after the last they are all 0 again.

@@ -219,7 +219,12 @@ bool ir_accumulates(const ir_op *op) {
   return op->code == IR_accumulate || (op->code == IR_einsum && ir_attr_int(op, "accumulate", 0));
 }
 
+int ir_base(const ir_op *op) {
+  return op->code == IR_einsum && ir_attr_int(op, "base", 0) ? 2 : -1;
+}
+
 bool ir_in_step(const ir_op *op, int k, int r) {
+  if (k == ir_base(op)) return true;
   int from = ir_is_elementwise(op) ? 0 : ir_epilogue(op);
   return from >= 0 && k >= from && ir_type_same(&op->in[k]->type, &op->out[r]->type);
 }

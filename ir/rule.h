@@ -82,6 +82,8 @@ int ir_result_count(const ir_op *op);
 // The first operand of the function that `op` carries for the elements of its result (`epilogue` in
 // ir/ops.def), or -1 when it carries none.
 int ir_epilogue(const ir_op *op);
+// The operand at which the sums of a product start (`base` of einsum), or -1: they start at 0.
+int ir_base(const ir_op *op);
 // True when `op` reads operand k element by element, each just before it writes the same element of
 // result r, so that the result may take the operand's storage: an elementwise op's operand, or one
 // of an epilogue, of the shape and type of the result.

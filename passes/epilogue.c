@@ -43,7 +43,9 @@ static bool draws(const ir_op *op) {
   return false;
 }
 
-static bool carries(const ir_op *op) { return op->code == IR_einsum && op->nin >= 2; }
+static bool carries(const ir_op *op) {
+  return op->code == IR_einsum && op->nin >= 2 && ir_base(op) < 0;
+}
 
 // True when operand k of op number `i` of `r` is a result of a product that may become part of that
 // op; *at is the product's number.

@@ -20,6 +20,8 @@ typedef struct pass_options {
   bool nesterov;
   int64_t batch;        // samples of a step; for orders
   int64_t micro_batch;  // samples per micro-batch; 0: the whole batch at once
+  int64_t stream;       // largest value, in bytes, that is made at once where a stream can help it;
+                        // 0: no limit
   ir_stage stage;       // no pass that leads beyond this stage is run; IR_LOCAL by default
   // Gives the instructions of a schedule their kernels and scratch sizes (codegen's cg_select).
   // NULL or an error in the user's words.

@@ -95,7 +95,10 @@ const char *sched_print(const sched *sc, arena *a) {
   }
   for (int i = 0; i < sc->tasks.n; i++) {
     const sched_task *t = &sc->tasks.at[i];
-    sb_printf(&s, "\ntask %s  ; %s%s\n", t->name, t->phase, t->loop ? ", once per layer" : "");
+    sb_printf(&s, "\ntask %s  ; %s%s\n", t->name, t->phase,
+              !t->loop                            ? ""
+              : ir_attr_int(t->loop, "stream", 0) ? ", once per chunk"
+                                                  : ", once per layer");
     for (int k = 0; k < t->instrs.n; k++) put_instr(&s, sc, &t->instrs.at[k]);
   }
   return sb_str(&s);
