@@ -7,8 +7,10 @@
 #include <string.h>
 
 #include "codegen/build_impl.h"
+#include "ir/rule.h"
+#include "passes/pass.h"
 
-#define MAX_ROW_TENSORS 8
+#define MAX_ROW_TENSORS 24
 enum { FULL, ROW, COL };  // [rows, n], [rows], [n]
 
 typedef struct rows {
@@ -114,6 +116,31 @@ static k_value *get(rows *w, int i, k_value *c0, double fill) {
 static void put(rows *w, int i, k_value *c0, k_value *v) {
   int nr = w->rc.size, nc = w->kind[i] == ROW ? 1 : w->cc.size;
   b_store(w->b, &w->t[i], k_spread(w->b->k, v, nr, nc), row_access(w, i, c0));
+}
+
+// Stores the tile v of the op's result from tensor number y on: it, or what the function that the
+// op carries makes of it. Behind the results stand the tensors that the function reads.
+static void put_results(rows *w, int y, k_value *c0, k_value *v) {
+  bld *b = w->b;
+  ir_op *op = b->op;
+  k_value *result[MAX_ROW_TENSORS] = {v};
+  int from = ir_epilogue(op), next = y + op->nout;
+  if (from >= 0) {
+    b_env *e = b_env_new(b);
+    ir_region *r = op->region[0];
+    v = k_spread(b->k, v, w->rc.size, w->cc.size);
+    b_bind(e, r->args.at[0], k_round(b->k, v, r->args.at[0]->type.dtype));
+    for (int i = from; i < op->nin; i++) {
+      double x;
+      ir_value *arg = r->args.at[1 + i - from];
+      if (pass_const_value(op->in[i], &x))
+        b_bind(e, arg, k_const(b->k, k_type_of(arg->type.dtype), x));
+      else
+        b_bind(e, arg, get(w, next++, c0, 0));
+    }
+    b_region(e, r, result);
+  }
+  for (int i = 0; i < op->nout; i++) put(w, y + i, c0, result[i]);
 }
 
 static b_loop each_tile(rows *w, k_value *const *init, int n) {
@@ -266,7 +293,7 @@ static void norm_grad(rows *w, int64_t n) {
   k_value *d = weighted(w, l.i, NULL);
   if (layer) d = k_sub(k, d, mean_u);
   d = k_sub(k, d, k_mul(k, normalised(w, l.i), mean_ux));
-  put(w, y, l.i, k_mul(k, d, get(w, layer ? GRSTD : GMEAN, l.i, 0)));
+  put_results(w, y, l.i, k_mul(k, d, get(w, layer ? GRSTD : GMEAN, l.i, 0)));
   b_loop_end(w->b, &l, NULL);
 }
 
@@ -277,11 +304,16 @@ void cg_build_norm(bld *b) {
   int64_t n = weight->type.dim[0]->size;
   rows w = {.b = b};
   b_begin(b, "%s_%lld", ir_info(op->code)->name, (long long)n);
-  for (int i = 0; i < op->nin; i++) {
+  int own = ir_epilogue(op) >= 0 ? ir_epilogue(op) : op->nin;
+  for (int i = 0; i < own; i++) {
     bool full = grad ? i < 2 : i == 0, col = grad ? i == 2 : i >= 1;
     add_tensor(&w, op->in[i], full ? FULL : col ? COL : ROW, false);
   }
-  for (int i = 0; i < op->nout; i++) add_tensor(&w, op->out[i], i == 0 ? FULL : ROW, true);
+  for (int i = 0; i < op->nout; i++) add_tensor(&w, op->out[i], grad || i == 0 ? FULL : ROW, true);
+  for (int i = own; i < op->nin; i++) {
+    double x;
+    if (!pass_const_value(op->in[i], &x)) add_tensor(&w, op->in[i], FULL, false);
+  }
   if (!begin_rows(&w, n)) return;
   double eps = ir_attr_float(op, "eps", 0);
   if (grad) {

@@ -33,13 +33,12 @@ static int regions_wanted(const ir_op *op, int *most) {
   switch (op->code) {
     case IR_map: return *most = 2, 1;
     case IR_repeat: return *most = 1;
-    case IR_sum:
-    case IR_einsum: return *most = 1, 0;
+    case IR_sum: return *most = 1, 0;
     case IR_attention:
     case IR_attention_grad:
     case IR_attention_grad_bias:
       return *most = (ir_attr_int(op, "has_mask", 0) != 0) + (ir_attr_int(op, "has_bias", 0) != 0);
-    default: return 0;
+    default: return *most = ir_epilogue_at(op) >= 0, 0;
   }
 }
 
@@ -51,6 +50,10 @@ const char *ir_check_row(ir_module *m, const ir_op *op) {
     return arena_printf(m->arena, "%s takes %s%d operand%s, not %d", info->name,
                         info->max_in < 0 ? "at least " : "", info->min_in,
                         info->min_in == 1 ? "" : "s", op->nin);
+  int at = ir_epilogue_at(op);
+  if (at >= 0 && op->nin > at && !op->nregions)
+    return arena_printf(m->arena, "%s takes %d operands, or a function and what it reads",
+                        info->name, at);
   ir_attr_slot slot[IR_MAX_ATTRS];
   int n = ir_attr_slots(info, slot);
   for (int i = 0; i < op->nattrs; i++) {

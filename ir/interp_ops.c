@@ -319,6 +319,7 @@ void interp_layernorm_grad(interp_frame *f, const ir_op *op) {
     for (int64_t i = 0; i < n; i++)
       dx[i] = rstd[r] * (g[i] * w[i] - u - (x[i] - mean[r]) * rstd[r] * uz);
   }
+  interp_epilogue(f, op);
 }
 
 // dweight = sum of g * z over rows, dbias = sum of g.
@@ -359,6 +360,7 @@ void interp_rmsnorm_grad(interp_frame *f, const ir_op *op) {
     for (int64_t i = 0; i < n; i++) uz += g[i] * w[i] * x[i] * rrms[r] / (double)n;
     for (int64_t i = 0; i < n; i++) dx[i] = rrms[r] * (g[i] * w[i] - x[i] * rrms[r] * uz);
   }
+  interp_epilogue(f, op);
 }
 
 // dweight = sum of g * z over rows and heads.

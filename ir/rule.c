@@ -182,9 +182,10 @@ static void read_kinds(reader *r, const char *kinds) {
     size_t name = strcspn(p, ":");
     if (!name || p[name] != ':') break;
     size_t kind = strcspn(p + name + 1, ", ");
-    bool of_operands = (name == strlen("linear") && memcmp(p, "linear", name) == 0) ||
-                       (name == strlen("updates") && memcmp(p, "updates", name) == 0);
-    if (of_operands) {  // not an index: ir_is_linear, ir_updated
+    static const char *const of_operands[] = {"linear:", "updates:", "epilogue:"};
+    bool index = true;
+    for (int i = 0; i < 3; i++) index &= !str_starts(p, of_operands[i]);
+    if (!index) {  // ir_is_linear, ir_updated, ir_epilogue
       p += name + 1 + kind;
       continue;
     }
@@ -210,17 +211,20 @@ bool ir_is_linear(const ir_op *op, const bool *among) {
   return n > 0 && (!each || n == 1);
 }
 
-int ir_epilogue(const ir_op *op) {
-  const char *how = strstr(ir_info(op->code)->kinds, "epilogue:");
-  return how && op->nregions ? how[strlen("epilogue:")] - 'a' : -1;
+int ir_base(const ir_op *op) {
+  return op->code == IR_einsum && ir_attr_int(op, "base", 0) ? 2 : -1;
 }
+
+int ir_epilogue_at(const ir_op *op) {
+  const char *how = strstr(ir_info(op->code)->kinds, "epilogue:");
+  int at = how ? how[strlen("epilogue:")] - 'a' : -1;
+  return op->nin < at || ir_base(op) >= 0 ? -1 : at;
+}
+
+int ir_epilogue(const ir_op *op) { return op->nregions ? ir_epilogue_at(op) : -1; }
 
 bool ir_accumulates(const ir_op *op) {
   return op->code == IR_accumulate || (op->code == IR_einsum && ir_attr_int(op, "accumulate", 0));
-}
-
-int ir_base(const ir_op *op) {
-  return op->code == IR_einsum && ir_attr_int(op, "base", 0) ? 2 : -1;
 }
 
 bool ir_in_step(const ir_op *op, int k, int r) {

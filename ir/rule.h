@@ -80,8 +80,10 @@ const char *ir_infer(ir_module *m, ir_op *op, ir_type *out, int *nout);
 int ir_result_count(const ir_op *op);
 
 // The first operand of the function that `op` carries for the elements of its result (`epilogue` in
-// ir/ops.def), or -1 when it carries none.
+// ir/ops.def), or -1 when it carries none; and where such operands would begin, or -1 when the op
+// cannot carry a function.
 int ir_epilogue(const ir_op *op);
+int ir_epilogue_at(const ir_op *op);
 // The operand at which the sums of a product start (`base` of einsum), or -1: they start at 0.
 int ir_base(const ir_op *op);
 // True when `op` reads operand k element by element, each just before it writes the same element of

@@ -1,4 +1,5 @@
-// Elementwise ops behind a matrix product become part of its kernel.
+// Elementwise ops behind a matrix product, or behind the gradient of a norm, become part of its
+// kernel.
 //
 // needs: LOCAL after `fuse` and `dead`. keeps: every result to the bit: the function sees the
 // element that would have been stored, and gives what the ops behind would have. breaks: nothing;
@@ -43,15 +44,27 @@ static bool draws(const ir_op *op) {
   return false;
 }
 
-static bool carries(const ir_op *op) {
-  return op->code == IR_einsum && op->nin >= 2 && ir_base(op) < 0;
+static bool is_const(const ir_value *v) {
+  double x;
+  return pass_const_value(v, &x);
+}
+
+// True when `user` may become part of `p`. A norm's kernel walks rows: what else it reads must lie
+// as they do, or be a number.
+static bool carries(const ir_op *p, const ir_op *user) {
+  if (ir_epilogue_at(p) < 0 || ir_accumulates(p)) return false;
+  for (int k = 0; k < user->nin && p->code != IR_einsum; k++) {
+    const ir_value *v = user->in[k];
+    if (v->def != p && !is_const(v) && !pass_same_extents(v, user->out[0])) return false;
+  }
+  return true;
 }
 
 // True when operand k of op number `i` of `r` is a result of a product that may become part of that
 // op; *at is the product's number.
 static bool finds_product(const ir_region *r, int i, int k, int *at) {
   const ir_op *user = r->ops.at[i], *p = user->in[k]->def;
-  if (!p || p->parent != r || p->segment != user->segment || !carries(p)) return false;
+  if (!p || p->parent != r || p->segment != user->segment || !carries(p, user)) return false;
   if (!pass_same_extents(user->in[k], user->out[0])) return false;
   for (*at = i; r->ops.at[*at] != p;) --*at;
   return may_wait(r, *at + 1, i, p);
@@ -60,7 +73,7 @@ static bool finds_product(const ir_region *r, int i, int k, int *at) {
 typedef struct joined {
   ir_module *m;
   ir_value *in[MAX_OPERANDS];
-  int n;
+  int n, from;  // operands; the first that is the function's
   ir_region *r;
   ir_value *result[MAX_RESULTS];
   int nresults;
@@ -68,8 +81,8 @@ typedef struct joined {
 
 // The argument of the joint function for operand `v`, which may be there already.
 static ir_value *operand(joined *j, ir_value *v) {
-  for (int i = 2; i < j->n; i++)
-    if (j->in[i] == v) return j->r->args.at[i - 1];
+  for (int i = j->from; i < j->n; i++)
+    if (j->in[i] == v) return j->r->args.at[1 + i - j->from];
   if (j->n == MAX_OPERANDS) return NULL;
   j->in[j->n++] = v;
   return ir_region_arg(j->r, ir_scalar(v->type.dtype), v->name);
@@ -101,16 +114,19 @@ static ir_value *stand_in(ir_module *m, const ir_value *v) {
 }
 
 static bool absorb(ir_module *m, ir_op *p, ir_op *user) {
-  joined j = {.m = m, .in = {p->in[0], p->in[1]}, .n = 2, .r = ir_region_new(m, user)};
+  joined j = {.m = m, .r = ir_region_new(m, user)};
+  j.from = j.n = ir_epilogue_at(p);
+  memcpy(j.in, p->in, sizeof *j.in * (size_t)j.n);
   ir_value *acc = ir_region_arg(j.r, ir_scalar(p->out[0]->type.dtype), "acc");
   ir_value *of_product[MAX_RESULTS] = {acc}, *of_user[MAX_RESULTS];
   if (p->nregions) {
     ir_region *f = p->region[0];
     acc->type = f->args.at[0]->type;
     f->args.at[0]->mapped = acc;
-    for (int k = 2; k < p->nin; k++) {
-      f->args.at[k - 1]->mapped = operand(&j, p->in[k]);
-      if (!f->args.at[k - 1]->mapped) return false;
+    for (int k = j.from; k < p->nin; k++) {
+      ir_value *arg = f->args.at[1 + k - j.from];
+      arg->mapped = operand(&j, p->in[k]);
+      if (!arg->mapped) return false;
     }
     copy_body(&j, f, of_product);
   }

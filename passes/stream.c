@@ -13,9 +13,10 @@
 //                                                            yield %dwc, %nllc, %dxc
 //
 // The ops of a stream are found from the large value: whoever reads it, and whoever reads what is
-// as large in its turn. Every value among them must have the cut dims in front (it is cut with them),
-// or not at all (it stays whole; a result is then a sum over the chunks). Where one does not, or an
-// op outside depends on the stream and the stream on it, the value is made at once as before.
+// as large in its turn. Every value among them must have the cut dims in front (it is cut with
+// them), or not at all (it stays whole; a result is then a sum over the chunks). Where one does
+// not, or an op outside depends on the stream and the stream on it, the value is made at once as
+// before.
 
 #include <string.h>
 
@@ -101,8 +102,7 @@ static bool reads(const ir_op *op, const ir_value *v) {
 
 // As large as the value for which the stream is made. Smaller ones leave it whole.
 static bool is_large(const cut *c, const ir_value *v) {
-  return ir_elements(&v->type) >= ir_elements(&c->large->type) &&
-         part_of(c, &v->type) == PART_CUT;
+  return ir_elements(&v->type) >= ir_elements(&c->large->type) && part_of(c, &v->type) == PART_CUT;
 }
 
 // One pass is enough: readers stand behind what they read.
