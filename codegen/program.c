@@ -142,6 +142,7 @@ static prog_str note_of(writer *w, const ir_op *op) {
   for (int k = 0; k < op->nout; k++)
     if (op->out[k]->name) sb_printf(&s, "%s%s", k ? "," : " %", op->out[k]->name);
   if (op->span.line) sb_printf(&s, " line %d", op->span.line);
+  if (op->recompute) sb_puts(&s, " recompute");
   return intern(w, sb_str(&s));
 }
 

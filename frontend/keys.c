@@ -872,3 +872,10 @@ void keys_check_file(arena *a, diags *d, const file *f) {
     check_section(a, d, s, NULL, dims.at, dims.n, m != NULL);
   }
 }
+
+bool keys_check_pin(arena *a, diags *d, const setting *s) {
+  check c = {.arena = a, .diags = d, .automatic = true, .name = s->name.text};
+  int before = diags_errors(d);
+  check_value(&c, key_find("plan", s->name.text), s->value);
+  return diags_errors(d) == before;
+}

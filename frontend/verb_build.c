@@ -26,6 +26,8 @@ int verb_build(cli *c) {
            (long long)(k.job->batch / k.micro_batch), (long long)k.micro_batch,
            compile_bytes_text(c->arena, (double)k.schedule->arena_bytes),
            cg_kernels(k.cg, &kernels));
+    if (k.recomputed.done) printf("%s\n", compile_recompute_text(c->arena, &k, false));
+    if (k.recomputed.done && cli_has(c, OPT_VERBOSE)) fputs(k.recomputed.list, stdout);
   }
   return compile_finish(c, &k);
 }

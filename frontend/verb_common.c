@@ -28,6 +28,25 @@ const char *compile_bytes_text(arena *a, double bytes) {
   return arena_printf(a, u && bytes < 100 ? "%.1f %s" : "%.0f %s", bytes, suffix[u]);
 }
 
+const char *compile_recompute_text(arena *a, const compiled *k, bool exact) {
+  const recompute_result *r = &k->recomputed;
+  double more = 0;
+  for (int i = 0; k->schedule && i < k->schedule->entries.n; i++) {
+    const sched_entry *e = &k->schedule->entries.at[i];
+    if (e->func->kind == ENTRY_TRAIN) more = e->recompute_flops / e->flops;
+  }
+  const char *saved =
+      exact ? arena_printf(a, "%lld of %lld bytes", (long long)r->after, (long long)r->before)
+            : arena_printf(a, "%s of %s", compile_bytes_text(a, (double)r->after),
+                           compile_bytes_text(a, (double)r->before));
+  return arena_printf(
+      a,
+      "recompute: %s saved for backward, %d of %d stacks dropped, %d ops run again, "
+      "%.1f %% more FLOPs%s",
+      saved, r->dropped, r->stacks, r->ops, 100 * more,
+      r->exact ? "" : "; not proved to be the least work");
+}
+
 static setting_list parse_sets(cli *c) {
   setting_list all = {0};
   for (int i = 0; i < c->options[OPT_SET].n; i++) {
@@ -39,9 +58,40 @@ static setting_list parse_sets(cli *c) {
   return all;
 }
 
-// --pin on one device: most dimensions have one legal value there.
-static bool parse_pins(cli *c, plan_pins *p, int *exit_code) {
-  *p = (plan_pins){.stream = STREAM_BYTES};
+// Beyond this a value is made in chunks where it can be, unless the pin `stream` says otherwise.
+#define STREAM_BYTES ((int64_t)256 << 20)
+
+// What --pin fixes.
+typedef struct pins {
+  int64_t micro;  // 0: free
+  recompute_mode recompute;
+  int64_t recompute_bytes;
+  const char *recompute_text;  // as written: "full", "200MB"
+  int64_t stream;              // largest value made at once, in bytes; 0: no limit
+} pins;
+
+// recompute=none|selective|full|BYTES. False after an error, which is among the diagnostics.
+static bool pin_recompute(cli *c, const setting *s, pins *p) {
+  static const char *const word[] = {"none", "selective", "full"};  // ORDER recompute_mode
+  const expr *e = s->value;
+  if (!keys_check_pin(c->arena, &c->diags, s)) return false;
+  sb text = {.arena = c->arena};
+  expr_print(&text, e);
+  p->recompute = RECOMPUTE_NONE;
+  p->recompute_bytes = 0;
+  p->recompute_text = sb_str(&text);
+  for (int i = 0; i < 3; i++)
+    if (expr_is_name(e, word[i])) p->recompute = (recompute_mode)i;
+  if (e->kind != EXPR_NUMBER) return true;
+  p->recompute = RECOMPUTE_BYTES;
+  p->recompute_bytes = e->number.integral ? e->number.whole : (int64_t)e->number.value;
+  return true;
+}
+
+// --pin on one device: the sizes of the mesh have one legal value. False after an error: it has
+// been printed and *exit_code says so, or it is among the diagnostics.
+static bool parse_pins(cli *c, pins *out, int *exit_code) {
+  *out = (pins){.recompute_text = "none", .stream = STREAM_BYTES};
   for (int i = 0; i < c->options[OPT_PIN].n; i++) {
     const char *text = c->options[OPT_PIN].at[i];
     setting_list list = parse_settings(c->arena, &c->diags,
@@ -51,14 +101,18 @@ static bool parse_pins(cli *c, plan_pins *p, int *exit_code) {
       const expr *e = list.at[k].value;
       bool whole = e->kind == EXPR_NUMBER && e->number.integral;
       if (str_eq(name, "micro_batch") && whole && e->number.whole >= 1) {
-        p->micro_batch = e->number.whole;
+        out->micro = e->number.whole;
+        continue;
+      }
+      if (str_eq(name, "recompute")) {
+        if (!pin_recompute(c, &list.at[k], out)) return false;
         continue;
       }
       if (str_eq(name, "stream") && whole && e->number.unit == UNIT_BYTES) {
-        p->stream = e->number.whole;
+        out->stream = e->number.whole;
         continue;
       }
-      if (str_eq(name, "stream") && expr_is_name(e, "none")) p->stream = 0;
+      if (str_eq(name, "stream") && expr_is_name(e, "none")) out->stream = 0;
       static const char *const ones[] = {"data", "tensor", "pipeline",  "ulysses",
                                          "ring", "expert", "interleave"};
       bool axis = false;
@@ -112,8 +166,7 @@ static void report_stage(cli *c, const char *what, double since) {
   if (cli_has(c, OPT_TIME)) fprintf(stderr, "%-16s %8.2f ms\n", what, (now() - since) * 1e3);
 }
 
-static uint64_t digest_of(const cli *c, const sema_program *p, int64_t micro,
-                          const plan_pins *pins) {
+static uint64_t digest_of(const cli *c, const sema_program *p, const pins *pin, int64_t micro) {
   XXH3_state_t *s = XXH3_createState();
   if (!s) return 0;
   XXH3_64bits_reset(s);
@@ -127,7 +180,8 @@ static uint64_t digest_of(const cli *c, const sema_program *p, int64_t micro,
   const char *skip = cli_get(c, OPT_SKIP);
   if (skip) XXH3_64bits_update(s, skip, strlen(skip));
   XXH3_64bits_update(s, &micro, sizeof micro);
-  XXH3_64bits_update(s, &pins->stream, sizeof pins->stream);
+  XXH3_64bits_update(s, pin->recompute_text, strlen(pin->recompute_text));
+  XXH3_64bits_update(s, &pin->stream, sizeof pin->stream);
   XXH3_64bits_update(s, DSMC_VERSION, strlen(DSMC_VERSION));
   uint64_t h = XXH3_64bits_digest(s);
   XXH3_freeState(s);
@@ -135,7 +189,8 @@ static uint64_t digest_of(const cli *c, const sema_program *p, int64_t micro,
 }
 
 // Lowers and runs passes once for one micro-batch.
-static bool lower_and_optimise(cli *c, compiled *k, int64_t micro, compile_stage stage) {
+static bool lower_and_optimise(cli *c, compiled *k, const pins *pin, int64_t micro,
+                               compile_stage stage) {
   double t = now();
   k->module = sema_lower(k->program, k->job, SEMA_TRAIN | SEMA_EVAL | SEMA_TRY_DECODE);
   if (!k->module) return false;
@@ -150,7 +205,10 @@ static bool lower_and_optimise(cli *c, compiled *k, int64_t micro, compile_stage
   o.nesterov = k->job->optimizer.nesterov;
   o.batch = k->job->batch;
   o.micro_batch = micro;
-  o.stream = k->pins.stream;
+  o.stream = pin->stream;
+  o.recompute = pin->recompute;
+  o.recompute_bytes = pin->recompute_bytes;
+  o.recomputed = &k->recomputed;
   o.stage = stage < COMPILE_SCHEDULE ? IR_LOCAL : IR_SCHEDULE;
   o.select = cg_select;
   o.select_ctx = k->cg;
@@ -161,6 +219,8 @@ static bool lower_and_optimise(cli *c, compiled *k, int64_t micro, compile_stage
   if (cli_has(c, OPT_TIME)) o.report = report_pass, o.report_ctx = &timer;
   const char *why = pass_run(k->module, &o);
   k->schedule = k->module->schedule;
+  if (why && pin->recompute == RECOMPUTE_BYTES && k->recomputed.after > pin->recompute_bytes)
+    return true;  // choose_micro_batch looks at it too
   if (why) {
     fprintf(stderr, "error: %s\n", why);
     k->exit_code = k->schedule ? EXIT_INPUT : EXIT_UNFIT;
@@ -193,8 +253,12 @@ static void make_program(cli *c, compiled *k) {
                        .model = j->model_name,
                        .cpu = cpu_needs(a, &k->image),
                        .source_digest = k->digest};
-  info.plan = arena_printf(a, "this-host:1 data=1 pipeline=1 tensor=1 micro_batch=%lld",
-                           (long long)k->micro_batch);
+  info.plan =
+      arena_printf(a, "this-host:1 data=1 pipeline=1 tensor=1 micro_batch=%lld recompute=%s",
+                   (long long)k->micro_batch, k->recompute ? k->recompute : "none");
+  if (k->recomputed.done)
+    info.plan = arena_printf(a, "%s\n%s\n%s", info.plan, compile_recompute_text(a, k, true),
+                             k->recomputed.list);
   program_setting *s = arena_new(a, program_setting, j->settings.n + 1);
   for (int i = 0; i < j->settings.n; i++)
     s[i] = (program_setting){j->settings.at[i].name, j->settings.at[i].value};
@@ -237,18 +301,32 @@ static bool target_is_built(cli *c, compiled *k) {
   return k->exit_code == EXIT_GOOD;
 }
 
-// Without a planner yet: the largest micro-batch whose arena fits into 80 % of this host's memory.
-// *fits is false when not even a micro-batch of 1 does; then the program is that of 1.
-static bool choose_micro_batch(cli *c, compiled *k, int64_t pinned, compile_stage stage,
+// Without a planner yet: the largest micro-batch whose arena fits into 80 % of this host's memory,
+// and whose saved values fit into what is pinned. *fits is false when not even a micro-batch of 1
+// does; then the program is that of 1, as far as it was made.
+static bool choose_micro_batch(cli *c, compiled *k, const pins *pin, compile_stage stage,
                                bool *fits) {
   double budget = 0.8 * host_memory();
-  for (int64_t micro = pinned ? pinned : k->job->batch;;
+  for (int64_t micro = pin->micro ? pin->micro : k->job->batch;;
        micro = next_divisor(k->job->batch, micro)) {
-    if (!lower_and_optimise(c, k, micro, stage)) return false;
+    if (!lower_and_optimise(c, k, pin, micro, stage)) return false;
     bool placed = k->schedule && k->schedule->place;
-    *fits = !placed || (double)k->schedule->arena_bytes <= budget;
-    if (*fits || pinned || micro == 1) return true;
+    bool saves = pin->recompute != RECOMPUTE_BYTES || k->recomputed.after <= pin->recompute_bytes;
+    *fits = saves && (!placed || (double)k->schedule->arena_bytes <= budget);
+    if (*fits || pin->micro || micro == 1) return true;
   }
+}
+
+// What is saved between forward and backward takes more than is pinned, whatever is made again.
+static void report_saves_too_much(cli *c, compiled *k, const pins *pin) {
+  int64_t least = k->recomputed.least;
+  diag *e = diag_error(&c->diags, span_none(), DIAG_DOES_NOT_FIT,
+                       "recompute=%s: at micro_batch = %lld at least %s are saved for backward",
+                       pin->recompute_text, (long long)k->micro_batch,
+                       compile_bytes_text(c->arena, (double)least));
+  diag_note(e, "%lld bytes are what recompute=full saves%s", (long long)least,
+            k->micro_batch > 1 ? "; a smaller micro_batch saves less" : "");
+  k->exit_code = EXIT_UNFIT;
 }
 
 static void report_unfit(cli *c, compiled *k) {
@@ -294,8 +372,8 @@ bool compile(cli *c, const char *path, compile_stage stage, compiled *k) {
   if (!target_is_built(c, k) || !skips_are_optional(c, k)) return false;
   double t = now();
   setting_list sets = parse_sets(c);
-  if (!parse_pins(c, &k->pins, &k->exit_code)) return false;
-  int64_t pinned = k->pins.micro_batch;
+  pins pin;
+  if (!parse_pins(c, &pin, &k->exit_code)) return false;
   k->program = sema_open(c->arena, &c->diags, path);
   if (!k->program || diags_errors(&c->diags)) return false;
   k->job = sema_job(k->program, k->program->asked, sets);
@@ -303,30 +381,36 @@ bool compile(cli *c, const char *path, compile_stage stage, compiled *k) {
   report_stage(c, "parse", t);
 
   int64_t batch = k->job->batch;
-  if (pinned && (pinned > batch || batch % pinned)) {
+  if (pin.micro && (pin.micro > batch || batch % pin.micro)) {
     diag *e = diag_error(&c->diags, span_none(), DIAG_INDIVISIBLE,
-                         "micro_batch = %lld does not divide batch = %lld", (long long)pinned,
+                         "micro_batch = %lld does not divide batch = %lld", (long long)pin.micro,
                          (long long)batch);
     diag_note(e, "pin a divisor of the batch, or leave the pin out");
     k->exit_code = EXIT_UNFIT;
     return false;
   }
   bool fits;
-  if (!choose_micro_batch(c, k, pinned, stage, &fits)) return false;
-  if (!fits && !pinned) {
+  if (!choose_micro_batch(c, k, &pin, stage, &fits)) return false;
+  if (pin.recompute == RECOMPUTE_BYTES && k->recomputed.after > pin.recompute_bytes) {
+    report_saves_too_much(c, k, &pin);
+    return false;
+  }
+  if (!fits && !pin.micro) {
     report_unfit(c, k);
     return false;
   }
-  k->digest = digest_of(c, k->program, k->micro_batch, &k->pins);
+  k->recompute = pin.recompute_text;
+  k->digest = digest_of(c, k->program, &pin, k->micro_batch);
   return stage < COMPILE_EXECUTABLE || compile_code(c, k);
 }
 
 bool compile_measure(cli *c, const char *name, const char *text, compiled *k, bool *fits) {
-  *k = (compiled){.pins = {.stream = STREAM_BYTES}};
+  *k = (compiled){0};
   k->program = sema_open_text(c->arena, &c->diags, name, text, strlen(text));
   if (!k->program || diags_errors(&c->diags)) return false;
   k->job = sema_job(k->program, NULL, (setting_list){0});
-  return k->job && choose_micro_batch(c, k, 0, COMPILE_SCHEDULE, fits);
+  const pins free = {.recompute_text = "none", .stream = STREAM_BYTES};
+  return k->job && choose_micro_batch(c, k, &free, COMPILE_SCHEDULE, fits);
 }
 
 bool compile_code(cli *c, compiled *k) {

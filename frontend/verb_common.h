@@ -20,23 +20,15 @@ typedef enum compile_stage {
   COMPILE_EXECUTABLE,  // code image and program
 } compile_stage;
 
-// Beyond this a value is made in chunks where it can be, unless the pin `stream` says otherwise.
-#define STREAM_BYTES ((int64_t)256 << 20)
-
-// What --pin fixes of the plan.
-typedef struct plan_pins {
-  int64_t micro_batch;  // 0: free
-  int64_t stream;       // largest value made at once, in bytes; 0: no limit (pass_options.stream)
-} plan_pins;
-
 typedef struct compiled {
   sema_program *program;
   job *job;
   ir_module *module;
-  plan_pins pins;
   int64_t micro_batch;
   bool generates;  // prefill and decode exist
   sched *schedule;
+  const char *recompute;  // as pinned: "none", "full", "200MB"; NULL: not pinned
+  recompute_result recomputed;
   cg_context *cg;
   cg_image image;
   program_bytes bytes;
@@ -55,6 +47,9 @@ bool compile_code(cli *c, compiled *k);
 int compile_finish(cli *c, const compiled *k);
 // Writes the executable of a compiled program; reports and returns false when it cannot.
 bool compile_write(cli *c, compiled *k, const char *path);
+// "recompute: 36 MiB of 340 MiB saved for backward, 12 of 13 stacks dropped, ...", when
+// recomputed.done; `exact` gives whole bytes.
+const char *compile_recompute_text(arena *a, const compiled *k, bool exact);
 // "1.2 GiB"
 const char *compile_bytes_text(arena *a, double bytes);
 

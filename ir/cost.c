@@ -33,7 +33,8 @@ static double einsum_flops(const ir_op *op) {
 
 static double region_flops(const ir_region *r) {
   double n = 0;
-  for (int i = 0; i < r->ops.n; i++) n += ir_op_flops(r->ops.at[i]);
+  for (int i = 0; i < r->ops.n; i++)
+    if (!r->ops.at[i]->recompute) n += ir_op_flops(r->ops.at[i]);
   return n;
 }
 
@@ -76,4 +77,9 @@ double ir_op_bytes(const ir_op *op) {
   if (updated >= 0) return 2 * n;  // what comes in is written into what is there
   for (int i = 0; i < op->nout; i++) n += (double)ir_bytes(&op->out[i]->type);
   return n;
+}
+
+double ir_op_work(const ir_op *op) {
+  if (op->code == IR_const || ir_is_view(op)) return 0;
+  return ir_op_flops(op) + IR_FLOPS_A_BYTE * ir_op_bytes(op);
 }

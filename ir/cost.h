@@ -6,9 +6,17 @@
 
 // Model FLOPs of one op: a multiply and an add are two; elementwise ops by the table's column.
 // attention counts every pair of positions (4 b h s t d), its gradient twice that: recomputing
-// scores is not model work. A repeat counts its body `count` times.
+// scores is not model work. A repeat counts its body `count` times, without what stands there to be
+// run again (ir_op.recompute): that is work of the plan, not of the model. Of such an op by itself
+// it gives what that one run takes.
 double ir_op_flops(const ir_op *op);
 // Bytes an op must move at least: operands read once, results written once.
 double ir_op_bytes(const ir_op *op);
+// What running an op once costs, in FLOPs, for choices between ops: its FLOPs, and for each byte
+// it moves as many as are done in that time, so that ops without any (a copy) are not free. On CPUs
+// and on GPUs without tensor cores that is near IR_FLOPS_A_BYTE (here: 232 GFLOP/s, 25 GB/s).
+// Views and constants cost nothing.
+#define IR_FLOPS_A_BYTE 8
+double ir_op_work(const ir_op *op);
 
 #endif

@@ -457,6 +457,7 @@ ir_op *ir_clone_op(ir_region *to, ir_op *op) {
   now->span = op->span;
   now->path = op->path;
   now->stream = op->stream;
+  now->recompute = op->recompute;
   now->nregions = op->nregions;
   now->region = arena_new(m->arena, ir_region *, op->nregions);
   for (int i = 0; i < op->nregions; i++) now->region[i] = clone_region(m, now, op->region[i]);

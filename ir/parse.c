@@ -7,7 +7,8 @@
 //   func    = "func" NAME KIND "{" { op } "}"
 //   op      = [ %name { "," %name } "=" ] NAME "(" [ %name { "," %name } ] ")" [ "{" attr, ... "}"
 //   ]
-//             [ "@" STRING ] [ "stream" int ] [ ":" type [place] { "," ... } ] { region }
+//             [ "@" STRING ] [ "stream" int ] [ "recompute" ] [ ":" type [place] { "," ... } ] {
+//             region }
 //   region  = "region" "(" [ %name ":" type [place] { "," ... } ] ")"
 //             "{" { op } [ "yield" %name, ... ] "}"
 //   type    = ELEMENT [ "[" dim { "," dim } "]" ]
@@ -475,6 +476,7 @@ static void one_op(parser *p, ir_region *r) {
   }
   if (take(p, "@")) scratch.path = string(p);
   if (take_word(p, "stream")) scratch.stream = small_integer(p);
+  scratch.recompute = take_word(p, "recompute");
   if (names.n) {
     need(p, ":");
     do {
@@ -495,6 +497,7 @@ static void one_op(parser *p, ir_region *r) {
   op->nattrs = scratch.nattrs;
   op->path = scratch.path;
   op->stream = scratch.stream;
+  op->recompute = scratch.recompute;
   op->region = regions.at;
   op->nregions = regions.n;
   for (int i = 0; i < regions.n; i++) regions.at[i]->owner = op;

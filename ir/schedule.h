@@ -71,6 +71,7 @@ typedef struct sched_entry {
   int64_t batch, micro_batch;
   int64_t transient_bytes;  // beyond the states
   double flops;             // model FLOPs of one call
+  double recompute_flops;   // of ops that run again (ir_op.recompute), beyond these
 } sched_entry;
 
 // A storage object of an entry as the packer saw it; kept for reports and the replay check.

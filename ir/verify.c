@@ -146,6 +146,8 @@ static void check_place(verifier *v, const ir_op *op, region_kind kind) {
   if (code == IR_at) fail(v, "stands only in the mask or bias of an attention");
   if (ir_accumulates(op) && v->m->stage == IR_GRAPH)
     fail(v, "belongs to LOCAL: GRAPH has no micro-batches");
+  if (op->recompute && (v->m->stage == IR_GRAPH || kind != REGION_REPEAT))
+    fail(v, "`recompute` belongs to the body of a repeat, in LOCAL");
   bool effect =
       code == IR_input || code == IR_arg || code == IR_state || code == IR_set || code == IR_output;
   if (!effect) return;

@@ -189,30 +189,6 @@ static void activity(ir_module *m, ir_region *r, bool *active) {
 
 // ---- repeat -------------------------------------------------------------------------------------
 
-static ir_value *add_result(ir_module *m, ir_op *op, ir_type t, const char *name) {
-  ir_value **out = arena_new(m->arena, ir_value *, op->nout + 1);
-  if (op->nout) memcpy(out, op->out, sizeof *out * (size_t)op->nout);
-  ir_value *v = arena_new(m->arena, ir_value, 1);
-  v->id = m->next_value++;
-  v->name = name;
-  v->type = t;
-  v->def = op;
-  v->pos = op->nout;
-  v->span = op->span;
-  out[op->nout] = v;
-  op->out = out;
-  op->nout++;
-  return v;
-}
-
-static ir_type stacked_type(ir_index *layer, const ir_type *t) {
-  ir_type s = {.dtype = t->dtype, .rank = t->rank + 1};
-  IR_CHECK(s.rank <= IR_MAX_RANK);
-  s.dim[0] = layer;
-  for (int d = 0; d < t->rank; d++) s.dim[d + 1] = t->dim[d];
-  return s;
-}
-
 static ir_index *layer_index(ir_module *m, ir_op *op) {
   int carried = (int)ir_attr_int(op, "carried", 0);
   if (ir_attr_int(op, "stacked", 0) > 0) return op->in[carried]->type.dim[0];
@@ -304,9 +280,7 @@ static void diff_repeat(ad *outer, ir_op *op) {
   vec_push(m->arena, &order, c.layer);
   for (int i = 0; i < args.n; i++) vec_push(m->arena, &order, args.at[i]);
   for (int i = 0; i < c.saved.n; i++) {
-    ir_value *v = c.saved.at[i].fwd;
-    vec_push(m->arena, &body->yield, v);
-    vec_push(m->arena, &in, add_result(m, op, stacked_type(layers, &v->type), v->name));
+    vec_push(m->arena, &in, pass_save(m, op, layers, c.saved.at[i].fwd));
     vec_push(m->arena, &order, c.saved.at[i].slice);
   }
   for (int i = 0; i < c.slices.n; i++) {
@@ -332,7 +306,7 @@ static void diff_repeat(ad *outer, ir_op *op) {
 
   ir_type *types = arena_new(m->arena, ir_type, yields.n + 1);
   for (int i = 0; i < yields.n; i++)
-    types[i] = i < ncarried ? args.at[i]->type : stacked_type(layers, &yields.at[i]->type);
+    types[i] = i < ncarried ? args.at[i]->type : pass_stacked(layers, &yields.at[i]->type);
   ir_op *rev = ir_op_raw(outer->b.at, IR_repeat, in.at, in.n, types, yields.n);
   rev->region = arena_new(m->arena, ir_region *, 1);
   rev->region[0] = final;

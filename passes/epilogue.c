@@ -65,6 +65,7 @@ static bool carries(const ir_op *p, const ir_op *user) {
 static bool finds_product(const ir_region *r, int i, int k, int *at) {
   const ir_op *user = r->ops.at[i], *p = user->in[k]->def;
   if (!p || p->parent != r || p->segment != user->segment || !carries(p, user)) return false;
+  if (p->recompute != user->recompute) return false;  // what is run again is counted apart
   if (!pass_same_extents(user->in[k], user->out[0])) return false;
   for (*at = i; r->ops.at[*at] != p;) --*at;
   return may_wait(r, *at + 1, i, p);

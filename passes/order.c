@@ -48,6 +48,15 @@ static void set_phases(ir_func *f) {
   mark_ancestors(r, "loss", PHASE_FORWARD);
 }
 
+// What a repeat runs again, in all layers.
+static double recompute_flops(const ir_op *loop) {
+  double n = 0;
+  const ir_region *body = loop->region[0];
+  for (int i = 0; i < body->ops.n; i++)
+    if (body->ops.at[i]->recompute) n += ir_op_flops(body->ops.at[i]);
+  return n * (double)ir_attr_int(loop, "count", 1);
+}
+
 static int new_task(sched *s, const char *name, const char *phase, ir_op *loop, int segment) {
   sched_task t = {.name = name, .phase = phase, .loop = loop, .segment = segment};
   vec_push(s->m->arena, &s->tasks, t);
@@ -77,8 +86,9 @@ static void build_entry(sched *s, ir_func *f, int64_t batch) {
     if (op->code == IR_arg) add_arg(s, ir_attr_str(op, "name", ""));
     if (silent(op)) continue;
     bool micro = (op->segment & 1) && micros > 1;
-    double flops = ir_op_flops(op) * (double)(micro ? micros : 1);
-    if (op->mark != PHASE_UPDATE || f->kind != ENTRY_TRAIN) e.flops += flops;
+    double times = micro ? (double)micros : 1;
+    if (op->mark != PHASE_UPDATE || f->kind != ENTRY_TRAIN) e.flops += ir_op_flops(op) * times;
+    if (op->code == IR_repeat) e.recompute_flops += recompute_flops(op) * times;
     if (op->segment != segment) {
       segment = op->segment;
       task = -1;

@@ -14,15 +14,37 @@
 // How to optimise: set by the job section and `--set`.
 typedef enum pass_optimizer { OPT_ADAMW, OPT_SGD } pass_optimizer;
 
+// What backward makes again in place of reading what forward saved (passes/recompute.c).
+typedef enum recompute_mode {
+  RECOMPUTE_NONE,
+  RECOMPUTE_SELECTIVE,  // all that needs no matrix product and no attention
+  RECOMPUTE_FULL,       // all that can be: what enters a layer is kept
+  RECOMPUTE_BYTES,      // as much as a budget asks for, with the least work
+} recompute_mode;
+
+// What the pass did, for reports. All is about one micro-batch of train_step.
+typedef struct recompute_result {
+  bool done;              // the pass has run, and train_step saves something
+  bool exact;             // the choice is proved to be the one with the least work
+  int64_t before, after;  // bytes of the stacks that backward reads
+  int64_t least;          // the fewest there can be
+  int stacks, dropped;    // how many stacks there were, and how many went
+  int ops;                // that run again, in all bodies together
+  const char *list;       // them, a line a repeat: "  h: layernorm n, einsum attn.c_attn"
+} recompute_result;
+
 typedef struct pass_options {
   pass_optimizer optimizer;
   bool momentum;  // SGD keeps a velocity
   bool nesterov;
   int64_t batch;        // samples of a step; for orders
   int64_t micro_batch;  // samples per micro-batch; 0: the whole batch at once
-  int64_t stream;       // largest value, in bytes, that is made at once where a stream can help it;
-                        // 0: no limit
-  ir_stage stage;       // no pass that leads beyond this stage is run; IR_LOCAL by default
+  recompute_mode recompute;
+  int64_t recompute_bytes;  // RECOMPUTE_BYTES: most that the saved stacks of a micro-batch may take
+  recompute_result *recomputed;  // filled in when not NULL
+  int64_t stream;  // largest value, in bytes, that is made at once where a stream can help it;
+                   // 0: no limit
+  ir_stage stage;  // no pass that leads beyond this stage is run; IR_LOCAL by default
   // Gives the instructions of a schedule their kernels and scratch sizes (codegen's cg_select).
   // NULL or an error in the user's words.
   const char *(*select)(void *ctx, struct sched *s);
@@ -71,6 +93,10 @@ bool pass_fusible(const ir_op *op);
 ir_region *pass_function_of(ir_module *m, ir_op *op);
 // Same rank and sizes; indices may differ.
 bool pass_same_extents(const ir_value *a, const ir_value *b);
+// The type of a stack of `t`, one slice for each layer.
+ir_type pass_stacked(ir_index *layers, const ir_type *t);
+// Makes `repeat` save the value `v` of its body: a stacked result, which is returned.
+ir_value *pass_save(ir_module *m, ir_op *repeat, ir_index *layers, ir_value *v);
 // The batch index among the dimensions of `v`: its position, or -1.
 int pass_batch_dim(const ir_module *m, const ir_value *v);
 

@@ -52,7 +52,8 @@ static void put_instr(sb *s, const sched *sc, const sched_instr *in) {
     sb_printf(s, "%s %lld bytes", k ? "," : "  scratch", (long long)in->scratch_bytes[k]);
     if (sc->place) sb_printf(s, "@%lld", (long long)in->scratch_base[k]);
   }
-  if (op->span.line) sb_printf(s, "  ; line %d", op->span.line);
+  if (op->recompute) sb_puts(s, "  ; recompute");
+  if (op->span.line) sb_printf(s, "%s line %d", op->recompute ? "," : "  ;", op->span.line);
   sb_put(s, '\n');
 }
 
@@ -76,6 +77,8 @@ const char *sched_print(const sched *sc, arena *a) {
               (long long)e->batch, (long long)(e->batch / e->micro_batch),
               (long long)e->micro_batch);
     if (placed) sb_printf(&s, ", %lld bytes beyond the states", (long long)e->transient_bytes);
+    if (e->recompute_flops > 0)
+      sb_printf(&s, ", recompute %.1f %% more FLOPs", 100 * e->recompute_flops / e->flops);
     sb_put(&s, '\n');
     int inside = 0;
     for (int k = 0; k < e->runs.n; k++) {

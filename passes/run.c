@@ -121,3 +121,28 @@ int pass_batch_dim(const ir_module *m, const ir_value *v) {
     if (ir_root(v->type.dim[d]) == ir_root(m->batch)) return d;
   return -1;
 }
+
+ir_type pass_stacked(ir_index *layers, const ir_type *t) {
+  ir_type s = {.dtype = t->dtype, .rank = t->rank + 1};
+  IR_CHECK(s.rank <= IR_MAX_RANK);
+  s.dim[0] = layers;
+  for (int d = 0; d < t->rank; d++) s.dim[d + 1] = t->dim[d];
+  return s;
+}
+
+ir_value *pass_save(ir_module *m, ir_op *repeat, ir_index *layers, ir_value *v) {
+  vec_push(m->arena, &repeat->region[0]->yield, v);
+  ir_value **out = arena_new(m->arena, ir_value *, repeat->nout + 1);
+  if (repeat->nout) memcpy(out, repeat->out, sizeof *out * (size_t)repeat->nout);
+  ir_value *stack = arena_new(m->arena, ir_value, 1);
+  *stack = (ir_value){.id = m->next_value++,
+                      .name = v->name,
+                      .type = pass_stacked(layers, &v->type),
+                      .def = repeat,
+                      .pos = repeat->nout,
+                      .span = repeat->span,
+                      .place = v->place};
+  out[repeat->nout++] = stack;
+  repeat->out = out;
+  return stack;
+}
