@@ -97,6 +97,10 @@ bool pass_same_extents(const ir_value *a, const ir_value *b);
 ir_type pass_stacked(ir_index *layers, const ir_type *t);
 // Makes `repeat` save the value `v` of its body: a stacked result, which is returned.
 ir_value *pass_save(ir_module *m, ir_op *repeat, ir_index *layers, ir_value *v);
+// Gives `repeat` one more operand, which its body sees as a slice (`stacked`) or as it is; returns
+// the body's argument.
+ir_value *pass_add_operand(ir_module *m, ir_op *repeat, ir_value *outer, bool stacked, ir_type type,
+                           const char *name);
 // The batch index among the dimensions of `v`: its position, or -1.
 int pass_batch_dim(const ir_module *m, const ir_value *v);
 

@@ -146,3 +146,21 @@ ir_value *pass_save(ir_module *m, ir_op *repeat, ir_index *layers, ir_value *v) 
   repeat->out = out;
   return stack;
 }
+
+ir_value *pass_add_operand(ir_module *m, ir_op *repeat, ir_value *outer, bool stacked, ir_type type,
+                           const char *name) {
+  ir_region *body = repeat->region[0];
+  int ns = (int)ir_attr_int(repeat, "stacked", 0);
+  int at = stacked ? (int)ir_attr_int(repeat, "carried", 0) + ns : repeat->nin;
+  ir_value *arg = ir_region_arg(body, type, name);
+  ir_value **in = arena_new(m->arena, ir_value *, repeat->nin + 1);
+  for (int k = 0; k < repeat->nin; k++) in[k + (k >= at)] = repeat->in[k];
+  in[at] = outer;
+  for (int k = body->args.n - 1; k > 1 + at; k--) body->args.at[k] = body->args.at[k - 1];
+  body->args.at[1 + at] = arg;
+  for (int k = 0; k < body->args.n; k++) body->args.at[k]->pos = k;
+  repeat->in = in;
+  repeat->nin++;
+  if (stacked) ir_set_attr(m, repeat, ir_attr_i("stacked", ns + 1));
+  return arg;
+}
