@@ -45,6 +45,9 @@ bool compile_code(cli *c, compiled *k);
 int compile_finish(cli *c, const compiled *k);
 // Writes the executable of a compiled program; reports and returns false when it cannot.
 bool compile_write(cli *c, compiled *k, const char *path);
+// The folder of --cache, or this user's: executables of `dsmc run` lie in it, and code of kernels
+// in its folder `kernels`. NULL with `--cache none`.
+const char *compile_cache_folder(cli *c);
 // "1.2 GiB"
 const char *compile_bytes_text(arena *a, double bytes);
 
