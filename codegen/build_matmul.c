@@ -262,7 +262,7 @@ static void build_thin(bld *b, product *p, const b_axes *m, const b_axes *n, con
   k_kernel *k = b->k;
   bool along_k = kx->stride[B][0] <= n->stride[B][0];  // are the weights fine along k?
   b_cut cn = b_cut_even(n->size[0], along_k ? 8 : 128, along_k ? 1 : 16);
-  b_cut ck = b_cut_even(kx->size[0], along_k ? 2048 : 64, 16);
+  b_cut ck = b_cut_even(kx->size[0], along_k ? 8192 : 64, 16);
   b_axes outer = p->batch;
   b_axes *rest[] = {&p->m, &p->n};
   for (int i = 0; i < 2; i++)
@@ -283,28 +283,31 @@ static void build_thin(bld *b, product *p, const b_axes *m, const b_axes *n, con
   b_loop l = b_loop_begin(b, k_int(k, 0), k_int(k, chunks), 1, chunks, sum, rows);
   k_value *k0 = k_muli(k, k_modi(k, l.i, ck.count), ck.size);
   b_coordinates(b, &p->k, k_divi(k, l.i, ck.count), coord);
-  k_value *wbase = k_add(k, base[B], b_at(b, &p->k, B, coord));
-  k_access w = {
-      .base = k_add(k, wbase,
-                    k_add(k, k_muli(k, n0, n->stride[B][0]), k_muli(k, k0, kx->stride[B][0])))};
   k_value *left_n = b_left(b, &cn, n0), *left_k = b_left(b, &ck, k0);
+  int wr = along_k ? cn.size : ck.size, wc = along_k ? ck.size : cn.size;
+  // The few rows first and spread over the tile: everything is one pass over the weights, which are
+  // used where they are loaded.
+  k_value *xt[4], *next[4];
+  for (int i = 0; i < rows; i++) {
+    k_access x = {
+        .buffer = p->t[A].buffer,
+        .base = k_add(k, k_add(k, base[A], b_at(b, &p->k, A, coord)),
+                      k_add(k, k_int(k, i * m->stride[A][0]), k_muli(k, k0, kx->stride[A][0])))};
+    x.base = k_add(k, p->t[A].base, x.base);
+    *(along_k ? &x.col_stride : &x.row_stride) = kx->stride[A][0];
+    *(along_k ? &x.col_limit : &x.row_limit) = left_k;
+    xt[i] = k_cast(k, k_load(k, wr, wc, x), K_F32);
+  }
+  k_access w = {
+      .base = k_add(k, k_add(k, base[B], b_at(b, &p->k, B, coord)),
+                    k_add(k, k_muli(k, n0, n->stride[B][0]), k_muli(k, k0, kx->stride[B][0])))};
   w.row_stride = along_k ? n->stride[B][0] : kx->stride[B][0];
   w.col_stride = along_k ? kx->stride[B][0] : n->stride[B][0];
   w.row_limit = along_k ? left_n : left_k;
   w.col_limit = along_k ? left_k : left_n;
-  k_value *wt = b_load(b, &p->t[B], along_k ? cn.size : ck.size, along_k ? ck.size : cn.size, w);
-  wt = k_spread(k, k_cast(k, wt, K_F32), along_k ? cn.size : ck.size, along_k ? ck.size : cn.size);
-  k_value *next[4];
-  for (int i = 0; i < rows; i++) {
-    k_access x = {
-        .base = k_add(k, k_add(k, base[A], b_at(b, &p->k, A, coord)),
-                      k_add(k, k_int(k, i * m->stride[A][0]), k_muli(k, k0, kx->stride[A][0])))};
-    *(along_k ? &x.col_stride : &x.row_stride) = kx->stride[A][0];
-    *(along_k ? &x.col_limit : &x.row_limit) = left_k;
-    k_value *xt =
-        k_cast(k, b_load(b, &p->t[A], along_k ? 1 : ck.size, along_k ? ck.size : 1, x), K_F32);
-    next[i] = k_add(k, l.carry[i], k_reduce(k, IR_add, k_mul(k, wt, xt), along_k));
-  }
+  k_value *wt = k_spread(k, k_cast(k, b_load(b, &p->t[B], wr, wc, w), K_F32), wr, wc);
+  for (int i = 0; i < rows; i++)
+    next[i] = k_add(k, l.carry[i], k_reduce(k, IR_add, k_mul(k, wt, xt[i]), along_k));
   b_loop_end(b, &l, next);
   for (int i = 0; i < rows; i++) {
     k_value *at[MAX_TENSORS];

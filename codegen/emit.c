@@ -1,8 +1,10 @@
 // Kernels to machine code: LLVM modules, one quick pass pipeline, objects, one image.
 //
-// Kernels are dealt to a number of modules that depends on their number alone, and modules are
-// compiled by as many threads as there are processors, each with an LLVM context and an arena of
-// its own. The image is the modules' images in order, so it does not depend on the threads.
+// Each kernel is a module of its own with the helpers it uses, so that its code depends on nothing
+// but its text, and can come from the cache (codegen/cache.h). Helpers of several kernels are
+// small: together they are a hundredth of an image. Kernels are compiled by several threads, each
+// kernel with an LLVM context and an arena of its own; the image is the kernels' images in order,
+// so it depends neither on the threads nor on the cache.
 #include "codegen/emit.h"
 
 #include <llvm-c/Analysis.h>
@@ -12,10 +14,11 @@
 #include <pthread.h>
 #include <setjmp.h>
 #include <stdatomic.h>
-#include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
+#include "codegen/cache.h"
 #include "codegen/host.h"
 
 // Vectors and unrolling are ours: LLVM's vectorisers would only cost time. Everything that cleans
@@ -62,52 +65,50 @@ static bool has_wide(const char *cpu, const char *features) {
   return false;
 }
 
-static const char *symbol_of(arena *a, const k_kernel *k, int i) {
-  char *s = arena_printf(a, "%s.%d", k->name, i);
+// The function's name, never that of a libc function, which LLVM would take it for.
+static const char *symbol_of(arena *a, const k_kernel *k) {
+  char *s = arena_printf(a, "kernel.%s", k->name);
   for (char *p = s; *p; p++)
     if (*p <= ' ' || *p == '"') *p = '_';
   return s;
 }
 
-// One module: some of the kernels.
-typedef struct module_job {
+// One kernel.
+typedef struct kernel_job {
   arena arena;
   jmp_buf oom;
-  k_kernel **kernel;
-  int *number, n;  // numbers of the kernels among all
-  int64_t weight;  // statements, to deal kernels evenly
+  const k_kernel *kernel;
+  const cg_target *target;
+  const kernel_cache *cache;  // or NULL
   const char *cpu, *features;
-  bool want_ir;
   cg_image image;
+  bool hit;
   const char *why;
-} module_job;
+} kernel_job;
 
-static const char *compile_module(host *h, LLVMTargetMachineRef tm, module_job *j) {
+static const char *compile_module(host *h, LLVMTargetMachineRef tm, kernel_job *j) {
   cg_image *out = &j->image;
-  const char **symbol = arena_new(h->arena, const char *, j->n + 1);
-  for (int i = 0; i < j->n; i++) {
-    symbol[i] = symbol_of(h->arena, j->kernel[i], j->number[i]);
-    host_kernel(h, j->kernel[i], symbol[i]);
-    if (h->stack > out->stack) out->stack = h->stack;
-  }
+  const char *symbol = symbol_of(h->arena, j->kernel);
+  host_kernel(h, j->kernel, symbol);
+  out->stack = h->stack;
   char *message = NULL;
   if (LLVMVerifyModule(h->module, LLVMReturnStatusAction, &message))
     return take_message(h->arena, message, "module does not verify");
   LLVMDisposeMessage(message);
   const char *why = run_passes(h->arena, h->module, tm);
   if (why) return why;
-  if (j->want_ir) out->ir = take_message(h->arena, LLVMPrintModuleToString(h->module), "");
+  if (j->target->want_ir) out->ir = take_message(h->arena, LLVMPrintModuleToString(h->module), "");
   LLVMMemoryBufferRef object = NULL;
   message = NULL;
   if (LLVMTargetMachineEmitToMemoryBuffer(tm, h->module, LLVMObjectFile, &message, &object))
     return take_message(h->arena, message, "no code for this target");
   why = image_layout(h->arena, (const unsigned char *)LLVMGetBufferStart(object),
-                     LLVMGetBufferSize(object), symbol, j->n, out);
+                     LLVMGetBufferSize(object), &symbol, 1, out);
   LLVMDisposeMemoryBuffer(object);
   return why;
 }
 
-static const char *run_job(module_job *j) {
+static const char *compile_kernel(kernel_job *j) {
   static const char triple[] = "x86_64-unknown-linux-gnu";
   arena *a = &j->arena;
   LLVMTargetRef t;
@@ -135,12 +136,24 @@ static const char *run_job(module_job *j) {
   return why;
 }
 
+static void run_job(kernel_job *j) {
+  cache_key key = {0};
+  if (j->cache) {
+    key = cache_key_of(j->cache, &j->arena, j->kernel);
+    j->hit = cache_get(j->cache, &j->arena, key, &j->image);
+    if (j->hit) return;
+  }
+  j->why = compile_kernel(j);
+  if (j->cache && !j->why) cache_put(j->cache, &j->arena, key, &j->image);
+}
+
 // A thread's arena must not jump into the caller's handler: the job fails instead (and what LLVM
 // holds is lost, as the process is about to end).
-static void job_oom(void *ctx) { longjmp(((module_job *)ctx)->oom, 1); }
+static void job_oom(void *ctx) { longjmp(((kernel_job *)ctx)->oom, 1); }
 
 typedef struct crew {
-  module_job *job;
+  kernel_job *job;
+  const int *order;  // largest first, so that the threads end together
   int n;
   atomic_int next;
 } crew;
@@ -148,93 +161,109 @@ typedef struct crew {
 static void *work(void *ctx) {
   crew *c = ctx;
   for (int i; (i = atomic_fetch_add(&c->next, 1)) < c->n;) {
-    module_job *j = &c->job[i];
+    kernel_job *j = &c->job[c->order[i]];
     if (setjmp(j->oom)) {
       j->why = "out of memory";
     } else {
-      j->why = run_job(j);
+      run_job(j);
     }
   }
   return NULL;
 }
 
-// Deals kernels to the module that has the fewest statements so far.
-static module_job *deal(arena *a, k_kernel *const *kernel, int n, int modules, const cg_image *out,
-                        bool want_ir) {
-  module_job *job = arena_new(a, module_job, modules);
-  for (int i = 0; i < modules; i++) {
-    job[i].kernel = arena_new(a, k_kernel *, n);
-    job[i].number = arena_new(a, int, n);
-    job[i].cpu = out->cpu;
-    job[i].features = out->features;
-    job[i].want_ir = want_ir;
-    arena_init(&job[i].arena);
-    job[i].arena.oom = job_oom;
-    job[i].arena.oom_ctx = &job[i];
-  }
-  for (int i = 0; i < n; i++) {
-    module_job *to = &job[0];
-    for (int m = 1; m < modules; m++)
-      if (job[m].weight < to->weight) to = &job[m];
-    to->kernel[to->n] = kernel[i];
-    to->number[to->n++] = i;
-    to->weight += kernel[i]->next_seq;
-  }
-  return job;
+typedef struct work_size {
+  int statements, number;
+} work_size;
+
+static int largest_first(const void *a, const void *b) {
+  const work_size *x = a, *y = b;
+  return x->statements != y->statements ? y->statements - x->statements : x->number - y->number;
 }
 
-// One image behind the other; code starts at whole cache lines.
-static void join_images(arena *a, const module_job *job, int modules, int n, cg_image *out) {
-  int64_t bytes = 0, at = 0;
-  for (int m = 0; m < modules; m++) bytes += (job[m].image.n + 63) / 64 * 64;
-  out->bytes = arena_alloc(a, (size_t)bytes);
+static const int *order_of(arena *a, k_kernel *const *kernel, int n) {
+  work_size *size = arena_new(a, work_size, n);
+  for (int i = 0; i < n; i++) size[i] = (work_size){kernel[i]->next_seq, i};
+  qsort(size, (size_t)n, sizeof *size, largest_first);
+  int *order = arena_new(a, int, n);
+  for (int i = 0; i < n; i++) order[i] = size[i].number;
+  return order;
+}
+
+static void run_crew(crew *c, int threads) {
+  enum { MAX_THREADS = 64 };
+  long cpus = sysconf(_SC_NPROCESSORS_ONLN);
+  if (threads <= 0) threads = cpus < 1 ? 1 : cpus > 8 ? 8 : (int)cpus;
+  if (threads > MAX_THREADS) threads = MAX_THREADS;
+  pthread_t thread[MAX_THREADS];
+  int started = 0;
+  while (started + 1 < threads && started + 1 < c->n &&
+         pthread_create(&thread[started], NULL, work, c) == 0)
+    started++;
+  work(c);
+  for (int i = 0; i < started; i++) pthread_join(thread[i], NULL);
+}
+
+// One image behind the other; each starts at a whole cache line.
+static void join_images(arena *a, const kernel_job *job, int n, cg_image *out) {
+  int64_t at = 0;
+  for (int i = 0; i < n; i++) out->n += (job[i].image.n + 63) / 64 * 64;
+  out->bytes = arena_alloc(a, (size_t)out->n);
   out->offset = arena_new(a, int64_t, n);
-  out->n = bytes;
   sb ir = {.arena = a};
-  for (int m = 0; m < modules; m++) {
-    const cg_image *i = &job[m].image;
-    memcpy(out->bytes + at, i->bytes, (size_t)i->n);
-    for (int k = 0; k < job[m].n; k++) out->offset[job[m].number[k]] = at + i->offset[k];
-    if (i->stack > out->stack) out->stack = i->stack;
-    if (i->ir) sb_puts(&ir, i->ir);
-    at += (i->n + 63) / 64 * 64;
+  for (int i = 0; i < n; i++) {
+    const cg_image *x = &job[i].image;
+    memcpy(out->bytes + at, x->bytes, (size_t)x->n);
+    out->offset[i] = at + x->offset[0];
+    if (x->stack > out->stack) out->stack = x->stack;
+    if (x->ir) sb_puts(&ir, x->ir);
+    at += (x->n + 63) / 64 * 64;
   }
-  if (job[0].want_ir) out->ir = sb_str(&ir);
+  if (job[0].image.ir) out->ir = sb_str(&ir);
 }
 
 const char *cg_compile_kernels(arena *a, k_kernel *const *kernel, int n, const cg_target *target,
                                cg_image *out) {
+  static const cg_target this_machine = {0};
+  if (!target) target = &this_machine;
   *out = (cg_image){0};
   LLVMInitializeX86TargetInfo();
   LLVMInitializeX86Target();
   LLVMInitializeX86TargetMC();
   LLVMInitializeX86AsmPrinter();
   char *host_cpu = LLVMGetHostCPUName(), *host_features = LLVMGetHostCPUFeatures();
-  bool named = target && target->cpu;
-  out->cpu = named ? target->cpu : arena_strdup(a, host_cpu);
-  out->features = target && target->features ? target->features
-                  : named                    ? ""
-                                             : arena_strdup(a, host_features);
+  out->cpu = target->cpu ? target->cpu : arena_strdup(a, host_cpu);
+  out->features = target->features ? target->features
+                  : target->cpu    ? ""
+                                   : arena_strdup(a, host_features);
   LLVMDisposeMessage(host_cpu);
   LLVMDisposeMessage(host_features);
   if (n == 0) return NULL;
 
-  enum { MAX_THREADS = 8 };
-  int modules = n < 24 ? 1 : 4;  // each repeats the helpers it uses: not too many
-  crew c = {.job = deal(a, kernel, n, modules, out, target && target->want_ir), .n = modules};
-  long cpus = sysconf(_SC_NPROCESSORS_ONLN);
-  int threads = cpus < 1 ? 1 : cpus > MAX_THREADS ? MAX_THREADS : (int)cpus, started = 0;
-  pthread_t thread[MAX_THREADS];
-  while (started + 1 < threads && started + 1 < modules &&
-         pthread_create(&thread[started], NULL, work, &c) == 0)
-    started++;
-  work(&c);
-  for (int i = 0; i < started; i++) pthread_join(thread[i], NULL);
+  const kernel_cache *cache = NULL;
+  if (target->cache && !target->want_ir)
+    cache = cache_open(a, target->cache, out->cpu, out->features);
+  crew c = {.job = arena_new(a, kernel_job, n), .order = order_of(a, kernel, n), .n = n};
+  for (int i = 0; i < n; i++) {
+    kernel_job *j = &c.job[i];
+    *j = (kernel_job){.kernel = kernel[i],
+                      .target = target,
+                      .cache = cache,
+                      .cpu = out->cpu,
+                      .features = out->features};
+    arena_init(&j->arena);
+    j->arena.oom = job_oom;
+    j->arena.oom_ctx = j;
+  }
+  run_crew(&c, target->threads);
   const char *why = NULL;
-  for (int m = 0; m < modules && !why; m++)
-    if (c.job[m].why) why = arena_strdup(a, c.job[m].why);
-  if (!why) join_images(a, c.job, modules, n, out);
-  for (int m = 0; m < modules; m++) arena_free(&c.job[m].arena);
+  for (int i = 0; i < n; i++) {
+    if (c.job[i].why && !why) why = arena_strdup(a, c.job[i].why);
+    out->hits += c.job[i].hit;
+  }
+  if (!why) join_images(a, c.job, n, out);
+  for (int i = 0; i < n; i++) arena_free(&c.job[i].arena);
+  if (cache && out->hits < n) cache_trim(cache, a, CACHE_BYTES);
+  out->cached = cache != NULL;
   return why;
 }
 

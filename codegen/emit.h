@@ -8,7 +8,8 @@
 //   const char *why = cg_compile(cg, NULL, &image);            // for this machine
 //   dsm_kernel *f = (dsm_kernel *)(mapped + image.offset[i]);  // kernel i of cg_kernels
 //
-// Compiling twice gives the same bytes.
+// Compiling twice gives the same bytes, whatever the threads and whether or not kernels come from
+// the cache (codegen/cache.h).
 #ifndef DSM_CODEGEN_EMIT_H
 #define DSM_CODEGEN_EMIT_H
 
@@ -18,7 +19,9 @@
 typedef struct cg_target {
   const char *cpu;       // LLVM's name: "znver4", "x86-64-v3"
   const char *features;  // "+avx2,+fma"
-  bool want_ir;          // keep the LLVM IR as text, after optimisation
+  bool want_ir;          // keep the LLVM IR as text, after optimisation; compiles everything
+  const char *cache;     // folder of the kernel cache; NULL: none
+  int threads;           // 0: one a processor, at most 8
 } cg_target;
 
 typedef struct cg_image {
@@ -28,6 +31,8 @@ typedef struct cg_image {
   const char *cpu, *features;
   const char *ir;  // when wanted
   int64_t stack;   // most bytes of stack a kernel's tiles take
+  bool cached;     // a cache was in use, and
+  int hits;        // this many kernels came from it
 } cg_image;
 
 // All kernels of a context, in the order of cg_kernels.

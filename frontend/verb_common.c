@@ -413,11 +413,29 @@ bool compile_measure(cli *c, const char *name, const char *text, compiled *k, bo
   return k->job && choose_micro_batch(c, k, &free, COMPILE_SCHEDULE, fits);
 }
 
+const char *compile_cache_folder(cli *c) {
+  const char *dir = cli_get(c, OPT_CACHE);
+  if (dir) return str_eq(dir, "none") ? NULL : dir;
+  const char *base = getenv("XDG_CACHE_HOME");
+  if (base && base[0]) return arena_printf(c->arena, "%s/dsmc", base);
+  const char *home = getenv("HOME");
+  return arena_printf(c->arena, "%s/.cache/dsmc", home && home[0] ? home : "/tmp");
+}
+
 bool compile_code(cli *c, compiled *k) {
   double t = now();
-  const char *why = cg_compile(k->cg, NULL, &k->image);
+  const char *folder = compile_cache_folder(c);
+  cg_target target = {.threads = (int)cli_number(c, OPT_JOBS, 0)};
+  if (folder) target.cache = arena_printf(c->arena, "%s/kernels", folder);
+  const char *why = cg_compile(k->cg, &target, &k->image);
   if (why) IR_BUG("codegen: %s", why);
   report_stage(c, "llvm", t);
+  k_kernel *const *kernels;
+  int n = cg_kernels(k->cg, &kernels);
+  if (cli_has(c, OPT_TIME) && k->image.cached)
+    fprintf(stderr, "kernel cache     %d hits, %d misses\n", k->image.hits, n - k->image.hits);
+  else if (cli_has(c, OPT_TIME))
+    fprintf(stderr, "kernel cache     %s\n", folder ? "cannot be used" : "off");
   t = now();
   make_program(c, k);
   report_stage(c, "program", t);

@@ -50,6 +50,9 @@ bool compile_write(cli *c, compiled *k, const char *path);
 // "recompute: 36 MiB of 340 MiB saved for backward, 12 of 13 stacks dropped, ...", when
 // recomputed.done; `exact` gives whole bytes.
 const char *compile_recompute_text(arena *a, const compiled *k, bool exact);
+// The folder of --cache, or this user's: executables of `dsmc run` lie in it, and code of kernels
+// in its folder `kernels`. NULL with `--cache none`.
+const char *compile_cache_folder(cli *c);
 // "1.2 GiB"
 const char *compile_bytes_text(arena *a, double bytes);
 

@@ -4,38 +4,22 @@
 // unchanged job starts at once.
 #include <errno.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 #include "frontend/verb_common.h"
-
-static const char *cache_folder(cli *c) {
-  const char *dir = cli_get(c, OPT_CACHE);
-  if (dir) return dir;
-  const char *base = getenv("XDG_CACHE_HOME");
-  if (base && base[0]) return arena_printf(c->arena, "%s/dsmc", base);
-  const char *home = getenv("HOME");
-  return arena_printf(c->arena, "%s/.cache/dsmc", home && home[0] ? home : "/tmp");
-}
-
-static bool make_folders(char *path) {
-  for (char *p = path + 1; *p; p++) {
-    if (*p != '/') continue;
-    *p = 0;
-    bool good = mkdir(path, 0777) == 0 || errno == EEXIST;
-    *p = '/';
-    if (!good) return false;
-  }
-  return mkdir(path, 0777) == 0 || errno == EEXIST;
-}
+#include "runtime/base/file.h"
 
 int verb_run(cli *c) {
   compiled k;
-  const char *dir = cache_folder(c);
-  if (!make_folders(arena_strdup(c->arena, dir))) {
-    fprintf(stderr, "dsmc: cannot make the cache folder %s: %s\n", dir, strerror(errno));
+  const char *dir = compile_cache_folder(c);
+  if (!dir)
+    return cli_usage(
+        "`dsmc run` keeps the executable in the cache: name a folder, or use `dsmc build`");
+  status *s = file_make_dirs(file_io_system(), dir);
+  if (s) {
+    fprintf(stderr, "dsmc: no cache folder: %s\n", s->message);
+    status_free(s);
     return EXIT_INPUT;
   }
   if (!compile(c, c->files.at[0], COMPILE_SCHEDULE, &k)) return compile_finish(c, &k);

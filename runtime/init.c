@@ -74,16 +74,14 @@ void init_states(vm *m, const prog *p, pool *threads, uint64_t seed) {
   char name[4096];
   for (uint32_t i = 0; i < p->nstates; i++) {
     const prog_state *s = &p->states[i];
+    if (s->init == PROG_ZEROS) continue;
     for (int64_t k = 0; k < prog_state_slices(s); k++) {
       init_state_name(p, s, k, name, sizeof name);
       fill f = {.at = vm_at(m, s->offset + (s->layers ? k * s->layer_stride : 0)),
                 .state = s,
                 .n = prog_state_elements(s),
                 .key = rng_key(seed, XXH3_64bits(name, strlen(name)))};
-      if (s->init == PROG_ZEROS)
-        memset(f.at, 0, (size_t)s->bytes);
-      else
-        pool_run(threads, (f.n + CELL - 1) / CELL, fill_cells, &f);
+      pool_run(threads, (f.n + CELL - 1) / CELL, fill_cells, &f);
     }
   }
 }

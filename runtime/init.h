@@ -4,9 +4,11 @@
 
 #include "runtime/vm.h"
 
-// Writes every state: weights by their init (normal and uniform draws are keyed by seed, the name
-// under which a checkpoint keeps the slice, and the element's number there, so they depend neither
-// on the schedule nor on the number of threads), optimizer states and caches by theirs (zeros).
+// Gives every state of a vm that was just opened its first value: weights by their init (normal and
+// uniform draws are keyed by seed, the name under which a checkpoint keeps the slice, and the
+// element's number there, so they depend neither on the schedule nor on the number of threads).
+// What begins as zeros, optimizer states and caches above all, is left as vm_open made it: memory
+// that generating never uses is never touched.
 void init_states(vm *m, const prog *p, pool *threads, uint64_t seed);
 
 // Draw number i of a normal distribution with deviation 1, by Box-Muller in double.

@@ -115,8 +115,11 @@ status *rt_open_data(rt *r, const prog_entry *e, const char *path, bool shuffle,
 }
 
 status *rt_first_weights(rt *r) {
-  init_states(r->vm, r->prog, r->threads, r->seed);
-  if (!r->opt.load) return NULL;
+  // A load that succeeds has set every weight.
+  if (!r->opt.load) {
+    init_states(r->vm, r->prog, r->threads, r->seed);
+    return NULL;
+  }
   checkpoint c = {r->prog, r->vm, r->env->io, r->opt.quiet ? NULL : r->env->err};
   return ck_load_weights(&c, r->opt.load);
 }

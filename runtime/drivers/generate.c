@@ -4,19 +4,14 @@
 // first token. A decode call reads one token at position `past` and gives the next one. Choices are
 // keyed by (seed, position), so a seed fixes the text.
 #include <inttypes.h>
-#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "runtime/base/rng.h"
 #include "runtime/base/str.h"
 #include "runtime/drivers/driver.h"
+#include "runtime/drivers/sample.h"
 #include "runtime/dtype.h"
-
-typedef struct candidate {
-  double p;
-  int32_t id;
-} candidate;
 
 typedef struct generation {
   rt *r;
@@ -27,64 +22,9 @@ typedef struct generation {
   int64_t n, prompt;
   int64_t source_n;  // tokens the encoder reads; -1: there is no encoder
   bool text;         // bytes in and out; else numbers
-  double temperature, top_p;
-  int64_t top_k, want;
-  candidate *order;
-  double *logits;
+  int64_t want;
+  sampler sampler;
 } generation;
-
-// ---- choosing a token -------------------------------------------------------------------------
-
-static int likeliest_first(const void *a, const void *b) {
-  const candidate *x = a, *y = b;
-  if (x->p != y->p) return x->p < y->p ? 1 : -1;
-  return x->id < y->id ? -1 : x->id > y->id;
-}
-
-static int32_t greedy(const generation *g) {
-  int64_t best = 0;
-  for (int64_t i = 1; i < g->vocab; i++)
-    if (g->logits[i] > g->logits[best]) best = i;
-  return (int32_t)best;
-}
-
-static int32_t choose(generation *g) {
-  if (g->temperature == 0) return greedy(g);
-  double top = g->logits[greedy(g)], sum = 0;
-  for (int64_t i = 0; i < g->vocab; i++) {
-    g->order[i] = (candidate){exp((g->logits[i] - top) / g->temperature), (int32_t)i};
-    sum += g->order[i].p;
-  }
-  int64_t n = g->vocab;
-  bool cuts = (g->top_k > 0 && g->top_k < n) || g->top_p < 1;
-  if (cuts) {
-    qsort(g->order, (size_t)n, sizeof *g->order, likeliest_first);
-    if (g->top_k > 0 && g->top_k < n) n = g->top_k;
-    double kept = 0, all = 0;
-    for (int64_t i = 0; i < n; i++) all += g->order[i].p;
-    int64_t m = 0;
-    while (m < n && (m == 0 || kept < g->top_p * all)) kept += g->order[m++].p;
-    n = m;
-    sum = kept;
-  }
-  double u = rng_unit(rng_key(g->r->seed, 0x67656eu), (uint64_t)g->n) * sum;
-  for (int64_t i = 0; i < n - 1; i++) {
-    u -= g->order[i].p;
-    if (u < 0) return g->order[i].id;
-  }
-  return g->order[n - 1].id;
-}
-
-// Reads row `row` of sample 0's logits.
-static status *read_logits(generation *g, const prog_io *io, int64_t row) {
-  int unit = dtype_of(io->dtype)->bytes;
-  dtype_convert(g->logits, PROG_F64, vm_at(g->r->vm, io->offset) + row * g->vocab * unit, io->dtype,
-                g->vocab);
-  for (int64_t i = 0; i < g->vocab; i++)
-    if (isnan(g->logits[i]))
-      return status_exit(5, "the logits are not numbers at position %" PRId64, g->n);
-  return NULL;
-}
 
 // ---- inputs -----------------------------------------------------------------------------------
 
@@ -216,12 +156,13 @@ static status *read_prompt(generation *g) {
 
 static status *read_options(generation *g) {
   const options *o = &g->r->opt;
-  g->temperature = o->has_temperature ? o->temperature : 0.8;
-  g->top_p = o->has_top_p ? o->top_p : 1;
-  g->top_k = o->top_k;
+  sampler *s = &g->sampler;
+  s->temperature = o->has_temperature ? o->temperature : 0.8;
+  s->top_p = o->has_top_p ? o->top_p : 1;
+  s->top_k = o->top_k;
   g->want = o->has_tokens ? o->tokens : 128;
-  if (!(g->temperature >= 0)) return status_exit(2, "--temperature must be 0 or more");
-  if (!(g->top_p > 0 && g->top_p <= 1))
+  if (!(s->temperature >= 0)) return status_exit(2, "--temperature must be 0 or more");
+  if (!(s->top_p > 0 && s->top_p <= 1))
     return status_exit(2, "--top-p must be above 0 and at most 1");
   return NULL;
 }
@@ -241,6 +182,16 @@ static void show(const generation *g, int32_t id) {
 
 static void set_past(rt *r, int64_t past) { vm_set_arg(r->vm, "past", (double)past); }
 
+// Chooses the token at position n from row `row` of sample 0's logits.
+static status *choose(generation *g, const prog_io *io, int64_t row, int32_t *out) {
+  int bytes = dtype_of(io->dtype)->bytes;
+  double draw = rng_unit(rng_key(g->r->seed, 0x67656eu), (uint64_t)g->n);
+  const unsigned char *logits = vm_at(g->r->vm, io->offset) + row * g->vocab * bytes;
+  if (!sampler_choose(&g->sampler, logits, io->dtype, draw, out))
+    return status_exit(5, "the logits are not numbers at position %" PRId64, g->n);
+  return NULL;
+}
+
 static status *first_token(generation *g, int32_t *out) {
   rt *r = g->r;
   clear_input(r, g->prefill_tokens);
@@ -250,9 +201,7 @@ static status *first_token(generation *g, int32_t *out) {
   vm_call(r->vm, g->prefill, &(vm_step){.seed = r->seed});
   const prog_io *io = g->prefill_logits;
   // An entry that computes only the last row says so by its shape.
-  STATUS_DO(read_logits(g, io, io->rank >= 3 && io->dims[1] == g->context ? g->n - 1 : 0));
-  *out = choose(g);
-  return NULL;
+  return choose(g, io, io->rank >= 3 && io->dims[1] == g->context ? g->n - 1 : 0, out);
 }
 
 static status *next_token(generation *g, int32_t *out) {
@@ -262,9 +211,7 @@ static status *next_token(generation *g, int32_t *out) {
   STATUS_DO(other_inputs(g, g->decode));
   set_past(r, g->n - 1);
   vm_call(r->vm, g->decode, &(vm_step){.past = g->n - 1, .seed = r->seed});
-  STATUS_DO(read_logits(g, g->decode_logits, 0));
-  *out = choose(g);
-  return NULL;
+  return choose(g, g->decode_logits, 0, out);
 }
 
 static status *make_tokens(generation *g) {
@@ -310,8 +257,9 @@ status *drive_generate(rt *r) {
   STATUS_DO(rt_first_weights(r));
   if (!r->opt.load && !r->opt.quiet)
     fprintf(r->env->err, "note: no --load: these are the initial weights\n");
-  g.order = arena_new(r->arena, candidate, g.vocab);
-  g.logits = arena_new(r->arena, double, g.vocab);
+  g.sampler.vocab = g.vocab;
+  g.sampler.threads = r->threads;
+  sampler_open(&g.sampler, r->arena);
   FILE *out = r->env->out;
   for (int64_t i = 0; g.text && r->opt.prompt && r->opt.prompt[i]; i++)
     fputc(r->opt.prompt[i], out);

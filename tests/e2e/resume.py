@@ -1,14 +1,17 @@
 #!/usr/bin/env python3
 """Training survives: kill -9 at random moments, damaged checkpoints, a full disk.
 
-  resume.py DSMC [--kills N] [--seed S]
+  resume.py DSMC [--kills N] [--flips N] [--seed S]
 
 Builds a small tiny.dsm, trains it undisturbed, then again under `--resume` with a kill -9 at random
-moments until it ends: the final weights must be the same bytes. Then flips bits in and truncates a
-checkpoint at many places: each must be refused before the first step, naming file and tensor. Last a
-full disk while saving: a clear error, and the older checkpoint loads.
+moments until it ends: every file of the last checkpoint must be the same bytes, and every line of the
+log the same but for times. The moments are of three kinds in turn: any, while a checkpoint is being
+written, and around the rename that publishes it; threads alternate between 1 and 2. What the folder
+holds after a kill says where it hit, and with many kills each place must have been hit. Then flips
+bits in and truncates a checkpoint at many places: each must be refused before the first step, naming
+file and tensor. Last a full disk while saving: a clear error, and the older checkpoint loads.
 """
-import argparse, os, random, resource, shutil, subprocess, sys, tempfile, time
+import argparse, collections, json, os, random, resource, shutil, subprocess, sys, tempfile, time
 
 ap = argparse.ArgumentParser()
 ap.add_argument("dsmc")
@@ -20,7 +23,7 @@ rng = random.Random(args.seed)
 root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 work = tempfile.mkdtemp(prefix="dsmc-resume-")
 exe = os.path.join(work, "tiny")
-STEPS = 12
+STEPS = 40
 failures = 0
 passed = 0
 
@@ -48,9 +51,79 @@ def newest(folder):
     return os.path.join(folder, steps[-1]) if steps else None
 
 
-def weights(folder):
-    with open(os.path.join(newest(folder), "weights.safetensors"), "rb") as f:
-        return f.read()
+def result(folder):
+    """The last checkpoint: name of each file and its bytes."""
+    files = {}
+    for name in sorted(os.listdir(newest(folder))):
+        with open(os.path.join(newest(folder), name), "rb") as f:
+            files[name] = f.read()
+    return files
+
+
+def losses(path):
+    """The log without times and memory."""
+    with open(path) as f:
+        return [{k: v for k, v in json.loads(line).items()
+                 if k not in ("step_s", "tokens_per_s", "peak_bytes")} for line in f]
+
+
+def listing(folder):
+    try:
+        return os.listdir(folder)
+    except OSError:
+        return []
+
+
+def saving(folder, pid):
+    """The folder of the checkpoint that the process is writing, or None."""
+    for name in listing(folder):
+        if name.startswith(".tmp-step-") and name.endswith("-%d" % pid):
+            return os.path.join(folder, name)
+    return None
+
+
+def wait_for_moment(p, kind, folder, whole):
+    """Returns at a random moment of the wanted kind, or when the process has ended."""
+    if kind == "any":
+        end = time.time() + rng.uniform(0, 1.1 * whole)
+        while time.time() < end and p.poll() is None:
+            time.sleep(0.0002)
+        return
+    for _ in range(rng.randint(1, 4)):  # not always the first one
+        while p.poll() is None:
+            tmp = saving(folder, p.pid)
+            if tmp and (kind == "save" or os.path.exists(os.path.join(tmp, "manifest.json"))):
+                break
+        end = time.time() + rng.uniform(0, 0.004)
+        while time.time() < end and p.poll() is None:
+            pass
+
+
+def where_hit(folder, pid):
+    if saving(folder, pid):
+        return "inside a save"
+    names = listing(folder)
+    saves = [x for x in names if x.startswith("step-")]
+    if len(saves) > 2 or any(x.startswith(".tmp-gone") for x in names):
+        return "between rename and clean-up"
+    return "between saves"
+
+
+def kill_until_it_ends(folder, log, whole, hits):
+    """Trains in `folder` with kills in between; returns how many there were."""
+    kills = 0
+    while True:
+        kind = ("any", "save", "rename")[kills % 3]
+        p = subprocess.Popen(train(folder, "--log", log, "--threads", str(1 + kills % 2)),
+                             stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        wait_for_moment(p, kind, folder, whole)
+        p.kill()
+        err = p.communicate()[1]
+        if p.returncode != -9:
+            check(p.returncode == 0, "resumed run exits %d: %s" % (p.returncode, err))
+            return kills
+        kills += 1
+        hits[where_hit(folder, p.pid)] += 1
 
 
 r = run(args.dsmc, "build", os.path.join(root, "examples/tiny.dsm"), "-o", exe, "--set",
@@ -60,33 +133,32 @@ if r.returncode:
 
 # Undisturbed.
 a = os.path.join(work, "a")
+log = os.path.join(work, "a.jsonl")
 t0 = time.time()
-r = run(*train(a))
+r = run(*train(a, "--log", log))
 check(r.returncode == 0, "undisturbed run: " + r.stdout)
 whole = time.time() - t0
-want = weights(a)
+want, want_log = result(a), losses(log)
+check(len(want_log) == STEPS, "undisturbed log has %d lines" % len(want_log))
 
-# kill -9 at random moments of the run, resume, until it ends.
-kills = 0
+# kill -9 at random moments of the run, resume, until it ends; then anew until there were enough.
+kills, runs, hits = 0, 0, collections.Counter()
 b = os.path.join(work, "b")
-while kills < args.kills:
+log = os.path.join(work, "b.jsonl")
+while kills < args.kills and not failures:
     shutil.rmtree(b, ignore_errors=True)
-    for _ in range(1000):
-        p = subprocess.Popen(train(b), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-        try:
-            p.wait(timeout=rng.uniform(0.01, 1.1 * whole) if kills < args.kills else None)
-        except subprocess.TimeoutExpired:
-            p.kill()
-            p.communicate()
-            kills += 1
-            continue
-        err = p.communicate()[1]
-        check(p.returncode == 0, "resumed run exits %d: %s" % (p.returncode, err))
-        break
-    check(newest(b) is not None and weights(b) == want, "final weights after %d kills differ" % kills)
-    if failures:
-        break
-print("%d kills, weights equal" % kills, flush=True)
+    if os.path.exists(log):
+        os.unlink(log)
+    kills += kill_until_it_ends(b, log, whole, hits)
+    runs += 1
+    check(newest(b) is not None and result(b) == want,
+          "the last checkpoint after %d kills differs" % kills)
+    check(losses(log) == want_log, "the log after %d kills differs" % kills)
+if args.kills >= 50:
+    for place in ("inside a save", "between rename and clean-up", "between saves"):
+        check(hits[place] >= args.kills // 50, "only %d kills %s" % (hits[place], place))
+print("%d kills in %d runs, checkpoints and logs equal; %s" % (
+    kills, runs, ", ".join("%s %d" % x for x in sorted(hits.items()))), flush=True)
 
 # SIGTERM saves and exits with 75.
 c = os.path.join(work, "c")
@@ -96,7 +168,7 @@ p.terminate()
 p.wait()
 check(p.returncode in (75, 0), "SIGTERM: exit %d" % p.returncode)
 r = run(*train(c))
-check(r.returncode == 0 and weights(c) == want, "after SIGTERM and resume the weights differ")
+check(r.returncode == 0 and result(c) == want, "after SIGTERM and resume the checkpoint differs")
 
 # One damaged byte anywhere, or a cut, is refused and named.
 good = newest(a)
