@@ -142,7 +142,6 @@ static prog_str note_of(writer *w, const ir_op *op) {
   for (int k = 0; k < op->nout; k++)
     if (op->out[k]->name) sb_printf(&s, "%s%s", k ? "," : " %", op->out[k]->name);
   if (op->span.line) sb_printf(&s, " line %d", op->span.line);
-  if (op->recompute) sb_puts(&s, " recompute");
   return intern(w, sb_str(&s));
 }
 
@@ -152,7 +151,8 @@ static void add_instr(writer *w, uint32_t opcode, uint32_t kernel, uint32_t firs
                   .kernel = kernel,
                   .first_operand = first,
                   .operands = n,
-                  .note = note_of(w, op)};
+                  .note = note_of(w, op),
+                  .flags = op->recompute ? PROG_RECOMPUTE : 0};
   table_add(w, &w->instrs, &r, sizeof r);
 }
 

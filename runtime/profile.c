@@ -26,6 +26,7 @@ static void end_instr(profile *f, const vm_where *at, int64_t now) {
   if (in->op != RTOP_launch)  // a copy reads as much as it writes
     t->bytes += (double)f->prog->operands[in->first_operand].bytes * (in->op == RTOP_copy ? 2 : 1);
   f->current->instr_ns += now - f->instr_begin;
+  if (in->flags & PROG_RECOMPUTE) f->current->again_ns += now - f->instr_begin;
   trace_slice(f, TRACE_INSTR, at->instr, at->call, f->instr_begin, now);
 }
 
@@ -123,6 +124,7 @@ const profile_times *profile_result(profile *f, bool warm, bool *left_out) {
   f->rest.fill_ns += f->first.fill_ns;
   f->rest.call_ns += f->first.call_ns;
   f->rest.instr_ns += f->first.instr_ns;
+  f->rest.again_ns += f->first.again_ns;
   add_times(f->rest.task, f->first.task, f->prog->ntasks);
   add_times(f->rest.kernel, f->first.kernel, f->prog->nkernels + 2u);
   return &f->rest;

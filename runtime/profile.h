@@ -27,6 +27,7 @@ typedef struct profile_times {
   int64_t fill_ns;       // from the begin of a step to its first call: inputs and arguments
   int64_t call_ns;       // in calls
   int64_t instr_ns;      // in instructions
+  int64_t again_ns;      // of it in those that run again what forward ran (PROG_RECOMPUTE)
   profile_time *task;    // one a task
   profile_time *kernel;  // one a kernel, then zero, then copy
 } profile_times;

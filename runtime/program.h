@@ -106,11 +106,14 @@ typedef struct prog_operand {
   uint32_t pad;
 } prog_operand;
 
+// Flags of an instruction: it runs again in backward what forward ran before (pass recompute).
+enum { PROG_RECOMPUTE = 1 };
+
 // Opcodes: runtime/rtops.def.
 typedef struct prog_instr {
   uint32_t op, kernel, first_operand, operands;
   prog_str note;  // the value it computes and its `.dsm` line, for `schedule`
-  uint32_t pad;
+  uint32_t flags;
 } prog_instr;
 
 typedef struct prog_task {

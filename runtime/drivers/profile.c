@@ -184,6 +184,13 @@ static void print_kernels(const rt *r, const profile_times *t, const ceilings *c
   if (cached) fprintf(out, "  * more than memory gives: operands were still in caches\n");
 }
 
+// What recompute costs: kernels of backward tasks that forward ran before.
+static void print_again(FILE *out, const profile_times *t, const ceilings *c) {
+  if (t->again_ns)
+    fprintf(out, "  %9.4f %5.1f %%  of these kernels run again in backward: recompute\n",
+            1e-9 * (double)t->again_ns, c->ns > 0 ? 100 * (double)t->again_ns / c->ns : 0);
+}
+
 static void print_outside(FILE *out, const profile_times *t, const ceilings *c) {
   int64_t outside = t->ns - t->instr_ns, between = t->call_ns - t->instr_ns;
   int64_t driver = t->ns - t->call_ns - t->fill_ns;
@@ -214,5 +221,6 @@ void rt_print_profile(rt *r, const char *what, bool warm) {
   print_tasks(r, t, &c);
   fputc('\n', out);
   print_kernels(r, t, &c);
+  print_again(out, t, &c);
   print_outside(out, t, &c);
 }

@@ -72,7 +72,8 @@ static void print_task(FILE *out, const prog *p, const prog_task *t) {
     for (uint32_t k = 0; k < in->operands; k++)
       print_operand(out, &p->operands[in->first_operand + k]);
     const char *note = prog_text(p, in->note);
-    fprintf(out, "%s%s\n", *note ? "  ; " : "", note);
+    const char *again = in->flags & PROG_RECOMPUTE ? " recompute" : "";
+    fprintf(out, "%s%s%s\n", *note || *again ? "  ; " : "", note, again);
   }
   fputc('\n', out);
 }

@@ -5,8 +5,10 @@
 // Model number k is a pure function of seed S+k. Each is lowered, differentiated and optimised; two
 // steps of the interpreter over the whole batch are compared with two steps of the program: loss,
 // gradient norm, and the optimizer's first moment, which is the (clipped) gradient. The program is
-// cut into random micro-batches and a random set of optional passes is left out. One in four also
-// compares `evaluate`, and one in eight generation against the full forward. A failure prints the
+// cut into random micro-batches, a random set of optional passes is left out, and half of the
+// programs make saved values again in backward: their states must be those of the program that does
+// not, to the bit. One in four also compares `evaluate`, and one in eight generation against the
+// full forward. A failure prints the
 // seed and the text: `--seed S --count 1` replays it, `--here` in this process for a debugger,
 // `--text` with another text (a shorter one) on the same data.
 
@@ -391,7 +393,7 @@ static const char *generate(gen *g, arena *a, uint64_t seed) {
 typedef struct times {
   double lower, passes, compile, interp, run, total;
   double slowest;
-  int n, exploded;
+  int n, exploded, recomputed;
 } times;
 static times *spent;  // shared with the processes of the models
 
@@ -500,6 +502,9 @@ typedef struct model_run {
   ir_module *graph;
   h_program *p;
   array_list inputs;
+  const char *skip;  // passes left out
+  recompute_mode recompute;
+  int64_t recompute_bytes;
 } model_run;
 
 // An interpreter with the drawn weights, each moved by up to `move` of itself.
@@ -541,33 +546,65 @@ static const char *skipped(gen *g) {
                 "canonicalise,common,fuse");
 }
 
-static const char *prepare_program(model_run *r, job **j) {
-  h_text text = h_lower(r->a, r->text, NULL, NULL, r->entries);
-  if (!text.m) return text.error;
-  *j = text.job;
-  pass_options o = options_of(text.job);
+// Lowers the text again and runs the passes; `result` says what recompute did.
+static const char *lower_program(model_run *r, recompute_mode mode, h_text *text,
+                                 recompute_result *result) {
+  *text = h_lower(r->a, r->text, NULL, NULL, r->entries);
+  if (!text->m) return text->error;
+  pass_options o = options_of(text->job);
   o.micro_batch = r->g.micro;
-  o.skip = skipped(&r->g);
+  o.skip = r->skip;
+  o.recompute = mode;
+  o.recompute_bytes = r->recompute_bytes;
+  o.recomputed = result;
   double t = now();
-  const char *why = pass_run(text.m, &o);
+  const char *why = pass_run(text->m, &o);
   spent->passes += now() - t;
-  if (why) return arena_printf(r->a, "passes: %s", why);
-  why = h_compile(r->a, text.m, r->g.batch, &r->p);
+  return why ? arena_printf(r->a, "passes: %s", why) : NULL;
+}
+
+// Half of the models recompute something; budgets lie anywhere from the least to all.
+static const char *draw_recompute(model_run *r) {
+  if (chance(&r->g, 50)) return NULL;
+  r->recompute = (recompute_mode)between(&r->g, RECOMPUTE_SELECTIVE, RECOMPUTE_BYTES);
+  if (r->recompute != RECOMPUTE_BYTES) return NULL;
+  h_text text;
+  recompute_result full;
+  const char *why = lower_program(r, RECOMPUTE_FULL, &text, &full);
+  r->recompute_bytes = full.least + (full.before - full.least) * below(&r->g, 5) / 4;
+  return why;
+}
+
+static const char *make_program(model_run *r, recompute_mode mode, job **j, h_program **out) {
+  h_text text;
+  recompute_result result;
+  const char *why = lower_program(r, mode, &text, &result);
   if (why) return why;
-  spent->compile += r->p->compile_s;
+  if (mode == RECOMPUTE_BYTES && result.after > r->recompute_bytes) return "saves too much";
+  spent->recomputed += mode != RECOMPUTE_NONE && result.ops > 0;
+  *j = text.job;
+  why = h_compile(r->a, text.m, r->g.batch, out);
+  if (why) return why;
+  spent->compile += (*out)->compile_s;
   array_list states = states_of(r->a, r->seed, text.m);
   for (int i = 0; i < states.n; i++) {
-    why = h_set_state(r->p, states.at[i].name, states.at[i].data, states.at[i].n);
+    why = h_set_state(*out, states.at[i].name, states.at[i].data, states.at[i].n);
     if (why) return arena_printf(r->a, "state %s: %s", states.at[i].name, why);
   }
   return NULL;
 }
 
-static const char *give_all(model_run *r, const prog_entry *e) {
+static const char *prepare_program(model_run *r, job **j) {
+  r->skip = skipped(&r->g);
+  const char *why = draw_recompute(r);
+  return why ? why : make_program(r, r->recompute, j, &r->p);
+}
+
+static const char *give_all(model_run *r, h_program *p, const prog_entry *e) {
   for (int i = 0; i < r->inputs.n; i++) {
     const array *in = &r->inputs.at[i];
-    if (!prog_input(&r->p->p, e, in->name)) continue;
-    const char *why = h_give(r->p, e, in->name, in->data, in->n);
+    if (!prog_input(&p->p, e, in->name)) continue;
+    const char *why = h_give(p, e, in->name, in->data, in->n);
     if (why) return arena_printf(r->a, "input %s: %s", in->name, why);
   }
   return NULL;
@@ -641,7 +678,7 @@ static const char *steps(model_run *r, const job *j) {
     // f32 has nothing to say about such numbers: a norm squares them.
     r->explodes = !(*ir_interp_output(r->x, "grad_norm", NULL) < 1e4) || r->x->largest > 1e12;
     if (r->explodes) return NULL;
-    if ((why = give_all(r, e))) return why;
+    if ((why = give_all(r, r->p, e))) return why;
     t = now();
     vm_call(r->p->vm, e, &(vm_step){.step = step, .seed = r->seed});
     spent->run += now() - t;
@@ -653,13 +690,38 @@ static const char *steps(model_run *r, const job *j) {
   return NULL;
 }
 
+// After as many steps, a program without recompute has the same bits in all states.
+static const char *same_bits(model_run *r) {
+  job *j;
+  h_program *p = NULL;
+  const char *why = make_program(r, RECOMPUTE_NONE, &j, &p);
+  const prog_entry *e = why ? NULL : prog_entry_of(&p->p, PROG_TRAIN);
+  for (int step = 0; step < 2 && !why; step++) {
+    array_list args = args_of(r->a, j, step);
+    for (int i = 0; i < args.n; i++) vm_set_arg(p->vm, args.at[i].name, *args.at[i].data);
+    why = give_all(r, p, e);
+    if (!why) vm_call(p->vm, e, &(vm_step){.step = step, .seed = r->seed});
+  }
+  for (int i = 0; i < r->graph->states.n && !why; i++) {
+    const ir_state *s = r->graph->states.at[i];
+    int64_t n = ir_elements(&s->type);
+    double *a = arena_new(r->a, double, n + 1), *b = arena_new(r->a, double, n + 1);
+    why = h_get_state(p, s->name, a, n);
+    if (!why) why = h_get_state(r->p, s->name, b, n);
+    if (!why && memcmp(a, b, sizeof *a * (size_t)n))
+      why = arena_printf(r->a, "recompute changes %s", s->name);
+  }
+  h_close(p);
+  return why;
+}
+
 static const char *evaluates(model_run *r) {
   const prog_entry *e = prog_entry_of(&r->p->p, PROG_EVAL);
   if (!e) return "no evaluate in the program";
   const char *why = ir_interp_run(r->x, "evaluate");
   if (!why) why = ir_interp_run(r->moved, "evaluate");
   if (why) return arena_printf(r->a, "interp: evaluate: %s", why);
-  if ((why = give_all(r, e))) return why;
+  if ((why = give_all(r, r->p, e))) return why;
   vm_call(r->p->vm, e, &(vm_step){0});
   return same_scalar(r, e, "loss", 2);
 }
@@ -681,6 +743,7 @@ static const char *run_model(arena *a, void *ctx) {
   const char *why = prepare_interp(&r);
   if (!why) why = prepare_program(&r, &j);
   if (!why) why = steps(&r, j);
+  if (!why && r.recompute && !r.explodes) why = same_bits(&r);
   if (!why && eval && !r.explodes) why = evaluates(&r);
   h_close(r.p);
   spent->exploded += r.explodes;
@@ -764,6 +827,11 @@ int main(int argc, char **argv) {
   }
   printf("%d of %ld models left the range of f32 and were compared no further\n", spent->exploded,
          count);
+  if (count >= 20 && spent->recomputed * 5 < count) {
+    printf("FAILED: only %d of %ld models make something again\n", spent->recomputed, count);
+    failed++;
+  }
+  printf("%d of %ld models make saved values again\n", spent->recomputed, count);
   printf("%ld passed, %ld failed\n", count - failed, failed);
   return failed != 0;
 }
