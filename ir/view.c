@@ -204,3 +204,13 @@ ir_value *ir_storage_of(ir_value *v) {
     v = v->def->in[k];
   }
 }
+
+bool ir_may_overwrite(const ir_op *op, int j, int k) {
+  ir_value *v = op->in[k];
+  if (!ir_is_elementwise(op) || !ir_type_same(&op->out[j]->type, &v->type)) return false;
+  if (ir_view_of(v).root != v) return false;
+  const ir_value *storage = ir_storage_of(v);
+  for (int i = 0; i < op->nin; i++)
+    if (op->in[i] != v && ir_storage_of(op->in[i]) == storage) return false;
+  return true;
+}
