@@ -227,12 +227,6 @@ bool ir_accumulates(const ir_op *op) {
   return op->code == IR_accumulate || (op->code == IR_einsum && ir_attr_int(op, "accumulate", 0));
 }
 
-bool ir_in_step(const ir_op *op, int k, int r) {
-  if (k == ir_base(op)) return true;
-  int from = ir_is_elementwise(op) ? 0 : ir_epilogue(op);
-  return from >= 0 && k >= from && ir_type_same(&op->in[k]->type, &op->out[r]->type);
-}
-
 const char *ir_rule_read(ir_module *m, const ir_op *op, ir_rule *out) {
   const ir_op_info *info = ir_info(op->code);
   memset(out, 0, sizeof *out);

@@ -86,11 +86,6 @@ int ir_epilogue(const ir_op *op);
 int ir_epilogue_at(const ir_op *op);
 // The operand at which the sums of a product start (`base` of einsum), or -1: they start at 0.
 int ir_base(const ir_op *op);
-// True when `op` reads operand k element by element, each just before it writes the same element of
-// result r, so that the result may take the operand's storage: an elementwise op's operand, or one
-// of an epilogue, of the shape and type of the result.
-bool ir_in_step(const ir_op *op, int k, int r);
-
 // True when the op's results are sums over the micro-batches of a step: each call adds to what the
 // last one left there, and the first one sets it.
 bool ir_accumulates(const ir_op *op);

@@ -69,17 +69,22 @@ typedef struct sched_entry {
   VEC(sched_run) runs;
   int positions;
   int64_t batch, micro_batch;
-  int64_t transient_bytes;  // beyond the states
+  int64_t transient_bytes;  // beyond states_bytes, the caches it uses included
+  int64_t live_bytes;       // of them, the most alive at one position: no packing takes less
   double flops;             // model FLOPs of one call
   double recompute_flops;   // of ops that run again (ir_op.recompute), beyond these
 } sched_entry;
 
-// A storage object of an entry as the packer saw it; kept for reports and the replay check.
+// A storage object of an entry as the packer sees it; kept for reports. Items with the same `glue`
+// above 0 are parts of one whole: item i lies at (a base they share) + `at`, and parts may overlap
+// each other, because whoever glued them knows that their bytes are not used at the same time.
 typedef struct sched_item {
   int entry;
   const char *name;
   int64_t bytes, base;
   int first, last;  // positions, inclusive
+  int glue;         // 0: an item by itself
+  int64_t at;       // may be negative
 } sched_item;
 
 typedef struct sched {
@@ -92,17 +97,30 @@ typedef struct sched {
   sched_place *state_place;  // by number in m->states
   sched_place *arg_place;    // by number in args
   int nplaces;
-  int64_t states_bytes, arena_bytes;
+  // The arena: persistent states and the argument block, states_bytes; then what entries overlay.
+  // An entry that uses caches (STATE_CACHE) has them first, at places all such entries agree on,
+  // and its transients behind; the others have transients there: a cache does not survive them.
+  int64_t states_bytes, cache_bytes, arena_bytes;
 } sched;
 
-// Replays lifetimes: NULL, or a message naming two live values that overlap.
-const char *sched_check(const sched *s);
+// Executes the places (passes/replay.c): NULL, or a message naming the value whose bytes were
+// written over before they were read, and by what.
+const char *sched_replay(const sched *s);
 const char *sched_print(const sched *s, arena *a);
 // The place of the root of `v`.
 const sched_place *sched_place_of(const sched *s, const ir_value *v);
 
-// Offsets for `n` items with inclusive lifetimes; returns the height. Places large items first,
-// each at the lowest offset free during its life. `align` is a power of two.
+// Offsets for `n` items with inclusive lifetimes; returns the height, the highest byte used. Items
+// are placed in some order, each (with all it is glued to) at the lowest offset free during its
+// life; a few orders are tried. `at` of glued items and `align`, a power of two, must agree:
+// offsets are multiples of `align` wherever `at` is. Deterministic; time grows with n^2.
+//
+//   sched_item it[] = {{.bytes = 4, .first = 0, .last = 1, .glue = 1, .at = 0},
+//                      {.bytes = 4, .first = 1, .last = 2, .glue = 1, .at = 2},
+//                      {.bytes = 2, .first = 0, .last = 0}};
+//   sched_pack(scratch, it, 3, 1);   // 6: the two parts at 0 and 2, the third item at 4
 int64_t sched_pack(arena *scratch, sched_item *item, int n, int64_t align);
+// The most bytes alive at one position, parts that overlap counted once: no packing is lower.
+int64_t sched_load(arena *scratch, const sched_item *item, int n);
 
 #endif

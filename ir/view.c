@@ -1,5 +1,7 @@
 #include "ir/view.h"
 
+#include "ir/rule.h"
+
 #include <string.h>
 
 bool ir_is_view(const ir_op *op) {
@@ -203,4 +205,21 @@ ir_value *ir_storage_of(ir_value *v) {
     if (k < 0) return v;
     v = v->def->in[k];
   }
+}
+
+// Whether each element of operand k is read where the same element of the results is written.
+static bool reads_in_step(const ir_op *op, int k) {
+  int from = ir_is_elementwise(op) ? 0 : ir_epilogue(op);
+  return (from >= 0 && k >= from) || k == ir_base(op);
+}
+
+bool ir_may_overwrite(const ir_op *op, int j, int k) {
+  ir_value *v = op->in[k];
+  if (!reads_in_step(op, k) || !ir_type_same(&op->out[j]->type, &v->type)) return false;
+  if (ir_view_of(v).root != v) return false;
+  const ir_value *storage = ir_storage_of(v);
+  for (int i = 0; i < op->nin; i++)
+    if ((op->in[i] != v || !reads_in_step(op, i)) && ir_storage_of(op->in[i]) == storage)
+      return false;
+  return true;
 }

@@ -1,4 +1,7 @@
 // The text of SCHEDULE: entries with their orders, tasks with their instructions and places.
+//
+// Comments say where values share bytes on purpose: results written over an operand, updates in
+// place, and the frames in which gradients lie where activations of later layers lay.
 
 #include "ir/schedule.h"
 #include "ir/view.h"
@@ -17,6 +20,13 @@ static void put_place(sb *s, const sched_place *p) {
   if (p->micro_stride) sb_printf(s, " + micro*%lld", (long long)p->micro_stride);
 }
 
+static void put_name(sb *s, const ir_value *root) {
+  if (root->name)
+    sb_printf(s, "%%%s", root->name);
+  else
+    sb_printf(s, "%%%d", root->id);
+}
+
 static void put_value(sb *s, const sched *sc, const ir_value *v) {
   const ir_value *root = ir_view_of((ir_value *)(uintptr_t)v).root;
   if (root->def && root->def->code == IR_const) {
@@ -24,16 +34,53 @@ static void put_value(sb *s, const sched *sc, const ir_value *v) {
     sb_puts(s, str_double(buf, ir_attr_float(root->def, "value", 0)));
     return;
   }
-  if (root->name)
-    sb_printf(s, "%%%s", root->name);
-  else
-    sb_printf(s, "%%%d", root->id);
+  put_name(s, root);
   if (root->def && root->def->code == IR_state)
     sb_printf(s, "(%s)", ir_attr_str(root->def, "name", ""));
   const sched_place *p = root->id < sc->nplaces ? &sc->place[root->id] : NULL;
   if (!p || !p->known) return;
   sb_puts(s, "@");
   put_place(s, p);
+}
+
+static bool same_place(const sched_place *a, const sched_place *b) {
+  return a->known && b->known && a->base == b->base && a->layer_stride == b->layer_stride &&
+         a->layer_add == b->layer_add && a->layer_mod == b->layer_mod &&
+         a->micro_stride == b->micro_stride && a->bytes == b->bytes;
+}
+
+// Which results lie where an operand does.
+static void put_shared(sb *s, const sched *sc, const ir_op *op) {
+  for (int j = 0; sc->place && j < op->nout; j++)
+    for (int k = 0; k < op->nin; k++) {
+      const ir_value *v = ir_view_of(op->in[k]).root;
+      bool updated = ir_updated(op) == k;
+      if (!same_place(&sc->place[op->out[j]->id], &sc->place[v->id])) continue;
+      if (!updated && !ir_may_overwrite(op, j, k)) continue;
+      sb_puts(s, "  ; ");
+      put_name(s, op->out[j]);
+      sb_puts(s, updated ? " updates " : " over ");
+      put_name(s, v);
+      break;
+    }
+}
+
+// Parts that are glued together, a line for each whole.
+static void put_glued(sb *s, const sched *sc, int entry) {
+  const sched_item *it = sc->items.at;
+  for (int i = 0; i < sc->items.n; i++) {
+    if (it[i].entry != entry || !it[i].glue) continue;
+    bool first = true;
+    for (int k = 0; k < i; k++) first &= it[k].entry != entry || it[k].glue != it[i].glue;
+    if (!first) continue;
+    sb_printf(s, "  ; frame %d:", it[i].glue);
+    for (int k = i; k < sc->items.n; k++)
+      if (it[k].entry == entry && it[k].glue == it[i].glue)
+        sb_printf(s, "%s %s %lld bytes %+lld in %d..%d", k > i ? "," : "",
+                  *it[k].name ? it[k].name : "gradient", (long long)it[k].bytes,
+                  (long long)it[k].at, it[k].first, it[k].last);
+    sb_put(s, '\n');
+  }
 }
 
 static void put_instr(sb *s, const sched *sc, const sched_instr *in) {
@@ -54,6 +101,7 @@ static void put_instr(sb *s, const sched *sc, const sched_instr *in) {
   }
   if (op->recompute) sb_puts(s, "  ; recompute");
   if (op->span.line) sb_printf(s, "%s line %d", op->recompute ? "," : "  ;", op->span.line);
+  put_shared(s, sc, op);
   sb_put(s, '\n');
 }
 
@@ -62,8 +110,9 @@ const char *sched_print(const sched *sc, arena *a) {
   bool placed = sc->place != NULL;
   if (!placed) sb_puts(&s, "; before `layout`: nothing has a place yet\n");
   if (placed)
-    sb_printf(&s, "; arena %lld bytes: states %lld, then what the entries overlay\n",
-              (long long)sc->arena_bytes, (long long)sc->states_bytes);
+    sb_printf(&s,
+              "; arena %lld bytes: states %lld, then what the entries overlay, %lld of caches\n",
+              (long long)sc->arena_bytes, (long long)sc->states_bytes, (long long)sc->cache_bytes);
   for (int i = 0; placed && i < sc->m->states.n; i++) {
     const ir_state *st = sc->m->states.at[i];
     sb_printf(&s, "state %s at %lld, %lld bytes\n", st->name, (long long)sc->state_place[i].base,
@@ -76,10 +125,13 @@ const char *sched_print(const sched *sc, arena *a) {
     sb_printf(&s, "\nentry %s  ; batch %lld = %lld micro-batches of %lld", e->func->name,
               (long long)e->batch, (long long)(e->batch / e->micro_batch),
               (long long)e->micro_batch);
-    if (placed) sb_printf(&s, ", %lld bytes beyond the states", (long long)e->transient_bytes);
+    if (placed)
+      sb_printf(&s, ", %lld bytes beyond the states, %lld alive at once",
+                (long long)e->transient_bytes, (long long)e->live_bytes);
     if (e->recompute_flops > 0)
       sb_printf(&s, ", recompute %.1f %% more FLOPs", 100 * e->recompute_flops / e->flops);
     sb_put(&s, '\n');
+    if (placed) put_glued(&s, sc, i);
     int inside = 0;
     for (int k = 0; k < e->runs.n; k++) {
       const sched_run *r = &e->runs.at[k];

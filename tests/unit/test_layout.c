@@ -1,0 +1,312 @@
+// Pass `layout`: the packer with glued items, frames, chains, and the replay that proves a layout.
+// The replay is worth nothing if it accepts everything, so layouts are broken by hand here.
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include "codegen/build.h"
+#include "codegen/program.h"
+#include "frontend/sema.h"
+#include "ir/schedule.h"
+#include "ir/view.h"
+#include "passes/pass.h"
+
+// ---- the packer ---------------------------------------------------------------------------------
+
+static int64_t pack(sched_item *it, int n, int64_t align) {
+  arena a;
+  arena_init(&a);
+  int64_t height = sched_pack(&a, it, n, align), load = sched_load(&a, it, n);
+  assert_true(height >= load);
+  arena_free(&a);
+  return height;
+}
+
+static void test_pack_plain(void **state) {
+  (void)state;
+  sched_item it[] = {{.bytes = 4, .first = 0, .last = 1},
+                     {.bytes = 2, .first = 1, .last = 2},
+                     {.bytes = 4, .first = 2, .last = 3}};
+  assert_int_equal(pack(it, 3, 1), 6);
+  assert_int_equal(it[0].base, 0);
+  assert_int_equal(it[1].base, 4);
+  assert_int_equal(it[2].base, 0);
+}
+
+static void test_pack_glue(void **state) {
+  (void)state;
+  // The example of ir/schedule.h.
+  sched_item it[] = {{.bytes = 4, .first = 0, .last = 1, .glue = 1, .at = 0},
+                     {.bytes = 4, .first = 1, .last = 2, .glue = 1, .at = 2},
+                     {.bytes = 2, .first = 0, .last = 0}};
+  assert_int_equal(pack(it, 3, 1), 6);
+  assert_int_equal(it[1].base - it[0].base, 2);
+  assert_int_equal(it[2].base, 4);
+  // A part below the base lifts the others.
+  it[1].at = -3;
+  assert_int_equal(pack(it, 3, 1), 7);
+  assert_int_equal(it[0].base, 3);
+  assert_int_equal(it[1].base, 0);
+}
+
+// No two items that live together share a byte, unless they are glued; distances are kept.
+static void test_pack_many(void **state) {
+  (void)state;
+  enum { N = 60 };
+  uint64_t x = 12345;
+  for (int round = 0; round < 300; round++) {
+    sched_item it[N];
+    for (int i = 0; i < N; i++) {
+      x = x * 6364136223846793005u + 1442695040888963407u;
+      uint64_t r = x >> 20;
+      it[i] = (sched_item){.bytes = (int64_t)(r % 500), .first = (int)(r / 500 % 20)};
+      it[i].last = it[i].first + (int)(r / 10000 % 8);
+      it[i].glue = (int)(r / 80000 % 8) < 4 ? 1 + (int)(r / 640000 % 6) : 0;
+      it[i].at = it[i].glue ? 64 * ((int64_t)(r / 3840000 % 9) - 4) : 0;
+    }
+    int64_t height = pack(it, N, 64), base[N];
+    for (int i = 0; i < N; i++) {
+      base[i] = it[i].base;
+      assert_true(it[i].base >= 0 && it[i].base + it[i].bytes <= height);
+      assert_int_equal(it[i].base % 64, 0);
+      for (int j = 0; j < i; j++) {
+        if (it[i].glue && it[i].glue == it[j].glue) {
+          assert_int_equal(it[i].base - it[j].base, it[i].at - it[j].at);
+          continue;
+        }
+        bool meet = it[i].first <= it[j].last && it[j].first <= it[i].last;
+        bool share = it[i].base < it[j].base + it[j].bytes && it[j].base < it[i].base + it[i].bytes;
+        if (it[i].bytes && it[j].bytes) assert_false(meet && share);
+      }
+    }
+    pack(it, N, 64);
+    for (int i = 0; i < N; i++) assert_int_equal(it[i].base, base[i]);
+  }
+}
+
+// ---- programs -----------------------------------------------------------------------------------
+
+typedef struct built {
+  arena a;
+  sched *s;
+} built;
+
+static void build(built *b, const char *file, const char *sets, int64_t batch, int64_t micro) {
+  arena_init(&b->a);
+  diags d;
+  diags_init(&d, &b->a);
+  sema_program *p = sema_open(&b->a, &d, file);
+  setting_list list =
+      parse_settings(&b->a, &d, source_from_text(&b->a, "--set", sets, strlen(sets)));
+  job *j = sema_job(p, p->asked, list);
+  ir_module *m = sema_lower(p, j, SEMA_TRAIN | SEMA_EVAL | SEMA_TRY_DECODE);
+  if (diags_errors(&d)) diags_print(&d, stderr);
+  assert_non_null(m);
+  pass_options o = pass_defaults();
+  o.batch = batch;
+  o.micro_batch = micro;
+  o.stage = IR_SCHEDULE;
+  o.select = cg_select;
+  o.select_ctx = cg_context_new(&b->a, m);
+  const char *why = pass_run(m, &o);
+  if (why) fail_msg("%s", why);
+  b->s = m->schedule;
+}
+
+static const char gpt[] = "layers=4,hidden=32,heads=2,vocab=64,seq=16,batch=4";
+
+// What the replay says after the place of one value has changed; the place is put back.
+static const char *without(built *b, sched_place *p, sched_place wrong) {
+  sched_place right = *p;
+  *p = wrong;
+  const char *said = sched_replay(b->s);
+  *p = right;
+  assert_null(sched_replay(b->s));
+  return said;
+}
+
+static ir_op *find_repeat(const sched *s, bool reverse) {
+  const ir_region *r = s->entries.at[0].func->body;
+  for (int i = 0; i < r->ops.n; i++)
+    if (r->ops.at[i]->code == IR_repeat &&
+        (ir_attr_int(r->ops.at[i], "reverse", 0) != 0) == reverse)
+      return r->ops.at[i];
+  fail_msg("no repeat");
+  return NULL;
+}
+
+static void test_replay_accepts(void **state) {
+  (void)state;
+  for (int64_t micro = 1; micro <= 4; micro *= 2) {
+    built b;
+    build(&b, "examples/tiny.dsm", gpt, 4, micro);
+    assert_null(sched_replay(b.s));
+    arena_free(&b.a);
+  }
+}
+
+// Every value that an instruction writes, moved to where the states begin, is noticed; and so is
+// every item moved over another one that lives with it.
+static void test_replay_meets_moves(void **state) {
+  (void)state;
+  built b;
+  build(&b, "examples/tiny.dsm", gpt, 4, 2);
+  int moved = 0;
+  for (int t = 0; t < b.s->tasks.n; t++)
+    for (int i = 0; i < b.s->tasks.at[t].instrs.n; i++) {
+      const ir_op *op = b.s->tasks.at[t].instrs.at[i].op;
+      for (int k = 0; k < op->nout; k++) {
+        sched_place *p = &b.s->place[op->out[k]->id], wrong = *p;
+        wrong.base = wrong.base == 0 ? 64 : 0;
+        assert_non_null(without(&b, p, wrong));
+        moved++;
+        wrong = *p;
+        wrong.base = b.s->arena_bytes;
+        assert_non_null(without(&b, p, wrong));
+      }
+    }
+  assert_true(moved > 100);
+  arena_free(&b.a);
+}
+
+// One byte too low or too high is too much: a neighbour's byte.
+static void test_replay_meets_one_byte(void **state) {
+  (void)state;
+  built b;
+  build(&b, "examples/tiny.dsm", gpt, 4, 4);
+  const ir_op *loop = find_repeat(b.s, true);
+  int dense = 0;
+  for (int j = (int)ir_attr_int(loop, "carried", 0); j < loop->nout; j++) {
+    sched_place *p = &b.s->place[loop->region[0]->yield.at[j]->id], wrong = *p;
+    wrong.base++;  // the stack is read whole afterwards
+    assert_non_null(without(&b, p, wrong));
+    dense++;
+  }
+  assert_true(dense > 5);
+  arena_free(&b.a);
+}
+
+static void test_replay_meets_slots(void **state) {
+  (void)state;
+  built b;
+  build(&b, "examples/tiny.dsm", gpt, 4, 4);
+  const ir_op *forward = find_repeat(b.s, false);
+  const ir_region *body = forward->region[0];
+  // The ring that is the stack: slots swapped, all layers in one slot.
+  sched_place *arg = &b.s->place[body->args.at[1]->id], *y = &b.s->place[body->yield.at[0]->id];
+  assert_true(arg->layer_stride > 0);
+  assert_int_equal(y->layer_add, 1);
+  assert_non_null(without(&b, arg, *y));
+  assert_non_null(without(&b, y, *arg));
+  sched_place wrong = *y;
+  wrong.layer_mod = 2;
+  assert_non_null(without(&b, y, wrong));
+  // A saved stack with a stride that lets layers overlap.
+  for (int j = (int)ir_attr_int(forward, "carried", 0); j < forward->nout; j++) {
+    const ir_value *v = body->yield.at[j];
+    if (!v->def) continue;
+    wrong = b.s->place[v->id];
+    wrong.layer_stride -= 64;
+    assert_non_null(without(&b, &b.s->place[v->id], wrong));
+  }
+  arena_free(&b.a);
+}
+
+// A gradient a layer closer to the activations than its frame says lies over what its own layer
+// still reads, unless that was read for the last time before. (It is moved with all that reads it,
+// so that nothing else is wrong.)
+static void test_frames_need_their_distance(void **state) {
+  (void)state;
+  for (int deep = 0; deep < 2; deep++) {  // A above G; A below G
+    built b;
+    build(&b, "examples/tiny.dsm", deep ? "layers=6,hidden=64,seq=8,batch=4" : gpt, 4, 4);
+    const ir_op *loop = find_repeat(b.s, true), *forward = find_repeat(b.s, false);
+    int frames = 0, noticed = 0;
+    for (int j = (int)ir_attr_int(loop, "carried", 0); j < loop->nout; j++) {
+      sched_place *slice = &b.s->place[loop->region[0]->yield.at[j]->id],
+                  *stack = &b.s->place[loop->out[j]->id];
+      const sched_item *it = NULL, *activations = NULL;
+      for (int i = 0; i < b.s->items.n; i++) {
+        const sched_item *x = &b.s->items.at[i];
+        if (x->entry || !x->glue || x->first < forward->mark) continue;
+        if (x->at && x->first == loop->mark && b.s->states_bytes + x->base == stack->base) it = x;
+      }
+      for (int i = 0; it && i < b.s->items.n; i++) {
+        const sched_item *x = &b.s->items.at[i];
+        if (!x->entry && x->glue == it->glue && x->last == loop->mark) activations = x;
+      }
+      if (!activations) continue;
+      int64_t layer = activations->bytes / ir_attr_int(loop, "count", 1);
+      assert_true(it->at >= layer);
+      slice->base -= layer, stack->base -= layer;
+      noticed += sched_replay(b.s) != NULL;
+      slice->base += layer, stack->base += layer;
+      assert_null(sched_replay(b.s));
+      frames++;
+    }
+    assert_true(frames > 1 && noticed > 0);
+    arena_free(&b.a);
+  }
+}
+
+static void test_replay_meets_scratch(void **state) {
+  (void)state;
+  built b;
+  build(&b, "examples/tiny.dsm", gpt, 4, 4);
+  int met = 0;
+  for (int t = 0; t < b.s->tasks.n; t++)
+    for (int i = 0; i < b.s->tasks.at[t].instrs.n; i++) {
+      sched_instr *in = &b.s->tasks.at[t].instrs.at[i];
+      if (!in->nscratch) continue;
+      int64_t right = in->scratch_base[0];
+      in->scratch_base[0] = b.s->place[ir_view_of(in->op->in[0]).root->id].base;
+      assert_non_null(sched_replay(b.s));
+      in->scratch_base[0] = right;
+      met++;
+    }
+  assert_true(met > 0);
+  arena_free(&b.a);
+}
+
+// A result may lie over an operand only where a kernel reads before it writes.
+static void test_replay_meets_overwriting(void **state) {
+  (void)state;
+  built b;
+  build(&b, "examples/tiny.dsm", gpt, 4, 4);
+  int refused = 0;
+  for (int t = 0; t < b.s->tasks.n; t++)
+    for (int i = 0; i < b.s->tasks.at[t].instrs.n; i++) {
+      const ir_op *op = b.s->tasks.at[t].instrs.at[i].op;
+      if (op->code != IR_einsum && op->code != IR_layernorm && op->code != IR_rmsnorm) continue;
+      const sched_place *x = sched_place_of(b.s, op->in[0]);
+      sched_place *y = &b.s->place[op->out[0]->id], wrong = *x;
+      wrong.bytes = y->bytes;
+      const char *said = without(&b, y, wrong);
+      assert_non_null(said);
+      refused += strstr(said, "own operand") != NULL;
+    }
+  assert_true(refused > 0);
+  arena_free(&b.a);
+}
+
+int main(void) {
+  const struct CMUnitTest tests[] = {
+      cmocka_unit_test(test_pack_plain),
+      cmocka_unit_test(test_pack_glue),
+      cmocka_unit_test(test_pack_many),
+      cmocka_unit_test(test_replay_accepts),
+      cmocka_unit_test(test_replay_meets_moves),
+      cmocka_unit_test(test_replay_meets_one_byte),
+      cmocka_unit_test(test_replay_meets_slots),
+      cmocka_unit_test(test_frames_need_their_distance),
+      cmocka_unit_test(test_replay_meets_scratch),
+      cmocka_unit_test(test_replay_meets_overwriting),
+  };
+  return cmocka_run_group_tests(tests, NULL, NULL);
+}
