@@ -20,6 +20,7 @@ enum { A, B, O };  // tensors of the axes
 typedef struct product {
   b_axes batch, m, n, k;
   cg_tensor t[3];
+  ir_dtype round;  // what operands are rounded through
 } product;
 
 #define MAX_LETTERS 24
@@ -171,7 +172,8 @@ typedef struct tile {
 } tile;
 
 static tile load_tile(bld *b, const cg_tensor *t, k_value *base, const b_cut *own, k_value *start,
-                      int64_t own_stride, const b_cut *kc, k_value *k0, int64_t k_stride) {
+                      k_value *left, int64_t own_stride, const b_cut *kc, k_value *k0,
+                      int64_t k_stride) {
   k_kernel *k = b->k;
   bool k_last = k_stride <= own_stride && k_stride != 0 ? true : own_stride == 0;
   k_access x = {
@@ -179,8 +181,9 @@ static tile load_tile(bld *b, const cg_tensor *t, k_value *base, const b_cut *ow
   int rows = k_last ? own->size : kc->size, cols = k_last ? kc->size : own->size;
   x.row_stride = k_last ? own_stride : k_stride;
   x.col_stride = k_last ? k_stride : own_stride;
-  x.row_limit = k_last ? b_left(b, own, start) : b_left(b, kc, k0);
-  x.col_limit = k_last ? b_left(b, kc, k0) : b_left(b, own, start);
+  k_value *left_k = b_left(b, kc, k0);
+  x.row_limit = k_last ? left : left_k;
+  x.col_limit = k_last ? left_k : left;
   k_value *v = k_const(k, K_F32, t->number);
   if (!t->is_const) {
     x.buffer = t->buffer;
@@ -247,7 +250,8 @@ static void build_thin(bld *b, product *p, const b_axes *m, const b_axes *n, con
   w.row_limit = along_k ? left_n : left_k;
   w.col_limit = along_k ? left_k : left_n;
   k_value *wt = b_load(b, &p->t[B], along_k ? cn.size : ck.size, along_k ? ck.size : cn.size, w);
-  wt = k_spread(k, k_cast(k, wt, K_F32), along_k ? cn.size : ck.size, along_k ? ck.size : cn.size);
+  wt = k_spread(k, k_round(k, wt, p->round), along_k ? cn.size : ck.size,
+                along_k ? ck.size : cn.size);
   k_value *next[4];
   for (int i = 0; i < rows; i++) {
     k_access x = {
@@ -256,7 +260,7 @@ static void build_thin(bld *b, product *p, const b_axes *m, const b_axes *n, con
     *(along_k ? &x.col_stride : &x.row_stride) = kx->stride[A][0];
     *(along_k ? &x.col_limit : &x.row_limit) = left_k;
     k_value *xt =
-        k_cast(k, b_load(b, &p->t[A], along_k ? 1 : ck.size, along_k ? ck.size : 1, x), K_F32);
+        k_round(k, b_load(b, &p->t[A], along_k ? 1 : ck.size, along_k ? ck.size : 1, x), p->round);
     next[i] = k_add(k, l.carry[i], k_reduce(k, IR_add, k_mul(k, wt, xt), along_k));
   }
   b_loop_end(b, &l, next);
@@ -269,44 +273,67 @@ static void build_thin(bld *b, product *p, const b_axes *m, const b_axes *n, con
   }
 }
 
+// What stays the same while a cell walks k.
+typedef struct cell {
+  const b_axes *m, *n, *k;  // the axes that are tiled
+  b_cut cm, cn, ck;
+  k_value *m0, *n0, *left_m, *left_n;
+  k_value *base[3];
+} cell;
+
+// The next sums: those of k tile number i added to acc.
+static k_value *multiply(bld *b, const product *p, const cell *c, k_value *acc, k_value *i) {
+  k_kernel *k = b->k;
+  k_value *coord[B_MAX_AXES], *k0 = k_muli(k, k_modi(k, i, c->ck.count), c->ck.size);
+  b_coordinates(b, &p->k, k_divi(k, i, c->ck.count), coord);
+  k_value *at[2];
+  for (int t = A; t <= B; t++) at[t] = k_add(k, c->base[t], b_at(b, &p->k, t, coord));
+  tile x = load_tile(b, &p->t[A], at[A], &c->cm, c->m0, c->left_m, c->m->stride[A][0], &c->ck, k0,
+                     c->k->stride[A][0]);
+  tile w = load_tile(b, &p->t[B], at[B], &c->cn, c->n0, c->left_n, c->n->stride[B][0], &c->ck, k0,
+                     c->k->stride[B][0]);
+  return k_dot_rounded(k, p->round, acc, x.v, w.v, !x.k_last, w.k_last);
+}
+
+// The last k tile is outside of the loop, so that its dot can store what it computes.
 static void build_tiled(bld *b, product *p, const b_axes *m, const b_axes *n, const b_axes *kx) {
   k_kernel *k = b->k;
-  b_cut cm, cn, ck;
-  choose_tiles(p, m->size[0], n->size[0], kx->size[0], &cm, &cn, &ck);
-  k_value *cell = k_grid(k, b_product(&p->batch));
-  k_value *om = k_grid(k, b_product(&p->m) * cm.count),
-          *on = k_grid(k, b_product(&p->n) * cn.count);
-  k_value *m0 = k_muli(k, k_modi(k, om, cm.count), cm.size);
-  k_value *n0 = k_muli(k, k_modi(k, on, cn.count), cn.size);
-  k_value *coord[B_MAX_AXES], *base[3];
-  b_coordinates(b, &p->batch, cell, coord);
-  for (int t = 0; t < 3; t++) base[t] = b_at(b, &p->batch, t, coord);
-  b_coordinates(b, &p->m, k_divi(k, om, cm.count), coord);
-  base[A] = k_add(k, base[A], b_at(b, &p->m, A, coord));
-  base[O] = k_add(k, base[O], b_at(b, &p->m, O, coord));
-  b_coordinates(b, &p->n, k_divi(k, on, cn.count), coord);
-  base[B] = k_add(k, base[B], b_at(b, &p->n, B, coord));
-  base[O] = k_add(k, base[O], b_at(b, &p->n, O, coord));
+  cell c = {.m = m, .n = n, .k = kx};
+  choose_tiles(p, m->size[0], n->size[0], kx->size[0], &c.cm, &c.cn, &c.ck);
+  k_value *batch = k_grid(k, b_product(&p->batch));
+  k_value *om = k_grid(k, b_product(&p->m) * c.cm.count),
+          *on = k_grid(k, b_product(&p->n) * c.cn.count);
+  c.m0 = k_muli(k, k_modi(k, om, c.cm.count), c.cm.size);
+  c.n0 = k_muli(k, k_modi(k, on, c.cn.count), c.cn.size);
+  c.left_m = b_left(b, &c.cm, c.m0), c.left_n = b_left(b, &c.cn, c.n0);
+  k_value *coord[B_MAX_AXES];
+  b_coordinates(b, &p->batch, batch, coord);
+  for (int t = 0; t < 3; t++) c.base[t] = b_at(b, &p->batch, t, coord);
+  b_coordinates(b, &p->m, k_divi(k, om, c.cm.count), coord);
+  c.base[A] = k_add(k, c.base[A], b_at(b, &p->m, A, coord));
+  c.base[O] = k_add(k, c.base[O], b_at(b, &p->m, O, coord));
+  b_coordinates(b, &p->n, k_divi(k, on, c.cn.count), coord);
+  c.base[B] = k_add(k, c.base[B], b_at(b, &p->n, B, coord));
+  c.base[O] = k_add(k, c.base[O], b_at(b, &p->n, O, coord));
+  k_access o = {.base = k_add(k, p->t[O].base,
+                              k_add(k, c.base[O],
+                                    k_add(k, k_muli(k, c.m0, m->stride[O][0]),
+                                          k_muli(k, c.n0, n->stride[O][0])))),
+                .buffer = p->t[O].buffer,
+                .row_stride = m->stride[O][0],
+                .col_stride = n->stride[O][0],
+                .row_limit = c.left_m,
+                .col_limit = c.left_n};
 
-  k_value *zero = k_full(k, K_F32, cm.size, cn.size, 0);
-  int64_t chunks = b_product(&p->k) * ck.count;
-  b_loop l = b_loop_begin(b, k_int(k, 0), k_int(k, chunks), 1, chunks, &zero, 1);
-  k_value *k0 = k_muli(k, k_modi(k, l.i, ck.count), ck.size);
-  b_coordinates(b, &p->k, k_divi(k, l.i, ck.count), coord);
-  tile a = load_tile(b, &p->t[A], k_add(k, base[A], b_at(b, &p->k, A, coord)), &cm, m0,
-                     m->stride[A][0], &ck, k0, kx->stride[A][0]);
-  tile w = load_tile(b, &p->t[B], k_add(k, base[B], b_at(b, &p->k, B, coord)), &cn, n0,
-                     n->stride[B][0], &ck, k0, kx->stride[B][0]);
-  k_value *next = k_dot(k, l.carry[0], a.v, w.v, !a.k_last, w.k_last);
-  b_loop_end(b, &l, &next);
-  k_access o = {
-      .base = k_add(k, base[O],
-                    k_add(k, k_muli(k, m0, m->stride[O][0]), k_muli(k, n0, n->stride[O][0]))),
-      .row_stride = m->stride[O][0],
-      .col_stride = n->stride[O][0],
-      .row_limit = b_left(b, &cm, m0),
-      .col_limit = b_left(b, &cn, n0)};
-  b_store(b, &p->t[O], l.carry[0], o);
+  k_value *sum = k_full(k, K_F32, c.cm.size, c.cn.size, 0);
+  int64_t chunks = b_product(&p->k) * c.ck.count;
+  if (chunks > 1) {
+    b_loop l = b_loop_begin(b, k_int(k, 0), k_int(k, chunks - 1), 1, chunks - 1, &sum, 1);
+    k_value *next = multiply(b, p, &c, l.carry[0], l.i);
+    b_loop_end(b, &l, &next);
+    sum = l.carry[0];
+  }
+  k_store(k, multiply(b, p, &c, sum, k_int(k, chunks - 1)), o);
 }
 
 // One operand: a sum over the letters that the result lacks.
@@ -349,6 +376,7 @@ void cg_build_matmul(bld *b) {
   p.t[A] = b_read(b, op->in[0]);
   p.t[B] = b_read(b, op->in[1]);
   p.t[O] = b_write(b, op->out[0]);
+  p.round = strcmp(ir_attr_str(op, "round", ""), "bf16") == 0 ? DT_bf16 : DT_f32;
   swap_operands(&p);
   b_axes m = take_axis(&p.m, -1), n = take_axis(&p.n, O), kx = take_axis(&p.k, -1);
   bool thin = m.size[0] <= 4 && n.size[0] >= 16 && !p.t[A].is_const && !p.t[B].is_const;
