@@ -30,17 +30,15 @@
 // rows adds in order of the rows.
 //
 // A dot of bf16 operands rounds them to nearest, even, first. Where the CPU has vdpbf16ps
-// (AVX-512), it adds pairs of products, k = 0, 2, 4, ...:
+// (AVX-512), it adds products by pairs, k = 0, 2, 4, ..., the second of a pair first:
 //
-//   acc = acc + fma(a[k], b[k], a[k+1]*b[k+1])          one rounding each; an odd last k: +
-//   a[k]*b[k]
+//   acc = fma(a[k], b[k], fma(a[k+1], b[k+1], acc))        an odd last k has zeros for a partner
 //
-// with denormal operands and results taken for zeros. (So a Zen 4 computes, bit for bit, on 48
-// million random lanes; neither two fma in a row nor one rounding of the whole sum does.) There,
-// rounding to bf16 anywhere in a kernel also takes denormals for zeros, so that it makes no
-// difference whether a value is rounded when it is stored or when a dot reads it. On other CPUs
-// products are added in order of k, each by one fma, and nothing is flushed: the bits of bf16 dots
-// hold on one kind of CPU.
+// with denormal operands, acc and results taken for zeros. (That is what a Zen 4 computes: no bit
+// differs on 48 million random lanes, denormals among them.) There, rounding to bf16 anywhere in a
+// kernel takes denormals for zeros too, so that it makes no difference whether a value is rounded
+// when it is stored or when a dot reads it. On other CPUs products are added in order of k, each by
+// one fma, and nothing is flushed: the bits of bf16 dots hold on one kind of CPU.
 //
 // Memory: statements take effect in program order within a cell. A store may write what an earlier
 // load of the same cell read at the same place (in-place update); otherwise buffers do not overlap.
