@@ -25,6 +25,7 @@ typedef struct product {
   b_axes batch, m, n, k;
   cg_tensor t[MAX_TENSORS];
   int tensors, results;
+  ir_dtype round;  // what operands are rounded through
 } product;
 
 #define MAX_LETTERS 24
@@ -183,7 +184,8 @@ typedef struct tile {
 } tile;
 
 static tile load_tile(bld *b, const cg_tensor *t, k_value *base, const b_cut *own, k_value *start,
-                      int64_t own_stride, const b_cut *kc, k_value *k0, int64_t k_stride) {
+                      k_value *left, int64_t own_stride, const b_cut *kc, k_value *k0,
+                      int64_t k_stride) {
   k_kernel *k = b->k;
   bool k_last = k_stride <= own_stride && k_stride != 0 ? true : own_stride == 0;
   k_access x = {
@@ -191,8 +193,9 @@ static tile load_tile(bld *b, const cg_tensor *t, k_value *base, const b_cut *ow
   int rows = k_last ? own->size : kc->size, cols = k_last ? kc->size : own->size;
   x.row_stride = k_last ? own_stride : k_stride;
   x.col_stride = k_last ? k_stride : own_stride;
-  x.row_limit = k_last ? b_left(b, own, start) : b_left(b, kc, k0);
-  x.col_limit = k_last ? b_left(b, kc, k0) : b_left(b, own, start);
+  k_value *left_k = b_left(b, kc, k0);
+  x.row_limit = k_last ? left : left_k;
+  x.col_limit = k_last ? left_k : left;
   k_value *v = k_const(k, K_F32, t->number);
   if (!t->is_const) {
     x.buffer = t->buffer;
@@ -236,6 +239,13 @@ static void finish(bld *b, const product *p, k_value *acc, k_value *const *at, c
     x[t].base = at[t];
     x[t].row_stride = rows ? rows->stride[t][0] : 0;
     x[t].col_stride = cols ? cols->stride[t][0] : 0;
+  }
+  if (!op->nregions && !ir_accumulates(op)) {
+    // The store itself, so that a dot may write its sums there.
+    x[O].buffer = p->t[O].buffer;
+    x[O].base = k_add(k, p->t[O].base, at[O]);
+    k_store(k, acc, x[O]);
+    return;
   }
   if (op->nregions) {
     b_env *e = b_env_new(b);
@@ -296,7 +306,7 @@ static void build_thin(bld *b, product *p, const b_axes *m, const b_axes *n, con
     x.base = k_add(k, p->t[A].base, x.base);
     *(along_k ? &x.col_stride : &x.row_stride) = kx->stride[A][0];
     *(along_k ? &x.col_limit : &x.row_limit) = left_k;
-    xt[i] = k_cast(k, k_load(k, wr, wc, x), K_F32);
+    xt[i] = k_round(k, k_load(k, wr, wc, x), p->round);
   }
   k_access w = {
       .base = k_add(k, k_add(k, base[B], b_at(b, &p->k, B, coord)),
@@ -305,7 +315,7 @@ static void build_thin(bld *b, product *p, const b_axes *m, const b_axes *n, con
   w.col_stride = along_k ? kx->stride[B][0] : n->stride[B][0];
   w.row_limit = along_k ? left_n : left_k;
   w.col_limit = along_k ? left_k : left_n;
-  k_value *wt = k_spread(k, k_cast(k, b_load(b, &p->t[B], wr, wc, w), K_F32), wr, wc);
+  k_value *wt = k_spread(k, k_round(k, b_load(b, &p->t[B], wr, wc, w), p->round), wr, wc);
   for (int i = 0; i < rows; i++)
     next[i] = k_add(k, l.carry[i], k_reduce(k, IR_add, k_mul(k, wt, xt[i]), along_k));
   b_loop_end(b, &l, next);
@@ -320,52 +330,73 @@ static void build_thin(bld *b, product *p, const b_axes *m, const b_axes *n, con
   }
 }
 
+// What stays the same while a cell walks k.
+typedef struct cell {
+  const b_axes *m, *n, *k;  // the axes that are tiled
+  b_cut cm, cn, ck;
+  k_value *m0, *n0, *left_m, *left_n;
+  k_value *base[MAX_TENSORS];
+} cell;
+
+// The next sums: those of k tile number i added to acc.
+static k_value *multiply(bld *b, const product *p, const cell *c, k_value *acc, k_value *i) {
+  k_kernel *k = b->k;
+  k_value *coord[B_MAX_AXES], *k0 = k_muli(k, k_modi(k, i, c->ck.count), c->ck.size);
+  b_coordinates(b, &p->k, k_divi(k, i, c->ck.count), coord);
+  k_value *at[2];
+  for (int t = A; t <= B; t++) at[t] = k_add(k, c->base[t], b_at(b, &p->k, t, coord));
+  tile x = load_tile(b, &p->t[A], at[A], &c->cm, c->m0, c->left_m, c->m->stride[A][0], &c->ck, k0,
+                     c->k->stride[A][0]);
+  tile w = load_tile(b, &p->t[B], at[B], &c->cn, c->n0, c->left_n, c->n->stride[B][0], &c->ck, k0,
+                     c->k->stride[B][0]);
+  return k_dot_rounded(k, p->round, acc, x.v, w.v, !x.k_last, w.k_last);
+}
+
+// Where the sums of a cell start: at 0, or in the operand that says so.
+static k_value *start_of(bld *b, const product *p, const cell *c, k_access limits) {
+  k_kernel *k = b->k;
+  if (ir_base(b->op) < 0) return k_full(k, K_F32, c->cm.size, c->cn.size, 0);
+  int t = O + p->results;  // the only further operand
+  limits.base = c->base[t];
+  limits.row_stride = c->m->stride[t][0];
+  limits.col_stride = c->n->stride[t][0];
+  return k_spread(k, b_load(b, &p->t[t], c->cm.size, c->cn.size, limits), c->cm.size, c->cn.size);
+}
+
+// The last k tile is outside of the loop, so that its dot can store what it computes.
 static void build_tiled(bld *b, product *p, const b_axes *m, const b_axes *n, const b_axes *kx) {
   k_kernel *k = b->k;
-  b_cut cm, cn, ck;
-  choose_tiles(p, m->size[0], n->size[0], kx->size[0], &cm, &cn, &ck);
-  k_value *cell = k_grid(k, b_product(&p->batch));
-  k_value *om = k_grid(k, b_product(&p->m) * cm.count),
-          *on = k_grid(k, b_product(&p->n) * cn.count);
-  k_value *m0 = k_muli(k, k_modi(k, om, cm.count), cm.size);
-  k_value *n0 = k_muli(k, k_modi(k, on, cn.count), cn.size);
-  k_value *coord[B_MAX_AXES], *base[MAX_TENSORS];
-  b_coordinates(b, &p->batch, cell, coord);
-  for (int t = 0; t < p->tensors; t++) base[t] = b_at(b, &p->batch, t, coord);
-  b_coordinates(b, &p->m, k_divi(k, om, cm.count), coord);
+  cell c = {.m = m, .n = n, .k = kx};
+  choose_tiles(p, m->size[0], n->size[0], kx->size[0], &c.cm, &c.cn, &c.ck);
+  k_value *batch = k_grid(k, b_product(&p->batch));
+  k_value *om = k_grid(k, b_product(&p->m) * c.cm.count),
+          *on = k_grid(k, b_product(&p->n) * c.cn.count);
+  c.m0 = k_muli(k, k_modi(k, om, c.cm.count), c.cm.size);
+  c.n0 = k_muli(k, k_modi(k, on, c.cn.count), c.cn.size);
+  c.left_m = b_left(b, &c.cm, c.m0), c.left_n = b_left(b, &c.cn, c.n0);
+  k_value *coord[B_MAX_AXES];
+  b_coordinates(b, &p->batch, batch, coord);
+  for (int t = 0; t < p->tensors; t++) c.base[t] = b_at(b, &p->batch, t, coord);
+  b_coordinates(b, &p->m, k_divi(k, om, c.cm.count), coord);
   for (int t = 0; t < p->tensors; t++)
-    if (t != B) base[t] = k_add(k, base[t], b_at(b, &p->m, t, coord));
-  b_coordinates(b, &p->n, k_divi(k, on, cn.count), coord);
+    if (t != B) c.base[t] = k_add(k, c.base[t], b_at(b, &p->m, t, coord));
+  b_coordinates(b, &p->n, k_divi(k, on, c.cn.count), coord);
   for (int t = 0; t < p->tensors; t++)
-    if (t != A) base[t] = k_add(k, base[t], b_at(b, &p->n, t, coord));
-
-  k_value *start = k_full(k, K_F32, cm.size, cn.size, 0);
-  if (ir_base(b->op) >= 0) {
-    int t = O + p->results;  // the only further operand
-    k_access from = {
-        .base = k_add(k, base[t],
-                      k_add(k, k_muli(k, m0, m->stride[t][0]), k_muli(k, n0, n->stride[t][0]))),
-        .row_stride = m->stride[t][0],
-        .col_stride = n->stride[t][0],
-        .row_limit = b_left(b, &cm, m0),
-        .col_limit = b_left(b, &cn, n0)};
-    start = k_spread(k, b_load(b, &p->t[t], cm.size, cn.size, from), cm.size, cn.size);
-  }
-  int64_t chunks = b_product(&p->k) * ck.count;
-  b_loop l = b_loop_begin(b, k_int(k, 0), k_int(k, chunks), 1, chunks, &start, 1);
-  k_value *k0 = k_muli(k, k_modi(k, l.i, ck.count), ck.size);
-  b_coordinates(b, &p->k, k_divi(k, l.i, ck.count), coord);
-  tile a = load_tile(b, &p->t[A], k_add(k, base[A], b_at(b, &p->k, A, coord)), &cm, m0,
-                     m->stride[A][0], &ck, k0, kx->stride[A][0]);
-  tile w = load_tile(b, &p->t[B], k_add(k, base[B], b_at(b, &p->k, B, coord)), &cn, n0,
-                     n->stride[B][0], &ck, k0, kx->stride[B][0]);
-  k_value *next = k_dot(k, l.carry[0], a.v, w.v, !a.k_last, w.k_last);
-  b_loop_end(b, &l, &next);
+    if (t != A) c.base[t] = k_add(k, c.base[t], b_at(b, &p->n, t, coord));
   for (int t = O; t < p->tensors; t++)
-    base[t] =
-        k_add(k, base[t], k_add(k, k_muli(k, m0, m->stride[t][0]), k_muli(k, n0, n->stride[t][0])));
-  k_access limits = {.row_limit = b_left(b, &cm, m0), .col_limit = b_left(b, &cn, n0)};
-  finish(b, p, l.carry[0], base, m, n, limits);
+    c.base[t] = k_add(k, c.base[t],
+                      k_add(k, k_muli(k, c.m0, m->stride[t][0]), k_muli(k, c.n0, n->stride[t][0])));
+
+  k_access limits = {.row_limit = c.left_m, .col_limit = c.left_n};
+  k_value *sum = start_of(b, p, &c, limits);
+  int64_t chunks = b_product(&p->k) * c.ck.count;
+  if (chunks > 1) {
+    b_loop l = b_loop_begin(b, k_int(k, 0), k_int(k, chunks - 1), 1, chunks - 1, &sum, 1);
+    k_value *next = multiply(b, p, &c, l.carry[0], l.i);
+    b_loop_end(b, &l, &next);
+    sum = l.carry[0];
+  }
+  finish(b, p, multiply(b, p, &c, sum, k_int(k, chunks - 1)), c.base, m, n, limits);
 }
 
 // One operand: a sum over the letters that the result lacks.
@@ -419,6 +450,7 @@ void cg_build_matmul(bld *b) {
     p.t[t] = t < O || t >= O + p.results ? b_read(b, value[t])
              : ir_accumulates(op)        ? b_update(b, value[t])
                                          : b_write(b, value[t]);
+  p.round = strcmp(ir_attr_str(op, "round", ""), "bf16") == 0 ? DT_bf16 : DT_f32;
   swap_operands(&p);
   b_axes m = take_axis(&p.m, -1), n = take_axis(&p.n, O), kx = take_axis(&p.k, -1);
   bool thin =

@@ -59,9 +59,20 @@ static bool has_wide(const char *cpu, const char *features) {
   if (has_feature(features, "-avx512f")) return false;
   if (has_feature(features, "+avx512f")) return true;
   static const char *const wide[] = {"x86-64-v4",      "znver4",         "znver5",
-                                     "skylake-avx512", "icelake-server", "sapphirerapids"};
+                                     "skylake-avx512", "icelake-server", "sapphirerapids",
+                                     "cooperlake"};
   for (size_t i = 0; i < sizeof wide / sizeof *wide; i++)
     if (str_eq(cpu, wide[i])) return true;
+  return false;
+}
+
+// And vdpbf16ps on them?
+static bool has_bf16(const char *cpu, const char *features) {
+  if (has_feature(features, "-avx512bf16")) return false;
+  if (has_feature(features, "+avx512bf16")) return true;
+  static const char *const with[] = {"znver4", "znver5", "cooperlake", "sapphirerapids"};
+  for (size_t i = 0; i < sizeof with / sizeof *with; i++)
+    if (str_eq(cpu, with[i])) return true;
   return false;
 }
 
@@ -122,6 +133,7 @@ static const char *compile_kernel(kernel_job *j) {
   host h = {.arena = a, .context = context, .cpu = j->cpu, .features = j->features};
   h.functions.arena = a;
   h.wide = has_wide(j->cpu, j->features);
+  h.bf16 = h.wide && has_bf16(j->cpu, j->features);
   h.module = LLVMModuleCreateWithNameInContext("kernels", context);
   h.b = LLVMCreateBuilderInContext(context);
   LLVMSetTarget(h.module, triple);

@@ -456,9 +456,15 @@ static void lower_stmt(host *h, k_stmt *s) {
       if (is_scalar(first) && s->code != K_REDUCE) {
         scalar_stmt(h, s);
       } else if (s->code == K_LOAD && h_stays_in_buffer(h, s)) {
-        LLVMValueRef base = s->access.base ? scalar_of(h, s->access.base) : h_i64(h, 0);
-        h->at[first->id] = (h_value){H_LOADED, h_f32_at(h, h->buf[s->access.buffer], base),
-                                     s->access.row_stride, s};
+        const k_access *x = &s->access;
+        LLVMValueRef base = x->base ? scalar_of(h, x->base) : h_i64(h, 0);
+        LLVMTypeRef e = h->k->buffer[x->buffer].dtype == DT_bf16
+                            ? LLVMInt16TypeInContext(h->context)
+                            : LLVMFloatTypeInContext(h->context);
+        h->at[first->id] =
+            (h_value){H_LOADED, h_element(h, e, h->buf[x->buffer], base), x->row_stride, s};
+      } else if (s->code == K_STORE && h->at[first->id].kind == H_STORED) {
+        // its dot did it
       } else {
         h_group_add(h, s);
         return;  // done when its group is lowered

@@ -2,9 +2,10 @@
 //
 // host.c walks a kernel's statements and keeps loops and branches, host_group.c turns runs of
 // pointwise statements into loop nests over vectors, host_memory.c reads and writes buffers and
-// converts storage types, host_dot.c holds the matrix micro-kernel, host_math.c the functions of
-// single elements. Mutable things (loop counters, carried scalars, accumulators) are allocas of the
-// entry block; LLVM's SROA makes registers of them, so no phi is written by hand.
+// converts storage types, host_dot.c holds the matrix micro-kernel, host_pack.c and host_pairs.c
+// lay its operands, host_math.c has the functions of single elements. Mutable things (loop
+// counters, carried scalars, accumulators) are allocas of the entry block; LLVM's SROA makes
+// registers of them, so no phi is written by hand.
 #ifndef DSM_CODEGEN_HOST_H
 #define DSM_CODEGEN_HOST_H
 
@@ -19,6 +20,7 @@ typedef enum h_kind {
   H_SCALAR,  // `v` is an LLVM scalar; for a tile: every element is `v`
   H_MEMORY,  // `v` is the address of a tile on the stack, rows `ld` elements apart
   H_LOADED,  // a dot reads it where it lies: `v` is the address in the buffer, rows `ld` apart
+  H_STORED,  // a dot wrote it where its only reader, a store, would
 } h_kind;
 
 typedef struct h_value {
@@ -47,6 +49,7 @@ typedef struct host {
   LLVMModuleRef module;
   LLVMBuilderRef b;
   bool wide;      // 512-bit vectors: 32 registers of 16 lanes
+  bool bf16;      // and vdpbf16ps, vcvtneps2bf16 on them
   map functions;  // helpers made so far in this module, by name
   const char *cpu, *features;
 
@@ -161,5 +164,27 @@ typedef struct h_panels {
 } h_panels;
 void h_pack(host *h, const h_panels *p, LLVMValueRef to, LLVMValueRef from, LLVMValueRef left_n,
             LLVMValueRef left_k);
+// Turns 16 vectors of 16 32-bit lanes: rows become columns.
+void h_turn_vectors(host *h, LLVMValueRef *v);
+
+// ---- host_pairs.c ------------------------------------------------------------------------------
+// An operand of a bf16 dot as it is found, on the stack or in a buffer: element (i, k), i counting
+// the result's rows (or columns), is at i*ld + k when it runs along k, else at k*ld + i.
+typedef struct h_operand {
+  LLVMValueRef at;
+  ir_dtype dtype;  // f32 or bf16
+  int own, k;      // extents
+  int64_t ld;
+  bool along_k;
+  LLVMValueRef left_own, left_k;       // how many there are; NULL: all
+  const k_value *own_limit, *k_limit;  // the limits these come from
+} h_operand;
+// Steps of two k that the layouts below have room for.
+int h_pair_steps(int k);
+// Rounded, as pairs, in a new tile on the stack; host_pairs.c says how they lie.
+LLVMValueRef h_pair_panels(host *h, const h_operand *o, int width);
+LLVMValueRef h_pair_rows(host *h, const h_operand *o);  // of one along k
+// A copy of a tile on the stack whose elements went through storage type t.
+h_value h_round_tile(host *h, const k_value *v, h_value from, ir_dtype t);
 
 #endif

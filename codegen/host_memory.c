@@ -157,6 +157,10 @@ LLVMValueRef h_narrow(host *h, LLVMValueRef v, ir_dtype t, int lanes) {
     case DT_i64: return v;
     case DT_f64: return LLVMBuildFPExt(h->b, v, to, "");
     case DT_bf16: {
+      if (h->bf16) {  // one instruction; it takes denormals for zeros
+        LLVMTypeRef bf = vector_of(LLVMBFloatTypeInContext(h->context), lanes);
+        return LLVMBuildBitCast(h->b, LLVMBuildFPTrunc(h->b, v, bf, ""), to, "");
+      }
       LLVMValueRef u = as_i32(w, v), a = and_(w, u, 0x7fffffff);
       LLVMValueRef quiet = or_(w, shr(w, u, 16), num(w, 0x40));  // a NaN must not round to infinity
       return LLVMBuildTrunc(h->b, pick(w, above(w, a, 0x7f800000), quiet, round_bits(w, u, 16)), to,

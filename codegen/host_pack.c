@@ -52,26 +52,10 @@ void h_inner_close(host *h, const h_inner *x) {
 
 // ---- turning -----------------------------------------------------------------------------------
 
-// Stores the transpose of a block of `nr` rows and `nc` columns (at most 16 each). Rows from `left`
-// on (NULL: none) are zeros and not read.
-static void turn_block(host *h, LLVMValueRef to, LLVMValueRef from, LLVMValueRef r, LLVMValueRef c,
-                       int nr, int nc, int64_t ld_to, int64_t ld_from, LLVMValueRef left) {
-  LLVMTypeRef f = LLVMFloatTypeInContext(h->context), vt = LLVMVectorType(f, K_LANES);
+void h_turn_vectors(host *h, LLVMValueRef *v) {
   LLVMTypeRef i32 = LLVMInt32TypeInContext(h->context);
-  LLVMValueRef v[K_LANES], lo[K_LANES], hi[K_LANES];
+  LLVMValueRef lo[K_LANES], hi[K_LANES];
   for (int i = 0; i < K_LANES; i++) {
-    v[i] = LLVMConstNull(vt);
-    if (i < nr) {
-      LLVMValueRef at = LLVMBuildAdd(h->b, h_times(h, h_plus(h, r, i), ld_from), c, "");
-      LLVMValueRef p = h_f32_at(h, from, at), in = NULL;
-      if (left) {
-        in = LLVMBuildICmp(h->b, LLVMIntSLT, h_plus(h, r, i), left, "");
-        p = LLVMBuildSelect(h->b, in, p, h_f32_at(h, from, c), "");
-      }
-      v[i] = LLVMBuildLoad2(h->b, vt, p, "");
-      LLVMSetAlignment(v[i], 4);
-      if (in) v[i] = LLVMBuildSelect(h->b, in, v[i], LLVMConstNull(vt), "");
-    }
     int base = i / 2, other = K_LANES * (i % 2);
     lo[i] = LLVMConstInt(i32, (unsigned)(base + other), 0);
     hi[i] = LLVMConstInt(i32, (unsigned)(base + K_LANES / 2 + other), 0);
@@ -86,6 +70,29 @@ static void turn_block(host *h, LLVMValueRef to, LLVMValueRef from, LLVMValueRef
     }
     for (int i = 0; i < K_LANES; i++) v[i] = w[i];
   }
+}
+
+// Stores the transpose of a block of `nr` rows and `nc` columns (at most 16 each). Rows from `left`
+// on (NULL: none) are zeros and not read.
+static void turn_block(host *h, LLVMValueRef to, LLVMValueRef from, LLVMValueRef r, LLVMValueRef c,
+                       int nr, int nc, int64_t ld_to, int64_t ld_from, LLVMValueRef left) {
+  LLVMTypeRef f = LLVMFloatTypeInContext(h->context), vt = LLVMVectorType(f, K_LANES);
+  LLVMValueRef v[K_LANES];
+  for (int i = 0; i < K_LANES; i++) {
+    v[i] = LLVMConstNull(vt);
+    if (i < nr) {
+      LLVMValueRef at = LLVMBuildAdd(h->b, h_times(h, h_plus(h, r, i), ld_from), c, "");
+      LLVMValueRef p = h_f32_at(h, from, at), in = NULL;
+      if (left) {
+        in = LLVMBuildICmp(h->b, LLVMIntSLT, h_plus(h, r, i), left, "");
+        p = LLVMBuildSelect(h->b, in, p, h_f32_at(h, from, c), "");
+      }
+      v[i] = LLVMBuildLoad2(h->b, vt, p, "");
+      LLVMSetAlignment(v[i], 4);
+      if (in) v[i] = LLVMBuildSelect(h->b, in, v[i], LLVMConstNull(vt), "");
+    }
+  }
+  h_turn_vectors(h, v);
   for (int i = 0; i < nc; i++) {
     LLVMValueRef at = LLVMBuildAdd(h->b, h_times(h, h_plus(h, c, i), ld_to), r, "");
     LLVMSetAlignment(LLVMBuildStore(h->b, v[i], h_f32_at(h, to, at)), 4);

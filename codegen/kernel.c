@@ -384,9 +384,15 @@ k_value *k_reduce(k_kernel *k, ir_opcode op, k_value *a, int axis) {
 }
 
 k_value *k_dot(k_kernel *k, k_value *acc, k_value *a, k_value *b, bool ta, bool tb) {
+  return k_dot_rounded(k, DT_f32, acc, a, b, ta, tb);
+}
+
+k_value *k_dot_rounded(k_kernel *k, ir_dtype storage, k_value *acc, k_value *a, k_value *b, bool ta,
+                       bool tb) {
   k_stmt *s = new_stmt(k, K_DOT, 3, 1);
   s->in[0] = acc, s->in[1] = a, s->in[2] = b;
   s->ta = ta, s->tb = tb;
+  s->storage = storage;
   return result(k, s, K_F32, acc->rows, acc->cols);
 }
 

@@ -29,6 +29,17 @@
 // of c, then the partials as a tree (0+8, 1+9, ...; 0+4, ...; 0+2, ...; 0+1); any other sum over
 // rows adds in order of the rows.
 //
+// A dot of bf16 operands rounds them to nearest, even, first. Where the CPU has vdpbf16ps
+// (AVX-512), it adds products by pairs, k = 0, 2, 4, ..., the second of a pair first:
+//
+//   acc = fma(a[k], b[k], fma(a[k+1], b[k+1], acc))        an odd last k has zeros for a partner
+//
+// with denormal operands, acc and results taken for zeros. (That is what a Zen 4 computes: no bit
+// differs on 48 million random lanes, denormals among them.) There, rounding to bf16 anywhere in a
+// kernel takes denormals for zeros too, so that it makes no difference whether a value is rounded
+// when it is stored or when a dot reads it. On other CPUs products are added in order of k, each by
+// one fma, and nothing is flushed: the bits of bf16 dots hold on one kind of CPU.
+//
 // Memory: statements take effect in program order within a cell. A store may write what an earlier
 // load of the same cell read at the same place (in-place update); otherwise buffers do not overlap.
 #ifndef DSM_CODEGEN_KERNEL_H
@@ -121,7 +132,7 @@ struct k_stmt {
   int64_t i;  // CONST otherwise; GRID: dim; FIELD: which; FOR: step; KEY: the op's key; DRAW: below
   int axis;   // IOTA, REDUCE: 0 rows, 1 columns
   bool ta, tb;         // DOT: a is given as [K,M], b as [N,K]
-  ir_dtype storage;    // CAST
+  ir_dtype storage;    // CAST; DOT: what operands are rounded through
   const float *table;  // TABLE
   k_access access;     // LOAD, STORE, STORE_ADD
   k_block *body[2];    // FOR: body[0]; IF: then, else
@@ -210,6 +221,9 @@ void k_store(k_kernel *k, k_value *v, k_access x);
 void k_store_add(k_kernel *k, k_value *v, k_access x);
 k_value *k_reduce(k_kernel *k, ir_opcode op, k_value *a, int axis);  // IR_add or IR_max
 k_value *k_dot(k_kernel *k, k_value *acc, k_value *a, k_value *b, bool ta, bool tb);
+// Operands are rounded through `storage` (DT_f32, DT_bf16) first.
+k_value *k_dot_rounded(k_kernel *k, ir_dtype storage, k_value *acc, k_value *a, k_value *b, bool ta,
+                       bool tb);
 k_value *k_transpose(k_kernel *k, k_value *a);
 k_value *k_stage(k_kernel *k, k_value *a);
 void k_barrier(k_kernel *k);

@@ -106,7 +106,10 @@ static void print_stmt(sb *out, const k_kernel *k, const k_stmt *s, int depth) {
     case K_REDUCE:
       sb_printf(out, "%s_over_%s ", s->op == IR_add ? "sum" : "max", s->axis ? "c" : "r");
       break;
-    case K_DOT: sb_printf(out, "dot%s%s ", s->ta ? " ta" : "", s->tb ? " tb" : ""); break;
+    case K_DOT:
+      sb_printf(out, "dot%s%s%s ", s->storage == DT_bf16 ? " bf16" : "", s->ta ? " ta" : "",
+                s->tb ? " tb" : "");
+      break;
     case K_TRANSPOSE: sb_puts(out, "transpose "); break;
     case K_STAGE: sb_puts(out, "stage "); break;
     case K_BARRIER: sb_puts(out, "barrier"); break;
@@ -310,6 +313,7 @@ static void verify_stmt(verifier *w, const k_stmt *s) {
       int kb = s->tb ? b->cols : b->rows, nb = s->tb ? b->rows : b->cols;
       if (m != r->rows || nb != r->cols || ka != kb) fail(w, s, "shapes of a dot");
       if (a->type != K_F32 || b->type != K_F32 || r->type != K_F32) fail(w, s, "dot of f32 tiles");
+      if (s->storage != DT_f32 && s->storage != DT_bf16) fail(w, s, "operands of f32 or bf16");
       break;
     }
     case K_FOR:
