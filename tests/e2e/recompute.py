@@ -144,10 +144,15 @@ def one(dsmc, folder, checks, name, source, sets, micro, more):
 
 def profiles(folder, checks, name, micro, more):
     program = os.path.join(folder, "%s-%d-full" % (name, micro))
-    text = exe.run([program, "train", "-q", "--steps", "2", "--profile", *more])
+    trace = os.path.join(folder, "trace.json")
+    text = exe.run([program, "train", "-q", "--steps", "2", "--profile", "--trace", trace, *more])
     share = re.search(r"([0-9.]+) %  of these kernels run again in backward", text)
     checks.check(name + ": the profile says what it costs", share and
                  0 < float(share.group(1)) < 90, text)
+    with open(trace) as f:
+        kinds = [e.get("cat") for e in json.load(f)["traceEvents"]]
+    checks.check(name + ": the trace says what runs again", 0 <
+                 kinds.count("instruction,recompute") < kinds.count("instruction"))
 
 
 def test(dsmc, folder, checks, names):
