@@ -399,7 +399,7 @@ bool compile(cli *c, const char *path, compile_stage stage, compiled *k) {
     report_unfit(c, k);
     return false;
   }
-  k->recompute = pin.recompute_text;
+  k->recompute = k->recomputed.done ? pin.recompute_text : "none";
   k->digest = digest_of(c, k->program, &pin, k->micro_batch);
   return stage < COMPILE_EXECUTABLE || compile_code(c, k);
 }

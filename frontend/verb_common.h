@@ -27,7 +27,7 @@ typedef struct compiled {
   int64_t micro_batch;
   bool generates;  // prefill and decode exist
   sched *schedule;
-  const char *recompute;  // as pinned: "none", "full", "200MB"; NULL: not pinned
+  const char *recompute;  // as pinned and done: "full", "200MB", or "none"; NULL: none
   recompute_result recomputed;
   cg_context *cg;
   cg_image image;

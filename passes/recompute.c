@@ -335,19 +335,23 @@ static void rewrite_pair(rewrite *r) {
 
 // ---- the report ---------------------------------------------------------------------------------
 
-static void list_op(sb *s, const ir_op *op, bool first) {
-  const char *path = op->path ? strchr(op->path, '.') : NULL;
+// " layernorm ln_1": the op and its path within the repeat called `name`.
+static void list_op(sb *s, const ir_op *op, const char *name, bool first) {
+  const char *path = op->path ? op->path : "";
+  size_t n = strlen(name);
+  if (strncmp(path, name, n) == 0 && path[n] == '.') path += n + 1;
   sb_printf(s, "%s%s", first ? " " : ", ", ir_info(op->code)->name);
-  if (path) sb_printf(s, " %s", path + 1);
+  if (*path) sb_printf(s, " %s", path);
 }
 
 static void count_dropped(const rewrite *r, recompute_result *out, sb *list) {
   const pair *p = r->p;
   for (int k = 0; k < r->nargs; k++) out->dropped += r->made_again[k] != NULL;
   if (!r->ran.n) return;
-  sb_printf(list, "  %s:", ir_attr_str(p->fwd, "name", "repeat"));
+  const char *name = ir_attr_str(p->fwd, "name", "repeat");
+  sb_printf(list, "  %s:", name);
   for (int i = 0; i < r->ran.n; i++) {
-    list_op(list, r->ran.at[i], i == 0);
+    list_op(list, r->ran.at[i], name, i == 0);
     out->ops += r->ran.at[i]->code != IR_const && !ir_is_view(r->ran.at[i]);
   }
   sb_put(list, '\n');

@@ -121,7 +121,8 @@ static void put_instr(writer *w, const prog *p, const trace_event *e) {
   const prog_instr *in = &p->instrs[e->index];
   bool launch = in->op == RTOP_launch;
   const prog_kernel *k = launch ? &p->kernels[in->kernel] : NULL;
-  put(w, ", \"cat\": \"instruction\", \"name\": ");
+  put(w,
+      ", \"cat\": \"instruction%s\", \"name\": ", in->flags & PROG_RECOMPUTE ? ",recompute" : "");
   put_text(w, launch ? prog_text(p, k->name) : prog_opcode_name(in->op));
   put(w, ", \"args\": {\"note\": ");
   put_text(w, prog_text(p, in->note));

@@ -5,7 +5,8 @@
 
 Trains the tiny example, reduced, and the oracle's llama for a few steps with every optional pass of
 `dsmc build --skip` left out in turn: losses, gradient norms and the final weights must be the same
-bytes, and leaving them all out must change the program (or the test would test nothing).
+bytes, and leaving them all out must change the program (or the test would test nothing). Pass
+`recompute` does nothing without a pin: recompute.py skips it.
 """
 import glob
 import os

@@ -9,6 +9,7 @@
 
 #include <cmocka.h>
 
+#include "ir/cost.h"
 #include "ir/expr.h"
 #include "ir/ir.h"
 #include "ir/place.h"
@@ -644,6 +645,38 @@ static void placements_round_trip(void **state) {
   assert_non_null(strstr(ir_verify(m), "an index the value does not have"));
 }
 
+// LOCAL: an op that runs again is marked in the text, and is no work of the model.
+static void recompute_round_trip(void **state) {
+  fixture *x = *state;
+  static const char text[] =
+      "module \"m\" local\n"
+      "\n"
+      "func f train {\n"
+      "  %x = input() {name=\"x\"} : f32[hidden=4]\n"
+      "  %0 = repeat(%x) {carried=1, count=3, reverse=1, stacked=0} : f32[hidden=4]\n"
+      "    region(\n"
+      "        %layer : i32,\n"
+      "        %x.1 : f32[hidden=4]) {\n"
+      "      %1 = exp(%x.1) @\"h.e\" recompute : f32[hidden=4]\n"
+      "      %2 = add(%x.1, %1) : f32[hidden=4]\n"
+      "      yield %2\n"
+      "    }\n"
+      "}\n";
+  const char *error;
+  ir_module *m = ir_parse(&x->a, text, strlen(text), &error);
+  if (!m) fail_msg("%s", error);
+  const char *printed = ir_print(m, &x->a), *bad = ir_verify(m);
+  if (bad) fail_msg("%s", bad);
+  assert_string_equal(strstr(printed, "module"), text);
+  ir_op *loop = m->funcs.at[0]->body->ops.at[1], *again = loop->region[0]->ops.at[0];
+  assert_true(again->recompute);
+  assert_true(ir_op_flops(loop) == 3 * 4);    // the sums
+  assert_true(ir_op_flops(again) == 4 * 10);  // of itself
+  assert_true(ir_op_work(again) == 4 * 10 + 32 * IR_FLOPS_A_BYTE);
+  m->stage = IR_GRAPH;
+  assert_non_null(strstr(ir_verify(m), "belongs to the body of a repeat, in LOCAL"));
+}
+
 // Cutting the text anywhere, or changing any byte, gives a module or a message, never a crash; and
 // what is read can be verified and printed.
 static void broken_texts(void **state) {
@@ -811,6 +844,7 @@ int main(void) {
       T(gradient_of_at),
       T(round_trip),
       T(placements_round_trip),
+      T(recompute_round_trip),
       T(broken_texts),
       T(parser_messages),
       T(planted_faults),
