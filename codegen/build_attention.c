@@ -325,7 +325,9 @@ k_value *att_dropout(att *a, k_value *i0, k_value *j0) {
 static void forward_tile(att *a, k_value *q, k_value *i0, k_value *j0, k_value *all,
                          k_value *const *in, k_value **out) {
   k_kernel *k = a->b->k;
-  k_value *keys = k_stage(k, att_load(a, AT_K, j0, 0)), *v = k_stage(k, att_load(a, AT_V, j0, 0));
+  bool one = a->qc.size == 1;
+  k_value *keys = att_load(a, AT_K, j0, 0), *v = NULL;
+  if (!one) keys = k_stage(k, keys), v = k_stage(k, att_load(a, AT_V, j0, 0));
   k_value *s = att_scores(a, q, keys, i0, j0, all);
   k_value *m = k_max(k, in[0], k_reduce(k, IR_max, s, 1));
   k_value *none = k_scalar(k, IR_eq, m, k_const(k, K_F32, -__builtin_inf()), NULL);
@@ -336,7 +338,13 @@ static void forward_tile(att *a, k_value *q, k_value *i0, k_value *j0, k_value *
   out[1] = k_fma(k, in[1], old, k_reduce(k, IR_add, p, 1));
   k_value *by = att_dropout(a, i0, j0);
   if (by) p = k_mul(k, p, by);
-  out[2] = k_dot(k, k_mul(k, in[2], old), p, v, false, false);
+  if (one) {
+    // Keys and values of a single query are read once, where they lie.
+    k_value *weighed = k_mul(k, att_load(a, AT_V, j0, 0), k_transpose(k, p));
+    out[2] = k_add(k, k_mul(k, in[2], old), k_reduce(k, IR_add, weighed, 0));
+  } else {
+    out[2] = k_dot(k, k_mul(k, in[2], old), p, v, false, false);
+  }
 }
 
 void cg_build_attention(bld *b) {

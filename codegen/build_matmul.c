@@ -267,12 +267,10 @@ static void finish(bld *b, const product *p, k_value *acc, k_value *const *at, c
   }
 }
 
-// The few-rows product: out[m, n] = sum_k a[m, k] b[n, k], one reduction per row.
-static void build_thin(bld *b, product *p, const b_axes *m, const b_axes *n, const b_axes *kx) {
+// What few-rows products share: a cell's place in the outer axes and where each tensor begins
+// there.
+static void thin_cell(bld *b, product *p, k_value **base) {
   k_kernel *k = b->k;
-  bool along_k = kx->stride[B][0] <= n->stride[B][0];  // are the weights fine along k?
-  b_cut cn = b_cut_even(n->size[0], along_k ? 8 : 128, along_k ? 1 : 16);
-  b_cut ck = b_cut_even(kx->size[0], along_k ? 8192 : 64, 16);
   b_axes outer = p->batch;
   b_axes *rest[] = {&p->m, &p->n};
   for (int i = 0; i < 2; i++)
@@ -280,11 +278,76 @@ static void build_thin(bld *b, product *p, const b_axes *m, const b_axes *n, con
       for (int t = 0; t < p->tensors; t++) outer.stride[t][outer.n] = rest[i]->stride[t][a];
       outer.size[outer.n++] = rest[i]->size[a];
     }
-  k_value *cell = k_grid(k, b_product(&outer)), *coord[B_MAX_AXES];
-  k_value *n0 = k_muli(k, k_grid(k, cn.count), cn.size);
-  b_coordinates(b, &outer, cell, coord);
-  k_value *base[MAX_TENSORS];
+  k_value *coord[B_MAX_AXES];
+  b_coordinates(b, &outer, k_grid(k, b_product(&outer)), coord);
   for (int t = 0; t < p->tensors; t++) base[t] = b_at(b, &outer, t, coord);
+}
+
+// A row of weights that is summed along itself is cut into pieces of at most so many elements.
+#define PIECE 768
+
+static int64_t pieces_of(int64_t n) {
+  for (int64_t s = (n + PIECE - 1) / PIECE; s <= n / 64; s++)
+    if (n % s == 0 && n / s % 16 == 0) return s;
+  return 1;
+}
+
+// The few-rows product with weights that are fine along k, as a matrix-vector product reads memory
+// best: a cell goes through its rows of weights from first to last, each from left to right. A row
+// is a tile [pieces, piece], so that sums of a long row do not wait for each other. Where a row of
+// a is long too, it falls out of the first-level cache while weights stream through: then two rows
+// of weights share a pass over it, far apart, so that both streams go on from row to row.
+static void build_thin_rows(bld *b, product *p, const b_axes *m, const b_axes *n,
+                            const b_axes *kx) {
+  k_kernel *k = b->k;
+  enum { ROWS = 8, LONG = 1024, MOST = 4, FAR = 2 };  // rows a cell; elements; rows of a; streams
+  int rows = (int)m->size[0], far = kx->size[0] > LONG && n->size[0] % (FAR * ROWS) == 0 ? FAR : 1;
+  int pieces = (int)pieces_of(kx->size[0]), piece = (int)(kx->size[0] / pieces);
+  int64_t apart = n->size[0] / far;
+  b_cut cn = b_cut_even(apart, ROWS, 1);
+  k_value *base[MAX_TENSORS];
+  thin_cell(b, p, base);
+  k_value *n0 = k_muli(k, k_grid(k, cn.count), cn.size), *left = b_left(b, &cn, n0);
+  k_value *end = left ? k_min(k, left, k_int(k, cn.size)) : k_int(k, cn.size);
+  b_loop l = b_loop_begin(b, k_int(k, 0), end, 1, cn.size, NULL, 0);
+  k_value *xt[MOST], *wt[FAR], *row[FAR], *sum[FAR][MOST];
+  for (int i = 0; i < rows; i++) {
+    k_access x = {.buffer = p->t[A].buffer,
+                  .base = k_add(k, p->t[A].base, k_addi(k, base[A], i * m->stride[A][0])),
+                  .row_stride = piece * kx->stride[A][0],
+                  .col_stride = kx->stride[A][0]};
+    xt[i] = k_round(k, k_load(k, pieces, piece, x), p->round);
+  }
+  for (int f = 0; f < far; f++) {
+    row[f] = k_add(k, k_addi(k, n0, f * apart), l.i);
+    k_access w = {.base = k_add(k, base[B], k_muli(k, row[f], n->stride[B][0])),
+                  .row_stride = piece * kx->stride[B][0],
+                  .col_stride = kx->stride[B][0]};
+    wt[f] = b_load(b, &p->t[B], pieces, piece, w);
+    wt[f] = k_spread(k, k_round(k, wt[f], p->round), pieces, piece);
+  }
+  for (int f = 0; f < far; f++)
+    for (int i = 0; i < rows; i++) sum[f][i] = k_reduce(k, IR_add, k_mul(k, wt[f], xt[i]), 1);
+  for (int f = 0; f < far; f++)
+    for (int i = 0; i < rows; i++) {
+      k_value *at[MAX_TENSORS];
+      for (int t = O; t < p->tensors; t++)
+        at[t] =
+            k_add(k, k_addi(k, base[t], i * m->stride[t][0]), k_muli(k, row[f], n->stride[t][0]));
+      finish(b, p, k_reduce(k, IR_add, sum[f][i], 0), at, NULL, NULL, (k_access){0});
+    }
+  b_loop_end(b, &l, NULL);
+}
+
+// The few-rows product of any other layout: out[m, n] = sum_k a[m, k] b[n, k].
+static void build_thin(bld *b, product *p, const b_axes *m, const b_axes *n, const b_axes *kx) {
+  k_kernel *k = b->k;
+  bool along_k = kx->stride[B][0] <= n->stride[B][0];  // are the weights fine along k?
+  b_cut cn = b_cut_even(n->size[0], along_k ? 8 : 128, along_k ? 1 : 16);
+  b_cut ck = b_cut_even(kx->size[0], along_k ? 2048 : 64, 16);
+  k_value *base[MAX_TENSORS], *coord[B_MAX_AXES];
+  thin_cell(b, p, base);
+  k_value *n0 = k_muli(k, k_grid(k, cn.count), cn.size);
   int rows = (int)m->size[0];
   k_value *sum[4];
   for (int i = 0; i < rows; i++)
@@ -457,7 +520,9 @@ void cg_build_matmul(bld *b) {
       ir_base(op) < 0 && m.size[0] <= 4 && n.size[0] >= 16 && !p.t[A].is_const && !p.t[B].is_const;
   b->k->name = arena_printf(b->arena, "%s_%lldx%lldx%lld", thin ? "matvec" : "matmul",
                             (long long)m.size[0], (long long)n.size[0], (long long)kx.size[0]);
-  if (thin) {
+  if (thin && p.k.n == 0 && kx.stride[B][0] <= n.stride[B][0]) {
+    build_thin_rows(b, &p, &m, &n, &kx);
+  } else if (thin) {
     build_thin(b, &p, &m, &n, &kx);
   } else {
     build_tiled(b, &p, &m, &n, &kx);

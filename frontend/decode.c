@@ -6,6 +6,7 @@
 // copy of the ops along D with D = 1, where
 //   - attention whose keys lie along D reads keys and values from caches that it extends:
 //       cache' = append(cache, k);  attention(q, cache', ...) {past=1};  set(cache')
+//     with the heads outside of the positions, so that a head's keys are one stream of memory,
 //   - `x[0:D]` and rope shift by the past,
 //   - fixed values are read from caches that prefill has set,
 //   - free values are computed again (they are views of weights).
@@ -21,108 +22,6 @@
 #include "ir/rule.h"
 
 enum { ALONG = 1, FROM_INPUT = 2 };  // value->mark
-
-// ---------------------------------------------------------------------------------------------
-// Removing what is not needed
-// ---------------------------------------------------------------------------------------------
-
-static void clear_marks(ir_region *r) {
-  for (int i = 0; i < r->args.n; i++) r->args.at[i]->mark = 0;
-  for (int i = 0; i < r->ops.n; i++) {
-    for (int k = 0; k < r->ops.at[i]->nout; k++) r->ops.at[i]->out[k]->mark = 0;
-    for (int k = 0; k < r->ops.at[i]->nregions; k++) clear_marks(r->ops.at[i]->region[k]);
-  }
-}
-
-static bool any_live(const ir_op *op) {
-  for (int i = 0; i < op->nout; i++)
-    if (op->out[i]->mark) return true;
-  return false;
-}
-
-static void live_region(ir_region *r);
-
-// A carried value is live when its result is, or when the body reads it.
-static void live_repeat(ir_op *op) {
-  ir_region *r = op->region[0];
-  int nc = (int)ir_attr_int(op, "carried", 0);
-  for (bool again = true; again;) {
-    again = false;
-    for (int i = 0; i < op->nout; i++) {
-      bool live = op->out[i]->mark || (i < nc && r->args.at[i + 1]->mark);
-      if (!live) continue;
-      op->out[i]->mark = 1;
-      if (i < nc) r->args.at[i + 1]->mark = 1;
-      if (!r->yield.at[i]->mark) again = true;
-      r->yield.at[i]->mark = 1;
-    }
-    live_region(r);
-    for (int i = 0; i < nc; i++)
-      if (r->args.at[i + 1]->mark && !op->out[i]->mark) again = true;
-  }
-  for (int i = 0; i < op->nin; i++)
-    if (r->args.at[i + 1]->mark) op->in[i]->mark = 1;
-}
-
-static void live_region(ir_region *r) {
-  for (int i = r->ops.n - 1; i >= 0; i--) {
-    ir_op *op = r->ops.at[i];
-    bool root = op->code == IR_set || op->code == IR_output;
-    if (!root && !any_live(op)) continue;
-    if (op->code == IR_repeat)
-      live_repeat(op);
-    else
-      for (int k = 0; k < op->nin; k++) op->in[k]->mark = 1;
-  }
-}
-
-static void sweep(ir_region *r);
-
-static void sweep_repeat(ir_op *op) {
-  ir_region *r = op->region[0];
-  int nc = (int)ir_attr_int(op, "carried", 0), ns = (int)ir_attr_int(op, "stacked", 0);
-  int nin = 0, nout = 0, nargs = 1, carried = 0, stacked = 0;
-  for (int i = 0; i < op->nout; i++) {
-    if (!op->out[i]->mark) continue;
-    r->yield.at[nout] = r->yield.at[i];
-    op->out[nout] = op->out[i];
-    op->out[nout]->pos = nout;
-    nout++;
-    if (i < nc) carried++;
-  }
-  for (int i = 0; i < op->nin; i++) {
-    ir_value *inner = r->args.at[i + 1];
-    if (!inner->mark) continue;
-    if (i >= nc && i < nc + ns) stacked++;
-    op->in[nin++] = op->in[i];
-    inner->pos = nargs;
-    r->args.at[nargs++] = inner;
-  }
-  op->nin = nin;
-  op->nout = nout;
-  r->args.n = nargs;
-  r->yield.n = nout;
-  ir_set_attr(r->module, op, ir_attr_i("carried", carried));
-  ir_set_attr(r->module, op, ir_attr_i("stacked", stacked));
-  sweep(r);
-}
-
-static void sweep(ir_region *r) {
-  int n = 0;
-  for (int i = 0; i < r->ops.n; i++) {
-    ir_op *op = r->ops.at[i];
-    if (op->code != IR_set && op->code != IR_output && !any_live(op)) continue;
-    if (op->code == IR_repeat) sweep_repeat(op);
-    r->ops.at[n++] = op;
-  }
-  r->ops.n = n;
-}
-
-void slice_dead(ir_region *body) {
-  clear_marks(body);
-  live_region(body);
-  sweep(body);
-}
 
 // ---------------------------------------------------------------------------------------------
 // What depends on what
@@ -502,13 +401,53 @@ static bool room_for_layers(decoding *d, const level *l, const ir_value *v) {
   return refuse(d, v->def, "a cache of this value would have too many axes");
 }
 
+static ir_value *move_axes(decoding *d, ir_region *at, ir_opcode code, ir_value *x, ir_attr *attr,
+                           int n, const ir_op *like) {
+  ir_builder b = {.m = d->m, .at = at, .span = like->span, .path = like->path};
+  ir_op *op = ir_build_full(&b, code, &x, 1, attr, n, NULL, 0);
+  if (!op) IR_BUG("%s: %s", ir_info(code)->name, b.error);
+  return op->out[0];
+}
+
+static ir_value *swap_axes(decoding *d, ir_region *at, ir_value *x, int one, int other,
+                           const ir_op *like) {
+  int64_t perm[IR_MAX_RANK];
+  for (int i = 0; i < x->type.rank; i++) perm[i] = i == one ? other : i == other ? one : i;
+  ir_attr attr = ir_attr_v("perm", perm, x->type.rank);
+  return move_axes(d, at, IR_transpose, x, &attr, 1, like);
+}
+
+// [..., positions, heads . width] as [..., heads, positions, width], and back. One head: as it is.
+static ir_value *heads_first(decoding *d, ir_region *at, ir_value *x, int64_t heads,
+                             const ir_op *like) {
+  if (heads <= 1) return x;
+  int last = x->type.rank - 1;
+  ir_attr attr[] = {ir_attr_i("dim", last), ir_attr_i("outer", heads)};
+  x = move_axes(d, at, IR_unfold, x, attr, 2, like);
+  return swap_axes(d, at, x, last - 1, last, like);
+}
+
+static ir_value *heads_last(decoding *d, ir_region *at, ir_value *x, int64_t heads,
+                            const ir_op *like) {
+  if (heads <= 1) return x;
+  int last = x->type.rank - 2;
+  x = swap_axes(d, at, x, last - 1, last, like);
+  ir_attr attr = ir_attr_i("dim", last);
+  return move_axes(d, at, IR_fold, x, &attr, 1, like);
+}
+
 // The cache of a value along D, with the positions of this call appended: what the copy of an op
-// reads that looks at all positions. `now` is the value in the copy.
+// reads that looks at all positions. `now` is the value in the copy; `heads` are those of its last
+// axis, 0 when it is not cut into heads.
 static ir_value *extended(decoding *d, level *l, ir_value *v, ir_value *now, const ir_op *user,
-                          const char *part) {
+                          const char *part, int64_t heads) {
   const cached *old = find_cached(l, v, false);
   if (old) return old->held;
+  const ir_value *from = v;
+  if (v->type.rank >= IR_MAX_RANK - 1) heads = 0;
   if (!room_for_layers(d, l, v)) return NULL;
+  v = heads_first(d, l->p, v, heads, user);
+  now = heads_first(d, l->q, now, heads, user);
   int dim = 0;
   while (!is_along(d, v->type.dim[dim])) dim++;
   ir_type whole;
@@ -538,8 +477,9 @@ static ir_value *extended(decoding *d, level *l, ir_value *v, ir_value *now, con
     vec_push(d->lw->arena, &l->q_yield, held);
     vec_push(d->lw->arena, &l->q_sets, name);
   }
-  vec_push(d->lw->arena, &l->caches, (cached){v, held, false});
-  return held;
+  ir_value *all = heads_last(d, l->q, held, heads, user);
+  vec_push(d->lw->arena, &l->caches, (cached){from, all, false});
+  return all;
 }
 
 // A fixed value in decode: prefill keeps it.
@@ -644,8 +584,9 @@ static bool copy_attention(decoding *d, level *l, ir_op *op) {
       return refuse(d, op, "this attention has no mask, so every position sees later ones");
     if (!hides_later(d, op->region[0]))
       return refuse(d, op, "the mask of this attention lets a position see later ones");
-    in[1] = extended(d, l, k, in_copy(d, l, k, op), op, "k");
-    in[2] = in[1] ? extended(d, l, v, in_copy(d, l, v, op), op, "v") : NULL;
+    int64_t heads = ir_attr_int(op, "kv_heads", 1);
+    in[1] = extended(d, l, k, in_copy(d, l, k, op), op, "k", heads);
+    in[2] = in[1] ? extended(d, l, v, in_copy(d, l, v, op), op, "v", heads) : NULL;
   } else {
     if ((v->mark & ALONG) || count_along(d, k))
       return refuse(d, op, "its keys and values do not both lie along `%s`", dim);
@@ -665,7 +606,7 @@ static bool copy_attention(decoding *d, level *l, ir_op *op) {
       if (count_along(d, c) != 1)
         return refuse(d, op, "`%s` has an axis for queries and one for keys",
                       c->name ? c->name : "a tensor it reads");
-      in[i] = extended(d, l, c, in_copy(d, l, c, op), op, c->name ? c->name : "x");
+      in[i] = extended(d, l, c, in_copy(d, l, c, op), op, c->name ? c->name : "x", 0);
     } else {
       in[i] = in_copy(d, l, c, op);
     }

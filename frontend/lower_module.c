@@ -7,6 +7,112 @@
 
 #include "frontend/sema_impl.h"
 
+// ---------------------------------------------------------------------------------------------
+// Removing what is not needed
+// ---------------------------------------------------------------------------------------------
+
+void clear_marks(ir_region *r) {
+  for (int i = 0; i < r->args.n; i++) r->args.at[i]->mark = 0;
+  for (int i = 0; i < r->ops.n; i++) {
+    for (int k = 0; k < r->ops.at[i]->nout; k++) r->ops.at[i]->out[k]->mark = 0;
+    for (int k = 0; k < r->ops.at[i]->nregions; k++) clear_marks(r->ops.at[i]->region[k]);
+  }
+}
+
+static bool any_live(const ir_op *op) {
+  for (int i = 0; i < op->nout; i++)
+    if (op->out[i]->mark) return true;
+  return false;
+}
+
+static void live_region(ir_region *r);
+
+// A carried value is live when its result is, or when the body reads it.
+static void live_repeat(ir_op *op) {
+  ir_region *r = op->region[0];
+  int nc = (int)ir_attr_int(op, "carried", 0);
+  for (bool again = true; again;) {
+    again = false;
+    for (int i = 0; i < op->nout; i++) {
+      bool live = op->out[i]->mark || (i < nc && r->args.at[i + 1]->mark);
+      if (!live) continue;
+      op->out[i]->mark = 1;
+      if (i < nc) r->args.at[i + 1]->mark = 1;
+      if (!r->yield.at[i]->mark) again = true;
+      r->yield.at[i]->mark = 1;
+    }
+    live_region(r);
+    for (int i = 0; i < nc; i++)
+      if (r->args.at[i + 1]->mark && !op->out[i]->mark) again = true;
+  }
+  for (int i = 0; i < op->nin; i++)
+    if (r->args.at[i + 1]->mark) op->in[i]->mark = 1;
+}
+
+static void live_region(ir_region *r) {
+  for (int i = r->ops.n - 1; i >= 0; i--) {
+    ir_op *op = r->ops.at[i];
+    bool root = op->code == IR_set || op->code == IR_output;
+    if (!root && !any_live(op)) continue;
+    if (op->code == IR_repeat)
+      live_repeat(op);
+    else
+      for (int k = 0; k < op->nin; k++) op->in[k]->mark = 1;
+  }
+}
+
+static void sweep(ir_region *r);
+
+static void sweep_repeat(ir_op *op) {
+  ir_region *r = op->region[0];
+  int nc = (int)ir_attr_int(op, "carried", 0), ns = (int)ir_attr_int(op, "stacked", 0);
+  int nin = 0, nout = 0, nargs = 1, carried = 0, stacked = 0;
+  for (int i = 0; i < op->nout; i++) {
+    if (!op->out[i]->mark) continue;
+    r->yield.at[nout] = r->yield.at[i];
+    op->out[nout] = op->out[i];
+    op->out[nout]->pos = nout;
+    nout++;
+    if (i < nc) carried++;
+  }
+  for (int i = 0; i < op->nin; i++) {
+    ir_value *inner = r->args.at[i + 1];
+    if (!inner->mark) continue;
+    if (i >= nc && i < nc + ns) stacked++;
+    op->in[nin++] = op->in[i];
+    inner->pos = nargs;
+    r->args.at[nargs++] = inner;
+  }
+  op->nin = nin;
+  op->nout = nout;
+  r->args.n = nargs;
+  r->yield.n = nout;
+  ir_set_attr(r->module, op, ir_attr_i("carried", carried));
+  ir_set_attr(r->module, op, ir_attr_i("stacked", stacked));
+  sweep(r);
+}
+
+static void sweep(ir_region *r) {
+  int n = 0;
+  for (int i = 0; i < r->ops.n; i++) {
+    ir_op *op = r->ops.at[i];
+    if (op->code != IR_set && op->code != IR_output && !any_live(op)) continue;
+    if (op->code == IR_repeat) sweep_repeat(op);
+    r->ops.at[n++] = op;
+  }
+  r->ops.n = n;
+}
+
+void slice_dead(ir_region *body) {
+  clear_marks(body);
+  live_region(body);
+  sweep(body);
+}
+
+// ---------------------------------------------------------------------------------------------
+// The functions
+// ---------------------------------------------------------------------------------------------
+
 static lowering *new_lowering(sema_program *p, const job *j, ir_module *m, lowering_shared *sh,
                               lower_mode mode) {
   lowering *lw = arena_new(p->arena, lowering, 1);

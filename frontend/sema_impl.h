@@ -345,8 +345,12 @@ void check_name_maps(lowering *lw, const job *j, ir_module *m);
 // Makes decode out of the inference slice `prefill`, which gets its caches; dim number `dim` is the
 // one decoded along. False after a report (or in silence when `quiet`).
 bool make_decode(lowering *lw, ir_func *prefill, int dim, bool quiet);
+
+// ---- lower_module.c ----
 // Removes what no output, set or cache needs, loops' carried values included.
 void slice_dead(ir_region *body);
+// Sets value->mark of all values to 0, in regions inside too.
+void clear_marks(ir_region *r);
 
 // ---- settings.c ----
 val settings_value(lowering *lw, span at, const char *name, bool *found);

@@ -362,6 +362,42 @@ static const char *infer_squeeze(const infer *t, ir_type *out) {
   return NULL;
 }
 
+// unfold: the index of the axis is refined into the two.
+static const char *infer_unfold(const infer *t, ir_type *out) {
+  const ir_type *x = &t->op->in[0]->type;
+  int d = dim_attr(t, x->rank);
+  if (d < 0) return no_such_dim(t);
+  if (x->rank == IR_MAX_RANK) return SAY("unfold: more than %d dimensions", IR_MAX_RANK);
+  int64_t outer = ir_attr_int(t->op, "outer", 0), extent = x->dim[d]->size;
+  if (outer < 1 || extent % outer)
+    return SAY("unfold: dimension %s of %s does not divide into %lld parts", dim_text(t, x->dim[d]),
+               text_of(t, 0), (long long)outer);
+  ir_index *part[2] = {ir_index_new(t->m, NULL, outer), ir_index_new(t->m, NULL, extent / outer)};
+  if (!ir_index_refine(t->m, x->dim[d], part, 2))
+    return SAY("unfold: dimension %s of %s is already divided in a way that %lld parts cut across",
+               dim_text(t, x->dim[d]), text_of(t, 0), (long long)outer);
+  out->rank = x->rank + 1;
+  for (int i = 0; i < out->rank; i++)
+    out->dim[i] = i == d || i == d + 1 ? part[i - d] : x->dim[i - (i > d)];
+  return NULL;
+}
+
+// fold: a new index, the product of the two.
+static const char *infer_fold(const infer *t, ir_type *out) {
+  const ir_type *x = &t->op->in[0]->type;
+  int d = dim_attr(t, x->rank - 1);
+  if (d < 0) return no_such_dim(t);
+  int64_t size;
+  if (__builtin_mul_overflow(x->dim[d]->size, x->dim[d + 1]->size, &size))
+    return SAY("fold: the result is too large");
+  ir_index *all = ir_index_new(t->m, NULL, size);
+  if (!ir_index_refine(t->m, all, (ir_index *const[]){x->dim[d], x->dim[d + 1]}, 2))
+    return SAY("fold: too many parts");
+  out->rank = x->rank - 1;
+  for (int i = 0; i < out->rank; i++) out->dim[i] = i == d ? all : x->dim[i + (i > d)];
+  return NULL;
+}
+
 // The operand's type with dimension d replaced.
 static void with_dim(const infer *t, ir_type *out, int d, ir_index *x) {
   *out = t->op->in[0]->type;
@@ -780,6 +816,8 @@ static const char *infer_raw(const infer *t, ir_type *out, int *nout) {
     case IR_transpose: return infer_transpose(t, o);
     case IR_expand: return infer_expand(t, o);
     case IR_squeeze: return infer_squeeze(t, o);
+    case IR_unfold: return infer_unfold(t, o);
+    case IR_fold: return infer_fold(t, o);
     case IR_slice: return infer_slice(t, o);
     case IR_pad: return infer_pad(t, o);
     case IR_concat:

@@ -29,7 +29,7 @@ void interp_transpose(interp_frame *f, const ir_op *op) {
   }
 }
 
-// expand, squeeze: the same elements in the same order.
+// expand, squeeze, unfold, fold: the same elements in the same order.
 void interp_reshape(interp_frame *f, const ir_op *op) {
   memcpy(interp_out(f, op, 0), interp_in(f, op, 0), sizeof(double) * (size_t)count_of(op->in[0]));
 }

@@ -11,6 +11,8 @@ bool ir_is_view(const ir_op *op) {
     case IR_split:
     case IR_expand:
     case IR_squeeze:
+    case IR_unfold:
+    case IR_fold:
     case IR_broadcast: return true;
     default: return false;
   }
@@ -144,6 +146,38 @@ static ir_view view_unit_axis(ir_op *op, ir_value *v, const ir_view *s, int shif
   return w;
 }
 
+// Dimensions d .. d+n-1 of `w` are dimension sd .. sd+sn-1 of `s`: the same leaves, but for those
+// of extent 1, or an even walk.
+static void take_leaves(ir_view *w, int d, int n, const ir_view *s, int sd, int sn) {
+  int at = w->dim_first[d], end = w->dim_first[d + n];
+  bool same = true;
+  for (int i = s->dim_first[sd]; i < s->dim_first[sd + sn]; i++) {
+    if (s->size[i] == 1) continue;
+    while (at < end && w->size[at] == 1) at++;
+    same = same && at < end && w->size[at] == s->size[i];
+    if (same) w->stride[at++] = s->stride[i];
+  }
+  while (same && at < end) same = w->size[at++] == 1;
+  if (same) return;
+  IR_CHECK(sn == 1);
+  int64_t step = dim_stride(s, sd);
+  IR_CHECK(step >= 0);
+  for (int i = end - 1; i >= w->dim_first[d]; i--) {
+    w->stride[i] = step;
+    step *= w->size[i];
+  }
+}
+
+// One axis as two, or two as one.
+static ir_view view_fold(ir_op *op, ir_value *v, const ir_view *s) {
+  ir_view w = shape_only(v, s);
+  int dim = (int)ir_attr_int(op, "dim", 0), more = v->type.rank - op->in[0]->type.rank;
+  for (int d = 0; d < dim; d++) take_dim(&w, d, s, d);
+  take_leaves(&w, dim, more > 0 ? 2 : 1, s, dim, more > 0 ? 1 : 2);
+  for (int d = dim + (more > 0 ? 2 : 1); d < v->type.rank; d++) take_dim(&w, d, s, d - more);
+  return w;
+}
+
 static ir_view view_broadcast(ir_op *op, ir_value *v, const ir_view *s) {
   ir_view w = shape_only(v, s);
   const ir_attr *dims = ir_get_attr(op, "dims");
@@ -164,6 +198,8 @@ ir_view ir_view_of(ir_value *v) {
     case IR_split: return view_split(op, v, &s);
     case IR_expand: return view_unit_axis(op, v, &s, -1);
     case IR_squeeze: return view_unit_axis(op, v, &s, +1);
+    case IR_unfold:
+    case IR_fold: return view_fold(op, v, &s);
     case IR_broadcast: return view_broadcast(op, v, &s);
     default: IR_BUG("not a view: %s", ir_info(op->code)->name);
   }

@@ -1,6 +1,6 @@
 // Views: how a value looks at storage.
 //
-// Ops whose `build` column says `view` (transpose, slice, split, expand, squeeze, broadcast) move
+// Ops whose `build` column says `view` (transpose, slice, split, expand, squeeze, fold, ...) move
 // nothing: their result is another way to address the storage of their operand. ir_view_of follows
 // them to the value that owns storage, the *root*, and gives one stride per leaf index. Kernels
 // take the root's address as their operand and have offset and strides built in.

@@ -217,6 +217,19 @@ static void movement(void **state) {
   assert_null(with(x, IR_squeeze, &e, 1, a, 1));
   assert_null(with(x, IR_squeeze, &e, 1, NULL, 0));
   assert_string_equal(x->b.error, "squeeze needs `dim`");
+
+  // One axis as two and back: the index knows both.
+  ir_attr cut[] = {ir_attr_i("dim", 1), ir_attr_i("outer", 3)};
+  ir_value *u = with(x, IR_unfold, &v, 1, cut, 2)->out[0];
+  assert_type(x, u, "f32[4, 3, 2]");
+  ir_value *w = with(x, IR_fold, &u, 1, cut, 1)->out[0];
+  assert_int_equal(w->type.rank, 2);
+  assert_true(ir_index_same(w->type.dim[1], v->type.dim[1]));
+  cut[1].i = 4;
+  assert_null(with(x, IR_unfold, &v, 1, cut, 2));
+  cut[0].i = 2;
+  assert_null(with(x, IR_fold, &u, 1, cut, 1));
+
   a[0] = ir_attr_i("dim", 1), a[1] = ir_attr_i("start", 2), a[2] = ir_attr_i("size", 4);
   assert_type(x, with(x, IR_slice, &v, 1, a, 3)->out[0], "f32[4, 4]");
   a[1] = ir_attr_i("start", 3);
