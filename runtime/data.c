@@ -10,7 +10,7 @@
 #include "runtime/base/vec.h"
 #include "runtime/dtype.h"
 
-#define SCAN_LIMIT ((size_t)64 << 20)  // files up to this size are checked whole when opened
+#define SCAN_LIMIT ((size_t)64 << 20)  // files up to this size are read whole when opened
 
 // ---- order ------------------------------------------------------------------------------------
 
@@ -99,9 +99,15 @@ static status *bad_token(const data *d, const token_file *f, int64_t i) {
                       f->width == 1 ? "; a file that is not .bin is read byte by byte" : "");
 }
 
+// Reads a byte of every page, so that steps do not fault on them.
+static void touch(const file_map *m) {
+  for (size_t at = 0; at < m->n; at += 4096) (void)*(const volatile unsigned char *)(m->bytes + at);
+}
+
 static status *check_range(const data *d, const token_file *f) {
-  if (!d->vocab || d->vocab >= (f->width == 1 ? 256 : 65536)) return NULL;
   if (f->map.n > SCAN_LIMIT) return NULL;  // read_window checks as it goes
+  touch(&f->map);
+  if (!d->vocab || d->vocab >= (f->width == 1 ? 256 : 65536)) return NULL;
   for (int64_t i = 0; i < f->tokens; i++)
     if (token_at(f, i) >= d->vocab) return bad_token(d, f, i);
   return NULL;

@@ -3,6 +3,7 @@
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 
 #include "runtime/base/clock.h"
 #include "runtime/base/str.h"
@@ -54,6 +55,12 @@ uint64_t rt_memory(const char *key) {
     }
   fclose(f);
   return (uint64_t)kib * 1024;
+}
+
+uint64_t rt_page_faults(void) {
+  struct rusage u;
+  if (getrusage(RUSAGE_SELF, &u)) return 0;
+  return (uint64_t)u.ru_minflt + (uint64_t)u.ru_majflt;
 }
 
 const char *rt_signal_name(int number) {

@@ -78,6 +78,7 @@ const char *rt_bytes(double n, char buf[32]);    // "34.5 MiB"
 const char *rt_seconds(double s, char buf[32]);  // "1 h 12 min"
 // A line of /proc/self/status ("VmHWM:") in bytes; 0 when there is none.
 uint64_t rt_memory(const char *key);
+uint64_t rt_page_faults(void);  // of this process so far, minor and major
 const char *rt_signal_name(int number);
 
 #endif

@@ -69,7 +69,9 @@ void log_step(train_log *l, const log_line *line) {
   n += snprintf(buf + n, (size_t)(cap - n), ", \"tokens\": %" PRId64, line->tokens);
   n = number(buf, n, cap, "step_s", line->step_s, false);
   n = number(buf, n, cap, "tokens_per_s", line->tokens_per_s, false);
-  n += snprintf(buf + n, (size_t)(cap - n), ", \"peak_bytes\": %" PRIu64, line->peak_bytes);
+  n += snprintf(buf + n, (size_t)(cap - n),
+                ", \"peak_bytes\": %" PRIu64 ", \"page_faults\": %" PRIu64, line->peak_bytes,
+                line->page_faults);
   buf[n++] = '}';
   buf[n++] = '\n';
   for (int done = 0; done < n;) {

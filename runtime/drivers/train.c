@@ -38,6 +38,7 @@ typedef struct training {
   int64_t saved_step;  // -1: none
   int saves;
   train_log log;
+  uint64_t faults;  // of this process until the last line of the log
   progress bar;
 } training;
 
@@ -316,7 +317,12 @@ static status *one_step(training *t) {
                    .more = more,
                    .nmore = t->nscalars};
   line.tokens_per_s = (double)line.tokens / seconds;
-  if (t->log.path) line.peak_bytes = rt_memory("VmHWM:");
+  if (t->log.path) {
+    uint64_t faults = rt_page_faults();
+    line.page_faults = faults - t->faults;
+    line.peak_bytes = rt_memory("VmHWM:");
+    t->faults = faults;
+  }
   log_step(&t->log, &line);
   if (bad) {
     rt_end_step(r);
@@ -396,6 +402,7 @@ static status *run(training *t) {
     return NULL;
   }
   double start = rt_now();
+  t->faults = rt_page_faults();
   progress_begin(&t->bar, r->opt.quiet ? NULL : r->env->out, t->first, t->steps);
   status *s = loop(t);
   progress_break(&t->bar);

@@ -97,7 +97,19 @@ typedef struct built {
   sched *s;
 } built;
 
-static void build(built *b, const char *file, const char *sets, int64_t batch, int64_t micro) {
+// Turns every repeat round, which makes another program that is as legal.
+static void mirror(ir_module *m) {
+  for (int f = 0; f < m->funcs.n; f++) {
+    ir_region *r = m->funcs.at[f]->body;
+    for (int i = 0; i < r->ops.n; i++)
+      if (r->ops.at[i]->code == IR_repeat)
+        ir_set_attr(m, r->ops.at[i],
+                    ir_attr_i("reverse", !ir_attr_int(r->ops.at[i], "reverse", 0)));
+  }
+}
+
+static void build_one(built *b, const char *file, const char *sets, int64_t batch, int64_t micro,
+                      bool mirrored) {
   arena_init(&b->a);
   diags d;
   diags_init(&d, &b->a);
@@ -111,12 +123,20 @@ static void build(built *b, const char *file, const char *sets, int64_t batch, i
   pass_options o = pass_defaults();
   o.batch = batch;
   o.micro_batch = micro;
-  o.stage = IR_SCHEDULE;
-  o.select = cg_select;
-  o.select_ctx = cg_context_new(&b->a, m);
   const char *why = pass_run(m, &o);
   if (why) fail_msg("%s", why);
+  if (mirrored) mirror(m);
+  o.stage = IR_SCHEDULE;
+  o.only = "order,select,layout";
+  o.select = cg_select;
+  o.select_ctx = cg_context_new(&b->a, m);
+  why = pass_run(m, &o);
+  if (why) fail_msg("%s", why);
   b->s = m->schedule;
+}
+
+static void build(built *b, const char *file, const char *sets, int64_t batch, int64_t micro) {
+  build_one(b, file, sets, batch, micro, false);
 }
 
 static const char gpt[] = "layers=4,hidden=32,heads=2,vocab=64,seq=16,batch=4";
@@ -255,6 +275,61 @@ static void test_frames_need_their_distance(void **state) {
   }
 }
 
+// Forward from the last layer to the first: gradients lie below. The layout is as high, but for the
+// ring that is a stack, which is then no part of a frame.
+static void test_mirrored(void **state) {
+  (void)state;
+  const char *const sets[] = {gpt, "layers=6,hidden=64,seq=8,batch=4", "layers=2,seq=8,batch=4",
+                              "layers=1,seq=8,batch=4"};
+  for (int i = 0; i < 4; i++)
+    for (int64_t micro = 1; micro <= 4; micro *= 4) {
+      built b, c;
+      build_one(&b, "examples/tiny.dsm", sets[i], 4, micro, false);
+      build_one(&c, "examples/tiny.dsm", sets[i], 4, micro, true);
+      assert_null(sched_replay(c.s));
+      int above = 0, below = 0;
+      for (int k = 0; k < b.s->items.n; k++)
+        above += b.s->items.at[k].entry == 0 && b.s->items.at[k].glue > 0;
+      for (int k = 0; k < c.s->items.n; k++)
+        below += c.s->items.at[k].entry == 0 && c.s->items.at[k].at < 0;
+      assert_true((above > 0) == (i < 3) && (below > 0) == (i < 3));
+      int64_t x = b.s->entries.at[0].transient_bytes, y = c.s->entries.at[0].transient_bytes;
+      assert_true(y >= x - x / 20 && y <= x + x / 5);
+      arena_free(&b.a);
+      arena_free(&c.a);
+    }
+}
+
+// The caches lie where train_step has its transients, and prefill and decode agree on them.
+static void test_caches(void **state) {
+  (void)state;
+  built b;
+  build(&b, "examples/tiny.dsm", gpt, 4, 4);
+  int caches = 0;
+  for (int i = 0; i < b.s->m->states.n; i++) {
+    const sched_place *p = &b.s->state_place[i];
+    bool cache = b.s->m->states.at[i]->cls == STATE_CACHE;
+    caches += cache;
+    assert_int_equal(p->base >= b.s->states_bytes, cache);
+    assert_true(p->base + p->bytes <= b.s->states_bytes + (cache ? b.s->cache_bytes : 0));
+  }
+  assert_int_equal(caches, 2);
+  for (int i = 0; i < b.s->entries.n; i++) {
+    ir_entry_kind kind = b.s->entries.at[i].func->kind;
+    if (kind == ENTRY_PREFILL || kind == ENTRY_DECODE)
+      assert_true(b.s->entries.at[i].transient_bytes >= b.s->cache_bytes);
+  }
+  // A transient of decode moved into a cache is noticed: decode must find it whole, and leave it
+  // so.
+  const sched_entry *decode = &b.s->entries.at[b.s->entries.n - 1];
+  assert_int_equal(decode->func->kind, ENTRY_DECODE);
+  const sched_instr *in = &b.s->tasks.at[decode->runs.at[0].task].instrs.at[0];
+  sched_place *p = &b.s->place[in->op->out[0]->id], wrong = *p;
+  wrong.base = b.s->states_bytes;
+  assert_non_null(without(&b, p, wrong));
+  arena_free(&b.a);
+}
+
 static void test_replay_meets_scratch(void **state) {
   (void)state;
   built b;
@@ -305,6 +380,8 @@ int main(void) {
       cmocka_unit_test(test_replay_meets_one_byte),
       cmocka_unit_test(test_replay_meets_slots),
       cmocka_unit_test(test_frames_need_their_distance),
+      cmocka_unit_test(test_mirrored),
+      cmocka_unit_test(test_caches),
       cmocka_unit_test(test_replay_meets_scratch),
       cmocka_unit_test(test_replay_meets_overwriting),
   };

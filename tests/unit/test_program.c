@@ -150,6 +150,7 @@ static void test_trains(void **state) {
   has(log, "\"grad_norm\": ");
   has(log, "\"tokens\": 32,");
   has(log, "\"peak_bytes\": ");
+  has(log, "\"page_faults\": ");
   free(log);
   expect(w, 0, "eval --data @/corpus.txt --load @/ck");
   has(w->out, "loss ");
