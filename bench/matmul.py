@@ -9,7 +9,8 @@ pass (all multiply-adds over all time). f = X W^T (forward), d = dY W and w = dY
 are tokens. `bf16` rounds f32 operands as it reads them, `stored` reads bf16 buffers; results are f32.
 The ceiling is a loop of multiply-adds on registers (f32: fma, bf16: vdpbf16ps), run in between.
 The figure is the best of a shape's calls, the median stands beside it: where others use the machine,
-the median measures them too. --copies N uses N sets of buffers in turn, so that operands are not in
+the median measures them too. --threads 0 is for such a machine: one thread, cells in pieces of less
+than a millisecond, of each of which the best time counts. --copies N uses N sets of buffers in turn, so that operands are not in
 the last-level cache from the call before.
 """
 import argparse, os, subprocess, sys
@@ -34,7 +35,7 @@ def main():
     exe = os.path.join(args.build, "bench_matmul")
 
     def ceiling(threads):
-        out = subprocess.run([exe, "ceiling", threads], check=True, capture_output=True, text=True).stdout
+        out = subprocess.run([exe, "ceiling", max("1", threads)], check=True, capture_output=True, text=True).stdout
         return [float(x) for x in out.split()]
 
     print("%7s %6s %6s %4s %8s %8s %8s %6s" % (

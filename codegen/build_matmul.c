@@ -23,6 +23,7 @@ enum { A, B, O, MAX_TENSORS = 24 };
 
 typedef struct product {
   b_axes batch, m, n, k;
+  ir_value *in[2];
   cg_tensor t[MAX_TENSORS];
   int tensors, results;
   ir_dtype round;  // what operands are rounded through
@@ -155,9 +156,9 @@ static void swap_operands(product *p) {
       all[i]->stride[A][a] = all[i]->stride[B][a];
       all[i]->stride[B][a] = s;
     }
-  cg_tensor t = p->t[A];
-  p->t[A] = p->t[B];
-  p->t[B] = t;
+  ir_value *v = p->in[A];
+  p->in[A] = p->in[B];
+  p->in[B] = v;
 }
 
 // Takes the axis to tile out of x: the finest of tensor t for columns, the longest otherwise.
@@ -427,10 +428,9 @@ static k_value *start_of(bld *b, const product *p, const cell *c, k_access limit
 }
 
 // The last k tile is outside of the loop, so that its dot can store what it computes.
-static void build_tiled(bld *b, product *p, const b_axes *m, const b_axes *n, const b_axes *kx) {
+static void build_tiled(bld *b, const product *p, cell c) {
   k_kernel *k = b->k;
-  cell c = {.m = m, .n = n, .k = kx};
-  choose_tiles(p, m->size[0], n->size[0], kx->size[0], &c.cm, &c.cn, &c.ck);
+  const b_axes *m = c.m, *n = c.n;
   k_value *batch = k_grid(k, b_product(&p->batch));
   k_value *om = k_grid(k, b_product(&p->m) * c.cm.count),
           *on = k_grid(k, b_product(&p->n) * c.cn.count);
@@ -460,6 +460,59 @@ static void build_tiled(bld *b, product *p, const b_axes *m, const b_axes *n, co
     sum = l.carry[0];
   }
   finish(b, p, multiply(b, p, &c, sum, k_int(k, chunks - 1)), c.base, m, n, limits);
+}
+
+static bool is_number(ir_value *v) {
+  const ir_op *def = ir_view_of(v).root->def;
+  return def && def->code == IR_const;
+}
+
+// A launch that rounds an operand into scratch of its own, in the order in which it lies; returns
+// the scratch, or -1 where that is of no use: each cell would round (and pack) its part anew, so it
+// pays when a few cells read the same part. own: the axes of the operand's m (or n), k those of k,
+// all of them then with the scratch's strides.
+static int round_operand(bld *b, product *p, int t, b_axes *const *axes, int64_t readers,
+                         int64_t *elements) {
+  if (is_number(p->in[t])) return -1;
+  if (p->round == DT_f32 || p->in[t]->type.dtype != DT_f32 || readers < 3) return -1;
+  // Tensors of `all`: the operand, the scratch.
+  b_axes all = {.tensors = 2};
+  int64_t *back[5 * B_MAX_AXES];
+  for (int i = 0; axes[i]; i++)
+    for (int a = 0; a < axes[i]->n; a++) {
+      if (!axes[i]->stride[t][a] || axes[i]->size[a] == 1) continue;
+      if (all.n == B_MAX_AXES) return -1;
+      int at = all.n++;  // by stride, the finest last
+      for (; at > 0 && all.stride[0][at - 1] < axes[i]->stride[t][a]; at--) {
+        all.size[at] = all.size[at - 1], all.stride[0][at] = all.stride[0][at - 1];
+        back[at] = back[at - 1];
+      }
+      all.size[at] = axes[i]->size[a], all.stride[0][at] = axes[i]->stride[t][a];
+      back[at] = &axes[i]->stride[t][a];
+    }
+  if (all.n == 0 || all.stride[0][all.n - 1] != 1) return -1;
+  *elements = 1;
+  for (int a = all.n - 1; a >= 0; a--) {
+    all.stride[1][a] = *elements;
+    *back[a] = *elements;
+    *elements *= all.size[a];
+  }
+  b_collapse(&all);
+  int scratch = b_new_scratch(b, p->round, *elements);
+  b_begin(b, "round_%lld", (long long)*elements);
+  cg_tensor x = b_read(b, p->in[t]), y = b_scratch(b, scratch, p->round, *elements, K_WRITE);
+  b_axes line = take_axis(&all, 0);
+  b_cut cut = b_cut_even(line.size[0], 4096, 16);
+  k_value *coord[B_MAX_AXES];
+  b_coordinates(b, &all, k_grid(b->k, b_product(&all)), coord);
+  k_value *c0 = k_muli(b->k, k_grid(b->k, cut.count), cut.size), *left = b_left(b, &cut, c0);
+  k_access from = {
+      .base = k_add(b->k, b_at(b, &all, 0, coord), c0), .col_stride = 1, .col_limit = left};
+  k_access to = {
+      .base = k_add(b->k, b_at(b, &all, 1, coord), c0), .col_stride = 1, .col_limit = left};
+  b_store(b, &y, b_load(b, &x, 1, cut.size, from), to);
+  b_end(b);
+  return scratch;
 }
 
 // One operand: a sum over the letters that the result lacks.
@@ -508,24 +561,38 @@ void cg_build_matmul(bld *b) {
   }
   double flops = 2.0 * (double)b_product(&p.batch) * (double)b_product(&p.m) *
                  (double)b_product(&p.n) * (double)b_product(&p.k);
-  b_begin(b, "matmul");
-  for (int t = 0; t < p.tensors; t++)
-    p.t[t] = t < O || t >= O + p.results ? b_read(b, value[t])
-             : ir_accumulates(op)        ? b_update(b, value[t])
-                                         : b_write(b, value[t]);
+  p.in[A] = op->in[0];
+  p.in[B] = op->in[1];
   p.round = strcmp(ir_attr_str(op, "round", ""), "bf16") == 0 ? DT_bf16 : DT_f32;
   swap_operands(&p);
   b_axes m = take_axis(&p.m, -1), n = take_axis(&p.n, O), kx = take_axis(&p.k, -1);
-  bool thin =
-      ir_base(op) < 0 && m.size[0] <= 4 && n.size[0] >= 16 && !p.t[A].is_const && !p.t[B].is_const;
-  b->k->name = arena_printf(b->arena, "%s_%lldx%lldx%lld", thin ? "matvec" : "matmul",
-                            (long long)m.size[0], (long long)n.size[0], (long long)kx.size[0]);
+  bool thin = ir_base(op) < 0 && m.size[0] <= 4 && n.size[0] >= 16 && !is_number(p.in[A]) &&
+              !is_number(p.in[B]);
+  cell c = {.m = &m, .n = &n, .k = &kx};
+  int scratch[2] = {-1, -1};
+  int64_t elements[2];
+  if (!thin) {
+    choose_tiles(&p, m.size[0], n.size[0], kx.size[0], &c.cm, &c.cn, &c.ck);
+    b_axes *of_a[] = {&p.batch, &p.m, &m, &p.k, &kx, NULL};
+    b_axes *of_b[] = {&p.batch, &p.n, &n, &p.k, &kx, NULL};
+    scratch[A] = round_operand(b, &p, A, of_a, b_product(&p.n) * c.cn.count, &elements[A]);
+    scratch[B] = round_operand(b, &p, B, of_b, b_product(&p.m) * c.cm.count, &elements[B]);
+  }
+  b_begin(b, "%s_%lldx%lldx%lld", thin ? "matvec" : "matmul", (long long)m.size[0],
+          (long long)n.size[0], (long long)kx.size[0]);
+  for (int t = A; t <= B; t++)
+    p.t[t] = scratch[t] < 0 ? b_read(b, p.in[t])
+                            : b_scratch(b, scratch[t], p.round, elements[t], K_READ);
+  for (int t = O; t < p.tensors; t++)
+    p.t[t] = t >= O + p.results   ? b_read(b, value[t])
+             : ir_accumulates(op) ? b_update(b, value[t])
+                                  : b_write(b, value[t]);
   if (thin && p.k.n == 0 && kx.stride[B][0] <= n.stride[B][0]) {
     build_thin_rows(b, &p, &m, &n, &kx);
   } else if (thin) {
     build_thin(b, &p, &m, &n, &kx);
   } else {
-    build_tiled(b, &p, &m, &n, &kx);
+    build_tiled(b, &p, c);
   }
   b->k->flops = flops;
   for (int t = 0; t < p.tensors; t++) b->k->bytes += (double)ir_bytes(&value[t]->type);
