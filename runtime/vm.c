@@ -10,6 +10,10 @@
 
 #define HUGE_PAGE ((size_t)2 << 20)
 #define BLOCK ((int64_t)256 << 10)  // bytes of one cell of zero and copy
+// A kernel below both is done within two or three microseconds: about what it takes to share it
+// with another thread and to wait for that one. Decoding has a hundred of them a token.
+#define ALONE_BYTES (64 << 10)
+#define ALONE_FLOPS 1e5
 
 struct vm {
   const prog *prog;
@@ -164,7 +168,10 @@ static void run_instr(vm *m, const prog_instr *in, const dsm_call *call) {
       const unsigned char *entry = m->code + k->code_offset;
       launch l = {.buf = m->buf, .call = call};
       memcpy(&l.kernel, &entry, sizeof entry);
-      pool_run(m->threads, k->cells, run_cells, &l);
+      if (k->bytes < ALONE_BYTES && k->flops < ALONE_FLOPS)
+        run_cells(&l, 0, k->cells);
+      else
+        pool_run(m->threads, k->cells, run_cells, &l);
       break;
     }
     case RTOP_zero: move_bytes(m, (move){m->buf[0], NULL, o[0].bytes}); break;
