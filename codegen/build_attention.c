@@ -72,6 +72,7 @@ bool att_open(att *a, bld *b, ir_value *q, ir_value *k, ir_value *v, int first_c
   a->rep = ir_attr_int(op, "rep", 1);
   a->scale = ir_attr_float(op, "scale", 1);
   a->drop = ir_attr_float(op, "drop", 0);
+  a->round = str_eq(ir_attr_str(op, "round", ""), "bf16") ? DT_bf16 : DT_f32;
   a->past = ir_attr_int(op, "past", 0) != 0;
   a->s = q->type.dim[rank - 2]->size;
   a->t = k->type.dim[rank - 2]->size;
@@ -280,7 +281,7 @@ k_value *att_scores(att *a, k_value *q, k_value *keys, k_value *i0, k_value *j0,
     // One query (decoding): a sum along each key, so that keys are not turned for one row.
     s = k_transpose(k, k_reduce(k, IR_add, k_mul(k, keys, q), 1));
   } else {
-    s = k_dot(k, k_full(k, K_F32, nq, nk, 0), q, keys, false, true);
+    s = k_dot_rounded(k, a->round, k_full(k, K_F32, nq, nk, 0), q, keys, false, true);
   }
   s = k_mul(k, s, k_const(k, K_F32, a->scale));
   att_positions(a, i0, j0, &i, &j);
@@ -343,7 +344,7 @@ static void forward_tile(att *a, k_value *q, k_value *i0, k_value *j0, k_value *
     k_value *weighed = k_mul(k, att_load(a, AT_V, j0, 0), k_transpose(k, p));
     out[2] = k_add(k, k_mul(k, in[2], old), k_reduce(k, IR_add, weighed, 0));
   } else {
-    out[2] = k_dot(k, k_mul(k, in[2], old), p, v, false, false);
+    out[2] = k_dot_rounded(k, a->round, k_mul(k, in[2], old), p, v, false, false);
   }
 }
 

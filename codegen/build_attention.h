@@ -26,6 +26,7 @@ typedef struct att {
   int first_capture;  // operand number
   int64_t batch_n, kv, rep, s, t, d, v;
   double scale, drop;
+  ir_dtype round;          // of what its products multiply
   ir_region *mask, *bias;  // NULL: none
   ir_value *lse_value;     // its type is delta's
   bool past;

@@ -29,7 +29,8 @@ static void probabilities(att *a, const grad_tile *t, k_value *i0, k_value *j0, 
   if (a->qc.size == 1) {
     dp = k_transpose(k, k_reduce(k, IR_add, k_mul(k, t->v, t->go), 1));
   } else {
-    dp = k_dot(k, k_full(k, K_F32, a->qc.size, a->kc.size, 0), t->go, t->v, false, true);
+    dp = k_dot_rounded(k, a->round, k_full(k, K_F32, a->qc.size, a->kc.size, 0), t->go, t->v, false,
+                       true);
   }
   k_value *by = att_dropout(a, i0, j0);
   if (by) dp = k_mul(k, dp, by);
@@ -129,7 +130,7 @@ static void build_dq(att *a, int delta) {
   open_case(a, some, &st);
   load_keys(a, &t, l.i);
   probabilities(a, &t, i0, l.i, all, &p, &ds);
-  next = k_dot(k, l.carry[0], ds, t.keys, false, false);
+  next = k_dot_rounded(k, a->round, l.carry[0], ds, t.keys, false, false);
   close_case(a, st, &next, l.carry, 1);
   b_loop_end(b, &l, &next);
   att_store(a, AT_DQ, i0, k_mul(k, l.carry[0], k_const(k, K_F32, a->scale)));
@@ -162,8 +163,8 @@ static void build_dkv(att *a, int delta) {
   open_case(a, some, &st);
   load_queries(a, &t, i0);
   probabilities(a, &t, i0, j0, all, &p, &ds);
-  next[1] = k_dot(k, l.carry[1], p, t.go, true, false);
-  next[0] = k_dot(k, l.carry[0], ds, t.q, true, false);
+  next[1] = k_dot_rounded(k, a->round, l.carry[1], p, t.go, true, false);
+  next[0] = k_dot_rounded(k, a->round, l.carry[0], ds, t.q, true, false);
   close_case(a, st, next, l.carry, 2);
   b_loop_end(b, &l, next);
   att_cell(a, batch, kv, k_int(k, 0));

@@ -319,11 +319,16 @@ val lower_attention(lowering *lw, const expr *e, bound_args *a) {
   for (int i = 0; i < mask.imports.n; i++) all[3 + i] = mask.imports.at[i].outer;
   for (int i = 0; i < nbias; i++) all[3 + mask.imports.n + i] = bias.imports.at[i].outer;
   const char *path = path_unique(lw, path_here(lw, NULL));
-  ir_attr attr[] = {ir_attr_i("kv_heads", w.kv_heads), ir_attr_i("rep", w.heads / w.kv_heads),
-                    ir_attr_f("scale", scale),         ir_attr_i("has_mask", has_mask),
-                    ir_attr_i("has_bias", has_bias),   ir_attr_i("ncap_mask", mask.imports.n),
-                    ir_attr_f("drop", drop),           ir_attr_i("key", path_key(path))};
-  int nattr = drop > 0 ? 8 : 6;
+  ir_attr attr[9] = {ir_attr_i("kv_heads", w.kv_heads), ir_attr_i("rep", w.heads / w.kv_heads),
+                     ir_attr_f("scale", scale),         ir_attr_i("has_mask", has_mask),
+                     ir_attr_i("has_bias", has_bias),   ir_attr_i("ncap_mask", mask.imports.n)};
+  int nattr = 6;
+  if (drop > 0) {
+    attr[nattr++] = ir_attr_f("drop", drop);
+    attr[nattr++] = ir_attr_i("key", path_key(path));
+  }
+  if (lw->job->precision != DT_f32)
+    attr[nattr++] = ir_attr_s("round", ir_dtype_name(lw->job->precision));
   ir_op *op = emit(lw, e->at, IR_attention, all, n, attr, nattr, regions, nregions);
   if (op) op->path = path;
   return val_tensor(op ? op->out[0] : NULL);
