@@ -17,7 +17,7 @@
 bool pass_fusible(const ir_op *op) {
   if (op->code == IR_dropout) return false;  // its draw needs positions: a kernel of its own
   if (op->code == IR_map) return op->nregions == 1 || op->nregions == 2;
-  return ir_is_elementwise(op);
+  return op->code == IR_cast || ir_is_elementwise(op);
 }
 
 ir_region *pass_function_of(ir_module *m, ir_op *op) {

@@ -13,7 +13,7 @@ import os
 
 import exe
 
-PASSES = ["canonicalise", "common", "stream", "fuse", "sink", "epilogue"]
+PASSES = ["canonicalise", "common", "stream", "round", "fuse", "sink", "epilogue"]
 TINY = "layers=2,hidden=48,heads=3,seq=40,batch=4,drop=0.1,steps=6"
 
 
@@ -31,6 +31,7 @@ def test(dsmc, folder, checks, names):
     job = exe.expected("llama")
     jobs = [("tiny", "tiny.dsm", TINY, "", []),
             ("tiny, micro-batches", "tiny.dsm", TINY, "micro_batch=2", []),
+            ("tiny, bf16", "tiny.dsm", TINY + ",precision=bf16", "micro_batch=2", []),
             ("tiny, logits in chunks", "tiny.dsm", TINY, "micro_batch=2,stream=8KiB", []),
             ("llama", job["model"], exe.job_settings(job).replace("steps=20", "steps=6"), "",
              ["--load", os.path.join(llama, "init.safetensors"), "--data", os.path.join(llama, "data")])]

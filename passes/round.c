@@ -1,0 +1,154 @@
+// What products read rounded is rounded once, where it is made.
+//
+// needs: LOCAL; products with `round`. keeps: every result to the bit: a rounded number rounds to
+// itself. breaks: nothing; adds casts, which `fuse` and `epilogue` make part of the kernels in
+// front.
+//
+// A product rounds its operands as it reads them. A value that several products read (an activation
+// by the next layer and by the weight's gradient) would be rounded by each, and be stored in twice
+// the bytes. Here
+//   - a value made in a region and read by products there gets one cast behind it, which they read;
+//     what else reads the value reads it as before;
+//   - a stack that backward only multiplies is kept rounded: half the bytes between forward and
+//     backward.
+// Weights stay as they are: to keep them rounded from forward to backward would cost more than to
+// round them twice.
+#include "ir/view.h"
+#include "passes/pass.h"
+
+static ir_dtype rounds_to(const ir_op *op, int k) {
+  ir_dtype t = DT_f32;
+  const char *to = op->code == IR_einsum && k < 2 ? ir_attr_str(op, "round", NULL) : NULL;
+  return to && ir_dtype_parse(to, &t) ? t : DT_f32;
+}
+
+// Made by an instruction of its region.
+static bool made(const ir_value *v) {
+  if (!v->def || v->type.dtype != DT_f32) return false;
+  switch (v->def->code) {
+    case IR_const:
+    case IR_zeros:
+    case IR_input:
+    case IR_arg:
+    case IR_state:
+    case IR_repeat:
+    case IR_append: return false;
+    default: return !ir_is_view(v->def);
+  }
+}
+
+static ir_value *cast_behind(ir_module *m, ir_value *v, ir_dtype t) {
+  ir_region *r = v->def->parent;
+  ir_type type = v->type;
+  type.dtype = t;
+  ir_op *op = ir_op_raw(r, IR_cast, &v, 1, &type, 1);
+  ir_set_attr(m, op, ir_attr_s("dtype", ir_dtype_name(t)));
+  op->segment = v->def->segment;
+  op->span = v->span;
+  op->path = v->def->path;
+  op->out[0]->place = v->place;
+  op->out[0]->name = v->name;
+  int at = 0;
+  while (r->ops.at[at] != v->def) at++;
+  for (int i = r->ops.n - 1; i > at + 1; i--) r->ops.at[i] = r->ops.at[i - 1];
+  r->ops.at[at + 1] = op;
+  return op->out[0];
+}
+
+// `v` rounded to t: its cast, or a view of one. NULL when it is not made here.
+static ir_value *rounded(ir_module *m, ir_value *v, ir_dtype t) {
+  if (v->mapped) return v->mapped;
+  if (made(v)) return v->mapped = cast_behind(m, v, t);
+  ir_op *def = v->def;
+  if (!def || !ir_is_view(def) || def->nin != 1 || !ir_dtype_float(v->type.dtype)) return NULL;
+  ir_value *from = rounded(m, def->in[0], t);
+  if (!from) return NULL;
+  ir_op *now = ir_clone_op(def->parent, def);
+  now->in[0] = from;
+  for (int k = 0; k < now->nout; k++) now->out[k]->type.dtype = t;
+  ir_region *r = def->parent;
+  int at = 0;
+  while (r->ops.at[at] != def) at++;
+  for (int i = r->ops.n - 1; i > at + 1; i--) r->ops.at[i] = r->ops.at[i - 1];
+  r->ops.at[at + 1] = now;
+  return v->mapped;
+}
+
+static void visit(ir_module *m, ir_region *r) {
+  for (int i = 0; i < r->ops.n; i++) {
+    ir_op *op = r->ops.at[i];
+    if (op->code == IR_repeat) visit(m, op->region[0]);
+    int before = r->ops.n;
+    for (int k = 0; k < op->nin; k++) {
+      ir_dtype t = rounds_to(op, k);
+      ir_value *v = t != DT_f32 ? rounded(m, op->in[k], t) : NULL;
+      if (v) op->in[k] = v;
+    }
+    i += r->ops.n - before;
+  }
+}
+
+// ---- stacks -------------------------------------------------------------------------------------
+
+// Whether all that read `v` in its region are products that round it to one type, *t.
+static bool only_products(const ir_region *r, const ir_value *v, ir_dtype *t) {
+  for (int i = 0; i < r->yield.n; i++)
+    if (r->yield.at[i] == v) return false;
+  for (int i = 0; i < r->ops.n; i++) {
+    const ir_op *op = r->ops.at[i];
+    for (int k = 0; k < op->nin; k++) {
+      if (op->in[k] != v) continue;
+      ir_dtype to = rounds_to(op, k);
+      if (to == DT_f32 || (*t != DT_f32 && to != *t)) return false;
+      *t = to;
+    }
+  }
+  return true;
+}
+
+// The type that all readers of result j of `loop`, repeats that slice it, round it to; or f32.
+static ir_dtype read_as(const ir_region *r, const ir_op *loop, int j) {
+  ir_dtype t = DT_f32;
+  for (int i = 0; i < r->ops.n; i++) {
+    const ir_op *op = r->ops.at[i];
+    int carried = op->code == IR_repeat ? (int)ir_attr_int(op, "carried", 0) : 0;
+    int stacked = op->code == IR_repeat ? (int)ir_attr_int(op, "stacked", 0) : 0;
+    for (int k = 0; k < op->nin; k++) {
+      if (op->in[k] != loop->out[j]) continue;
+      bool slices = k >= carried && k < carried + stacked;
+      if (!slices || !only_products(op->region[0], op->region[0]->args.at[1 + k], &t))
+        return DT_f32;
+    }
+  }
+  return t;
+}
+
+static void keep_rounded(ir_module *m, ir_region *r) {
+  for (int i = 0; i < r->ops.n; i++) {
+    ir_op *loop = r->ops.at[i];
+    if (loop->code != IR_repeat) continue;
+    for (int j = (int)ir_attr_int(loop, "carried", 0); j < loop->nout; j++) {
+      ir_value **y = &loop->region[0]->yield.at[j];
+      ir_dtype t = (*y)->type.dtype == DT_f32 ? read_as(r, loop, j) : DT_f32;
+      ir_value *now = t != DT_f32 ? rounded(m, *y, t) : NULL;
+      if (!now || now->type.dtype != t) continue;
+      *y = now;
+      loop->out[j]->type.dtype = t;
+      for (int u = i + 1; u < r->ops.n; u++) {
+        ir_op *op = r->ops.at[u];
+        for (int k = 0; k < op->nin; k++)
+          if (op->in[k] == loop->out[j]) op->region[0]->args.at[1 + k]->type.dtype = t;
+      }
+    }
+  }
+}
+
+const char *pass_round(ir_module *m, const pass_options *o) {
+  (void)o;
+  for (int i = 0; i < m->funcs.n; i++) {
+    pass_clear_mapped(m->funcs.at[i]->body);
+    visit(m, m->funcs.at[i]->body);
+    keep_rounded(m, m->funcs.at[i]->body);
+  }
+  return NULL;
+}
