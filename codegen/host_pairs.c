@@ -14,6 +14,8 @@
 
 enum { TO, FROM, LEFT_OWN, LEFT_K, ARGS };  // arguments of the helpers: 2 addresses, 2 numbers
 
+enum { BAND = 128 };  // columns that are read at once across k
+
 int h_pair_steps(int k) { return ((k + 1) / 2 + K_LANES - 1) / K_LANES * K_LANES; }
 
 static int padded(int n) { return (n + K_LANES - 1) / K_LANES * K_LANES; }
@@ -119,9 +121,10 @@ static void turned_strip(host *h, const h_operand *o, LLVMValueRef const *arg, L
 
 // ---- across k: pairs are made of two rows -------------------------------------------------------
 
-// Pairs of `n` columns (16 or 32) from two rows; one_row: the second half is zero.
-static void mix_rows(host *h, const h_operand *o, LLVMValueRef to, LLVMValueRef const *row, int n,
-                     LLVMValueRef left, bool one_row) {
+// Pairs of `n` columns (16 or 32) from two rows; one_row: the second half is zero. `to` are the
+// places of each 16.
+static void mix_rows(host *h, const h_operand *o, LLVMValueRef const *to, LLVMValueRef const *row,
+                     int n, LLVMValueRef left, bool one_row) {
   LLVMTypeRef i32 = LLVMInt32TypeInContext(h->context);
   LLVMValueRef v[2];
   for (int i = 0; i < 2; i++)
@@ -137,74 +140,85 @@ static void mix_rows(host *h, const h_operand *o, LLVMValueRef to, LLVMValueRef 
       pick[i] = LLVMConstInt(i32, (unsigned)(i % 2 * n + half * K_LANES + i / 2), 0);
     LLVMValueRef mixed =
         LLVMBuildShuffleVector(h->b, v[0], v[1], LLVMConstVector(pick, 2 * K_LANES), "");
-    LLVMValueRef at = h_f32_at(h, to, h_i64(h, half * K_LANES));
-    LLVMSetAlignment(LLVMBuildStore(h->b, mixed, at), 64);
+    LLVMSetAlignment(LLVMBuildStore(h->b, mixed, to[half]), 64);
   }
 }
 
-static void mixed_step(host *h, const h_operand *o, LLVMValueRef const *arg, LLVMValueRef panel,
-                       LLVMValueRef j, LLVMValueRef pair, int width, bool some_cols, bool one_row) {
-  LLVMValueRef k = h_times(h, pair, 2), to = h_f32_at(h, panel, h_times(h, pair, width));
-  int n = o->dtype == DT_bf16 && width % (2 * K_LANES) == 0 ? 2 * K_LANES : K_LANES;
-  for (int c = 0; c < width; c += n) {
+// One pair of k for `cols` columns from j, of panels of `width`.
+static void mixed_step(host *h, const h_operand *o, LLVMValueRef const *arg, LLVMValueRef j,
+                       LLVMValueRef pair, int width, int cols, bool some_cols, bool one_row) {
+  LLVMValueRef k = h_times(h, pair, 2);
+  LLVMValueRef first =
+      h_f32_at(h, arg[TO],
+               LLVMBuildAdd(h->b, h_times(h, j, h_pair_steps(o->k)), h_times(h, pair, width), ""));
+  int n = o->dtype == DT_bf16 && cols % (2 * K_LANES) == 0 ? 2 * K_LANES : K_LANES;
+  for (int c = 0; c < cols; c += n) {
     LLVMValueRef col = h_plus(h, j, c), left = some_cols ? minus(h, arg[LEFT_OWN], col) : NULL;
-    LLVMValueRef row[] = {place(h, o, arg, col, k),
-                          one_row ? NULL : place(h, o, arg, col, h_plus(h, k, 1))};
-    mix_rows(h, o, h_f32_at(h, to, h_i64(h, c)), row, n, left, one_row);
+    LLVMValueRef row[2] = {place(h, o, arg, col, k)}, to[2];
+    if (!one_row) row[1] = place(h, o, arg, col, h_plus(h, k, 1));
+    for (int i = 0; i < n / K_LANES; i++) {
+      int at = c + i * K_LANES;
+      to[i] = h_f32_at(h, first,
+                       h_i64(h, (int64_t)(at / width * width) * h_pair_steps(o->k) + at % width));
+    }
+    mix_rows(h, o, to, row, n, left, one_row);
   }
 }
 
-static void mixed_panel(host *h, const h_operand *o, LLVMValueRef const *arg, LLVMValueRef panel,
-                        LLVMValueRef j, int width, bool some_cols) {
+static void mixed_panels(host *h, const h_operand *o, LLVMValueRef const *arg, LLVMValueRef j,
+                         int width, int cols, bool some_cols) {
   LLVMValueRef two = h_i64(h, 2), whole = LLVMBuildSDiv(h->b, arg[LEFT_K], two, "");
   h_loop l;
   LLVMValueRef pair = h_loop_begin(h, &l, h_i64(h, 0), whole);
-  mixed_step(h, o, arg, panel, j, pair, width, some_cols, false);
+  mixed_step(h, o, arg, j, pair, width, cols, some_cols, false);
   h_loop_end(h, &l, 1);
   if (o->k % 2 == 0 && !o->left_k) return;
   pair = h_loop_begin(h, &l, whole, LLVMBuildSDiv(h->b, h_plus(h, arg[LEFT_K], 1), two, ""));
-  mixed_step(h, o, arg, panel, j, pair, width, some_cols, true);
+  mixed_step(h, o, arg, j, pair, width, cols, some_cols, true);
   h_loop_end(h, &l, 1);
 }
 
 // ---- the helpers --------------------------------------------------------------------------------
 
+// `cols` columns from j, which are one or several panels of `width`.
 static void panel(host *h, const h_operand *o, LLVMValueRef const *arg, LLVMValueRef j, int width,
-                  bool some_own) {
-  LLVMValueRef to = h_f32_at(h, arg[TO], h_times(h, j, h_pair_steps(o->k)));
+                  int cols, bool some_own) {
   if (!o->along_k) {
-    mixed_panel(h, o, arg, to, j, width, some_own);
+    mixed_panels(h, o, arg, j, width, cols, some_own);
     return;
   }
+  LLVMValueRef to = h_f32_at(h, arg[TO], h_times(h, j, h_pair_steps(o->k)));
   h_loop l;
   LLVMValueRef c = h_loop_begin(h, &l, h_i64(h, 0), h_i64(h, width));
   turned_strip(h, o, arg, h_f32_at(h, to, c), width, LLVMBuildAdd(h->b, j, c, ""), some_own);
   h_loop_end(h, &l, K_LANES);
 }
 
-// Panels that are there whole are read without masks.
+// Panels that are there whole are read without masks, several at a time where their columns are
+// neighbours in memory: a row's cache lines are then read once, in order.
 static void panels(host *h, const h_operand *o, LLVMValueRef const *arg, int width) {
   int all = padded(o->own), whole = all / width * width;
-  int sure = o->left_own ? 0 : o->own / width * width;
-  LLVMValueRef end = h_i64(h, sure);
-  if (o->left_own) {
-    LLVMValueRef w = h_i64(h, width), most = h_i64(h, whole);
-    LLVMTypeRef i64 = LLVMTypeOf(w);
-    LLVMValueRef ends[] = {LLVMBuildMul(h->b, LLVMBuildSDiv(h->b, arg[LEFT_OWN], w, ""), w, ""),
-                           most};
-    end = h_intrinsic(h, "llvm.smin", &i64, 1, ends, 2);
-  }
+  int sure = o->left_own ? whole : o->own / width * width;
+  LLVMValueRef end = h_i64(h, sure), lo = h_i64(h, 0);
+  LLVMTypeRef i64 = LLVMTypeOf(end);
   h_loop l;
-  LLVMValueRef j = h_loop_begin(h, &l, h_i64(h, 0), end);
-  panel(h, o, arg, j, width, false);
-  h_loop_end(h, &l, width);
-  if (sure < whole) {
-    j = h_loop_begin(h, &l, end, h_i64(h, whole));
-    panel(h, o, arg, j, width, true);
+  for (int cols = o->along_k ? width : BAND; cols >= width; cols = cols > width ? width : 0) {
+    LLVMValueRef c = h_i64(h, cols);
+    LLVMValueRef ends[] = {h_i64(h, sure / cols * cols),
+                           LLVMBuildMul(h->b, LLVMBuildSDiv(h->b, arg[LEFT_OWN], c, ""), c, "")};
+    end = o->left_own ? h_intrinsic(h, "llvm.smin", &i64, 1, ends, 2) : ends[0];
+    LLVMValueRef j = h_loop_begin(h, &l, lo, end);
+    panel(h, o, arg, j, width, cols, false);
+    h_loop_end(h, &l, cols);
+    lo = end;
+  }
+  if (o->left_own || sure < whole) {
+    LLVMValueRef j = h_loop_begin(h, &l, lo, h_i64(h, whole));
+    panel(h, o, arg, j, width, width, true);
     h_loop_end(h, &l, width);
   }
   for (int c = whole; c < all; c += K_LANES)
-    panel(h, o, arg, h_i64(h, c), K_LANES, o->left_own || c + K_LANES > o->own);
+    panel(h, o, arg, h_i64(h, c), K_LANES, K_LANES, o->left_own || c + K_LANES > o->own);
 }
 
 // Rows of 16 pairs at a time.
