@@ -183,8 +183,9 @@ static void read_kinds(reader *r, const char *kinds) {
     if (!name || p[name] != ':') break;
     size_t kind = strcspn(p + name + 1, ", ");
     bool of_operands = (name == strlen("linear") && memcmp(p, "linear", name) == 0) ||
-                       (name == strlen("updates") && memcmp(p, "updates", name) == 0);
-    if (of_operands) {  // not an index: ir_is_linear, ir_updated
+                       (name == strlen("updates") && memcmp(p, "updates", name) == 0) ||
+                       (name == strlen("over") && memcmp(p, "over", name) == 0);
+    if (of_operands) {  // not an index: ir_is_linear, ir_updated, ir_may_overwrite
       p += name + 1 + kind;
       continue;
     }

@@ -207,7 +207,11 @@ ir_value *ir_storage_of(ir_value *v) {
 
 bool ir_may_overwrite(const ir_op *op, int j, int k) {
   ir_value *v = op->in[k];
-  if (!ir_is_elementwise(op) || !ir_type_same(&op->out[j]->type, &v->type)) return false;
+  const char *over = strstr(ir_info(op->code)->kinds, "over:");
+  bool said = over && j == 0 && k < 26 &&
+              memchr(over + strlen("over:"), 'a' + k, strcspn(over + strlen("over:"), ", "));
+  if (!said && !ir_is_elementwise(op)) return false;
+  if (!ir_type_same(&op->out[j]->type, &v->type)) return false;
   if (ir_view_of(v).root != v) return false;
   const ir_value *storage = ir_storage_of(v);
   for (int i = 0; i < op->nin; i++)
