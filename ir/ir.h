@@ -227,7 +227,7 @@ struct ir_func {
 typedef enum ir_state_class {
   STATE_WEIGHT,     // learned; saved
   STATE_OPTIMIZER,  // m, v, momentum; saved
-  STATE_CACHE,      // keys and values of `decode`; not saved
+  STATE_CACHE,      // keys and values of `decode`; not saved, and lost when other entries run
 } ir_state_class;
 
 typedef enum ir_init_kind {

@@ -182,10 +182,10 @@ static void read_kinds(reader *r, const char *kinds) {
     size_t name = strcspn(p, ":");
     if (!name || p[name] != ':') break;
     size_t kind = strcspn(p + name + 1, ", ");
-    static const char *const of_operands[] = {"linear:", "updates:", "epilogue:"};
+    static const char *const of_operands[] = {"linear:", "updates:", "over:", "epilogue:"};
     bool index = true;
-    for (int i = 0; i < 3; i++) index &= !str_starts(p, of_operands[i]);
-    if (!index) {  // ir_is_linear, ir_updated, ir_epilogue
+    for (int i = 0; i < 4; i++) index &= !str_starts(p, of_operands[i]);
+    if (!index) {  // ir_is_linear, ir_updated, ir_may_overwrite, ir_epilogue
       p += name + 1 + kind;
       continue;
     }

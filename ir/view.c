@@ -249,13 +249,24 @@ static bool reads_in_step(const ir_op *op, int k) {
   return (from >= 0 && k >= from) || k == ir_base(op);
 }
 
+// Whether the op table says that result 0 may be written over operand k.
+static bool stored_over(const ir_op *op, int k) {
+  const char *over = strstr(ir_info(op->code)->kinds, "over:");
+  if (!over || k >= 26) return false;
+  over += strlen("over:");
+  return memchr(over, 'a' + k, strcspn(over, ", ")) != NULL;
+}
+
 bool ir_may_overwrite(const ir_op *op, int j, int k) {
   ir_value *v = op->in[k];
-  if (!reads_in_step(op, k) || !ir_type_same(&op->out[j]->type, &v->type)) return false;
+  bool by_row = j == 0 && stored_over(op, k);
+  if (!by_row && !reads_in_step(op, k)) return false;
+  if (!ir_type_same(&op->out[j]->type, &v->type)) return false;
   if (ir_view_of(v).root != v) return false;
   const ir_value *storage = ir_storage_of(v);
-  for (int i = 0; i < op->nin; i++)
-    if ((op->in[i] != v || !reads_in_step(op, i)) && ir_storage_of(op->in[i]) == storage)
-      return false;
+  for (int i = 0; i < op->nin; i++) {
+    bool same = op->in[i] == v && (reads_in_step(op, i) || (j == 0 && stored_over(op, i)));
+    if (!same && ir_storage_of(op->in[i]) == storage) return false;
+  }
   return true;
 }

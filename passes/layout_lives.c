@@ -4,8 +4,9 @@
 // instruction in the entry's order, in the body of a repeat the number of the instruction in it.
 // Inside a loop over micro-batches, what comes from outside lives to the loop's end.
 //
-// Chains. An elementwise result may take the storage of an operand of the same type that nobody
-// reads afterwards (ir_may_overwrite): no byte more, and one stream of memory less in the caches.
+// Chains. Some results may take the storage of an operand of the same type that nobody reads
+// afterwards (ir_may_overwrite: elementwise ops, norms, softmax, the gradient of the loss): no byte
+// more, and one stream of memory less in the processor's caches.
 // Results follow each other so, a *chain*, one storage:
 //
 //   add  %b <- %g, %a       ; %g, which the loop carries, is read here for the last time

