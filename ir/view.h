@@ -36,10 +36,11 @@ int ir_updated(const ir_op *op);
 // that was there first.
 ir_value *ir_storage_of(ir_value *v);
 // Whether result `j` of `op` may be written over operand `k`, because no kernel of it reads an
-// element of that operand after writing the result there. Elementwise ops load a tile of each operand,
-// then store the tile of each result (codegen/build_map.c); ops on rows load and store a tile in
-// their last pass (codegen/build_rows.c; `over` in ir/ops.def). So result and operand must be the
-// same elements in the same order, and no other operand may look at that storage in another way.
+// element of that operand after writing the result there. Elementwise ops load a tile of each
+// operand, then store the tile of each result (codegen/build_map.c); ops on rows load and store a
+// tile in their last pass (codegen/build_rows.c; `over` in ir/ops.def). So result and operand must
+// be the same elements in the same order, and no other operand may look at that storage in another
+// way.
 bool ir_may_overwrite(const ir_op *op, int j, int k);
 // Merges neighbouring leaves d, d+1 of `n` views with equal sizes wherever every view walks them as
 // one (stride[d] == size[d+1]*stride[d+1], or both 0); drops leaves of size 1. Changes the views;
