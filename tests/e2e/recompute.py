@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Recompute changes memory and time, and no bit: losses and final weights are the same bytes.
 
-    tests/e2e/recompute.py build/dsmc [gpt2 llama bert t5 post]
+    tests/e2e/recompute.py build/dsmc [gpt2 bf16 llama bert t5 post]
 
 Small models of the examples, with dropout where they have it, and one that carries two values and
 normalises after each part (what enters its layers is not saved of itself). For each and for
@@ -48,6 +48,8 @@ TEXT = "/usr/share/common-licenses/*"
 MODELS = {
     "gpt2": ("tiny.dsm", "layers=5,hidden=48,heads=3,seq=40,batch=4,drop=0.1,steps=4", TEXT, 4,
              [1]),
+    "bf16": ("tiny.dsm", "layers=4,hidden=48,heads=3,seq=40,batch=4,drop=0.1,steps=4,precision=bf16",
+             TEXT, 4, [1]),
     "llama": ("llama.dsm", "layers=5,hidden=48,heads=4,kv_heads=2,ffn=80,vocab=256,context=64,"
               "seq=40,batch=4,steps=4", TEXT, 4, [2]),
     "bert": ("bert.dsm:bert_large", "layers=5,hidden=32,heads=4,vocab=59,context=16,drop=0.1,seq=16,"
