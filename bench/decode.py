@@ -8,7 +8,8 @@ Each token reads every weight but the table of positions once, so bytes/s agains
 (bench/read.c, on as many threads) says how good decoding is. What memory gives changes from second to
 second on a shared machine, by up to a factor of two: so the executable is stopped every 0.3 seconds
 while the ceiling is measured, a window's tokens count from the first to the last of it, and a window
-between two ceilings that differ by more than a tenth is thrown away. Weights are the initial ones; the
+between two ceilings that differ by more than a tenth, or next to a moment in which a core was taken
+away (bench/share.c), is thrown away. Weights are the initial ones; the
 prompt is 3 tokens; the prefill is not counted. With --against, another compiler's executable takes
 turns with this one's. Prints medians of the windows.
 """
@@ -16,7 +17,7 @@ import argparse, json, os, select, signal, statistics, subprocess, sys, tempfile
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 ROOT = os.path.dirname(HERE)
-STEADY, WINDOW = 0.10, 0.3
+ENOUGH, STEADY, WINDOW = 0.93, 0.10, 0.3
 
 
 def run(command):
@@ -30,10 +31,15 @@ class Ceiling:
     def __init__(self, folder, threads):
         tool = os.path.join(folder, "read")
         run(["gcc", "-O3", "-march=native", "-pthread", os.path.join(HERE, "read.c"), "-o", tool])
+        self.share = os.path.join(folder, "share")
+        run(["gcc", "-O2", "-pthread", os.path.join(HERE, "share.c"), "-o", self.share])
         self.p = subprocess.Popen([tool, "0.06", str(threads), "-"], stdin=subprocess.PIPE,
                                   stdout=subprocess.PIPE, text=True)
 
     def __call__(self):
+        """What memory gives now, in GB/s; 0 when not all cores are there."""
+        if float(run([self.share, "0.05"])) < ENOUGH:
+            return 0
         self.p.stdin.write("\n")
         self.p.stdin.flush()
         return float(self.p.stdout.readline().split()[0])
@@ -61,7 +67,7 @@ def windows(exe, args, ceiling):
     while True:
         p.send_signal(signal.SIGSTOP)
         after = ceiling()
-        if before and abs(before - after) <= STEADY * max(before, after) and len(times) > 5:
+        if before and after and abs(before - after) <= STEADY * max(before, after) and len(times) > 5:
             got.append(((len(times) - 1) / (times[-1] - times[0]), max(before, after)))
         before = after
         tokens_until(p, time.time())  # what was still on its way
