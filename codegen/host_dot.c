@@ -315,6 +315,23 @@ static h_value panels_of(host *h, const k_stmt *s, const h_value *b, int m) {
   return t;
 }
 
+// Rows of a buffer so many f32 apart (4 KiB) begin in the same set of the first-level cache: a
+// block that reads a few floats of each would find none of them there again.
+enum { SAME_SETS = 1024 };
+
+// A first operand [K, M] in strips of 16 rows.
+static LLVMValueRef strips_of(host *h, const k_stmt *s, const h_value *a) {
+  const k_value *v = s->in[1];
+  const k_value *m_limit = limit_of(a, false), *k_limit = limit_of(a, true);
+  h_panels p = {
+      .k = v->rows, .n = v->cols, .width = K_LANES, .ld = a->ld, .ragged = m_limit != NULL};
+  k_value shape_only = {.type = K_F32, .rows = p.k, .cols = p.n};
+  h_value t = h_tile(h, &shape_only);
+  h_pack(h, &p, t.v, a->v, m_limit ? there(h, m_limit, p.n) : NULL,
+         k_limit ? there(h, k_limit, p.k) : NULL);
+  return t.v;
+}
+
 // ---- the statement ------------------------------------------------------------------------------
 
 // The tile of an f32 dot's operand, rounded when the dot says so.
@@ -498,6 +515,10 @@ void h_dot(host *h, const k_stmt *s) {
     place_sums(h, s, m_limit, &d, arg);
     h_value rows_of_b = d.panels ? panels_of(h, s, &pb, d.m) : rows_along_k(h, b, pb, s->tb);
     arg[A] = pa.v, arg[B] = rows_of_b.v;
+    if (s->ta && pa.kind == H_LOADED && d.m >= 64 && pa.ld % SAME_SETS == 0) {
+      arg[A] = strips_of(h, s, &pa);
+      d.a_row = 1, d.a_col = K_LANES, d.a_strip = (int64_t)K_LANES * d.k;
+    }
     arg[STEPS] = least(h, there(h, k_limit, d.k), there(h, limit_of(&pb, !s->tb), d.k));
   }
   call_dot(h, &d, arg);

@@ -4,6 +4,8 @@
 
 #include "codegen/host.h"
 
+enum { BAND = 128 };  // columns that are packed at once, a multiple of any panel's width
+
 LLVMValueRef h_f32_at(host *h, LLVMValueRef base, LLVMValueRef index) {
   return h_element(h, LLVMFloatTypeInContext(h->context), base, index);
 }
@@ -179,45 +181,76 @@ static void turned_panel(host *h, const h_panels *p, LLVMValueRef to, LLVMValueR
   h_loop_end(h, &l, K_LANES);
 }
 
-// The same of one that lies as [K, N].
-static void straight_panel(host *h, const h_panels *p, LLVMValueRef to, LLVMValueRef from,
-                           LLVMValueRef j, int width, LLVMValueRef left, LLVMValueRef count) {
+// The same of one that lies as [K, N]: `cols` columns from j, one or several panels of p->width (or
+// of `cols`, where that is less).
+static void straight_panels(host *h, const h_panels *p, LLVMValueRef to, LLVMValueRef from,
+                            LLVMValueRef j, int cols, LLVMValueRef left, LLVMValueRef count) {
   LLVMTypeRef f = LLVMFloatTypeInContext(h->context), vt = LLVMVectorType(f, K_LANES);
   LLVMTypeRef i32 = LLVMInt32TypeInContext(h->context);
-  LLVMValueRef mask[8];
-  for (int c = 0; left && c < width / K_LANES; c++) {
+  int width = cols < p->width ? cols : p->width;
+  LLVMValueRef mask[BAND / K_LANES];
+  for (int c = 0; left && c < cols / K_LANES; c++) {
     LLVMValueRef lane[K_LANES];
     for (int i = 0; i < K_LANES; i++) lane[i] = h_i64(h, c * K_LANES + i);
     LLVMValueRef at =
         LLVMBuildAdd(h->b, LLVMConstVector(lane, K_LANES), h_splat(h, j, K_LANES), "");
     mask[c] = LLVMBuildICmp(h->b, LLVMIntSLT, at, h_splat(h, left, K_LANES), "");
   }
-  LLVMValueRef panel = h_f32_at(h, to, h_times(h, j, p->k)), cols = h_f32_at(h, from, j);
+  LLVMValueRef first = h_f32_at(h, to, h_times(h, j, p->k)), row = h_f32_at(h, from, j);
   h_loop l;
   LLVMValueRef k = h_loop_begin(h, &l, h_i64(h, 0), count);
-  for (int c = 0; c < width / K_LANES; c++) {
-    LLVMValueRef at = h_f32_at(h, cols, h_plus(h, h_times(h, k, p->ld), c * K_LANES)), v;
+  for (int c = 0; c < cols; c += K_LANES) {
+    LLVMValueRef at = h_f32_at(h, row, h_plus(h, h_times(h, k, p->ld), c)), v;
     if (left) {
       LLVMTypeRef types[] = {vt, LLVMPointerTypeInContext(h->context, 0)};
-      LLVMValueRef args[] = {at, LLVMConstInt(i32, 4, 0), mask[c], LLVMConstNull(vt)};
+      LLVMValueRef args[] = {at, LLVMConstInt(i32, 4, 0), mask[c / K_LANES], LLVMConstNull(vt)};
       v = h_intrinsic(h, "llvm.masked.load", types, 2, args, 4);
     } else {
       v = LLVMBuildLoad2(h->b, vt, at, "");
       LLVMSetAlignment(v, 4);
     }
-    LLVMValueRef place = h_f32_at(h, panel, h_plus(h, h_times(h, k, width), c * K_LANES));
-    LLVMSetAlignment(LLVMBuildStore(h->b, v, place), 64);
+    int64_t place = (int64_t)(c / width * width) * p->k + c % width;
+    LLVMValueRef into = h_f32_at(h, first, h_plus(h, h_times(h, k, width), place));
+    LLVMSetAlignment(LLVMBuildStore(h->b, v, into), 64);
   }
   h_loop_end(h, &l, 1);
 }
 
-static void one_panel(host *h, const h_panels *p, LLVMValueRef const *arg, LLVMValueRef j,
-                      int width, bool ragged) {
+static void some_panels(host *h, const h_panels *p, LLVMValueRef const *arg, LLVMValueRef j,
+                        int cols, bool ragged) {
   LLVMValueRef left = ragged ? arg[2] : NULL;
   if (p->turned)
-    turned_panel(h, p, arg[0], arg[1], j, width, left);
+    turned_panel(h, p, arg[0], arg[1], j, cols, left);
   else
-    straight_panel(h, p, arg[0], arg[1], j, width, left, arg[3]);
+    straight_panels(h, p, arg[0], arg[1], j, cols, left, arg[3]);
+}
+
+// Panels that are there whole are read without masks, a band of several at a time where their
+// columns are neighbours in memory: a row's cache lines are then read once, in order.
+static void pack_all(host *h, const h_panels *p, LLVMValueRef const *arg) {
+  int padded = (p->n + K_LANES - 1) / K_LANES * K_LANES, whole = padded / p->width * p->width;
+  int sure = p->ragged ? whole : p->n / p->width * p->width;
+  LLVMValueRef lo = h_i64(h, 0);
+  LLVMTypeRef i64 = LLVMTypeOf(lo);
+  h_loop l;
+  for (int cols = p->turned ? p->width : BAND; cols; cols = cols > p->width ? p->width : 0) {
+    LLVMValueRef c = h_i64(h, cols), end = h_i64(h, sure / cols * cols);
+    if (p->ragged) {
+      LLVMValueRef ends[] = {LLVMBuildMul(h->b, LLVMBuildSDiv(h->b, arg[2], c, ""), c, ""), end};
+      end = h_intrinsic(h, "llvm.smin", &i64, 1, ends, 2);
+    }
+    LLVMValueRef j = h_loop_begin(h, &l, lo, end);
+    some_panels(h, p, arg, j, cols, false);
+    h_loop_end(h, &l, cols);
+    lo = end;
+  }
+  if (p->ragged || sure < whole) {
+    LLVMValueRef j = h_loop_begin(h, &l, lo, h_i64(h, whole));
+    some_panels(h, p, arg, j, p->width, true);
+    h_loop_end(h, &l, p->width);
+  }
+  for (int c = whole; c < padded; c += K_LANES)
+    some_panels(h, p, arg, h_i64(h, c), K_LANES, p->ragged || c + K_LANES > p->n);
 }
 
 void h_pack(host *h, const h_panels *p, LLVMValueRef to, LLVMValueRef from, LLVMValueRef left_n,
@@ -233,28 +266,7 @@ void h_pack(host *h, const h_panels *p, LLVMValueRef to, LLVMValueRef from, LLVM
     fn = x.fn;
     LLVMValueRef arg[4];
     for (unsigned i = 0; i < 4; i++) arg[i] = LLVMGetParam(fn, i);
-    // Panels that are there whole are read without masks.
-    int padded = (p->n + K_LANES - 1) / K_LANES * K_LANES, whole = padded / p->width * p->width;
-    int sure = p->ragged ? 0 : p->n / p->width * p->width;
-    LLVMValueRef end = h_i64(h, sure);
-    if (p->ragged) {
-      LLVMValueRef width = h_i64(h, p->width), most = h_i64(h, whole);
-      LLVMTypeRef i64 = LLVMTypeOf(width);
-      LLVMValueRef ends[] = {LLVMBuildMul(h->b, LLVMBuildSDiv(h->b, arg[2], width, ""), width, ""),
-                             most};
-      end = h_intrinsic(h, "llvm.smin", &i64, 1, ends, 2);
-    }
-    h_loop l;
-    LLVMValueRef j = h_loop_begin(h, &l, h_i64(h, 0), end);
-    one_panel(h, p, arg, j, p->width, false);
-    h_loop_end(h, &l, p->width);
-    if (sure < whole) {
-      j = h_loop_begin(h, &l, end, h_i64(h, whole));
-      one_panel(h, p, arg, j, p->width, true);
-      h_loop_end(h, &l, p->width);
-    }
-    for (int c = whole; c < padded; c += K_LANES)
-      one_panel(h, p, arg, h_i64(h, c), K_LANES, p->ragged || c + K_LANES > p->n);
+    pack_all(h, p, arg);
     h_inner_close(h, &x);
   }
   LLVMValueRef arg[] = {to, from, left_n ? left_n : h_i64(h, p->n),
