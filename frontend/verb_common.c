@@ -108,11 +108,12 @@ static bool parse_pins(cli *c, pins *out, int *exit_code) {
         if (!pin_recompute(c, &list.at[k], out)) return false;
         continue;
       }
-      if (str_eq(name, "stream") && whole && e->number.unit == UNIT_BYTES) {
-        out->stream = e->number.whole;
+      if (str_eq(name, "stream")) {
+        if (!keys_check_pin(c->arena, &c->diags, &list.at[k])) return false;
+        if (expr_is_name(e, "none")) out->stream = 0;
+        if (e->kind == EXPR_NUMBER) out->stream = (int64_t)e->number.value;
         continue;
       }
-      if (str_eq(name, "stream") && expr_is_name(e, "none")) out->stream = 0;
       static const char *const ones[] = {"data", "tensor", "pipeline",  "ulysses",
                                          "ring", "expert", "interleave"};
       bool axis = false;
