@@ -98,11 +98,15 @@ static void print_memory(const rt *r) {
   FILE *out = r->env->out;
   char a[32];
   fprintf(out, "\nMEMORY  %10s  one arena\n", rt_bytes((double)h->arena_bytes, a));
-  for (uint32_t cls = PROG_WEIGHT; cls <= PROG_CACHE; cls++)
+  for (uint32_t cls = PROG_WEIGHT; cls < PROG_CACHE; cls++)
     fprintf(out, "        %10s  %s\n", rt_bytes((double)prog_class_bytes(p, cls), a),
             class_name[cls]);
   fprintf(out, "        %10s  work: the largest entry\n",
           rt_bytes((double)(h->arena_bytes - h->states_bytes), a));
+  // Caches are part of the work of the entries that generate.
+  if (prog_class_bytes(p, PROG_CACHE))
+    fprintf(out, "        %10s  %s, in prefill and decode\n",
+            rt_bytes((double)prog_class_bytes(p, PROG_CACHE), a), class_name[PROG_CACHE]);
   fprintf(out, "        %10s  code\n", rt_bytes((double)h->code_bytes, a));
 }
 
