@@ -143,7 +143,7 @@ typedef struct job {
   job_optimizer optimizer;
   job_schedule schedule;
   int64_t steps;
-  double clip;  // 0: none
+  double clip;         // 0: none
   ir_dtype precision;  // of the operands of matrix products; what is stored and summed is f32
   int64_t seed;
   const char *data;  // the first path; NULL when none was given
