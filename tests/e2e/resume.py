@@ -64,7 +64,7 @@ def losses(path):
     """The log without times and memory."""
     with open(path) as f:
         return [{k: v for k, v in json.loads(line).items()
-                 if k not in ("step_s", "tokens_per_s", "peak_bytes")} for line in f]
+                 if k not in ("step_s", "tokens_per_s", "peak_bytes", "page_faults")} for line in f]
 
 
 def listing(folder):
