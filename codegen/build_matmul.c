@@ -215,6 +215,11 @@ static void choose_tiles(const product *p, int64_t m, int64_t n, int64_t k, b_cu
   *ck = b_cut_even(k, 768, 16);
 }
 
+// Elements of an operand as f32, rounded where they are not of that type already.
+static k_value *rounded(bld *b, const product *p, int t, k_value *v) {
+  return p->t[t].dtype == p->round ? v : k_round(b->k, v, p->round);
+}
+
 // The few-rows product: out[m, n] = sum_k a[m, k] b[n, k], one reduction per row.
 static void build_thin(bld *b, product *p, const b_axes *m, const b_axes *n, const b_axes *kx) {
   k_kernel *k = b->k;
@@ -241,29 +246,29 @@ static void build_thin(bld *b, product *p, const b_axes *m, const b_axes *n, con
   b_loop l = b_loop_begin(b, k_int(k, 0), k_int(k, chunks), 1, chunks, sum, rows);
   k_value *k0 = k_muli(k, k_modi(k, l.i, ck.count), ck.size);
   b_coordinates(b, &p->k, k_divi(k, l.i, ck.count), coord);
-  k_value *wbase = k_add(k, base[B], b_at(b, &p->k, B, coord));
-  k_access w = {
-      .base = k_add(k, wbase,
-                    k_add(k, k_muli(k, n0, n->stride[B][0]), k_muli(k, k0, kx->stride[B][0])))};
   k_value *left_n = b_left(b, &cn, n0), *left_k = b_left(b, &ck, k0);
-  w.row_stride = along_k ? n->stride[B][0] : kx->stride[B][0];
-  w.col_stride = along_k ? kx->stride[B][0] : n->stride[B][0];
-  w.row_limit = along_k ? left_n : left_k;
-  w.col_limit = along_k ? left_k : left_n;
-  k_value *wt = b_load(b, &p->t[B], along_k ? cn.size : ck.size, along_k ? ck.size : cn.size, w);
-  wt = k_spread(k, k_round(k, wt, p->round), along_k ? cn.size : ck.size,
-                along_k ? ck.size : cn.size);
-  k_value *next[4];
+  // The few rows come first: then the weights, the products and their sums are one pass, and the
+  // weights never lie on the stack.
+  k_value *few[4], *next[4];
   for (int i = 0; i < rows; i++) {
     k_access x = {
         .base = k_add(k, k_add(k, base[A], b_at(b, &p->k, A, coord)),
                       k_add(k, k_int(k, i * m->stride[A][0]), k_muli(k, k0, kx->stride[A][0])))};
     *(along_k ? &x.col_stride : &x.row_stride) = kx->stride[A][0];
     *(along_k ? &x.col_limit : &x.row_limit) = left_k;
-    k_value *xt =
-        k_round(k, b_load(b, &p->t[A], along_k ? 1 : ck.size, along_k ? ck.size : 1, x), p->round);
-    next[i] = k_add(k, l.carry[i], k_reduce(k, IR_add, k_mul(k, wt, xt), along_k));
+    few[i] = rounded(b, p, A, b_load(b, &p->t[A], along_k ? 1 : ck.size, along_k ? ck.size : 1, x));
   }
+  k_access w = {
+      .base = k_add(k, k_add(k, base[B], b_at(b, &p->k, B, coord)),
+                    k_add(k, k_muli(k, n0, n->stride[B][0]), k_muli(k, k0, kx->stride[B][0]))),
+      .row_stride = along_k ? n->stride[B][0] : kx->stride[B][0],
+      .col_stride = along_k ? kx->stride[B][0] : n->stride[B][0],
+      .row_limit = along_k ? left_n : left_k,
+      .col_limit = along_k ? left_k : left_n};
+  int wr = along_k ? cn.size : ck.size, wc = along_k ? ck.size : cn.size;
+  k_value *wt = k_spread(k, rounded(b, p, B, b_load(b, &p->t[B], wr, wc, w)), wr, wc);
+  for (int i = 0; i < rows; i++)
+    next[i] = k_add(k, l.carry[i], k_reduce(k, IR_add, k_mul(k, wt, few[i]), along_k));
   b_loop_end(b, &l, next);
   for (int i = 0; i < rows; i++) {
     k_access o = {.base = k_add(k, k_add(k, base[O], k_int(k, i * m->stride[O][0])),
