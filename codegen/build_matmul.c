@@ -194,25 +194,35 @@ static tile load_tile(bld *b, const cg_tensor *t, k_value *base, const b_cut *ow
   return (tile){k_stage(k, k_spread(k, v, rows, cols)), k_last};
 }
 
+// What stays the same while a cell walks k.
+typedef struct cell {
+  const b_axes *m, *n, *k;  // the axes that are tiled
+  b_cut cm, cn, ck;
+  k_value *m0, *n0, *left_m, *left_n;
+  k_value *base[3];
+} cell;
+
 // Tiles of m, n and k. The host packs a tile of b once and runs all rows of a through it, so many
-// rows pay for the packing; many k pay for moving the sums in and out of registers. The tile of b
-// (384 KiB) and the sums (128 KiB) stay within a core's second-level cache. Measured on a Zen 4,
-// one thread, GPT-2's products of 256 rows: 128x128x128 is 92 GFLOP/s, 256x128x256 101, this 105,
-// of 117. Products with few tiles are cut finer, so that a few threads have equal work.
-static void choose_tiles(const product *p, int64_t m, int64_t n, int64_t k, b_cut *cm, b_cut *cn,
-                         b_cut *ck) {
+// rows pay for the packing; many k pay for moving the sums in and out of registers. A panel of b
+// (96 KiB of f32) stays within a core's second-level cache; rows of a that run along k stream
+// through it, others (across_k) are packed too and should fit. Measured on a Zen 4, one thread,
+// GPT-2's products: 128x128x128 is 92 GFLOP/s of 117, 256x128x768 106 - 109, 512x128x768 108 - 112.
+// Products with few tiles are cut finer, so that a few threads have equal work.
+static void choose_tiles(const product *p, const b_axes *m, const b_axes *n, const b_axes *k,
+                         cell *c) {
   int64_t others = b_product(&p->batch) * b_product(&p->m) * b_product(&p->n);
-  int tm = 256, tn = 128;
-  while (tm > 32 && others * ((m + tm - 1) / tm) * ((n + tn - 1) / tn) < 12) {
-    if (tn > 64) {
-      tn /= 2;
-    } else {
+  bool across_k = m->stride[A][0] < k->stride[A][0];
+  int tm = across_k ? 256 : 512, tn = 128;
+  while (tm > 32 && others * ((m->size[0] + tm - 1) / tm) * ((n->size[0] + tn - 1) / tn) < 12) {
+    if (tm > 256 || tn == 64) {
       tm /= 2;
+    } else {
+      tn /= 2;
     }
   }
-  *cm = b_cut_even(m, tm, 8);
-  *cn = b_cut_even(n, tn, 16);
-  *ck = b_cut_even(k, 768, 16);
+  c->cm = b_cut_even(m->size[0], tm, 8);
+  c->cn = b_cut_even(n->size[0], tn, 16);
+  c->ck = b_cut_even(k->size[0], 768, 16);
 }
 
 // Elements of an operand as f32, rounded where they are not of that type already.
@@ -233,9 +243,9 @@ static void build_thin(bld *b, product *p, const b_axes *m, const b_axes *n, con
       for (int t = 0; t < 3; t++) outer.stride[t][outer.n] = rest[i]->stride[t][a];
       outer.size[outer.n++] = rest[i]->size[a];
     }
-  k_value *cell = k_grid(k, b_product(&outer)), *coord[B_MAX_AXES];
+  k_value *group = k_grid(k, b_product(&outer)), *coord[B_MAX_AXES];
   k_value *n0 = k_muli(k, k_grid(k, cn.count), cn.size);
-  b_coordinates(b, &outer, cell, coord);
+  b_coordinates(b, &outer, group, coord);
   k_value *base[3];
   for (int t = 0; t < 3; t++) base[t] = b_at(b, &outer, t, coord);
   int rows = (int)m->size[0];
@@ -278,14 +288,6 @@ static void build_thin(bld *b, product *p, const b_axes *m, const b_axes *n, con
     b_store(b, &p->t[O], l.carry[i], o);
   }
 }
-
-// What stays the same while a cell walks k.
-typedef struct cell {
-  const b_axes *m, *n, *k;  // the axes that are tiled
-  b_cut cm, cn, ck;
-  k_value *m0, *n0, *left_m, *left_n;
-  k_value *base[3];
-} cell;
 
 // The next sums: those of k tile number i added to acc.
 static k_value *multiply(bld *b, const product *p, const cell *c, k_value *acc, k_value *i) {
@@ -440,7 +442,7 @@ void cg_build_matmul(bld *b) {
   int scratch[2] = {-1, -1};
   int64_t elements[2];
   if (!thin) {
-    choose_tiles(&p, m.size[0], n.size[0], kx.size[0], &c.cm, &c.cn, &c.ck);
+    choose_tiles(&p, &m, &n, &kx, &c);
     b_axes *of_a[] = {&p.batch, &p.m, &m, &p.k, &kx, NULL};
     b_axes *of_b[] = {&p.batch, &p.n, &n, &p.k, &kx, NULL};
     scratch[A] = round_operand(b, &p, A, of_a, b_product(&p.n) * c.cn.count, &elements[A]);
