@@ -56,7 +56,7 @@ __attribute__((target("avx512f"))) static double fma_flops(double seconds) {
       EACH(FMA)
       EACH(KEEP)
     }
-    flops += 2.0 * ROUNDS * SUMS * LANES;
+    flops += (double)(2 * ROUNDS * SUMS * LANES);
     t = now() - start;
   } while (t < seconds);
   return flops / t;
@@ -71,7 +71,7 @@ __attribute__((target("avx512f,avx512bf16"))) static double bf16_flops(double se
       EACH(PAIRS)
       EACH(KEEP)
     }
-    flops += 4.0 * ROUNDS * SUMS * LANES;
+    flops += (double)(4 * ROUNDS * SUMS * LANES);
     t = now() - start;
   } while (t < seconds);
   return flops / t;

@@ -206,25 +206,40 @@ static tile load_tile(bld *b, const cg_tensor *t, k_value *base, const b_cut *ow
   return (tile){k_stage(k, k_spread(k, v, rows, cols)), k_last};
 }
 
+// What stays the same while a cell walks k.
+typedef struct cell {
+  const b_axes *m, *n, *k;  // the axes that are tiled
+  b_cut cm, cn, ck;
+  k_value *m0, *n0, *left_m, *left_n;
+  k_value *base[MAX_TENSORS];
+} cell;
+
 // Tiles of m, n and k. The host packs a tile of b once and runs all rows of a through it, so many
-// rows pay for the packing; many k pay for moving the sums in and out of registers. The tile of b
-// (384 KiB) and the sums (128 KiB) stay within a core's second-level cache. Measured on a Zen 4,
-// one thread, GPT-2's products of 256 rows: 128x128x128 is 92 GFLOP/s, 256x128x256 101, this 105,
-// of 117. Products with few tiles are cut finer, so that a few threads have equal work.
-static void choose_tiles(const product *p, int64_t m, int64_t n, int64_t k, b_cut *cm, b_cut *cn,
-                         b_cut *ck) {
+// rows pay for the packing; many k pay for moving the sums in and out of registers. A panel of b
+// (96 KiB of f32) stays within a core's second-level cache; rows of a that run along k stream
+// through it, others (across_k) are packed too and should fit. Measured on a Zen 4, one thread,
+// GPT-2's products: 128x128x128 is 92 GFLOP/s of 117, 256x128x768 106 - 109, 512x128x768 108 - 112.
+// Products with few tiles are cut finer, so that a few threads have equal work.
+static void choose_tiles(const product *p, const b_axes *m, const b_axes *n, const b_axes *k,
+                         cell *c) {
   int64_t others = b_product(&p->batch) * b_product(&p->m) * b_product(&p->n);
-  int tm = 256, tn = 128;
-  while (tm > 32 && others * ((m + tm - 1) / tm) * ((n + tn - 1) / tn) < 12) {
-    if (tn > 64) {
-      tn /= 2;
-    } else {
+  bool across_k = m->stride[A][0] < k->stride[A][0];
+  int tm = across_k ? 256 : 512, tn = 128;
+  while (tm > 32 && others * ((m->size[0] + tm - 1) / tm) * ((n->size[0] + tn - 1) / tn) < 12) {
+    if (tm > 256 || tn == 64) {
       tm /= 2;
+    } else {
+      tn /= 2;
     }
   }
-  *cm = b_cut_even(m, tm, 8);
-  *cn = b_cut_even(n, tn, 16);
-  *ck = b_cut_even(k, 768, 16);
+  c->cm = b_cut_even(m->size[0], tm, 8);
+  c->cn = b_cut_even(n->size[0], tn, 16);
+  c->ck = b_cut_even(k->size[0], 768, 16);
+}
+
+// Elements of an operand as f32, rounded where they are not of that type already.
+static k_value *rounded(bld *b, const product *p, int t, k_value *v) {
+  return p->t[t].dtype == p->round ? v : k_round(b->k, v, p->round);
 }
 
 // Stores f of a tile of sums. `at[t]` is where the tile begins in tensor t; `rows` and `cols` are
@@ -317,7 +332,7 @@ static void build_thin_rows(bld *b, product *p, const b_axes *m, const b_axes *n
                   .base = k_add(k, p->t[A].base, k_addi(k, base[A], i * m->stride[A][0])),
                   .row_stride = piece * kx->stride[A][0],
                   .col_stride = kx->stride[A][0]};
-    xt[i] = k_round(k, k_load(k, pieces, piece, x), p->round);
+    xt[i] = rounded(b, p, A, k_load(k, pieces, piece, x));
   }
   for (int f = 0; f < far; f++) {
     row[f] = k_add(k, k_addi(k, n0, f * apart), l.i);
@@ -325,7 +340,7 @@ static void build_thin_rows(bld *b, product *p, const b_axes *m, const b_axes *n
                   .row_stride = piece * kx->stride[B][0],
                   .col_stride = kx->stride[B][0]};
     wt[f] = b_load(b, &p->t[B], pieces, piece, w);
-    wt[f] = k_spread(k, k_round(k, wt[f], p->round), pieces, piece);
+    wt[f] = k_spread(k, rounded(b, p, B, wt[f]), pieces, piece);
   }
   for (int f = 0; f < far; f++)
     for (int i = 0; i < rows; i++) sum[f][i] = k_reduce(k, IR_add, k_mul(k, wt[f], xt[i]), 1);
@@ -370,7 +385,7 @@ static void build_thin(bld *b, product *p, const b_axes *m, const b_axes *n, con
     x.base = k_add(k, p->t[A].base, x.base);
     *(along_k ? &x.col_stride : &x.row_stride) = kx->stride[A][0];
     *(along_k ? &x.col_limit : &x.row_limit) = left_k;
-    xt[i] = k_round(k, k_load(k, wr, wc, x), p->round);
+    xt[i] = rounded(b, p, A, k_load(k, wr, wc, x));
   }
   k_access w = {
       .base = k_add(k, k_add(k, base[B], b_at(b, &p->k, B, coord)),
@@ -379,7 +394,7 @@ static void build_thin(bld *b, product *p, const b_axes *m, const b_axes *n, con
   w.col_stride = along_k ? kx->stride[B][0] : n->stride[B][0];
   w.row_limit = along_k ? left_n : left_k;
   w.col_limit = along_k ? left_k : left_n;
-  k_value *wt = k_spread(k, k_round(k, b_load(b, &p->t[B], wr, wc, w), p->round), wr, wc);
+  k_value *wt = k_spread(k, rounded(b, p, B, b_load(b, &p->t[B], wr, wc, w)), wr, wc);
   for (int i = 0; i < rows; i++)
     next[i] = k_add(k, l.carry[i], k_reduce(k, IR_add, k_mul(k, wt, xt[i]), along_k));
   b_loop_end(b, &l, next);
@@ -393,14 +408,6 @@ static void build_thin(bld *b, product *p, const b_axes *m, const b_axes *n, con
     finish(b, p, l.carry[i], at, along_k ? n : NULL, along_k ? NULL : n, limits);
   }
 }
-
-// What stays the same while a cell walks k.
-typedef struct cell {
-  const b_axes *m, *n, *k;  // the axes that are tiled
-  b_cut cm, cn, ck;
-  k_value *m0, *n0, *left_m, *left_n;
-  k_value *base[MAX_TENSORS];
-} cell;
 
 // The next sums: those of k tile number i added to acc.
 static k_value *multiply(bld *b, const product *p, const cell *c, k_value *acc, k_value *i) {
@@ -572,7 +579,7 @@ void cg_build_matmul(bld *b) {
   int scratch[2] = {-1, -1};
   int64_t elements[2];
   if (!thin) {
-    choose_tiles(&p, m.size[0], n.size[0], kx.size[0], &c.cm, &c.cn, &c.ck);
+    choose_tiles(&p, &m, &n, &kx, &c);
     b_axes *of_a[] = {&p.batch, &p.m, &m, &p.k, &kx, NULL};
     b_axes *of_b[] = {&p.batch, &p.n, &n, &p.k, &kx, NULL};
     scratch[A] = round_operand(b, &p, A, of_a, b_product(&p.n) * c.cn.count, &elements[A]);

@@ -1026,6 +1026,23 @@ static void text(void **state) {
                       "  %11 = mul %10, 0.5f : f32[16,1]\n"
                       "  store y[%1 + r], %11\n");
   assert_int_equal(k_cells(k), 8);
+
+  k = k_new(&x.a, "product");
+  in = k_buffer(k, "x", DT_f32, K_READ), out = k_buffer(k, "y", DT_f32, K_WRITE);
+  a = (k_access){.buffer = in, .row_stride = 16, .col_stride = 1};
+  k_value *v = k_load(k, 16, 16, a), *zero = k_full(k, K_F32, 16, 16, 0);
+  a.buffer = out;
+  k_store(k, k_dot(k, k_dot_rounded(k, DT_bf16, zero, v, v, true, false), v, v, false, true), a);
+  k_finish(k);
+  s.n = 0;
+  k_print(&s, k);
+  assert_string_equal(sb_str(&s),
+                      "kernel product(x: f32 in, y: f32 out) grid(1)\n"
+                      "  %0 = load x[16*r + c] : f32[16,16]\n"
+                      "  %1 = 0 : f32[16,16]\n"
+                      "  %2 = dot bf16 ta %1, %0, %0 : f32[16,16]\n"
+                      "  %3 = dot tb %2, %0, %0 : f32[16,16]\n"
+                      "  store y[16*r + c], %3\n");
   end(&x);
 }
 
