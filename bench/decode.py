@@ -79,8 +79,10 @@ def windows(exe, args, ceiling):
 
 
 def weight_bytes(exe):
-    states = json.loads(run([exe, "info", "--json"]))["states"]
-    return sum(s["bytes"] for s in states if s["class"] == "weights" and s["name"] != "wpe.weight")
+    states = {s["name"]: s for s in json.loads(run([exe, "info", "--json"]))["states"]}
+    # With `precision = bf16` what is multiplied is read from its rounded copy.
+    return sum(states.get(name + ".bf16", s)["bytes"] for name, s in states.items()
+               if s["class"] == "weights" and name != "wpe.weight")
 
 
 def main():

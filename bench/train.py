@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """GPT-2 124M, one training step (forward, backward, AdamW): dsmc against eager PyTorch on this CPU.
 
-    bench/train.py [--batch 4] [--seq 64] [--pairs 5] [--steps 6] [--dsmc build/dsmc]
+    bench/train.py [--batch 4] [--seq 64] [--precision f32|bf16] [--pairs 5] [--steps 6]
+                   [--dsmc build/dsmc]
 
 Runs both in turn, A B A B, and prints each side and the median of the pairs' ratios. Before and after
 each run it measures what share of every core the machine gives (bench/share.c); a run between two
@@ -42,7 +43,8 @@ class Bench:
             for _ in range(100000):
                 f.write(struct.pack("<H", draw.randrange(50257)))
         run([args.dsmc, "build", "-q", os.path.join(ROOT, "examples/gpt2.dsm:gpt2"), "-o", self.exe,
-             "--set", 'batch=%d,seq=%d,clip=none,data="%s/tokens.bin"' % (args.batch, args.seq, folder),
+             "--set", 'batch=%d,seq=%d,clip=none,precision=%s,data="%s/tokens.bin"' % (
+                 args.batch, args.seq, args.precision, folder),
              "--pin", "micro_batch=%d" % args.batch])
 
     def share(self):
@@ -58,7 +60,7 @@ class Bench:
 
     def torch(self):
         out = run([TORCH, os.path.join(HERE, "torch_step.py"), str(self.args.batch),
-                   str(self.args.seq), str(self.args.steps), "2"], OMP_NUM_THREADS="2", **TUNED)
+                   str(self.args.seq), str(self.args.steps), "2", self.args.precision], OMP_NUM_THREADS="2", **TUNED)
         return json.loads(out.strip().split("\n")[-1])
 
     def clean(self, what):
@@ -81,6 +83,7 @@ def main():
     ap = argparse.ArgumentParser()
     ap.add_argument("--batch", type=int, default=4)
     ap.add_argument("--seq", type=int, default=64)
+    ap.add_argument("--precision", choices=["f32", "bf16"], default="f32")
     ap.add_argument("--pairs", type=int, default=5)
     ap.add_argument("--steps", type=int, default=6)
     ap.add_argument("--dsmc", default=os.path.join(ROOT, "build/dsmc"))
