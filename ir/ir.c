@@ -456,7 +456,6 @@ ir_op *ir_clone_op(ir_region *to, ir_op *op) {
   if (op->nattrs) memcpy(now->attr, op->attr, sizeof *op->attr * (size_t)op->nattrs);
   now->span = op->span;
   now->path = op->path;
-  now->stream = op->stream;
   now->recompute = op->recompute;
   now->nregions = op->nregions;
   now->region = arena_new(m->arena, ir_region *, op->nregions);

@@ -196,7 +196,6 @@ struct ir_op {
   ir_region *parent;
   ir_span span;
   const char *path;  // the op's path in the text ("h.attn.c_proj"), key of random numbers
-  int stream;        // chunks this op is streamed in; 0 and 1: bulk
   bool recompute;    // LOCAL: runs again in backward what forward ran: no model work
   int segment;       // LOCAL: when in the step; even: once, odd: once per micro-batch
   int mark;          // scratch of the running pass

@@ -7,7 +7,7 @@
 //   func    = "func" NAME KIND "{" { op } "}"
 //   op      = [ %name { "," %name } "=" ] NAME "(" [ %name { "," %name } ] ")" [ "{" attr, ... "}"
 //   ]
-//             [ "@" STRING ] [ "stream" int ] [ "recompute" ] [ ":" type [place] { "," ... } ] {
+//             [ "@" STRING ] [ "recompute" ] [ ":" type [place] { "," ... } ] {
 //             region }
 //   region  = "region" "(" [ %name ":" type [place] { "," ... } ] ")"
 //             "{" { op } [ "yield" %name, ... ] "}"
@@ -475,7 +475,6 @@ static void one_op(parser *p, ir_region *r) {
     need(p, "}");
   }
   if (take(p, "@")) scratch.path = string(p);
-  if (take_word(p, "stream")) scratch.stream = small_integer(p);
   scratch.recompute = take_word(p, "recompute");
   if (names.n) {
     need(p, ":");
@@ -496,7 +495,6 @@ static void one_op(parser *p, ir_region *r) {
   op->attr = scratch.attr;
   op->nattrs = scratch.nattrs;
   op->path = scratch.path;
-  op->stream = scratch.stream;
   op->recompute = scratch.recompute;
   op->region = regions.at;
   op->nregions = regions.n;

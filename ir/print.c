@@ -240,7 +240,6 @@ static void op_text(printer *p, const ir_op *op, int depth) {
     sb_puts(&p->out, " @");
     quoted(p, op->path);
   }
-  if (op->stream > 1) sb_printf(&p->out, " stream %d", op->stream);
   if (op->recompute) sb_puts(&p->out, " recompute");
   bool lines = false;
   for (int i = 0; i < op->nout; i++) lines = lines || (i && op->out[i]->type.rank);

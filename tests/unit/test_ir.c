@@ -600,7 +600,6 @@ static void build_everything(fixture *x) {
   a->out[0]->name = "x";
   ir_attr drop[] = {ir_attr_f("p", 0.1), ir_attr_i("key", 77)};
   ir_op *d = ir_build_full(&x->b, IR_dropout, a->out, 1, drop, 2, NULL, 0);
-  d->stream = 4;
   int64_t axes[] = {0, 1, 2};
   ir_attr sum = ir_attr_v("axes", axes, 3);
   ir_value *loss = ir_build_full(&x->b, IR_sum, d->out, 1, &sum, 1, NULL, 0)->out[0];
