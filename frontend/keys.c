@@ -613,17 +613,16 @@ static const char *synonym(const char *key) {
   return NULL;
 }
 
-static void unknown_key(arena *a, diags *d, const section *s, const entry *e,
+static void unknown_key(arena *a, diags *d, const char *kind, span at, const char *key,
                         const char *const *dims, int ndims) {
   const char *names[NAMES_MAX + NSECTIONS];
-  int n = allowed_in(a, s->kind.text, dims, ndims, names);
-  diag *g = diag_error(d, e->key.at, DIAG_UNKNOWN_KEY, "`%s` is not a setting of %s", e->key.text,
-                       s->kind.text);
-  const char *same = strcmp(s->kind.text, "train") == 0 ? synonym(e->key.text) : NULL;
+  int n = allowed_in(a, kind, dims, ndims, names);
+  diag *g = diag_error(d, at, DIAG_UNKNOWN_KEY, "`%s` is not a setting of %s", key, kind);
+  const char *same = strcmp(kind, "train") == 0 ? synonym(key) : NULL;
   if (same)
     diag_label(g, "write `%s`", same);
   else
-    diag_did_you_mean(g, e->key.text, names, n);
+    diag_did_you_mean(g, key, names, n);
   diag_list(g, "allowed", names, n);
 }
 
@@ -781,7 +780,7 @@ static void check_key(arena *a, diags *d, const section *s, const entry *e, cons
   }
   bool pattern = k && strcmp(k->key, "*") == 0;
   if (!k || (pattern && strcmp(kind, "layers") == 0 && e->key_kind != WORD_STRING)) {
-    unknown_key(a, d, s, e, dims, ndims);
+    unknown_key(a, d, kind, e->key.at, key, dims, ndims);
     return;
   }
   size_t n = strlen(k->key);
@@ -876,6 +875,11 @@ void keys_check_file(arena *a, diags *d, const file *f) {
 bool keys_check_pin(arena *a, diags *d, const setting *s) {
   check c = {.arena = a, .diags = d, .automatic = true, .name = s->name.text};
   int before = diags_errors(d);
-  check_value(&c, key_find("plan", s->name.text), s->value);
+  const key_info *k = key_find("plan", s->name.text);
+  if (k && k->kind == KEY_TEXT) return true;  // CLASS:HOME is not quoted there
+  if (k)
+    check_value(&c, k, s->value);
+  else
+    unknown_key(a, d, "plan", s->name.at, s->name.text, NULL, 0);
   return diags_errors(d) == before;
 }

@@ -67,8 +67,8 @@ void keys_check_file(arena *a, diags *d, const file *f);
 // Checks one top-level section. `dims`: names that a `train` section takes beside its keys; NULL:
 // not known, so any key with a count for a value passes.
 void keys_check_section(arena *a, diags *d, const section *s, const char *const *dims, int ndims);
-// Checks the value of a setting that stands elsewhere (`--pin`) as if it stood in a `plan` section.
-// The key must exist. False when the value is wrong, which has been reported.
+// Checks a setting that stands elsewhere (`--pin`) as if it stood in a `plan` section. False when
+// there is no such key or the value is wrong, which has been reported.
 bool keys_check_pin(arena *a, diags *d, const setting *s);
 
 #endif

@@ -70,11 +70,10 @@ typedef struct pins {
   int64_t stream;              // largest value made at once, in bytes; 0: no limit
 } pins;
 
-// recompute=none|selective|full|BYTES. False after an error, which is among the diagnostics.
-static bool pin_recompute(cli *c, const setting *s, pins *p) {
+// recompute=none|selective|full|BYTES, which has been checked.
+static void pin_recompute(cli *c, const setting *s, pins *p) {
   static const char *const word[] = {"none", "selective", "full"};  // ORDER recompute_mode
   const expr *e = s->value;
-  if (!keys_check_pin(c->arena, &c->diags, s)) return false;
   sb text = {.arena = c->arena};
   expr_print(&text, e);
   p->recompute = RECOMPUTE_NONE;
@@ -82,10 +81,9 @@ static bool pin_recompute(cli *c, const setting *s, pins *p) {
   p->recompute_text = sb_str(&text);
   for (int i = 0; i < 3; i++)
     if (expr_is_name(e, word[i])) p->recompute = (recompute_mode)i;
-  if (e->kind != EXPR_NUMBER) return true;
+  if (e->kind != EXPR_NUMBER) return;
   p->recompute = RECOMPUTE_BYTES;
   p->recompute_bytes = e->number.integral ? e->number.whole : (int64_t)e->number.value;
-  return true;
 }
 
 // --pin on one device: the sizes of the mesh have one legal value. False after an error: it has
@@ -100,16 +98,22 @@ static bool parse_pins(cli *c, pins *out, int *exit_code) {
       const char *name = list.at[k].name.text;
       const expr *e = list.at[k].value;
       bool whole = e->kind == EXPR_NUMBER && e->number.integral;
-      if (str_eq(name, "micro_batch") && whole && e->number.whole >= 1) {
+      if (!keys_check_pin(c->arena, &c->diags, &list.at[k])) return false;
+      if (str_eq(name, "micro_batch")) {
+        if (expr_is_name(e, "auto")) continue;
+        if (!whole || e->number.whole < 1) {
+          diag_error(&c->diags, e->at, DIAG_WRONG_VALUE,
+                     "`micro_batch` is a whole number from 1 on");
+          return false;
+        }
         out->micro = e->number.whole;
         continue;
       }
       if (str_eq(name, "recompute")) {
-        if (!pin_recompute(c, &list.at[k], out)) return false;
+        pin_recompute(c, &list.at[k], out);
         continue;
       }
       if (str_eq(name, "stream")) {
-        if (!keys_check_pin(c->arena, &c->diags, &list.at[k])) return false;
         if (expr_is_name(e, "none")) out->stream = 0;
         if (e->kind == EXPR_NUMBER) out->stream = (int64_t)e->number.value;
         continue;
