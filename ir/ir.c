@@ -303,6 +303,14 @@ const ir_attr *ir_get_attr(const ir_op *op, const char *key) {
   return i < 0 ? NULL : &op->attr[i];
 }
 
+bool ir_attr_allowed(const ir_op *op, const char *key) {
+  ir_attr_slot slot[IR_MAX_ATTRS];
+  int n = ir_attr_slots(ir_info(op->code), slot);
+  for (int i = 0; i < n; i++)
+    if (strcmp(slot[i].key, key) == 0) return true;
+  return false;
+}
+
 int64_t ir_attr_int(const ir_op *op, const char *key, int64_t otherwise) {
   const ir_attr *a = ir_get_attr(op, key);
   return a && a->kind == ATTR_INT ? a->i : otherwise;

@@ -321,6 +321,8 @@ typedef struct ir_attr_slot {
   bool optional;
 } ir_attr_slot;
 int ir_attr_slots(const ir_op_info *info, ir_attr_slot out[IR_MAX_ATTRS]);
+// Whether the op's row allows the attribute.
+bool ir_attr_allowed(const ir_op *op, const char *key);
 int64_t ir_attr_int(const ir_op *op, const char *key, int64_t otherwise);
 double ir_attr_float(const ir_op *op, const char *key, double otherwise);
 const char *ir_attr_str(const ir_op *op, const char *key, const char *otherwise);

@@ -182,10 +182,12 @@ static void read_kinds(reader *r, const char *kinds) {
     size_t name = strcspn(p, ":");
     if (!name || p[name] != ':') break;
     size_t kind = strcspn(p + name + 1, ", ");
-    static const char *const of_operands[] = {"linear:", "updates:", "over:", "epilogue:"};
+    static const char *const of_operands[] = {
+        "linear:", "updates:", "over:", "epilogue:", "rounds:", "work:"};
     bool index = true;
-    for (int i = 0; i < 4; i++) index &= !str_starts(p, of_operands[i]);
-    if (!index) {  // ir_is_linear, ir_updated, ir_may_overwrite, ir_epilogue
+    for (size_t i = 0; i < sizeof of_operands / sizeof *of_operands; i++)
+      index &= !str_starts(p, of_operands[i]);
+    if (!index) {  // ir_is_linear, ir_updated, ir_rounds, ...
       p += name + 1 + kind;
       continue;
     }
@@ -211,20 +213,39 @@ bool ir_is_linear(const ir_op *op, const bool *among) {
   return n > 0 && (!each || n == 1);
 }
 
+// The first letter of a word of the row's kinds, as the number of an operand; -1: no such word.
+static int letter_of(const ir_op *op, const char *word) {
+  const char *how = strstr(ir_info(op->code)->kinds, word);
+  return how ? how[strlen(word)] - 'a' : -1;
+}
+
 int ir_base(const ir_op *op) {
-  return op->code == IR_einsum && ir_attr_int(op, "base", 0) ? 2 : -1;
+  return ir_attr_int(op, "base", 0) ? letter_of(op, "epilogue:") : -1;
 }
 
 int ir_epilogue_at(const ir_op *op) {
-  const char *how = strstr(ir_info(op->code)->kinds, "epilogue:");
-  int at = how ? how[strlen("epilogue:")] - 'a' : -1;
+  int at = letter_of(op, "epilogue:");
   return op->nin < at || ir_base(op) >= 0 ? -1 : at;
 }
 
 int ir_epilogue(const ir_op *op) { return op->nregions ? ir_epilogue_at(op) : -1; }
 
 bool ir_accumulates(const ir_op *op) {
-  return op->code == IR_accumulate || (op->code == IR_einsum && ir_attr_int(op, "accumulate", 0));
+  return op->code == IR_accumulate || ir_attr_int(op, "accumulate", 0);
+}
+
+ir_dtype ir_rounds(const ir_op *op, int k) {
+  const char *how = strstr(ir_info(op->code)->kinds, "rounds:");
+  const char *to = how ? ir_attr_str(op, "round", NULL) : NULL;
+  ir_dtype t = DT_COUNT;
+  if (!to || k >= 26) return t;
+  how += strlen("rounds:");
+  if (!memchr(how, 'a' + k, strcspn(how, ", ")) || !ir_dtype_parse(to, &t)) return DT_COUNT;
+  return t;
+}
+
+bool ir_is_product(const ir_op *op) {
+  return op->nin > 1 && strstr(ir_info(op->code)->kinds, "work:product");
 }
 
 const char *ir_rule_read(ir_module *m, const ir_op *op, ir_rule *out) {

@@ -69,6 +69,12 @@ const char *ir_rule_match(ir_module *m, const ir_op *op, const ir_rule *rule, ir
 // sum. By the `linear` word of the row's kinds; false when `among` names none.
 bool ir_is_linear(const ir_op *op, const bool *among);
 
+// What `op` rounds operand k to as it reads it (`rounds` in ir/ops.def, attribute `round`), or
+// DT_COUNT when it takes it as it is.
+ir_dtype ir_rounds(const ir_op *op, int k);
+// True for products of matrices (`work:product` in ir/ops.def) of two operands or more.
+bool ir_is_product(const ir_op *op);
+
 // Infers result types of `op` from its operands, attributes and regions; unifies and refines
 // indices. Returns NULL, or a message in the user's words ("`seq` is 64 here and 32 there").
 // For "raw" rules it knows the movement ops (slice, transpose, concat, sum, repeat, ...) too; the

@@ -49,11 +49,21 @@ static bool is_const(const ir_value *v) {
   return pass_const_value(v, &x);
 }
 
-// True when `user` may become part of `p`. A norm's kernel walks rows: what else it reads must lie
-// as they do, or be a number.
-static bool carries(const ir_op *p, const ir_op *user) {
+// Ops with an index that must not be cut (norms) have kernels that walk rows.
+static bool walks_rows(ir_module *m, const ir_op *op) {
+  ir_rule rule;
+  ir_rule_of(m, op, &rule);
+  for (int i = 0; i < rule.nwords; i++)
+    if (rule.kind[i] == KIND_WHOLE) return true;
+  return false;
+}
+
+// True when `user` may become part of `p`. What a kernel that walks rows reads besides must lie as
+// they do, or be a number.
+static bool carries(ir_module *m, const ir_op *p, const ir_op *user) {
   if (ir_epilogue_at(p) < 0 || ir_accumulates(p)) return false;
-  for (int k = 0; k < user->nin && p->code != IR_einsum; k++) {
+  bool rows = walks_rows(m, p);
+  for (int k = 0; rows && k < user->nin; k++) {
     const ir_value *v = user->in[k];
     if (v->def != p && !is_const(v) && !pass_same_extents(v, user->out[0])) return false;
   }
@@ -62,9 +72,9 @@ static bool carries(const ir_op *p, const ir_op *user) {
 
 // True when operand k of op number `i` of `r` is a result of a product that may become part of that
 // op; *at is the product's number.
-static bool finds_product(const ir_region *r, int i, int k, int *at) {
+static bool finds_product(ir_module *m, const ir_region *r, int i, int k, int *at) {
   const ir_op *user = r->ops.at[i], *p = user->in[k]->def;
-  if (!p || p->parent != r || p->segment != user->segment || !carries(p, user)) return false;
+  if (!p || p->parent != r || p->segment != user->segment || !carries(m, p, user)) return false;
   if (p->recompute != user->recompute) return false;  // what is run again is counted apart
   if (!pass_same_extents(user->in[k], user->out[0])) return false;
   for (*at = i; r->ops.at[*at] != p;) --*at;
@@ -183,9 +193,8 @@ static void visit(ir_module *m, ir_region *r) {
     if (!pass_fusible(user) || draws(user)) continue;
     int at;
     for (int k = 0; k < user->nin; k++) {
-      if (!finds_product(r, i, k, &at) || !absorb(m, r->ops.at[at], user)) continue;
-      memmove(&r->ops.at[at], &r->ops.at[at + 1], sizeof *r->ops.at * (size_t)(r->ops.n - at - 1));
-      r->ops.n--;
+      if (!finds_product(m, r, i, k, &at) || !absorb(m, r->ops.at[at], user)) continue;
+      pass_take_out(r, at);
       i--;
       break;
     }

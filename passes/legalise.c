@@ -21,13 +21,10 @@
 
 // Inserts a copy of `v` into `r` at position `at`.
 static ir_value *copy_at(ir_module *m, ir_region *r, int at, ir_value *v, int segment) {
-  ir_op *op = ir_op_raw(r, IR_cast, &v, 1, &v->type, 1);
-  ir_set_attr(m, op, ir_attr_s("dtype", ir_dtype_name(v->type.dtype)));
-  op->segment = segment;
-  op->out[0]->name = v->name;
-  for (int i = r->ops.n - 1; i > at; i--) r->ops.at[i] = r->ops.at[i - 1];
-  r->ops.at[at] = op;
-  return op->out[0];
+  ir_value *now = pass_cast(m, r, v, v->type.dtype);
+  now->def->segment = segment;
+  pass_move_last(r, at);
+  return now;
 }
 
 static bool made_here(const ir_value *v, const ir_region *r) {
@@ -54,8 +51,7 @@ static void legalise_body(ir_module *m, ir_op *loop) {
     if (!def || def->code != IR_const || !pass_const_value(loop->in[i], &x)) continue;
     ir_op *op = ir_op_raw(r, IR_const, NULL, 0, &loop->in[i]->type, 1);
     for (int k = 0; k < def->nattrs; k++) ir_set_attr(m, op, def->attr[k]);
-    for (int k = r->ops.n - 1; k > 0; k--) r->ops.at[k] = r->ops.at[k - 1];
-    r->ops.at[0] = op;
+    pass_move_last(r, 0);
     ir_replace_uses(r, r->args.at[1 + i], op->out[0]);
   }
   for (int k = 0; k < r->yield.n; k++) {

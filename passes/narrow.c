@@ -16,6 +16,7 @@
 // What reads the weight otherwise (the embedding's gather) reads the f32 one as before.
 #include <string.h>
 
+#include "ir/rule.h"
 #include "ir/view.h"
 #include "passes/pass.h"
 
@@ -24,28 +25,6 @@ typedef struct nar {
   ir_func *f;
   map made;  // name of a weight -> its rounded value in this function
 } nar;
-
-static ir_value *cast_to(ir_module *m, ir_region *r, ir_value *v, ir_dtype t) {
-  ir_type type = v->type;
-  type.dtype = t;
-  ir_op *op = ir_op_raw(r, IR_cast, &v, 1, &type, 1);
-  ir_set_attr(m, op, ir_attr_s("dtype", ir_dtype_name(t)));
-  op->span = v->span;
-  return op->out[0];
-}
-
-// Moves the last op of `r` behind op number `at`.
-static void move_behind(ir_region *r, int at) {
-  ir_op *op = r->ops.at[r->ops.n - 1];
-  for (int i = r->ops.n - 1; i > at + 1; i--) r->ops.at[i] = r->ops.at[i - 1];
-  r->ops.at[at + 1] = op;
-}
-
-static int number_of(const ir_region *r, const ir_op *op) {
-  int i = 0;
-  while (r->ops.at[i] != op) i++;
-  return i;
-}
 
 // The state that holds `s` rounded to t.
 static const char *rounded_state(ir_module *m, const ir_state *s, ir_dtype t) {
@@ -72,8 +51,8 @@ static ir_value *of_state(nar *c, ir_op *op, ir_dtype t) {
   const char *rounded = rounded_state(c->m, s, t);
   ir_value *v;
   if (c->f->kind == ENTRY_PREFILL) {
-    v = cast_to(c->m, r, op->out[0], t);
-    move_behind(r, number_of(r, op));
+    v = pass_cast(c->m, r, op->out[0], t);
+    pass_move_last(r, pass_number_of(op) + 1);
     ir_op *set = ir_op_raw(r, IR_set, &v, 1, NULL, 0);
     ir_set_attr(c->m, set, ir_attr_s("name", rounded));
   } else {
@@ -82,7 +61,7 @@ static ir_value *of_state(nar *c, ir_op *op, ir_dtype t) {
     ir_op *now = ir_op_raw(r, IR_state, NULL, 0, &type, 1);
     ir_set_attr(c->m, now, ir_attr_s("name", rounded));
     now->span = op->span;
-    move_behind(r, number_of(r, op));
+    pass_move_last(r, pass_number_of(op) + 1);
     v = now->out[0];
   }
   map_set(&c->made, name, v);
@@ -96,18 +75,7 @@ static ir_value *rounded(nar *c, ir_value *v, ir_dtype t) {
   if (def && ir_is_view(def) && def->nin == 1) {
     ir_value *from = rounded(c, def->in[0], t);
     if (!from) return NULL;
-    ir_region *r = def->parent;
-    ir_type *types = arena_new(c->m->arena, ir_type, def->nout);
-    for (int k = 0; k < def->nout; k++) {
-      types[k] = def->out[k]->type;
-      types[k].dtype = t;
-    }
-    ir_op *now = ir_op_raw(r, def->code, &from, 1, types, def->nout);
-    for (int k = 0; k < def->nattrs; k++) ir_set_attr(c->m, now, def->attr[k]);
-    now->span = def->span;
-    now->path = def->path;
-    move_behind(r, number_of(r, def));
-    return now->out[v->pos];
+    return pass_view_again(c->m, def, from)->out[v->pos];
   }
   ir_op *loop = !def && v->region ? v->region->owner : NULL;
   int carried = loop ? (int)ir_attr_int(loop, "carried", 0) : 0;
@@ -126,14 +94,12 @@ static void visit(nar *c, ir_region *r) {
   for (int i = 0; i < r->ops.n; i++) {
     ir_op *op = r->ops.at[i];
     if (op->code == IR_repeat) visit(c, op->region[0]);
-    const char *to = op->code == IR_einsum ? ir_attr_str(op, "round", NULL) : NULL;
-    ir_dtype t;
-    if (!to || !ir_dtype_parse(to, &t)) continue;
-    for (int k = 0; k < 2; k++) {
-      ir_value *v = rounded(c, op->in[k], t);
+    for (int k = 0; k < op->nin; k++) {
+      ir_dtype t = ir_rounds(op, k);
+      ir_value *v = t != DT_COUNT ? rounded(c, op->in[k], t) : NULL;
       if (v) op->in[k] = v;
     }
-    i = number_of(r, op);  // ops were put in front of it
+    i = pass_number_of(op);  // ops were put in front of it
   }
 }
 

@@ -85,6 +85,16 @@ void pass_clear_marks(ir_region *r);
 void pass_count_uses(ir_region *r);
 // Sets value->mapped to NULL for all values under `r`.
 void pass_clear_mapped(ir_region *r);
+// Where `op` stands in its region.
+int pass_number_of(const ir_op *op);
+// Moves the last op of `r`, as builders leave a new one, to number `to`.
+void pass_move_last(ir_region *r, int to);
+// Takes op number `at` out of `r`. Nobody may read it.
+void pass_take_out(ir_region *r, int at);
+// `v` as another type (or a copy of it): a `cast` at the end of `r`.
+ir_value *pass_cast(ir_module *m, ir_region *r, ir_value *v, ir_dtype t);
+// The view `op` of `from` in place of its operand, behind it; its results have the type of `from`.
+ir_op *pass_view_again(ir_module *m, ir_op *op, ir_value *from);
 // The value of a `const` (through cast and views), or false.
 bool pass_const_value(const ir_value *v, double *out);
 // True for elementwise ops that may become part of another kernel: all but those that draw.

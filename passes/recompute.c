@@ -30,6 +30,7 @@
 #include <string.h>
 
 #include "ir/cost.h"
+#include "ir/rule.h"
 #include "ir/view.h"
 #include "passes/pass.h"
 
@@ -100,8 +101,7 @@ static bool saved(const work *w, const ir_value *v) { return w->stack_of[v->id] 
 
 static bool may_run_again(const work *w, const ir_op *op) {
   if (op->code == IR_repeat || ir_updated(op) >= 0) return false;
-  bool product = (op->code == IR_einsum && op->nin > 1) || op->code == IR_attention;
-  return w->mode != RECOMPUTE_SELECTIVE || !product;
+  return w->mode != RECOMPUTE_SELECTIVE || !ir_is_product(op);
 }
 
 // Free of work and of bytes: a view or a constant whose results are not saved.

@@ -13,14 +13,9 @@
 //     backward.
 // Weights stay as they are: to keep them rounded from forward to backward would cost more than to
 // round them twice.
+#include "ir/rule.h"
 #include "ir/view.h"
 #include "passes/pass.h"
-
-static ir_dtype rounds_to(const ir_op *op, int k) {
-  ir_dtype t = DT_f32;
-  const char *to = op->code == IR_einsum && k < 2 ? ir_attr_str(op, "round", NULL) : NULL;
-  return to && ir_dtype_parse(to, &t) ? t : DT_f32;
-}
 
 // Made by an instruction of its region.
 static bool made(const ir_value *v) {
@@ -38,21 +33,13 @@ static bool made(const ir_value *v) {
 }
 
 static ir_value *cast_behind(ir_module *m, ir_value *v, ir_dtype t) {
-  ir_region *r = v->def->parent;
-  ir_type type = v->type;
-  type.dtype = t;
-  ir_op *op = ir_op_raw(r, IR_cast, &v, 1, &type, 1);
-  ir_set_attr(m, op, ir_attr_s("dtype", ir_dtype_name(t)));
-  op->segment = v->def->segment;
-  op->span = v->span;
-  op->path = v->def->path;
-  op->out[0]->place = v->place;
-  op->out[0]->name = v->name;
-  int at = 0;
-  while (r->ops.at[at] != v->def) at++;
-  for (int i = r->ops.n - 1; i > at + 1; i--) r->ops.at[i] = r->ops.at[i - 1];
-  r->ops.at[at + 1] = op;
-  return op->out[0];
+  ir_op *def = v->def;
+  ir_value *now = pass_cast(m, def->parent, v, t);
+  now->def->segment = def->segment;
+  now->def->path = def->path;
+  now->place = v->place;
+  pass_move_last(def->parent, pass_number_of(def) + 1);
+  return now;
 }
 
 // `v` rounded to t: its cast, or a view of one. NULL when it is not made here.
@@ -63,14 +50,8 @@ static ir_value *rounded(ir_module *m, ir_value *v, ir_dtype t) {
   if (!def || !ir_is_view(def) || def->nin != 1 || !ir_dtype_float(v->type.dtype)) return NULL;
   ir_value *from = rounded(m, def->in[0], t);
   if (!from) return NULL;
-  ir_op *now = ir_clone_op(def->parent, def);
-  now->in[0] = from;
-  for (int k = 0; k < now->nout; k++) now->out[k]->type.dtype = t;
-  ir_region *r = def->parent;
-  int at = 0;
-  while (r->ops.at[at] != def) at++;
-  for (int i = r->ops.n - 1; i > at + 1; i--) r->ops.at[i] = r->ops.at[i - 1];
-  r->ops.at[at + 1] = now;
+  ir_op *now = pass_view_again(m, def, from);
+  for (int k = 0; k < def->nout; k++) def->out[k]->mapped = now->out[k];
   return v->mapped;
 }
 
@@ -80,8 +61,8 @@ static void visit(ir_module *m, ir_region *r) {
     if (op->code == IR_repeat) visit(m, op->region[0]);
     int before = r->ops.n;
     for (int k = 0; k < op->nin; k++) {
-      ir_dtype t = rounds_to(op, k);
-      ir_value *v = t != DT_f32 ? rounded(m, op->in[k], t) : NULL;
+      ir_dtype t = ir_rounds(op, k);
+      ir_value *v = t != DT_COUNT ? rounded(m, op->in[k], t) : NULL;
       if (v) op->in[k] = v;
     }
     i += r->ops.n - before;
@@ -98,17 +79,17 @@ static bool only_products(const ir_region *r, const ir_value *v, ir_dtype *t) {
     const ir_op *op = r->ops.at[i];
     for (int k = 0; k < op->nin; k++) {
       if (op->in[k] != v) continue;
-      ir_dtype to = rounds_to(op, k);
-      if (to == DT_f32 || (*t != DT_f32 && to != *t)) return false;
+      ir_dtype to = ir_rounds(op, k);
+      if (to == DT_COUNT || (*t != DT_COUNT && to != *t)) return false;
       *t = to;
     }
   }
   return true;
 }
 
-// The type that all readers of result j of `loop`, repeats that slice it, round it to; or f32.
+// The type that all readers of result j of `loop`, repeats that slice it, round it to; or DT_COUNT.
 static ir_dtype read_as(const ir_region *r, const ir_op *loop, int j) {
-  ir_dtype t = DT_f32;
+  ir_dtype t = DT_COUNT;
   for (int i = 0; i < r->ops.n; i++) {
     const ir_op *op = r->ops.at[i];
     int carried = op->code == IR_repeat ? (int)ir_attr_int(op, "carried", 0) : 0;
@@ -117,7 +98,7 @@ static ir_dtype read_as(const ir_region *r, const ir_op *loop, int j) {
       if (op->in[k] != loop->out[j]) continue;
       bool slices = k >= carried && k < carried + stacked;
       if (!slices || !only_products(op->region[0], op->region[0]->args.at[1 + k], &t))
-        return DT_f32;
+        return DT_COUNT;
     }
   }
   return t;
@@ -129,8 +110,8 @@ static void keep_rounded(ir_module *m, ir_region *r) {
     if (loop->code != IR_repeat) continue;
     for (int j = (int)ir_attr_int(loop, "carried", 0); j < loop->nout; j++) {
       ir_value **y = &loop->region[0]->yield.at[j];
-      ir_dtype t = (*y)->type.dtype == DT_f32 ? read_as(r, loop, j) : DT_f32;
-      ir_value *now = t != DT_f32 ? rounded(m, *y, t) : NULL;
+      ir_dtype t = (*y)->type.dtype == DT_f32 ? read_as(r, loop, j) : DT_COUNT;
+      ir_value *now = t != DT_COUNT ? rounded(m, *y, t) : NULL;
       if (!now || now->type.dtype != t) continue;
       *y = now;
       loop->out[j]->type.dtype = t;

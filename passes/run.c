@@ -104,6 +104,49 @@ void pass_clear_mapped(ir_region *r) {
   }
 }
 
+int pass_number_of(const ir_op *op) {
+  int i = 0;
+  while (op->parent->ops.at[i] != op) i++;
+  return i;
+}
+
+void pass_move_last(ir_region *r, int to) {
+  ir_op *op = r->ops.at[r->ops.n - 1];
+  for (int i = r->ops.n - 1; i > to; i--) r->ops.at[i] = r->ops.at[i - 1];
+  r->ops.at[to] = op;
+}
+
+void pass_take_out(ir_region *r, int at) {
+  for (int i = at; i + 1 < r->ops.n; i++) r->ops.at[i] = r->ops.at[i + 1];
+  r->ops.n--;
+}
+
+ir_value *pass_cast(ir_module *m, ir_region *r, ir_value *v, ir_dtype t) {
+  ir_type type = v->type;
+  type.dtype = t;
+  ir_op *op = ir_op_raw(r, IR_cast, &v, 1, &type, 1);
+  ir_set_attr(m, op, ir_attr_s("dtype", ir_dtype_name(t)));
+  op->span = v->span;
+  op->out[0]->name = v->name;
+  return op->out[0];
+}
+
+ir_op *pass_view_again(ir_module *m, ir_op *op, ir_value *from) {
+  ir_type *types = arena_new(m->arena, ir_type, op->nout);
+  for (int k = 0; k < op->nout; k++) {
+    types[k] = op->out[k]->type;
+    types[k].dtype = from->type.dtype;
+  }
+  ir_op *now = ir_op_raw(op->parent, op->code, &from, 1, types, op->nout);
+  for (int k = 0; k < op->nattrs; k++) ir_set_attr(m, now, op->attr[k]);
+  for (int k = 0; k < op->nout; k++) now->out[k]->place = op->out[k]->place;
+  now->segment = op->segment;
+  now->span = op->span;
+  now->path = op->path;
+  pass_move_last(op->parent, pass_number_of(op) + 1);
+  return now;
+}
+
 bool pass_const_value(const ir_value *v, double *out) {
   const ir_op *op = v->def;
   if (!op) return false;

@@ -11,11 +11,6 @@
 #include "ir/rule.h"
 #include "passes/pass.h"
 
-static void take_out(ir_region *r, int i) {
-  for (int k = i; k + 1 < r->ops.n; k++) r->ops.at[k] = r->ops.at[k + 1];
-  r->ops.n--;
-}
-
 // Moves `acc`, the sum of result j of `loop`, into the body. The result becomes the sum.
 static void into_body(ir_op *loop, int j, ir_op *acc) {
   ir_region *body = loop->region[0];
@@ -43,8 +38,8 @@ static bool made_stacked(const ir_region *r, const ir_op *acc) {
 
 static bool made_by_product(const ir_region *r, const ir_op *acc) {
   const ir_value *v = acc->in[0];
-  return v->def && v->def->code == IR_einsum && v->def->parent == r && v->mark == 1 &&
-         v->def->segment == acc->segment && v->def->nin == 2 && !v->def->nregions;
+  return v->def && ir_attr_allowed(v->def, "accumulate") && v->def->parent == r && v->mark == 1 &&
+         v->def->segment == acc->segment && !v->def->nregions && ir_base(v->def) < 0;
 }
 
 static void visit(ir_module *m, ir_region *r) {
@@ -54,7 +49,7 @@ static void visit(ir_module *m, ir_region *r) {
     ir_value *v = op->in[0];
     if (made_stacked(r, op)) {
       into_body(v->def, v->pos, op);
-      take_out(r, i--);
+      pass_take_out(r, i--);
     } else if (made_by_product(r, op)) {
       ir_op *product = v->def;
       ir_set_attr(m, product, ir_attr_i("accumulate", 1));
@@ -63,7 +58,7 @@ static void visit(ir_module *m, ir_region *r) {
       v->def = op;
       product->out[0] = sum;
       sum->def = product;
-      take_out(r, i--);
+      pass_take_out(r, i--);
     }
   }
   for (int i = 0; i < r->ops.n; i++)

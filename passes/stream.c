@@ -20,6 +20,7 @@
 
 #include <string.h>
 
+#include "ir/rule.h"
 #include "ir/view.h"
 #include "passes/pass.h"
 
@@ -76,22 +77,38 @@ static ir_type chunk_type(const cut *c, ir_type t) {
 
 // ---- what belongs to it -------------------------------------------------------------------------
 
+// True when the op table says that the leading dims of operand `k` may be cut: every position by
+// itself, or sums over them.
+static bool cuts_in_front(const cut *c, const ir_rule *rule, int k) {
+  if (rule->broadcast) return true;
+  if (rule->raw || k >= rule->nin) return false;
+  for (int d = 0; d < c->dims; d++) {
+    const ir_rule_dim *dim = &rule->in[k].dim[d];
+    if (d >= rule->in[k].n || dim->nwords != 1) return false;
+    ir_kind kind = rule->kind[dim->word[0]];
+    if (kind != KIND_PARALLEL && kind != KIND_SUM) return false;
+    if (dim->ellipsis) return true;
+  }
+  return true;
+}
+
 static bool may_stream(const cut *c, const ir_op *op) {
-  bool known = op->code == IR_einsum || op->code == IR_nll || op->code == IR_nll_grad ||
-               (ir_is_elementwise(op) && pass_fusible(op));
+  if (ir_is_elementwise(op) ? !pass_fusible(op) : op->nregions > 0) return false;
+  ir_rule rule;
+  ir_rule_of(c->m, op, &rule);
   bool some = false;
   for (int k = 0; k < op->nin; k++) {
     part p = part_of(c, &op->in[k]->type);
-    if (p == PART_NEITHER) return false;
+    if (p == PART_NEITHER || (p == PART_CUT && !cuts_in_front(c, &rule, k))) return false;
     some |= p == PART_CUT;
   }
   for (int k = 0; k < op->nout; k++) {
     part p = part_of(c, &op->out[k]->type);
-    // A sum over the rows is one of a product; anything else that loses them is no sum.
-    bool sum = op->code == IR_einsum && op->nin == 2;
+    // A sum over the rows must be able to go on where the last chunk's ended.
+    bool sum = ir_attr_allowed(op, "base") && ir_is_product(op);
     if (p == PART_NEITHER || (p == PART_WHOLE && !sum)) return false;
   }
-  return known && some && op->segment == c->large->def->segment;
+  return some && op->segment == c->large->def->segment;
 }
 
 static bool reads(const ir_op *op, const ir_value *v) {
@@ -285,7 +302,7 @@ static void stream_func(ir_module *m, ir_func *f, int64_t limit) {
   ir_region *r = f->body;
   for (int i = 0; i < r->ops.n; i++) {
     ir_op *op = r->ops.at[i];
-    if (op->code != IR_einsum || op->nout != 1 || ir_bytes(&op->out[0]->type) <= limit) continue;
+    if (!ir_is_product(op) || op->nout != 1 || ir_bytes(&op->out[0]->type) <= limit) continue;
     cut c = {.m = m, .r = r, .limit = limit, .large = op->out[0], .first = -1};
     c.in = arena_new(m->arena, bool, r->ops.n);
     bool *behind = arena_new(m->arena, bool, r->ops.n);
