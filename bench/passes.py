@@ -1,0 +1,95 @@
+#!/usr/bin/env python3
+"""What optional passes and pins bring: GPT-2 124M with and without each, in turn, on this CPU.
+
+    bench/passes.py [--rounds 3] [--steps 5] [--dsmc build/dsmc] [NAME...]
+
+NAME is one of epilogue round sink stream recompute narrow; without one, all. A line a case prints each
+round's median step with and without (decoding: tokens/s), the median of the ratios without/with
+(decoding: with/without), and the arena of both. A round next to a reading of bench/share.c below
+0.93 is left out.
+"""
+import argparse, json, os, random, re, statistics, struct, subprocess, sys, tempfile
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+ROOT = os.path.dirname(HERE)
+ENOUGH = 0.93
+# name: (settings, pins, then options with and without)
+CASES = {
+    "epilogue": ("batch=4,seq=64", "micro_batch=4", [], ["--skip", "epilogue"]),
+    "round": ("batch=4,seq=256,precision=bf16", "micro_batch=4", [], ["--skip", "round"]),
+    "sink": ("batch=8,seq=64", "micro_batch=2", [], ["--skip", "sink"]),
+    "stream": ("batch=4,seq=256", "micro_batch=4", ["--pin", "stream=64MiB"],
+               ["--pin", "stream=none"]),
+    "recompute": ("batch=4,seq=256", "micro_batch=4", ["--pin", "recompute=full"],
+                  ["--pin", "recompute=none"]),
+    "narrow": ("batch=1,seq=256,context=256,precision=bf16", None, [], ["--skip", "narrow"]),
+}
+
+
+def run(command):
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    if done.returncode:
+        sys.exit("%s\n%s" % (" ".join(command), done.stdout))
+    return done.stdout
+
+
+def step(exe, steps):
+    log = exe + ".jsonl"
+    if os.path.exists(log):
+        os.unlink(log)
+    run([exe, "train", "-q", "--steps", str(steps + 2), "--log", log])
+    return 1e3 * statistics.median(json.loads(line)["step_s"] for line in list(open(log))[2:])
+
+
+def tokens(exe, _):
+    text = run([exe, "generate", "-v", "--prompt-tokens", "1,2,3", "--tokens", "120"])
+    return float(re.findall(r"([0-9.]+) tokens/s", text)[-1])
+
+
+def case(args, folder, share, name):
+    sets, pins, *options = CASES[name]
+    training = pins is not None
+    sides = []
+    for side, more in zip(("with", "without"), options):
+        exe = os.path.join(folder, name + side)
+        data = ',clip=none,data="%s/tokens.bin"' % folder if training else ""
+        run([args.dsmc, "build", "-q", os.path.join(ROOT, "examples/gpt2.dsm:gpt2"), "-o", exe, "--set",
+             sets + data] + (["--pin", pins] if pins else []) + more)
+        arena = json.loads(run([exe, "info", "--json"]))["memory_bytes"]["arena"]
+        sides.append((exe, arena))
+    measure, rounds = (step if training else tokens), []
+    for _ in range(args.rounds):
+        before = share()
+        got = [measure(exe, args.steps) for exe, _ in sides]
+        if min(before, share()) >= ENOUGH:
+            rounds.append(got)
+    if not rounds:
+        print("%-10s machine busy, not measured" % name, flush=True)
+        return
+    ratio = statistics.median(b / a if training else a / b for a, b in rounds)
+    print("%-10s with %s, without %s %s; ratio %.3f; arena %.0f and %.0f MB" % (
+        name, " ".join("%.1f" % a for a, _ in rounds), " ".join("%.1f" % b for _, b in rounds),
+        "ms" if training else "tokens/s", ratio, sides[0][1] / 1e6, sides[1][1] / 1e6), flush=True)
+
+
+def main():
+    ap = argparse.ArgumentParser()
+    ap.add_argument("names", nargs="*", metavar="NAME")
+    ap.add_argument("--rounds", type=int, default=3)
+    ap.add_argument("--steps", type=int, default=5)
+    ap.add_argument("--dsmc", default=os.path.join(ROOT, "build/dsmc"))
+    args = ap.parse_args()
+    unknown = [n for n in args.names if n not in CASES]
+    if unknown:
+        ap.error("no case %s; there are %s" % (unknown[0], " ".join(CASES)))
+    with tempfile.TemporaryDirectory() as folder:
+        tool = os.path.join(folder, "share")
+        run(["gcc", "-O2", "-pthread", os.path.join(HERE, "share.c"), "-o", tool])
+        draw = random.Random(1)
+        with open(os.path.join(folder, "tokens.bin"), "wb") as f:
+            f.write(b"".join(struct.pack("<H", draw.randrange(50257)) for _ in range(100000)))
+        for name in args.names or CASES:
+            case(args, folder, lambda: float(run([tool, "0.3"])), name)
+
+
+main()
