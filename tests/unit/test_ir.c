@@ -628,6 +628,17 @@ static void round_trip(void **state) {
   assert_non_null(strstr(text, "%x.1"));
 }
 
+// Parses `text`, which must be valid and be printed as it stands.
+static ir_module *same_again(fixture *x, const char *text) {
+  const char *error;
+  ir_module *m = ir_parse(&x->a, text, strlen(text), &error);
+  if (!m) fail_msg("%s", error);
+  const char *printed = ir_print(m, &x->a), *bad = ir_verify(m);
+  if (bad) fail_msg("%s", bad);
+  assert_string_equal(strstr(printed, "module"), text);
+  return m;
+}
+
 // LOCAL: the mesh and the placements of values.
 static void placements_round_trip(void **state) {
   fixture *x = *state;
@@ -643,12 +654,7 @@ static void placements_round_trip(void **state) {
       "  %1 = input() {name=\"y\"} : f32[(heads=3 head=4), seq=8] cut((heads head)/tensor, "
       "seq/data zigzag)\n"
       "}\n";
-  const char *error;
-  ir_module *m = ir_parse(&x->a, text, strlen(text), &error);
-  if (!m) fail_msg("%s", error);
-  const char *printed = ir_print(m, &x->a), *bad = ir_verify(m);
-  if (bad) fail_msg("%s", bad);
-  assert_string_equal(strstr(printed, "module"), text);
+  ir_module *m = same_again(x, text);
   ir_place *at = (ir_place *)(uintptr_t)m->funcs.at[0]->body->ops.at[0]->out[0]->place;
   at->cut[1].axis[0] = 0;
   assert_non_null(strstr(ir_verify(m), "uses an axis twice"));
@@ -674,12 +680,7 @@ static void recompute_round_trip(void **state) {
       "      yield %2\n"
       "    }\n"
       "}\n";
-  const char *error;
-  ir_module *m = ir_parse(&x->a, text, strlen(text), &error);
-  if (!m) fail_msg("%s", error);
-  const char *printed = ir_print(m, &x->a), *bad = ir_verify(m);
-  if (bad) fail_msg("%s", bad);
-  assert_string_equal(strstr(printed, "module"), text);
+  ir_module *m = same_again(x, text);
   ir_op *loop = m->funcs.at[0]->body->ops.at[1], *again = loop->region[0]->ops.at[0];
   assert_true(again->recompute);
   assert_true(ir_op_flops(loop) == 3 * 4);    // the sums
