@@ -140,32 +140,6 @@ static void micro(host *h, const shape *s, LLVMValueRef const *arg, LLVMValueRef
   }
 }
 
-// All rows for one column block.
-static void rows(host *h, const shape *s, LLVMValueRef const *arg, LLVMValueRef j, int mr, int nr,
-                 bool masked) {
-  h_loop l;
-  if (s->ragged) {
-    LLVMValueRef whole =
-        LLVMBuildMul(h->b, LLVMBuildSDiv(h->b, arg[ROWS], h_i64(h, mr), ""), h_i64(h, mr), "");
-    LLVMValueRef i = h_loop_begin(h, &l, h_i64(h, 0), whole);
-    micro(h, s, arg, i, j, mr, nr, masked);
-    h_loop_end(h, &l, mr);
-    i = h_loop_begin(h, &l, whole, arg[ROWS]);
-    micro(h, s, arg, i, j, 1, nr, masked);
-    h_loop_end(h, &l, 1);
-    return;
-  }
-  int whole = s->m / mr * mr;
-  if (whole == mr) {
-    micro(h, s, arg, h_i64(h, 0), j, mr, nr, masked);
-  } else if (whole) {
-    LLVMValueRef i = h_loop_begin(h, &l, h_i64(h, 0), h_i64(h, whole));
-    micro(h, s, arg, i, j, mr, nr, masked);
-    h_loop_end(h, &l, mr);
-  }
-  if (s->m > whole) micro(h, s, arg, h_i64(h, whole), j, s->m - whole, nr, masked);
-}
-
 typedef struct block {
   int mr, nr;  // rows and vectors at once
 } block;
@@ -182,19 +156,19 @@ static LLVMValueRef least(host *h, LLVMValueRef a, LLVMValueRef b) {
   return h_intrinsic(h, "llvm.smin", &i64, 1, args, 2);
 }
 
-// Column blocks from `lo` to `hi` (elements), nr vectors each.
-static void blocks(host *h, const shape *s, LLVMValueRef const *arg, LLVMValueRef lo,
-                   LLVMValueRef hi, int mr, int nr, bool masked) {
+// mr rows from i, column blocks from `lo` to `hi` (elements), nr vectors each.
+static void blocks(host *h, const shape *s, LLVMValueRef const *arg, LLVMValueRef i,
+                   LLVMValueRef lo, LLVMValueRef hi, int mr, int nr, bool masked) {
   h_loop l;
   LLVMValueRef j = h_loop_begin(h, &l, lo, hi);
-  rows(h, s, arg, j, mr, nr, masked);
+  micro(h, s, arg, i, j, mr, nr, masked);
   h_loop_end(h, &l, nr * K_LANES);
 }
 
-// All columns: blocks of which every column is stored, then those with a mask, then single vectors.
-static void columns(host *h, const shape *s, LLVMValueRef const *arg) {
-  block b = block_of(h, s->m);
-  int width = b.nr * K_LANES, whole = s->n / b.nr * width;
+// mr rows from i, all columns: blocks of which every column is stored, then those with a mask, then
+// single vectors.
+static void columns(host *h, const shape *s, LLVMValueRef const *arg, LLVMValueRef i, int mr) {
+  int nr = block_of(h, s->m).nr, width = nr * K_LANES, whole = s->n / nr * width;
   bool limited = s->direct && s->ragged_cols;
   int sure = limited ? 0 : s->direct ? s->cols / width * width : whole;
   LLVMValueRef end = h_i64(h, sure);
@@ -203,10 +177,36 @@ static void columns(host *h, const shape *s, LLVMValueRef const *arg) {
     end =
         least(h, LLVMBuildMul(h->b, LLVMBuildSDiv(h->b, arg[COLS], w, ""), w, ""), h_i64(h, whole));
   }
-  if (whole) blocks(h, s, arg, h_i64(h, 0), end, b.mr, b.nr, false);
-  if (sure < whole) blocks(h, s, arg, end, least(h, arg[COLS], h_i64(h, whole)), b.mr, b.nr, true);
+  if (whole) blocks(h, s, arg, i, h_i64(h, 0), end, mr, nr, false);
+  if (sure < whole) blocks(h, s, arg, i, end, least(h, arg[COLS], h_i64(h, whole)), mr, nr, true);
   for (int j = whole; j < s->n * K_LANES; j += K_LANES)
-    rows(h, s, arg, h_i64(h, j), b.mr, 1, s->direct && (limited || j + K_LANES > s->cols));
+    micro(h, s, arg, i, h_i64(h, j), mr, 1, s->direct && (limited || j + K_LANES > s->cols));
+}
+
+// All rows, a few at a time.
+static void rows(host *h, const shape *s, LLVMValueRef const *arg) {
+  h_loop l;
+  int mr = block_of(h, s->m).mr;
+  if (s->ragged) {
+    LLVMValueRef whole =
+        LLVMBuildMul(h->b, LLVMBuildSDiv(h->b, arg[ROWS], h_i64(h, mr), ""), h_i64(h, mr), "");
+    LLVMValueRef i = h_loop_begin(h, &l, h_i64(h, 0), whole);
+    columns(h, s, arg, i, mr);
+    h_loop_end(h, &l, mr);
+    i = h_loop_begin(h, &l, whole, arg[ROWS]);
+    columns(h, s, arg, i, 1);
+    h_loop_end(h, &l, 1);
+    return;
+  }
+  int whole = s->m / mr * mr;
+  if (whole == mr) {
+    columns(h, s, arg, h_i64(h, 0), mr);
+  } else if (whole) {
+    LLVMValueRef i = h_loop_begin(h, &l, h_i64(h, 0), h_i64(h, whole));
+    columns(h, s, arg, i, mr);
+    h_loop_end(h, &l, mr);
+  }
+  if (s->m > whole) columns(h, s, arg, h_i64(h, whole), s->m - whole);
 }
 
 static void call_dot(host *h, const shape *s, LLVMValueRef *arg) {
@@ -224,7 +224,7 @@ static void call_dot(host *h, const shape *s, LLVMValueRef *arg) {
     fn = x.fn;
     LLVMValueRef p[ARGS];
     for (unsigned i = 0; i < ARGS; i++) p[i] = LLVMGetParam(fn, i);
-    columns(h, s, p);
+    rows(h, s, p);
     h_inner_close(h, &x);
   }
   // What this shape does not use.
