@@ -224,7 +224,8 @@ static void choose_tiles(const product *p, const b_axes *m, const b_axes *n, con
                          cell *c) {
   int64_t others = b_product(&p->batch) * b_product(&p->m) * b_product(&p->n);
   bool across_k = m->stride[A][0] < k->stride[A][0];
-  int tm = across_k ? 256 : 512, tn = 128;
+  bool pairs = p->round == DT_bf16;
+  int tm = across_k ? 256 : 512, tn = across_k && pairs ? 256 : 128;
   while (tm > 32 && others * ((m->size[0] + tm - 1) / tm) * ((n->size[0] + tn - 1) / tn) < 12) {
     if (tm > 256 || tn == 64) {
       tm /= 2;

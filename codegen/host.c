@@ -432,6 +432,7 @@ static void lower_stmt(host *h, k_stmt *s) {
     case K_DOT:
       h_flush(h);
       h_dot(h, s);
+      if (h->at[first->id].kind == H_BANDED) return;  // done when its readers are lowered
       break;
     case K_TRANSPOSE:
       if (is_scalar(first)) {
@@ -461,8 +462,10 @@ static void lower_stmt(host *h, k_stmt *s) {
         LLVMTypeRef e = h->k->buffer[x->buffer].dtype == DT_bf16
                             ? LLVMInt16TypeInContext(h->context)
                             : LLVMFloatTypeInContext(h->context);
-        h->at[first->id] =
-            (h_value){H_LOADED, h_element(h, e, h->buf[x->buffer], base), x->row_stride, s};
+        h->at[first->id] = (h_value){.kind = H_LOADED,
+                                     .v = h_element(h, e, h->buf[x->buffer], base),
+                                     .ld = x->row_stride,
+                                     .load = s};
       } else if (s->code == K_STORE && h->at[first->id].kind == H_STORED) {
         // its dot did it
       } else {

@@ -21,13 +21,17 @@ typedef enum h_kind {
   H_MEMORY,  // `v` is the address of a tile on the stack, rows `ld` elements apart
   H_LOADED,  // a dot reads it where it lies: `v` is the address in the buffer, rows `ld` apart
   H_STORED,  // a dot wrote it where its only reader, a store, would
+  H_BANDED,  // a dot that waits for the group that reads it: `band` computes a few rows at a time
 } h_kind;
+
+typedef struct h_band h_band;
 
 typedef struct h_value {
   h_kind kind;
   LLVMValueRef v;
   int64_t ld;
   const k_stmt *load;  // H_LOADED: whose limits hold
+  h_band *band;        // H_BANDED: how; `v` is the tile of its H_BAND rows
 } h_value;
 
 // A run of pointwise statements over one tile shape, not lowered yet.
@@ -133,6 +137,14 @@ LLVMValueRef h_intrinsic(host *h, const char *name, LLVMTypeRef *types, int ntyp
 
 // ---- host_dot.c --------------------------------------------------------------------------------
 void h_dot(host *h, const k_stmt *s);
+// Rows of a banded result that are computed at once.
+enum { H_BAND = 16 };
+// Computes rows i .. i + H_BAND - 1 of a banded result into its tile.
+void h_dot_band(host *h, const h_value *v, LLVMValueRef i);
+// Are there rows that it leaves as they were?
+bool h_dot_ragged(const h_value *v);
+// Computes all rows of the banded value v, which is a tile on the stack then.
+void h_dot_whole(host *h, const k_value *v);
 // True when the only reader of a load is a dot that can read the buffer itself.
 bool h_stays_in_buffer(const host *h, const k_stmt *load);
 

@@ -15,9 +15,12 @@
 // it was transposed; or packed from its buffer into panels of the width that one block reads, which
 // stay in the nearest caches while the rows of a go by. acc lies on the stack, where the sums stay,
 // unless it is all zeros (then sums begin with none) or the next statement stores the result (then
-// they go to that buffer: each block's stores drain while the next block is computed).
-// Columns are padded to whole vectors: sums in the padding are never read.
+// they go to that buffer: each block's stores drain while the next block is computed). A result
+// that pointwise statements read and nobody else waits for them: their nest then asks for a band of
+// rows at a time, which is still in the nearest cache when it reads them (struct h_band). Columns
+// are padded to whole vectors: sums in the padding are never read.
 #include <stdio.h>
+#include <string.h>
 
 #include "codegen/host.h"
 
@@ -377,25 +380,134 @@ static const k_stmt *stored_by(host *h, const k_stmt *s, const k_value *m_limit)
   return st;
 }
 
+// ---- results by bands ---------------------------------------------------------------------------
+
+// A dot that waits: its shape and arguments, ACC and A for row 0.
+struct h_band {
+  const k_stmt *dot;
+  shape d;
+  LLVMValueRef arg[ARGS];
+};
+
+// Less than this stays in the first-level cache anyway.
+enum { BANDED_ROWS = 64, BANDED_ELEMENTS = 8192 };
+
+// Whether pointwise statements alone read the result of s, and nothing until the last of them may
+// change what s reads or needs it done.
+static bool may_wait(const host *h, const k_stmt *s) {
+  const k_value *out = s->out[0];
+  if (out->rows < BANDED_ROWS || out->rows * out->cols < BANDED_ELEMENTS || !out->uses.n)
+    return false;
+  int last = 0;
+  for (int i = 0; i < out->uses.n; i++) {
+    const k_stmt *u = out->uses.at[i];
+    bool pointwise = u->code == K_SCALAR || u->code == K_FMA || u->code == K_CAST ||
+                     u->code == K_STORE || u->code == K_STORE_ADD;
+    if (!pointwise || u->parent != s->parent) return false;
+    if (u->seq > last) last = u->seq;
+  }
+  bool behind = false;
+  for (int i = 0; i < s->parent->stmts.n; i++) {
+    const k_stmt *t = s->parent->stmts.at[i];
+    if (behind) {
+      if (t->code == K_FOR || t->code == K_IF || t->code == K_DOT || t->code == K_BARRIER)
+        return false;
+      for (int k = 1; k < 3 && (t->code == K_STORE || t->code == K_STORE_ADD); k++) {
+        const h_value *v = &h->at[s->in[k]->id];
+        if (v->kind == H_LOADED && v->load->access.buffer == t->access.buffer) return false;
+      }
+    }
+    behind |= t == s;
+    if (t->seq == last) return true;
+  }
+  return false;
+}
+
+// Rows i .. i + d->m - 1 of a waiting dot, into a tile whose rows are `ld` apart.
+static void some_rows(host *h, const h_band *w, shape d, LLVMValueRef i, LLVMValueRef to,
+                      int64_t ld) {
+  LLVMValueRef arg[ARGS];
+  memcpy(arg, w->arg, sizeof arg);
+  bool partly = d.ragged || w->d.m % d.m;  // rows of the last band may be missing
+  if (partly) {
+    LLVMTypeRef i64 = LLVMInt64TypeInContext(h->context);
+    LLVMValueRef left[] = {LLVMBuildSub(h->b, arg[ROWS], i, ""), h_i64(h, 0)};
+    arg[ROWS] = least(h, h_intrinsic(h, "llvm.smax", &i64, 1, left, 2), h_i64(h, d.m));
+  } else {
+    arg[ROWS] = h_i64(h, d.m);
+  }
+  d.ragged = partly;
+  d.direct = true, d.ldo = ld, d.cols = d.n * K_LANES;
+  if (!d.fresh) arg[ACC] = h_f32_at(h, arg[ACC], h_times(h, i, d.ldc));
+  arg[A] = row_of_a(h, &d, arg[A], i);
+  arg[OUT] = to;
+  arg[COLS] = NULL;
+  call_dot(h, &d, arg);
+}
+
+void h_dot_band(host *h, const h_value *v, LLVMValueRef i) {
+  shape d = v->band->d;
+  d.m = H_BAND;
+  some_rows(h, v->band, d, i, v->v, v->ld);
+  h->done[v->band->dot->seq] = true;
+}
+
+bool h_dot_ragged(const h_value *v) { return v->band->d.ragged; }
+
+void h_dot_whole(host *h, const k_value *v) {
+  const h_band *w = h->at[v->id].band;
+  h_value to = h_tile(h, v);
+  h_value zero = {.kind = H_SCALAR, .v = h_number(h, K_F32, 1, 0)};
+  if (w->d.ragged) h_copy(h, to, zero, v);
+  some_rows(h, w, w->d, h_i64(h, 0), to.v, to.ld);
+  h->at[v->id] = to;
+  h->done[w->dot->seq] = true;
+}
+
+// Calls the dot, or leaves it to the nest that reads it.
+static void run_dot(host *h, const k_stmt *s, const shape *d, LLVMValueRef *arg) {
+  h_value *out = &h->at[s->out[0]->id];
+  if (out->kind != H_BANDED) {
+    call_dot(h, d, arg);
+    return;
+  }
+  out->band = arena_new(h->arena, h_band, 1);
+  out->band->dot = s;
+  out->band->d = *d;
+  memcpy(out->band->arg, arg, sizeof out->band->arg);
+}
+
 // Where the sums begin and end; fills in the shape's part of it.
 static void place_sums(host *h, const k_stmt *s, const k_value *m_limit, shape *d,
                        LLVMValueRef *arg) {
   const k_value *acc = s->in[0], *out = s->out[0];
   const k_stmt *st = stored_by(h, s, m_limit);
+  bool waits = !st && may_wait(h, s);
   h_value at = h->at[acc->id];
-  d->fresh = at.kind == H_SCALAR && LLVMIsConstant(at.v) && LLVMIsNull(at.v) && (st || !m_limit);
+  d->fresh =
+      at.kind == H_SCALAR && LLVMIsConstant(at.v) && LLVMIsNull(at.v) && (st || waits || !m_limit);
+  if (st || waits) {
+    h_value sums = d->fresh ? (h_value){0} : h_in_memory(h, acc);
+    d->ldc = sums.ld;
+    arg[ACC] = sums.v;
+  }
   if (st) {
     const k_access *x = &st->access;
-    h_value sums = d->fresh ? (h_value){0} : h_in_memory(h, acc);
     d->direct = true;
-    d->ldo = x->row_stride, d->ldc = sums.ld;
+    d->ldo = x->row_stride;
     d->ragged |= x->row_limit != NULL;
     d->ragged_cols = x->col_limit != NULL;
-    arg[ACC] = sums.v;
     arg[OUT] = h_f32_at(h, h->buf[x->buffer], x->base ? h->at[x->base->id].v : h_i64(h, 0));
     arg[ROWS] = there(h, x->row_limit, d->m);
     arg[COLS] = there(h, x->col_limit, d->cols);
     h->at[out->id] = (h_value){.kind = H_STORED};
+    return;
+  }
+  if (waits) {
+    const k_value few = {.type = K_F32, .rows = H_BAND, .cols = out->cols};
+    arg[ROWS] = there(h, m_limit, d->m);
+    h->at[out->id] = h_tile(h, &few);
+    h->at[out->id].kind = H_BANDED;
     return;
   }
   h_value home = h_home(h, out, NULL);
@@ -474,7 +586,7 @@ static void dot_of_pairs(host *h, const k_stmt *s) {
     }
   }
   arg[B] = h_pair_panels(h, &b, block_of(h, d.m).nr * K_LANES);
-  call_dot(h, &d, arg);
+  run_dot(h, s, &d, arg);
   if (one) {
     LLVMValueRef sum = LLVMBuildLoad2(h->b, h_type(h, K_F32, 1), arg[ACC], "");
     h->at[out->id] = (h_value){.kind = H_SCALAR, .v = sum};
@@ -521,5 +633,5 @@ void h_dot(host *h, const k_stmt *s) {
     }
     arg[STEPS] = least(h, there(h, k_limit, d.k), there(h, limit_of(&pb, !s->tb), d.k));
   }
-  call_dot(h, &d, arg);
+  run_dot(h, s, &d, arg);
 }

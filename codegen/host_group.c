@@ -99,8 +99,10 @@ typedef struct nest {
   LLVMValueRef *row_vec;  // by value id: a column's element of this row, repeated
   int *row_stamp, row_now;
   LLVMBasicBlockRef row_block;
-  h_value *to;         // by value id: tile its vectors are stored to
-  LLVMValueRef *part;  // by value id: partials of a reduction
+  h_value *to;                  // by value id: tile its vectors are stored to
+  LLVMValueRef *part;           // by value id: partials of a reduction
+  VEC(const k_value *) banded;  // results of dots that are computed a band of rows at a time
+  LLVMValueRef band;            // the first row of this one
 } nest;
 
 // Reads from a tile on the stack at element `index`, `lanes` wide.
@@ -149,6 +151,7 @@ static LLVMValueRef get(nest *n, const k_value *v) {
     return n->row_vec[v->id];
   } else {
     LLVMValueRef r = v->rows == 1 ? h_i64(h, 0) : n->at.r;
+    if (at.kind == H_BANDED) r = LLVMBuildSub(h->b, r, n->band, "");
     x = read_tile(h, at, v->type, tile_index(h, at, r, n->at.c), n->at.lanes);
   }
   n->vec[v->id] = x;
@@ -396,6 +399,40 @@ static void finish_partials(nest *n, bool single) {
   }
 }
 
+// Dots that wait for this nest: those that it alone reads are computed by bands, others now.
+static void take_dots(nest *n) {
+  host *h = n->h;
+  h_group *g = n->g;
+  bool reduces = false;
+  for (int i = 0; i < g->stmts.n; i++) reduces |= g->stmts.at[i]->code == K_REDUCE;
+  for (int i = 0; i < g->stmts.n; i++) {
+    k_value *in[K_MAX_OPERANDS];
+    int count = k_operands(g->stmts.at[i], in);
+    for (int k = 0; k < count; k++) {
+      const h_value *at = &h->at[in[k]->id];
+      if (at->kind != H_BANDED) continue;
+      bool had = false;
+      for (int j = 0; j < n->banded.n; j++) had |= n->banded.at[j] == in[k];
+      if (had) continue;
+      if (has_reader_outside(g, in[k]) || in[k]->rows != g->rows || in[k]->cols != g->cols ||
+          (reduces && h_dot_ragged(at))) {
+        h_dot_whole(h, in[k]);
+      } else {
+        vec_push(h->arena, &n->banded, in[k]);
+      }
+    }
+  }
+}
+
+static void nest_rows(nest *n, LLVMValueRef from, LLVMValueRef to, int length) {
+  h_loop l;
+  n->at.r = h_loop_begin(n->h, &l, from, to);
+  clear_partials(n);
+  row(n, length);
+  finish_partials(n, false);
+  h_loop_end(n->h, &l, 1);
+}
+
 static void lower_group(host *h, h_group *g) {
   int ids = h->k->next_id + 1;
   nest n = {.h = h, .g = g, .linear = g->cols == 1};
@@ -409,18 +446,22 @@ static void lower_group(host *h, h_group *g) {
   n.at.lanes = length > 8 ? 16 : length > 4 ? 8 : length > 2 ? 4 : 2;
   n.at.along_rows = n.linear;
   n.at.r = n.at.c = h_i64(h, 0);
+  take_dots(&n);
   prepare(&n);
   if (rows == 1) {
     clear_partials(&n);
     row(&n, length);
     finish_partials(&n, true);
-  } else {
+  } else if (n.banded.n) {
     h_loop l;
-    n.at.r = h_loop_begin(h, &l, h_i64(h, 0), h_i64(h, rows));
-    clear_partials(&n);
-    row(&n, length);
-    finish_partials(&n, false);
-    h_loop_end(h, &l, 1);
+    n.band = h_loop_begin(h, &l, h_i64(h, 0), h_i64(h, rows));
+    for (int i = 0; i < n.banded.n; i++) h_dot_band(h, &h->at[n.banded.at[i]->id], n.band);
+    LLVMTypeRef i64 = LLVMTypeOf(n.band);
+    LLVMValueRef end[] = {h_plus(h, n.band, H_BAND), h_i64(h, rows)};
+    nest_rows(&n, n.band, h_intrinsic(h, "llvm.smin", &i64, 1, end, 2), length);
+    h_loop_end(h, &l, H_BAND);
+  } else {
+    nest_rows(&n, h_i64(h, 0), h_i64(h, rows), length);
   }
   for (int i = 0; i < g->stmts.n; i++) {
     const k_stmt *s = g->stmts.at[i];
