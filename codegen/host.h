@@ -162,6 +162,8 @@ LLVMTypeRef h_inner_type(host *h, int pointers, int numbers);
 void h_inner_open(host *h, h_inner *x, const char *name, LLVMTypeRef type, int pointers);
 void h_inner_close(host *h, const h_inner *x);
 void h_transpose(host *h, const k_stmt *s);
+// Asks for the cache line at p, which need not exist, into the second-level cache.
+void h_prefetch(host *h, LLVMValueRef p);
 // to[cols, rows] = from[rows, cols], both tiles on the stack with padded rows.
 void h_turn(host *h, LLVMValueRef to, LLVMValueRef from, int rows, int cols, int64_t ld_to,
             int64_t ld_from);

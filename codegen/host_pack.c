@@ -4,6 +4,9 @@
 
 #include "codegen/host.h"
 
+// How many rows before they are read a band's cache lines are asked for: rows lie pages apart,
+// where the processor's own prefetching does not follow.
+enum { AHEAD = 16 };
 enum { BAND = 128 };  // columns that are packed at once, a multiple of any panel's width
 
 LLVMValueRef h_f32_at(host *h, LLVMValueRef base, LLVMValueRef index) {
@@ -77,7 +80,8 @@ void h_turn_vectors(host *h, LLVMValueRef *v) {
 // Stores the transpose of a block of `nr` rows and `nc` columns (at most 16 each). Rows from `left`
 // on (NULL: none) are zeros and not read.
 static void turn_block(host *h, LLVMValueRef to, LLVMValueRef from, LLVMValueRef r, LLVMValueRef c,
-                       int nr, int nc, int64_t ld_to, int64_t ld_from, LLVMValueRef left) {
+                       int nr, int nc, int64_t ld_to, int64_t ld_from, LLVMValueRef left,
+                       bool ahead) {
   LLVMTypeRef f = LLVMFloatTypeInContext(h->context), vt = LLVMVectorType(f, K_LANES);
   LLVMValueRef v[K_LANES];
   for (int i = 0; i < K_LANES; i++) {
@@ -85,6 +89,7 @@ static void turn_block(host *h, LLVMValueRef to, LLVMValueRef from, LLVMValueRef
     if (i < nr) {
       LLVMValueRef at = LLVMBuildAdd(h->b, h_times(h, h_plus(h, r, i), ld_from), c, "");
       LLVMValueRef p = h_f32_at(h, from, at), in = NULL;
+      if (ahead) h_prefetch(h, h_f32_at(h, p, h_i64(h, K_LANES * ld_from)));
       if (left) {
         in = LLVMBuildICmp(h->b, LLVMIntSLT, h_plus(h, r, i), left, "");
         p = LLVMBuildSelect(h->b, in, p, h_f32_at(h, from, c), "");
@@ -101,17 +106,25 @@ static void turn_block(host *h, LLVMValueRef to, LLVMValueRef from, LLVMValueRef
   }
 }
 
+void h_prefetch(host *h, LLVMValueRef p) {
+  LLVMTypeRef ptr = LLVMPointerTypeInContext(h->context, 0),
+              i32 = LLVMInt32TypeInContext(h->context);
+  LLVMValueRef args[] = {p, LLVMConstInt(i32, 0, 0), LLVMConstInt(i32, 2, 0),
+                         LLVMConstInt(i32, 1, 0)};
+  h_intrinsic(h, "llvm.prefetch", &ptr, 1, args, 4);
+}
+
 static void turn_row(host *h, LLVMValueRef to, LLVMValueRef from, LLVMValueRef r, int nr, int cols,
-                     int64_t ld_to, int64_t ld_from, LLVMValueRef left) {
+                     int64_t ld_to, int64_t ld_from, LLVMValueRef left, bool ahead) {
   int whole = cols / K_LANES * K_LANES;
   if (whole) {
     h_loop l;
     LLVMValueRef c = h_loop_begin(h, &l, h_i64(h, 0), h_i64(h, whole));
-    turn_block(h, to, from, r, c, nr, K_LANES, ld_to, ld_from, left);
+    turn_block(h, to, from, r, c, nr, K_LANES, ld_to, ld_from, left, ahead);
     h_loop_end(h, &l, K_LANES);
   }
   if (cols > whole)
-    turn_block(h, to, from, r, h_i64(h, whole), nr, cols - whole, ld_to, ld_from, left);
+    turn_block(h, to, from, r, h_i64(h, whole), nr, cols - whole, ld_to, ld_from, left, ahead);
 }
 
 void h_turn(host *h, LLVMValueRef to, LLVMValueRef from, int rows, int cols, int64_t ld_to,
@@ -130,11 +143,11 @@ void h_turn(host *h, LLVMValueRef to, LLVMValueRef from, int rows, int cols, int
     if (whole) {
       h_loop l;
       LLVMValueRef r = h_loop_begin(h, &l, h_i64(h, 0), h_i64(h, whole));
-      turn_row(h, p[0], p[1], r, K_LANES, cols, ld_to, ld_from, NULL);
+      turn_row(h, p[0], p[1], r, K_LANES, cols, ld_to, ld_from, NULL, false);
       h_loop_end(h, &l, K_LANES);
     }
     if (rows > whole)
-      turn_row(h, p[0], p[1], h_i64(h, whole), rows - whole, cols, ld_to, ld_from, NULL);
+      turn_row(h, p[0], p[1], h_i64(h, whole), rows - whole, cols, ld_to, ld_from, NULL, false);
     h_inner_close(h, &x);
   }
   LLVMBuildCall2(h->b, type, fn, arg, 2, "");
@@ -177,7 +190,7 @@ static void turned_panel(host *h, const h_panels *p, LLVMValueRef to, LLVMValueR
   if (left) left = LLVMBuildSub(h->b, left, j, "");
   h_loop l;
   LLVMValueRef r = h_loop_begin(h, &l, h_i64(h, 0), h_i64(h, width));
-  turn_row(h, panel, rows, r, K_LANES, p->k, width, p->ld, left);
+  turn_row(h, panel, rows, r, K_LANES, p->k, width, p->ld, left, true);
   h_loop_end(h, &l, K_LANES);
 }
 
@@ -201,6 +214,7 @@ static void straight_panels(host *h, const h_panels *p, LLVMValueRef to, LLVMVal
   LLVMValueRef k = h_loop_begin(h, &l, h_i64(h, 0), count);
   for (int c = 0; c < cols; c += K_LANES) {
     LLVMValueRef at = h_f32_at(h, row, h_plus(h, h_times(h, k, p->ld), c)), v;
+    if (cols > width) h_prefetch(h, h_f32_at(h, at, h_i64(h, AHEAD * p->ld)));
     if (left) {
       LLVMTypeRef types[] = {vt, LLVMPointerTypeInContext(h->context, 0)};
       LLVMValueRef args[] = {at, LLVMConstInt(i32, 4, 0), mask[c / K_LANES], LLVMConstNull(vt)};

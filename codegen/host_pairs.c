@@ -15,6 +15,7 @@
 enum { TO, FROM, LEFT_OWN, LEFT_K, ARGS };  // arguments of the helpers: 2 addresses, 2 numbers
 
 enum { BAND = 128 };  // columns that are read at once across k
+enum { AHEAD = 16 };  // how many rows before they are read cache lines are asked for
 
 int h_pair_steps(int k) { return ((k + 1) / 2 + K_LANES - 1) / K_LANES * K_LANES; }
 
@@ -94,6 +95,7 @@ static void turn_pairs(host *h, const h_operand *o, LLVMValueRef const *arg, LLV
       in = LLVMBuildICmp(h->b, LLVMIntSLT, row, arg[LEFT_OWN], "");
       row = LLVMBuildSelect(h->b, in, row, i, "");
     }
+    if (!some_rows && !some_k) h_prefetch(h, place(h, o, arg, h_plus(h, row, K_LANES), k));
     v[r] = pairs_of_row(h, o, place(h, o, arg, row, k), left);
     if (in) v[r] = LLVMBuildSelect(h->b, in, v[r], LLVMConstNull(pairs_type(h)), "");
   }
@@ -156,6 +158,10 @@ static void mixed_step(host *h, const h_operand *o, LLVMValueRef const *arg, LLV
     LLVMValueRef col = h_plus(h, j, c), left = some_cols ? minus(h, arg[LEFT_OWN], col) : NULL;
     LLVMValueRef row[2] = {place(h, o, arg, col, k)}, to[2];
     if (!one_row) row[1] = place(h, o, arg, col, h_plus(h, k, 1));
+    if (cols > width) {
+      h_prefetch(h, place(h, o, arg, col, h_plus(h, k, AHEAD)));
+      h_prefetch(h, place(h, o, arg, col, h_plus(h, k, AHEAD + 1)));
+    }
     for (int i = 0; i < n / K_LANES; i++) {
       int at = c + i * K_LANES;
       to[i] = h_f32_at(h, first,
