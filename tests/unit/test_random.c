@@ -553,7 +553,7 @@ static const char *lower_program(model_run *r, recompute_mode mode, h_text *text
   if (!text->m) return text->error;
   pass_options o = options_of(text->job);
   o.micro_batch = r->g.micro;
-  o.skip = r->skip;
+  skip_add(&o.skip, r->skip);
   o.recompute = mode;
   o.recompute_bytes = r->recompute_bytes;
   o.recomputed = result;
