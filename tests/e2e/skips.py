@@ -3,7 +3,7 @@
 
     tests/e2e/skips.py build/dsmc [JOB...]
 
-Trains the tiny example, reduced, and the oracle's llama for a few steps with every name of
+Trains the tiny example, reduced, and the oracle's other models for a few steps with every name of
 `dsmc help skip` left out in turn, and with all of them: losses, gradient norms, the final weights and
 what is generated with them must be the same bytes. Each name must change the code or the schedule of
 some job (or the test would test nothing). `recompute` does nothing without a pin: recompute.py skips it.
@@ -34,7 +34,7 @@ def names_of(dsmc):
     return [n for n in names if n != "recompute"]
 
 
-def run(program, more):
+def run(program, more, prompt):
     """Losses and norms, the final weights, and some tokens made with them."""
     save, log = program + ".ck", program + ".jsonl"
     exe.run([program, "train", "-q", "--steps", "4", "--save", save, "--log", log, *more])
@@ -42,8 +42,7 @@ def run(program, more):
     weights = glob.glob(os.path.join(save, "step-*", "weights.safetensors"))[0]
     with open(weights, "rb") as f:
         weights = f.read()
-    return steps, weights, exe.run([program, "generate", "-q", "--load", save, "--prompt-tokens", "4,10,31",
-                                    "--tokens", "24"])
+    return steps, weights, prompt and exe.run([program, "generate", "-q", "--load", save, "--tokens", "24", *prompt])
 
 
 def made(program):
@@ -57,14 +56,15 @@ def test(dsmc, folder, checks, chosen):
     names = names_of(dsmc)
     checks.check("`dsmc help skip` names passes and choices",
                  {"fuse", "narrow", "frames", "preround", "bands"} <= set(names), str(names))
-    llama = os.path.join(exe.ORACLE, "llama")
-    job = exe.expected("llama")
-    jobs = [(name, "examples/tiny.dsm", sets, pins, []) for name, sets, pins in JOBS] + [
-        ("twice", "tests/e2e/inputs/twice.dsm", "steps=4", "", []),
-        ("llama", "examples/" + job["model"], exe.job_settings(job).replace("steps=20", "steps=4"), "",
-         ["--load", os.path.join(llama, "init.safetensors"), "--data", os.path.join(llama, "data")])]
+    prompt = ["--prompt-tokens", "4,10,31"]
+    jobs = [(name, "examples/tiny.dsm", sets, pins, [], prompt) for name, sets, pins in JOBS]
+    jobs.append(("twice", "tests/e2e/inputs/twice.dsm", "steps=4", "", [], prompt))
+    for model, prompt in (("llama", prompt), ("bert", None), ("t5", prompt + ["--source-tokens", "5,6,7,8"])):
+        job, data = exe.expected(model), os.path.join(exe.ORACLE, model)
+        jobs.append((model, "examples/" + job["model"], exe.job_settings(job).replace("steps=20", "steps=4"), "",
+                     ["--load", os.path.join(data, "init.safetensors"), "--data", os.path.join(data, "data")], prompt))
     idle = set(names)
-    for number, (name, text, sets, pins, more) in enumerate(jobs):
+    for number, (name, text, sets, pins, more, prompt) in enumerate(jobs):
         if chosen and name not in chosen:
             continue
         want, plain = None, None
@@ -72,7 +72,7 @@ def test(dsmc, folder, checks, chosen):
             program = os.path.join(folder, "%d-%s" % (number, skip if skip in names else "all" if skip else "none"))
             exe.run([dsmc, "build", "-q", os.path.join(exe.ROOT, text), "--set", sets,
                      "-o", program] + (["--skip", skip] if skip else []) + (["--pin", pins] if pins else []))
-            got, program = run(program, more), made(program)
+            got, program = run(program, more, prompt), made(program)
             want, plain = want or got, plain or program
             if program != plain:
                 idle.discard(skip)
