@@ -6,7 +6,8 @@
 NAME is a case below, or `arenas`; without one, all. A line a case prints each round's median step with
 and without, in turn (decoding: tokens/s), the median of the ratios without/with (decoding:
 with/without), the ratio of the best steps of all rounds, and the arena of both. A round next to a
-reading of bench/share.c below --share is left out: a core was missing. `arenas` prints what is planned without each choice of pass `layout`, and measures nothing.
+reading of bench/share.c below --share is left out: a core was missing. `arenas` prints what is planned
+without each choice of pass `layout`, and measures nothing.
 """
 import argparse, json, os, random, re, statistics, struct, subprocess, sys, tempfile
 
