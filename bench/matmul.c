@@ -2,13 +2,14 @@
 // runs its kernels on the runtime's pool. bench/matmul.py is the command to use.
 //
 //   bench_matmul ceiling THREADS                  GFLOP/s of f32 and of bf16 multiply-adds
-//   bench_matmul run THREADS SECONDS COPIES       one line of input a product:
+//   bench_matmul run THREADS SECONDS COPIES [SKIP]   one line of input a product:
 //       f|d|w  M K N  f32|bf16|stored             f = X W^T, d = dY W, w = dY^T X; X is [M,K], W
 //       [N,K]
 //
 // `bf16` rounds f32 operands as they are read, `stored` reads them from bf16 buffers; results are
 // f32. Each product prints its words, the median and the best GFLOP/s, and a sum over its result.
 // COPIES > 1 goes round that many sets of buffers, so that operands come from memory.
+// SKIP names choices to leave out, as `dsmc build --skip` does.
 // THREADS 0 is for a machine that others use: one thread runs the cells in pieces of less than a
 // millisecond, and the "best" time is the sum of each piece's best.
 #include <immintrin.h>
@@ -138,7 +139,8 @@ static ir_value *input(ir_module *m, ir_func *f, ir_dtype t, int64_t rows, int64
   return ir_op_raw(f->body, IR_input, NULL, 0, &type, 1)->out[0];
 }
 
-static void build(product *p, char mode, int64_t m, int64_t k, int64_t n, const char *type) {
+static void build(product *p, char mode, int64_t m, int64_t k, int64_t n, const char *type,
+                  skip_set skip) {
   arena_init(&p->a);
   ir_module *module = ir_module_new(&p->a, "bench");
   ir_func *f = ir_func_new(module, "f", ENTRY_EVAL);
@@ -156,6 +158,7 @@ static void build(product *p, char mode, int64_t m, int64_t k, int64_t n, const 
   op->out[0]->type.dtype = DT_f32;
   p->root[0] = in[0], p->root[1] = in[1], p->root[2] = op->out[0];
   p->cg = cg_context_new(&p->a, module);
+  cg_skip(p->cg, skip);
   const char *why = cg_build(p->cg, op, &p->l);
   if (!why) why = cg_compile(p->cg, NULL, &p->image);
   if (why) fail(why);
@@ -228,11 +231,11 @@ static void fill(ir_dtype t, unsigned char *p, int64_t n) {
 }
 
 static void measure(pool *workers, char mode, int64_t m, int64_t k, int64_t n, const char *type,
-                    double seconds, int copies) {
+                    double seconds, int copies, skip_set skip) {
   enum { TIMES = 401, COPIES = 16, LAUNCHES = 4, PIECES = 100000 };
   static double time[TIMES], piece[PIECES];
   product p = {0};
-  build(&p, mode, m, k, n, type);
+  build(&p, mode, m, k, n, type, skip);
   if (p.l.l.n > LAUNCHES || copies > COPIES) fail("too many");
   unsigned char *root[COPIES][3], *scratch[8];
   size_t bytes[3];
@@ -290,14 +293,16 @@ int main(int argc, char **argv) {
     printf("%.1f %.1f\n", f32, bf16);
     return 0;
   }
-  if (argc != 5 || strcmp(argv[1], "run")) fail("see bench/matmul.py");
+  skip_set skip = 0;
+  if (argc < 5 || argc > 6 || strcmp(argv[1], "run")) fail("see bench/matmul.py");
+  if (skip_add(&skip, argc > 5 ? argv[5] : NULL)) fail("SKIP: see `dsmc help skip`");
   int threads = atoi(argv[2]);
   pool *workers = threads ? pool_new(threads) : NULL;
   if (threads && !workers) fail("no pool");
   char mode, type[8];
   long long m, k, n;
   while (scanf(" %c %lld %lld %lld %7s", &mode, &m, &k, &n, type) == 5)
-    measure(workers, mode, m, k, n, type, atof(argv[3]), atoi(argv[4]));
+    measure(workers, mode, m, k, n, type, atof(argv[3]), atoi(argv[4]), skip);
   pool_free(workers);
   return 0;
 }

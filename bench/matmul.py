@@ -3,6 +3,7 @@
 
     bench/matmul.py [--rows 256,1024] [--types f32,bf16,stored] [--modes fdw] [--threads 2,1]
                     [--seconds 0.4] [--copies 1] [--tries 3] [--shapes] [--build build]
+                    [--skip NAME,...]
 
 Shapes: 12 x {768->2304, 768->768, 768->3072, 3072->768} + 768->50257, weighted as they occur in one
 pass (all multiply-adds over all time). f = X W^T (forward), d = dY W and w = dY^T X (backward); rows
@@ -13,7 +14,7 @@ the median measures them too. A line is measured again, up to --tries times, whi
 or after it is below 93 % of the highest seen for its type: then the machine's cores were not all
 there, and a line that stays so says "busy". --threads 0 is for such a machine: one thread, cells in pieces of less
 than a millisecond, of each of which the best time counts. --copies N uses N sets of buffers in turn, so that operands are not in
-the last-level cache from the call before.
+the last-level cache from the call before. --skip leaves out choices (`dsmc help skip`), to measure what they bring.
 """
 import argparse, os, subprocess, sys
 
@@ -32,6 +33,7 @@ def main():
     ap.add_argument("--tries", type=int, default=3)
     ap.add_argument("--shapes", action="store_true", help="print each shape too")
     ap.add_argument("--build", default=os.path.join(ROOT, "build"))
+    ap.add_argument("--skip", default="")
     args = ap.parse_args()
     subprocess.run(["cmake", "--build", args.build, "--target", "bench_matmul"], check=True,
                    stdout=subprocess.DEVNULL)
@@ -49,7 +51,7 @@ def main():
         """(best and median of all shapes, lines of single shapes, were all cores there)"""
         lines = "".join("%s %s %d %d %s\n" % (mode, rows, k, n, kind) for _, k, n in SHAPES)
         before = ceiling(threads)
-        done = subprocess.run([exe, "run", threads, str(args.seconds), str(args.copies)],
+        done = subprocess.run([exe, "run", threads, str(args.seconds), str(args.copies), args.skip],
                               input=lines, capture_output=True, text=True)
         if done.returncode:
             sys.exit(done.stderr)

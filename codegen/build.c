@@ -8,6 +8,7 @@
 struct cg_context {
   arena *arena;
   ir_module *m;
+  skip_set skip, lowering;  // choices left out; those of them that the lowering heeds
   map by_text;              // text of a kernel -> the kernel
   VEC(k_kernel *) kernels;  // in order of first use
 };
@@ -21,6 +22,11 @@ cg_context *cg_context_new(arena *a, ir_module *m) {
 }
 
 arena *cg_arena(cg_context *cg) { return cg->arena; }
+
+void cg_skip(cg_context *cg, skip_set skip) {
+  cg->skip = skip;
+  cg->lowering = skip & skip_of("lowering");
+}
 
 int cg_kernels(cg_context *cg, k_kernel *const **out) {
   *out = cg->kernels.at;
@@ -42,6 +48,7 @@ void b_begin(bld *b, const char *fmt, ...) {
   va_start(ap, fmt);
   b->k = k_new(b->arena, arena_vprintf(b->arena, fmt, ap));
   va_end(ap);
+  b->k->skip = b->cg->lowering;
   memset(&b->launch, 0, sizeof b->launch);
 }
 
@@ -142,7 +149,7 @@ static build_fn *const builders[] = {
 
 const char *cg_build(cg_context *cg, ir_op *op, cg_launches *out) {
   memset(out, 0, sizeof *out);
-  bld b = {.cg = cg, .arena = cg->arena, .op = op, .out = out};
+  bld b = {.cg = cg, .arena = cg->arena, .op = op, .skip = cg->skip, .out = out};
   builders[op->code](&b);
   return b.why;
 }

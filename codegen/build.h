@@ -39,6 +39,8 @@ typedef struct cg_context cg_context;  // arena, table of kernels made so far (b
 cg_context *cg_context_new(arena *a, ir_module *m);
 arena *cg_arena(cg_context *cg);
 ir_module *cg_module(cg_context *cg);
+// Kernels built from now on do without these choices; those of "lowering" go with each kernel.
+void cg_skip(cg_context *cg, skip_set skip);
 // Builds the launches of `op`. Op results are roots that the launches write. Ops `const` are never
 // built: a kernel that reads one has the number inside.
 const char *cg_build(cg_context *cg, ir_op *op, cg_launches *out);

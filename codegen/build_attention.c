@@ -245,7 +245,9 @@ void att_case(att *a, k_value *i0, k_value *j0, k_value **some, k_value **all) {
   bool cut = a->keys || a->kc.ragged;
   *some = k_const(k, K_BOOL, 1);
   *all = cut ? k_scalar(k, IR_le, j1, keys, NULL) : *some;
-  if (a->mask) {
+  if (a->mask && skips(b->skip, SKIP_hidden)) {
+    *all = k_const(k, K_BOOL, 0);
+  } else if (a->mask) {
     if (a->qc.ragged) i1 = k_min(k, i1, k_int(k, a->s));
     if (cut) j1 = k_min(k, j1, keys);
     k_value *past = a->past ? k_call(k, K_PAST) : k_int(k, 0);

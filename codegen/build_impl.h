@@ -23,6 +23,7 @@ typedef struct bld {
   cg_context *cg;
   arena *arena;
   ir_op *op;
+  skip_set skip;  // choices to do without
   k_kernel *k;
   cg_launches *out;
   cg_launch launch;  // of the kernel being built

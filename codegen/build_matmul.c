@@ -219,13 +219,15 @@ typedef struct cell {
 // (96 KiB of f32) stays within a core's second-level cache; rows of a that run along k stream
 // through it, others (across_k) are packed too and should fit. Measured on a Zen 4, one thread,
 // GPT-2's products: 128x128x128 is 92 GFLOP/s of 117, 256x128x768 106 - 109, 512x128x768 108 - 112.
+// Pairs of bf16 are made of both operands across k: then more columns pay for the first one.
 // Products with few tiles are cut finer, so that a few threads have equal work.
-static void choose_tiles(const product *p, const b_axes *m, const b_axes *n, const b_axes *k,
-                         cell *c) {
+static void choose_tiles(const bld *b, const product *p, const b_axes *m, const b_axes *n,
+                         const b_axes *k, cell *c) {
   int64_t others = b_product(&p->batch) * b_product(&p->m) * b_product(&p->n);
   bool across_k = m->stride[A][0] < k->stride[A][0];
   bool pairs = p->round == DT_bf16;
-  int tm = across_k ? 256 : 512, tn = across_k && pairs ? 256 : 128;
+  int tm = across_k || skips(b->skip, SKIP_tall) ? 256 : 512;
+  int tn = across_k && pairs && !skips(b->skip, SKIP_broad) ? 256 : 128;
   while (tm > 32 && others * ((m->size[0] + tm - 1) / tm) * ((n->size[0] + tn - 1) / tn) < 12) {
     if (tm > 256 || tn == 64) {
       tm /= 2;
@@ -481,7 +483,7 @@ static bool is_number(ir_value *v) {
 // all of them then with the scratch's strides.
 static int round_operand(bld *b, product *p, int t, b_axes *const *axes, int64_t readers,
                          int64_t *elements) {
-  if (is_number(p->in[t])) return -1;
+  if (is_number(p->in[t]) || skips(b->skip, SKIP_preround)) return -1;
   if (p->round == DT_f32 || p->in[t]->type.dtype != DT_f32 || readers < 3) return -1;
   // Tensors of `all`: the operand, the scratch.
   b_axes all = {.tensors = 2};
@@ -580,7 +582,7 @@ void cg_build_matmul(bld *b) {
   int scratch[2] = {-1, -1};
   int64_t elements[2];
   if (!thin) {
-    choose_tiles(&p, &m, &n, &kx, &c);
+    choose_tiles(b, &p, &m, &n, &kx, &c);
     b_axes *of_a[] = {&p.batch, &p.m, &m, &p.k, &kx, NULL};
     b_axes *of_b[] = {&p.batch, &p.n, &n, &p.k, &kx, NULL};
     scratch[A] = round_operand(b, &p, A, of_a, b_product(&p.n) * c.cn.count, &elements[A]);

@@ -264,7 +264,7 @@ bool h_stays_in_buffer(const host *h, const k_stmt *load) {
   const k_access *x = &load->access;
   const k_value *v = load->out[0];
   ir_dtype t = h->k->buffer[x->buffer].dtype;
-  if (x->mask || x->offset || x->fill != 0) return false;
+  if (x->mask || x->offset || x->fill != 0 || skips(h->k->skip, SKIP_buffers)) return false;
   if (x->col_stride != 1 || x->row_stride < 1 || is_line(v)) return false;
   const k_value *read = v;
   if (v->uses.n == 1 && v->uses.at[0]->code == K_STAGE) read = v->uses.at[0]->out[0];
@@ -365,7 +365,7 @@ static void dot_of_lines(host *h, const k_stmt *s) {
 // in a buffer that the dot does not read. m_limit: that of the first operand's rows.
 static const k_stmt *stored_by(host *h, const k_stmt *s, const k_value *m_limit) {
   const k_value *out = s->out[0];
-  if (out->uses.n != 1 || out->cols == 1) return NULL;
+  if (out->uses.n != 1 || out->cols == 1 || skips(h->k->skip, SKIP_direct)) return NULL;
   const k_stmt *st = out->uses.at[0];
   if (st->code != K_STORE || st->parent != s->parent || st->seq != s->seq + 1) return NULL;
   const k_access *x = &st->access;
@@ -396,7 +396,8 @@ enum { BANDED_ROWS = 64, BANDED_ELEMENTS = 8192 };
 // change what s reads or needs it done.
 static bool may_wait(const host *h, const k_stmt *s) {
   const k_value *out = s->out[0];
-  if (out->rows < BANDED_ROWS || out->rows * out->cols < BANDED_ELEMENTS || !out->uses.n)
+  if (skips(h->k->skip, SKIP_near) || out->rows < BANDED_ROWS ||
+      out->rows * out->cols < BANDED_ELEMENTS || !out->uses.n)
     return false;
   int last = 0;
   for (int i = 0; i < out->uses.n; i++) {
@@ -627,7 +628,8 @@ void h_dot(host *h, const k_stmt *s) {
     place_sums(h, s, m_limit, &d, arg);
     h_value rows_of_b = d.panels ? panels_of(h, s, &pb, d.m) : rows_along_k(h, b, pb, s->tb);
     arg[A] = pa.v, arg[B] = rows_of_b.v;
-    if (s->ta && pa.kind == H_LOADED && d.m >= 64 && pa.ld % SAME_SETS == 0) {
+    if (s->ta && pa.kind == H_LOADED && d.m >= 64 && pa.ld % SAME_SETS == 0 &&
+        !skips(h->k->skip, SKIP_strips)) {
       arg[A] = strips_of(h, s, &pa);
       d.a_row = 1, d.a_col = K_LANES, d.a_strip = (int64_t)K_LANES * d.k;
     }

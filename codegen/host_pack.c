@@ -107,6 +107,7 @@ static void turn_block(host *h, LLVMValueRef to, LLVMValueRef from, LLVMValueRef
 }
 
 void h_prefetch(host *h, LLVMValueRef p) {
+  if (skips(h->k->skip, SKIP_prefetch)) return;
   LLVMTypeRef ptr = LLVMPointerTypeInContext(h->context, 0),
               i32 = LLVMInt32TypeInContext(h->context);
   LLVMValueRef args[] = {p, LLVMConstInt(i32, 0, 0), LLVMConstInt(i32, 2, 0),
@@ -247,7 +248,8 @@ static void pack_all(host *h, const h_panels *p, LLVMValueRef const *arg) {
   LLVMValueRef lo = h_i64(h, 0);
   LLVMTypeRef i64 = LLVMTypeOf(lo);
   h_loop l;
-  for (int cols = p->turned ? p->width : BAND; cols; cols = cols > p->width ? p->width : 0) {
+  int band = p->turned || skips(h->k->skip, SKIP_bands) ? p->width : BAND;
+  for (int cols = band; cols; cols = cols > p->width ? p->width : 0) {
     LLVMValueRef c = h_i64(h, cols), end = h_i64(h, sure / cols * cols);
     if (p->ragged) {
       LLVMValueRef ends[] = {LLVMBuildMul(h->b, LLVMBuildSDiv(h->b, arg[2], c, ""), c, ""), end};

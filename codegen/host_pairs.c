@@ -208,7 +208,8 @@ static void panels(host *h, const h_operand *o, LLVMValueRef const *arg, int wid
   LLVMValueRef end = h_i64(h, sure), lo = h_i64(h, 0);
   LLVMTypeRef i64 = LLVMTypeOf(end);
   h_loop l;
-  for (int cols = o->along_k ? width : BAND; cols >= width; cols = cols > width ? width : 0) {
+  int band = o->along_k || skips(h->k->skip, SKIP_bands) ? width : BAND;
+  for (int cols = band; cols >= width; cols = cols > width ? width : 0) {
     LLVMValueRef c = h_i64(h, cols);
     LLVMValueRef ends[] = {h_i64(h, sure / cols * cols),
                            LLVMBuildMul(h->b, LLVMBuildSDiv(h->b, arg[LEFT_OWN], c, ""), c, "")};

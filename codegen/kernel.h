@@ -46,6 +46,7 @@
 #define DSM_CODEGEN_KERNEL_H
 
 #include "ir/ir.h"
+#include "passes/skip.h"
 #include "runtime/base/arena.h"
 #include "runtime/base/str.h"
 #include "runtime/base/vec.h"
@@ -151,6 +152,7 @@ typedef struct k_kernel {
   int ngrid, nbuffers;
   int64_t grid[K_MAX_GRID];
   k_buffer_info buffer[K_MAX_BUFFERS];
+  skip_set skip;  // choices that the lowering does without; part of the text
   k_block *body;
   k_block *at;  // where the next statement goes
   int next_id, next_seq;

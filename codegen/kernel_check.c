@@ -159,7 +159,12 @@ void k_print(sb *out, const k_kernel *k) {
               ir_dtype_name(k->buffer[i].dtype), use[k->buffer[i].use]);
   sb_puts(out, ") grid(");
   for (int i = 0; i < k->ngrid; i++) sb_printf(out, "%s%lld", i ? ", " : "", (long long)k->grid[i]);
-  sb_puts(out, ")\n");
+  sb_put(out, ')');
+  const choice_info *choice;
+  int choices = choice_list(&choice);
+  for (int i = 0; i < choices; i++)
+    if (skips(k->skip, SKIP_PASSES + i)) sb_printf(out, " without %s", choice[i].name);
+  sb_put(out, '\n');
   print_block(out, k, k->body, 1);
 }
 

@@ -20,8 +20,9 @@ enum {
   RTOP_COUNT
 };
 
-const char *cg_select(void *ctx, sched *s) {
+const char *cg_select(void *ctx, sched *s, skip_set skip) {
   cg_context *cg = ctx;
+  cg_skip(cg, skip);
   arena *a = s->m->arena;
   for (int t = 0; t < s->tasks.n; t++)
     for (int i = 0; i < s->tasks.at[t].instrs.n; i++) {

@@ -14,8 +14,8 @@
 #include "ir/schedule.h"
 
 // Builds the launches of every instruction; fills instr->launches (cg_launches *) and scratch
-// sizes. `cg` is the cg_context: it is pass_options.select.
-const char *cg_select(void *cg, sched *s);
+// sizes. `cg` is the cg_context, which keeps `skip`: it is pass_options.select.
+const char *cg_select(void *cg, sched *s, skip_set skip);
 
 typedef struct program_setting {
   const char *name, *value;

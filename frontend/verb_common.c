@@ -219,7 +219,7 @@ static bool lower_and_optimise(cli *c, compiled *k, const pins *pin, int64_t mic
   o.select_ctx = k->cg;
   o.after = cli_get(c, OPT_AFTER);
   o.only = cli_get(c, OPT_PASS);
-  o.skip = cli_get(c, OPT_SKIP);
+  skip_add(&o.skip, cli_get(c, OPT_SKIP));
   timing timer = {.c = c};
   if (cli_has(c, OPT_TIME)) o.report = report_pass, o.report_ctx = &timer;
   const char *why = pass_run(k->module, &o);
@@ -346,35 +346,22 @@ static void report_unfit(cli *c, compiled *k) {
   k->exit_code = EXIT_UNFIT;
 }
 
-// The names of --skip are passes that may be left out.
-static bool skips_are_optional(cli *c, compiled *k) {
-  const pass_info *list;
-  int n = pass_list(&list), nnames = 0;
-  const char *names[32];
-  for (int i = 0; i < n; i++) {
-    bool seen = !list[i].optional || nnames == 32;
-    for (int j = 0; j < nnames; j++) seen |= str_eq(names[j], list[i].name);
-    if (!seen) names[nnames++] = list[i].name;
-  }
-  for (const char *p = cli_get(c, OPT_SKIP); p && *p;) {
-    size_t len = strcspn(p, ",");
-    const char *one = arena_strndup(c->arena, p, len);
-    bool known = false;
-    for (int j = 0; j < nnames; j++) known |= str_eq(names[j], one);
-    if (!known) {
-      const char *near = str_nearest(one, names, nnames);
-      k->exit_code = cli_usage("--skip takes optional passes, not `%s`%s%s%s", one,
-                               near ? "; did you mean `" : "", near ? near : "", near ? "`?" : "");
-      return false;
-    }
-    p += len + (p[len] == ',');
-  }
-  return true;
+// The names of --skip are those of what may be left out.
+static bool skips_are_known(cli *c, compiled *k) {
+  skip_set s = 0;
+  const char *wrong = skip_add(&s, cli_get(c, OPT_SKIP));
+  if (!wrong) return true;
+  const char *names[SKIP_ROWS], *one = arena_strndup(c->arena, wrong, strcspn(wrong, ","));
+  const char *near = str_nearest(one, names, skip_names(names));
+  k->exit_code = cli_usage("--skip takes optional passes and choices, not `%s`%s%s%s", one,
+                           near ? "; did you mean `" : "; `dsmc help skip` lists them",
+                           near ? near : "", near ? "`?" : "");
+  return false;
 }
 
 bool compile(cli *c, const char *path, compile_stage stage, compiled *k) {
   *k = (compiled){0};
-  if (!target_is_built(c, k) || !skips_are_optional(c, k)) return false;
+  if (!target_is_built(c, k) || !skips_are_known(c, k)) return false;
   double t = now();
   setting_list sets = parse_sets(c);
   pins pin;

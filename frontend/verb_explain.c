@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "frontend/cli.h"
+#include "passes/pass.h"
 #include "runtime/base/str.h"
 
 static void put_paragraph(const char *text) {
@@ -67,8 +68,29 @@ int verb_explain(cli *c) {
   return EXIT_GOOD;
 }
 
+// What `--skip` takes: each optional pass once, then the choices.
+static int help_skip(void) {
+  const pass_info *pass;
+  const choice_info *choice;
+  const char *names[SKIP_ROWS];
+  pass_list(&pass);
+  int choices = choice_list(&choice), n = skip_names(names) - choices;
+  printf("dsmc build --skip NAME[,NAME]\n  leaves out what a program does without, bit for bit\n");
+  printf("\noptional passes\n");
+  for (int i = 0; i < n; i++) {
+    int row = 0;
+    while (!pass[row].optional || !str_eq(pass[row].name, names[i])) row++;
+    printf("  %-14s %s\n", names[i], pass[row].doc);
+  }
+  printf("\nparts of a pass, or of the lowering of kernels\n");
+  for (int i = 0; i < choices; i++)
+    printf("  %-14s %s: %s\n", choice[i].name, choice[i].of, choice[i].doc);
+  return EXIT_GOOD;
+}
+
 int verb_help(cli *c) {
   const char *topic = c->files.n ? c->files.at[0] : NULL;
+  if (topic && str_eq(topic, "skip")) return help_skip();
   if (topic && strcmp(topic, "all") != 0 && cli_verb(topic) < 0) {
     const char *names[64];
     const char *near = str_nearest(topic, names, cli_verb_names(names, 64));

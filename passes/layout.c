@@ -14,6 +14,7 @@
 // An optimizer's update writes the state it reads (`set` in place) when nobody reads it afterwards;
 // what an op updates in place (ir_updated) lives as long as its result.
 //
+// Frames, chains, overlaid caches and updates in place can each be left out (skip.h).
 // The result is proved by execution: replay.c.
 
 #include "passes/layout.h"
@@ -149,8 +150,9 @@ static bool uses_caches(const sched *s, const sched_entry *e) {
   return false;
 }
 
-static void layout_entry(sched *s, int entry) {
-  lay l = {.s = s, .e = &s->entries.at[entry], .entry = entry, .first_item = s->items.n};
+static void layout_entry(sched *s, int entry, skip_set skip) {
+  lay l = {
+      .s = s, .e = &s->entries.at[entry], .skip = skip, .entry = entry, .first_item = s->items.n};
   int n = s->m->next_value;
   arena *a = s->m->arena;
   l.first = arena_new(a, int, n);
@@ -160,9 +162,9 @@ static void layout_entry(sched *s, int entry) {
   l.under = arena_new(a, const ir_value *, n);
   l.frame = arena_new(a, frame_part, n);
   lives_find(&l);
-  lives_bind_sets(&l);
+  if (!skips(skip, SKIP_updates)) lives_bind_sets(&l);
   lives_chains(&l);
-  loops_frames(&l);
+  if (!skips(skip, SKIP_frames)) loops_frames(&l);
   ir_region *r = l.e->func->body;
   for (int i = 0; i < r->ops.n; i++)
     if (r->ops.at[i]->code == IR_repeat) loops_bind(&l, r->ops.at[i]);
@@ -222,20 +224,21 @@ static int64_t place_states(sched *s, bool caches, int64_t at) {
 }
 
 const char *pass_layout(ir_module *m, const pass_options *o) {
-  (void)o;
+  bool overlaid = !skips(o->skip, SKIP_caches);
   sched *s = m->schedule;
   s->nplaces = m->next_value;
   s->place = arena_new(m->arena, sched_place, s->nplaces);
   s->state_place = arena_new(m->arena, sched_place, m->states.n + 1);
   s->arg_place = arena_new(m->arena, sched_place, s->args.n + 1);
   int64_t at = place_states(s, false, 0);
+  if (!overlaid) at = place_states(s, true, at);
   for (int i = 0; i < s->args.n; i++, at += 4)
     s->arg_place[i] = (sched_place){.known = true, .base = at, .bytes = 4};
   s->states_bytes = lay_align(at);
-  s->cache_bytes = place_states(s, true, s->states_bytes) - s->states_bytes;
+  if (overlaid) s->cache_bytes = place_states(s, true, s->states_bytes) - s->states_bytes;
   s->arena_bytes = s->states_bytes + s->cache_bytes;
   for (int i = 0; i < s->entries.n; i++) {
-    layout_entry(s, i);
+    layout_entry(s, i, o->skip);
     int64_t end = s->states_bytes + lay_align(s->entries.at[i].transient_bytes);
     if (end > s->arena_bytes) s->arena_bytes = end;
   }

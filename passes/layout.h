@@ -37,6 +37,7 @@ typedef struct frame_part {
 typedef struct lay {
   sched *s;
   sched_entry *e;
+  skip_set skip;  // choices that are left out
   int entry, first_item, glues;
   int *first, *last;               // by value id, of top-level roots: positions
   binding *bind;                   // by value id
@@ -60,6 +61,7 @@ const ir_value *lay_target(const ir_value *v);
 void lives_find(lay *l);
 // Binds what is `set` to the state itself where that overwrites nothing that is read afterwards.
 void lives_bind_sets(lay *l);
+// Lifetimes in the bodies of repeats, and chains.
 void lives_chains(lay *l);
 // The first and the last value of the chain that `v` is in.
 const ir_value *lives_head(const lay *l, const ir_value *v);

@@ -172,7 +172,6 @@ static bool may_follow(const lay *l, const ir_op *loop, int i, const ir_value *u
 }
 
 static void chain_body(lay *l, const sched_task *t) {
-  find_body_lifetimes(l, t);
   for (int i = 0; i < t->instrs.n; i++) {
     const ir_op *op = t->instrs.at[i].op;
     for (int j = 0; j < op->nout; j++) {
@@ -225,10 +224,13 @@ static void chain_top(lay *l) {
 }
 
 void lives_chains(lay *l) {
+  bool wanted = !skips(l->skip, SKIP_chains);
   for (int i = 0; i < l->e->runs.n; i++) {
     if (l->e->runs.at[i].kind == SCHED_LOOP) continue;
     const sched_task *t = &l->s->tasks.at[l->e->runs.at[i].task];
-    if (t->loop) chain_body(l, t);
+    if (!t->loop) continue;
+    find_body_lifetimes(l, t);
+    if (wanted) chain_body(l, t);
   }
-  chain_top(l);
+  if (wanted) chain_top(l);
 }

@@ -10,6 +10,7 @@
 #define DSM_PASS_H
 
 #include "ir/ir.h"
+#include "passes/skip.h"
 
 // How to optimise: set by the job section and `--set`.
 typedef enum pass_optimizer { OPT_ADAMW, OPT_SGD } pass_optimizer;
@@ -45,13 +46,13 @@ typedef struct pass_options {
   int64_t stream;  // largest value, in bytes, that is made at once where a stream can help it;
                    // 0: no limit
   ir_stage stage;  // no pass that leads beyond this stage is run; IR_LOCAL by default
-  // Gives the instructions of a schedule their kernels and scratch sizes (codegen's cg_select).
-  // NULL or an error in the user's words.
-  const char *(*select)(void *ctx, struct sched *s);
+  // Gives the instructions of a schedule their kernels and scratch sizes (codegen's cg_select),
+  // without the choices in `skip`. NULL or an error in the user's words.
+  const char *(*select)(void *ctx, struct sched *s, skip_set skip);
   void *select_ctx;
   const char *after;  // stop after this pass (its last occurrence); NULL: run all
   const char *only;   // comma-separated names: run just these, in the list's order; NULL: all
-  const char *skip;   // comma-separated optional passes to leave out (measurements)
+  skip_set skip;      // optional passes and choices to leave out (measurements)
   // Called after each pass with its name and seconds; may be NULL.
   void (*report)(void *ctx, const char *pass, double seconds, ir_module *m);
   void *report_ctx;

@@ -14,12 +14,64 @@ static pass_fn *const function[] = {
 #define PASS(name, fn, before, after, optional, doc) pass_##fn,
 #include "passes/passes.def"
 };
-enum { N = sizeof list / sizeof *list };
 
 int pass_list(const pass_info **out) {
   *out = list;
-  return N;
+  return SKIP_PASSES;
 }
+
+// ---- what may be left out -----------------------------------------------------------------------
+
+static const choice_info choices[] = {
+#define CHOICE(name, of, doc) {#name, doc, of},
+#include "passes/passes.def"
+};
+_Static_assert(SKIP_ROWS <= 8 * sizeof(skip_set), "more rows than bits");
+
+int choice_list(const choice_info **out) {
+  *out = choices;
+  return SKIP_CHOICES;
+}
+
+skip_set skip_of(const char *of) {
+  skip_set s = 0;
+  for (int i = 0; i < SKIP_CHOICES; i++)
+    if (strcmp(choices[i].of, of) == 0) s |= (skip_set)1 << (SKIP_PASSES + i);
+  return s;
+}
+
+// The name of a row, or NULL where it may not be left out.
+static const char *row_name(int row) {
+  if (row >= SKIP_PASSES) return choices[row - SKIP_PASSES].name;
+  return list[row].optional ? list[row].name : NULL;
+}
+
+int skip_names(const char *out[SKIP_ROWS]) {
+  int n = 0;
+  for (int row = 0; row < SKIP_ROWS; row++) {
+    bool seen = !row_name(row);
+    for (int i = 0; i < n && !seen; i++) seen = strcmp(out[i], row_name(row)) == 0;
+    if (!seen) out[n++] = row_name(row);
+  }
+  return n;
+}
+
+const char *skip_add(skip_set *s, const char *names) {
+  for (const char *p = names; p && *p;) {
+    size_t n = strcspn(p, ",");
+    skip_set found = 0;
+    for (int row = 0; row < SKIP_ROWS; row++) {
+      const char *name = row_name(row);
+      if (name && strlen(name) == n && memcmp(name, p, n) == 0) found |= (skip_set)1 << row;
+    }
+    if (!found) return p;
+    *s |= found;
+    p += n + (p[n] == ',');
+  }
+  return NULL;
+}
+
+// ---- running ------------------------------------------------------------------------------------
 
 pass_options pass_defaults(void) {
   return (pass_options){.optimizer = OPT_ADAMW, .batch = 1, .stage = IR_LOCAL};
@@ -44,14 +96,14 @@ static double now(void) {
 }
 
 const char *pass_run(ir_module *m, const pass_options *o) {
-  int last = N - 1;
+  int last = SKIP_PASSES - 1;
   if (o->after)
-    for (int i = 0; i < N; i++)
+    for (int i = 0; i < SKIP_PASSES; i++)
       if (strcmp(list[i].name, o->after) == 0) last = i;
   for (int i = 0; i <= last; i++) {
     const pass_info *p = &list[i];
     if (o->only && !named(o->only, p->name)) continue;
-    if (p->optional && named(o->skip, p->name)) continue;
+    if (skips(o->skip, i)) continue;
     if (p->after > o->stage) break;
     double t = now();
     const char *why = function[i](m, o);

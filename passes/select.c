@@ -9,5 +9,5 @@
 #include "passes/pass.h"
 
 const char *pass_select(ir_module *m, const pass_options *o) {
-  return o->select ? o->select(o->select_ctx, m->schedule) : NULL;
+  return o->select ? o->select(o->select_ctx, m->schedule, o->skip) : NULL;
 }

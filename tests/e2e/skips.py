@@ -1,54 +1,86 @@
 #!/usr/bin/env python3
-"""An optional pass changes no bit: `--skip` of each, and of all, gives the same run.
+"""What may be left out changes no bit: `--skip` of each optional pass and choice gives the same run.
 
-    tests/e2e/skips.py build/dsmc
+    tests/e2e/skips.py build/dsmc [JOB...]
 
-Trains the tiny example, reduced, and the oracle's llama for a few steps with every optional pass of
-`dsmc build --skip` left out in turn: losses, gradient norms and the final weights must be the same
-bytes, and leaving them all out must change the program (or the test would test nothing). Pass
-`recompute` does nothing without a pin: recompute.py skips it.
+Trains the tiny example, reduced, and the oracle's other models for a few steps with every name of
+`dsmc help skip` left out in turn, and with all of them: losses, gradient norms, the final weights and
+what is generated with them must be the same bytes. Each name must change the code or the schedule of
+some job (or the test would test nothing). `recompute` does nothing without a pin: recompute.py skips it.
 """
 import glob
 import os
+import re
+import struct
 
 import exe
 
-PASSES = ["canonicalise", "common", "stream", "round", "fuse", "sink", "epilogue"]
-TINY = "layers=2,hidden=48,heads=3,seq=40,batch=4,drop=0.1,steps=6"
+TINY = "layers=2,hidden=48,heads=3,seq=40,batch=4,drop=0.1,steps=4"
+# Products of over 512 rows, and operands whose rows are 8 KiB.
+WIDE = "layers=2,hidden=48,heads=3,seq=40,batch=14,vocab=2048,drop=0.1,steps=4"
+# Keys in several tiles, hidden, mixed and seen.
+LONG = "layers=2,hidden=32,heads=2,seq=200,context=208,batch=2,steps=4"
+JOBS = [("tiny", TINY, ""),
+        ("tiny, micro-batches", TINY, "micro_batch=2"),
+        ("tiny, bf16", TINY + ",precision=bf16", "micro_batch=2"),
+        ("tiny, logits in chunks", TINY, "micro_batch=2,stream=8KiB"),
+        ("wide", WIDE, ""),
+        ("wide, bf16", WIDE + ",precision=bf16", ""),
+        ("long", LONG, "")]
 
 
-def run(program, save, more):
-    log = save + ".jsonl"
-    exe.run([program, "train", "-q", "--steps", "6", "--save", save, "--log", log, *more])
+def names_of(dsmc):
+    names = re.findall(r"^  (\w+)  +[a-z]", exe.run([dsmc, "help", "skip"]), re.M)
+    return [n for n in names if n != "recompute"]
+
+
+def run(program, more, prompt):
+    """Losses and norms, the final weights, and some tokens made with them."""
+    save, log = program + ".ck", program + ".jsonl"
+    exe.run([program, "train", "-q", "--steps", "4", "--save", save, "--log", log, *more])
     steps = [(s["loss"], s["grad_norm"]) for s in exe.read_log(log)]
     weights = glob.glob(os.path.join(save, "step-*", "weights.safetensors"))[0]
     with open(weights, "rb") as f:
-        return steps, f.read()
+        weights = f.read()
+    return steps, weights, prompt and exe.run([program, "generate", "-q", "--load", save, "--tokens", "24", *prompt])
 
 
-def test(dsmc, folder, checks, names):
-    llama = os.path.join(exe.ORACLE, "llama")
-    job = exe.expected("llama")
-    jobs = [("tiny", "tiny.dsm", TINY, "", []),
-            ("tiny, micro-batches", "tiny.dsm", TINY, "micro_batch=2", []),
-            ("tiny, bf16", "tiny.dsm", TINY + ",precision=bf16", "micro_batch=2", []),
-            ("tiny, logits in chunks", "tiny.dsm", TINY, "micro_batch=2,stream=8KiB", []),
-            ("llama", job["model"], exe.job_settings(job).replace("steps=20", "steps=6"), "",
-             ["--load", os.path.join(llama, "init.safetensors"), "--data", os.path.join(llama, "data")])]
-    for name, text, sets, pins, more in jobs:
-        source = os.path.join(exe.ROOT, "examples", text)
-        want, programs = None, set()
-        for skip in [""] + PASSES + [",".join(PASSES)]:
-            program = os.path.join(folder, (name + skip).replace(",", "-").replace(" ", ""))
-            exe.run([dsmc, "build", "-q", source, "--set", sets, "-o", program] +
-                    (["--skip", skip] if skip else []) + (["--pin", pins] if pins else []))
-            got = run(program, program + ".ck", more)
-            programs.add(exe.run([program, "schedule"]))
-            want = want or got
+def made(program):
+    """The schedule, and the checksum of the code (prog_trailer of runtime/program.h)."""
+    with open(program, "rb") as f:
+        f.seek(-64, os.SEEK_END)
+        return exe.run([program, "schedule"]), struct.unpack("<8s7Q", f.read())[3]
+
+
+def test(dsmc, folder, checks, chosen):
+    names = names_of(dsmc)
+    checks.check("`dsmc help skip` names passes and choices",
+                 {"fuse", "narrow", "frames", "preround", "bands"} <= set(names), str(names))
+    prompt = ["--prompt-tokens", "4,10,31"]
+    jobs = [(name, "examples/tiny.dsm", sets, pins, [], prompt) for name, sets, pins in JOBS]
+    jobs.append(("twice", "tests/e2e/inputs/twice.dsm", "steps=4", "", [], prompt))
+    for model, prompt in (("llama", prompt), ("bert", None), ("t5", prompt + ["--source-tokens", "5,6,7,8"])):
+        job, data = exe.expected(model), os.path.join(exe.ORACLE, model)
+        jobs.append((model, "examples/" + job["model"], exe.job_settings(job).replace("steps=20", "steps=4"), "",
+                     ["--load", os.path.join(data, "init.safetensors"), "--data", os.path.join(data, "data")], prompt))
+    idle = set(names)
+    for number, (name, text, sets, pins, more, prompt) in enumerate(jobs):
+        if chosen and name not in chosen:
+            continue
+        want, plain = None, None
+        for skip in [""] + names + [",".join(names)]:
+            program = os.path.join(folder, "%d-%s" % (number, skip if skip in names else "all" if skip else "none"))
+            exe.run([dsmc, "build", "-q", os.path.join(exe.ROOT, text), "--set", sets,
+                     "-o", program] + (["--skip", skip] if skip else []) + (["--pin", pins] if pins else []))
+            got, program = run(program, more, prompt), made(program)
+            want, plain = want or got, plain or program
+            if program != plain:
+                idle.discard(skip)
             checks.check("%s without %s" % (name, skip or "nothing"), got == want,
-                         "%s, not %s; weights %s" % (got[0][-1], want[0][-1],
-                                                     "equal" if got[1] == want[1] else "differ"))
-        checks.check("%s: the passes do something" % name, len(programs) > 2, str(len(programs)))
+                         "%s, not %s; weights %s; generated %s" % (
+                             got[0][-1], want[0][-1], *("equal" if got[i] == want[i] else "differ" for i in (1, 2))))
+    if not chosen:
+        checks.check("each pass and choice does something", not idle, " ".join(sorted(idle)))
 
 
 if __name__ == "__main__":

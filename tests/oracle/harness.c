@@ -94,6 +94,11 @@ static const char *start(arena *a, h_program *p, const cg_image *image, const pr
 }
 
 const char *h_compile(arena *a, ir_module *m, int64_t batch, h_program **out) {
+  return h_compile_without(a, m, batch, 0, out);
+}
+
+const char *h_compile_without(arena *a, ir_module *m, int64_t batch, skip_set skip,
+                              h_program **out) {
   double t = now();
   *out = NULL;
   cg_context *cg = cg_context_new(a, m);
@@ -101,6 +106,7 @@ const char *h_compile(arena *a, ir_module *m, int64_t batch, h_program **out) {
   o.batch = batch;
   o.stage = IR_SCHEDULE;
   o.only = "order,select,layout";
+  o.skip = skip;
   o.select = cg_select;
   o.select_ctx = cg;
   const char *why = pass_run(m, &o);

@@ -2,7 +2,7 @@
 //
 //   h_text t = h_lower(&a, "model op { ... }", "batch=4", SEMA_EVAL);   // t.m NULL: t.error
 //   h_program *p;
-//   const char *why = h_compile(&a, t.m, 4, NULL, &p);      // passes have run
+//   const char *why = h_compile(&a, t.m, 4, &p);            // passes have run
 //   h_give(p, entry, "x", data, n);  vm_call(p->vm, entry, &step);  h_output(p, entry, "y", out,
 //   n);
 //
@@ -46,6 +46,9 @@ typedef struct h_program {
 // From LOCAL to a running program: schedule, kernels, layout, code, program, arena. `batch` is the
 // global batch. NULL or what went wrong; the layout's own check aborts.
 const char *h_compile(arena *a, ir_module *m, int64_t batch, h_program **out);
+// The same without some choices of layout and codegen.
+const char *h_compile_without(arena *a, ir_module *m, int64_t batch, skip_set skip,
+                              h_program **out);
 void h_close(h_program *p);
 
 // Writes an input of an entry, all micro-batches; NULL or what is wrong. Integers are rounded.

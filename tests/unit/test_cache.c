@@ -112,6 +112,20 @@ static void keys_tell_apart(void **state) {
     kernel_cache *c = cache_open(&f->a, f->folder, other[i][0], other[i][1]);
     assert_false(same_key(key, cache_key_of(c, &f->a, doubling(&f->a, 16))));
   }
+  // A kernel whose lowering leaves something out is another kernel.
+  const choice_info *choice;
+  int n = choice_list(&choice), heeded = 0;
+  for (int i = 0; i < n; i++) {
+    if (strcmp(choice[i].of, "lowering") != 0) continue;
+    k_kernel *k = doubling(&f->a, 16);
+    assert_null(skip_add(&k->skip, choice[i].name));
+    cache_key other_code = cache_key_of(f->c, &f->a, k);
+    assert_false(same_key(key, other_code));
+    k->skip |= skip_of("lowering");
+    assert_false(same_key(other_code, cache_key_of(f->c, &f->a, k)));
+    heeded++;
+  }
+  assert_true(heeded > 1);
 }
 
 // Every flipped byte and every cut of an entry, and an entry under another's name.

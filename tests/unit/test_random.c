@@ -502,7 +502,7 @@ typedef struct model_run {
   ir_module *graph;
   h_program *p;
   array_list inputs;
-  const char *skip;  // passes left out
+  const char *skip;  // passes and choices left out
   recompute_mode recompute;
   int64_t recompute_bytes;
 } model_run;
@@ -543,7 +543,9 @@ static const char *prepare_interp(model_run *r) {
 static const char *skipped(gen *g) {
   if (chance(g, 60)) return NULL;
   return ONE_OF(g, "fuse", "canonicalise", "common", "canonicalise,common", "fuse,common",
-                "canonicalise,common,fuse");
+                "canonicalise,common,fuse", "frames,chains,caches,updates", "fuse,chains",
+                "epilogue,updates", "buffers,hidden", "direct,strips,bands",
+                "preround,tall,buffers,direct");
 }
 
 // Lowers the text again and runs the passes; `result` says what recompute did.
@@ -553,7 +555,7 @@ static const char *lower_program(model_run *r, recompute_mode mode, h_text *text
   if (!text->m) return text->error;
   pass_options o = options_of(text->job);
   o.micro_batch = r->g.micro;
-  o.skip = r->skip;
+  skip_add(&o.skip, r->skip);
   o.recompute = mode;
   o.recompute_bytes = r->recompute_bytes;
   o.recomputed = result;
@@ -583,7 +585,9 @@ static const char *make_program(model_run *r, recompute_mode mode, job **j, h_pr
   if (mode == RECOMPUTE_BYTES && result.after > r->recompute_bytes) return "saves too much";
   spent->recomputed += mode != RECOMPUTE_NONE && result.ops > 0;
   *j = text.job;
-  why = h_compile(r->a, text.m, r->g.batch, out);
+  skip_set skip = 0;
+  skip_add(&skip, r->skip);
+  why = h_compile_without(r->a, text.m, r->g.batch, skip, out);
   if (why) return why;
   spent->compile += (*out)->compile_s;
   array_list states = states_of(r->a, r->seed, text.m);
