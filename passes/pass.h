@@ -49,6 +49,9 @@ typedef struct pass_options {
   // NULL or an error in the user's words.
   const char *(*select)(void *ctx, struct sched *s);
   void *select_ctx;
+  // Whether a library does a product in place of a kernel of ours (codegen's cg_by_library, with
+  // select_ctx): then it stays plain, and ops behind it keep kernels of their own. NULL: never.
+  bool (*by_library)(void *ctx, const ir_op *op);
   const char *after;  // stop after this pass (its last occurrence); NULL: run all
   const char *only;   // comma-separated names: run just these, in the list's order; NULL: all
   const char *skip;   // comma-separated optional passes to leave out (measurements)
