@@ -35,6 +35,8 @@ CASES = {
     "strips": ("batch=4,seq=64", "micro_batch=4", [], ["--skip", "strips"]),
     "bands": ("batch=4,seq=64", "micro_batch=4", [], ["--skip", "bands"]),
     "bands-bf16": ("batch=4,seq=64,precision=bf16", "micro_batch=4", [], ["--skip", "bands"]),
+    "matmul": ("batch=4,seq=64", "micro_batch=4", ["--pin", "matmul=openblas"],
+               ["--pin", "matmul=builtin"]),
     "narrow": ("batch=1,seq=256,context=256,precision=bf16", None, [], ["--skip", "narrow"]),
 }
 

@@ -11,6 +11,8 @@ struct cg_context {
   skip_set skip, lowering;  // choices left out; those of them that the lowering heeds
   map by_text;              // text of a kernel -> the kernel
   VEC(k_kernel *) kernels;  // in order of first use
+  cg_library library;
+  VEC(const cg_gemm *) gemms;  // in order of first use
 };
 
 cg_context *cg_context_new(arena *a, ir_module *m) {
@@ -18,6 +20,7 @@ cg_context *cg_context_new(arena *a, ir_module *m) {
   cg->arena = a;
   cg->m = m;
   cg->by_text.arena = a;
+  cg->library = CG_BUILTIN;
   return cg;
 }
 
@@ -31,6 +34,18 @@ void cg_skip(cg_context *cg, skip_set skip) {
 int cg_kernels(cg_context *cg, k_kernel *const **out) {
   *out = cg->kernels.at;
   return cg->kernels.n;
+}
+
+int cg_gemms(cg_context *cg, const cg_gemm *const **out) {
+  *out = cg->gemms.at;
+  return cg->gemms.n;
+}
+
+void cg_use_library(cg_context *cg, cg_library l) { cg->library = l; }
+
+const char *cg_library_name(const cg_context *cg) {
+  static const char *const name[] = {[CG_OPENBLAS] = "openblas", [CG_BUILTIN] = NULL};
+  return name[cg->library];
 }
 
 void b_fail(bld *b, const char *fmt, ...) {
@@ -65,6 +80,21 @@ void b_end(bld *b) {
     vec_push(b->arena, &b->cg->kernels, same);
   }
   b->launch.kernel = same;
+  vec_push(b->arena, &b->out->l, b->launch);
+}
+
+void b_gemm(bld *b, const cg_gemm *g) {
+  const cg_gemm *same = NULL;
+  for (int i = 0; i < b->cg->gemms.n && !same; i++)
+    if (memcmp(&b->cg->gemms.at[i]->record, &g->record, sizeof g->record) == 0)
+      same = b->cg->gemms.at[i];
+  if (!same) {
+    cg_gemm *copy = arena_new(b->arena, cg_gemm, 1);
+    *copy = *g;
+    vec_push(b->arena, &b->cg->gemms, copy);
+    same = copy;
+  }
+  b->launch.gemm = same;
   vec_push(b->arena, &b->out->l, b->launch);
 }
 

@@ -14,6 +14,7 @@
 #include "codegen/kernel.h"
 #include "ir/ir.h"
 #include "ir/view.h"
+#include "runtime/program.h"
 
 #define CG_MAX_OPERANDS 40
 
@@ -23,8 +24,17 @@ typedef struct cg_operand {
   bool read, write;
 } cg_operand;
 
+// A product that a library does (runtime/program.h says how), with what listings show of it.
+typedef struct cg_gemm {
+  const char *name;  // "openblas_nt_256x768x3072": which operands are turned, then m x n x k
+  int64_t matrices;  // in the batch
+  double flops, bytes;
+  prog_gemm record;
+} cg_gemm;
+
 typedef struct cg_launch {
-  k_kernel *kernel;  // shared: equal kernels of one program are the same object
+  k_kernel *kernel;     // shared: equal kernels of one program are the same object
+  const cg_gemm *gemm;  // shared too; NULL: the kernel does it, else there is none
   int n;
   cg_operand operand[CG_MAX_OPERANDS];  // in the order of the kernel's buffers
 } cg_launch;
@@ -41,10 +51,23 @@ arena *cg_arena(cg_context *cg);
 ir_module *cg_module(cg_context *cg);
 // Kernels built from now on do without these choices; those of "lowering" go with each kernel.
 void cg_skip(cg_context *cg, skip_set skip);
+// Who multiplies matrices. A library gets the products it can do as they are (cg_by_library), our
+// kernels all others.
+typedef enum cg_library { CG_OPENBLAS, CG_BUILTIN } cg_library;  // ORDER PROG_OPENBLAS
+void cg_use_library(cg_context *cg, cg_library l);               // CG_BUILTIN at first
+// The name of the library that is used, "openblas"; NULL: our kernels do all.
+const char *cg_library_name(const cg_context *cg);
+// Whether the library that is used does the product `op`: an einsum of two matrices of f32, or of
+// batches of them, that carries no function and rounds nothing. Each of m, n and k must be a single
+// axis in both operands and the result, with stride 1 along one axis of each matrix. `cg` is the
+// cg_context: it is pass_options.by_library.
+bool cg_by_library(void *cg, const ir_op *op);
+
 // Builds the launches of `op`. Op results are roots that the launches write. Ops `const` are never
 // built: a kernel that reads one has the number inside.
 const char *cg_build(cg_context *cg, ir_op *op, cg_launches *out);
-// All distinct kernels built so far, in order of first use.
+// All distinct kernels, and products for the library, built so far, in order of first use.
 int cg_kernels(cg_context *cg, k_kernel *const **out);
+int cg_gemms(cg_context *cg, const cg_gemm *const **out);
 
 #endif

@@ -43,6 +43,8 @@ typedef struct cg_tensor {
 // ---- build.c: kernels, buffers -----------------------------------------------------------------
 void b_begin(bld *b, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 void b_end(bld *b);
+// Appends the launch of a library's product on the operands in b->launch, which the caller sets.
+void b_gemm(bld *b, const cg_gemm *g);
 cg_tensor b_read(bld *b, ir_value *v);
 cg_tensor b_write(bld *b, ir_value *v);   // v is a root
 cg_tensor b_update(bld *b, ir_value *v);  // read and written

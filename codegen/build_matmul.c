@@ -1,9 +1,8 @@
 // einsum of one or two operands.
 //
-// The letters of the spec fall into four classes: batch (in both operands and the result), m (first
-// and result), n (second and result), k (summed). Each class is a list of axes with one stride per
-// tensor, so transposed, split and broadcast operands are nothing special. A cell computes a tile
-// [m, n]; it walks k in tiles, first k tile to last (the order depends on the shape alone):
+// codegen/product.h says what a product is: batch, m, n and k axes with one stride per tensor. A
+// cell computes a tile [m, n]; it walks k in tiles, first k tile to last (the order depends on the
+// shape alone):
 //
 //   acc = 0; for k0: acc = dot(acc, A[m, k0..], B[k0.., n]); store f(acc, ...)
 //
@@ -12,171 +11,8 @@
 // Operand tiles are loaded along their finer axis and the dot is told which way they lie. With a
 // single row or few (decoding), a dot would turn the weights for nothing: there the product is
 // elementwise and the sum a reduction over the finer axis.
-#include <ctype.h>
-#include <string.h>
-
-#include "codegen/build_impl.h"
+#include "codegen/product.h"
 #include "ir/rule.h"
-
-// Tensors of the axes: the operands, the results, then the further operands of the function.
-enum { A, B, O, MAX_TENSORS = 24 };
-
-typedef struct product {
-  b_axes batch, m, n, k;
-  ir_value *in[2];
-  cg_tensor t[MAX_TENSORS];
-  int tensors, results;
-  ir_dtype round;  // what operands are rounded through
-} product;
-
-#define MAX_LETTERS 24
-
-typedef struct spec {
-  int n;
-  const char *word[MAX_LETTERS];
-  int length[MAX_LETTERS];
-  int nin;
-  int dims[3][IR_MAX_RANK], rank[3];  // word of each dimension; 2 is the result
-} spec;
-
-static int word_of(spec *s, const char *at, int length) {
-  for (int i = 0; i < s->n; i++)
-    if (s->length[i] == length && strncmp(s->word[i], at, (size_t)length) == 0) return i;
-  IR_CHECK(s->n < MAX_LETTERS);
-  s->word[s->n] = at;
-  s->length[s->n] = length;
-  return s->n++;
-}
-
-// "b s k, n k -> b s n"; the rule syntax with `;` is accepted too.
-static spec parse_spec(const char *text) {
-  spec s = {.nin = 1};
-  int side = 0;
-  for (const char *p = text; *p;) {
-    if (*p == ',' || *p == ';') {
-      side = 1;
-      s.nin = 2;
-      p++;
-    } else if (p[0] == '-' && p[1] == '>') {
-      side = 2;
-      p += 2;
-    } else if (isspace((unsigned char)*p)) {
-      p++;
-    } else {
-      int n = 0;
-      while (p[n] && !isspace((unsigned char)p[n]) && p[n] != ',' && p[n] != ';' &&
-             !(p[n] == '-' && p[n + 1] == '>'))
-        n++;
-      IR_CHECK(s.rank[side] < IR_MAX_RANK);
-      s.dims[side][s.rank[side]++] = word_of(&s, p, n);
-      p += n;
-    }
-  }
-  return s;
-}
-
-// The axes of one word in all tensors; a word twice in one operand walks its diagonal.
-static bool word_axes(b_axes *to, const spec *s, int word, const ir_view *const *view,
-                      const int *rank, int tensors) {
-  b_axes x = {.tensors = tensors};
-  b_part part[MAX_TENSORS] = {0};
-  for (int i = 0; i < tensors; i++) {
-    int side = i < O ? i : O;
-    for (int d = 0; d < s->rank[side]; d++) {
-      int own =
-          d - (s->rank[side] - rank[i]);  // further operands are aligned at the last dimension
-      if (s->dims[side][d] == word && view[i] && own >= 0)
-        part[i] = (b_part){view[i], view[i]->dim_first[own], view[i]->dim_first[own + 1]};
-    }
-  }
-  if (!b_align(&x, part, tensors)) return false;
-  for (int i = 0; i < 3; i++) {
-    bool first = true;
-    for (int d = s->rank[i] - 1; d >= 0; d--) {
-      if (s->dims[i][d] != word || !view[i]) continue;
-      if (!first) {
-        b_axes again = {.tensors = 1};
-        b_part more = {view[i], view[i]->dim_first[d], view[i]->dim_first[d + 1]};
-        if (!b_align(&again, &more, 1) || again.n != x.n) return false;
-        for (int a = 0; a < x.n; a++) x.stride[i][a] += again.stride[0][a];
-      }
-      first = false;
-    }
-  }
-  IR_CHECK(to->n + x.n <= B_MAX_AXES);
-  for (int a = 0; a < x.n; a++) {
-    for (int i = 0; i < tensors; i++) to->stride[i][to->n] = x.stride[i][a];
-    to->size[to->n++] = x.size[a];
-  }
-  return true;
-}
-
-static bool in_side(const spec *s, int side, int word) {
-  for (int d = 0; d < s->rank[side]; d++)
-    if (s->dims[side][d] == word) return true;
-  return false;
-}
-
-// Words in the order of the result, then those summed in the order of the first operand: the order
-// in which neighbouring axes can merge.
-static bool classify(product *p, const spec *s, const ir_view *const *view, const int *rank) {
-  b_axes *all[] = {&p->batch, &p->m, &p->n, &p->k};
-  for (int i = 0; i < 4; i++) all[i]->tensors = p->tensors;
-  bool done[MAX_LETTERS] = {0};
-  for (int turn = 0; turn < 3; turn++) {
-    int side = turn == 0 ? 2 : turn - 1;
-    for (int d = 0; d < s->rank[side]; d++) {
-      int w = s->dims[side][d];
-      if (done[w]) continue;
-      done[w] = true;
-      bool a = in_side(s, 0, w), b = s->nin > 1 && in_side(s, 1, w), o = in_side(s, 2, w);
-      b_axes *to = !o ? &p->k : a && b ? &p->batch : a ? &p->m : &p->n;
-      if (!word_axes(to, s, w, view, rank, p->tensors)) return false;
-    }
-  }
-  for (int i = 0; i < 4; i++) b_collapse(all[i]);
-  return true;
-}
-
-// The columns of the result should be the axis that is fine in its storage.
-static void swap_operands(product *p) {
-  int64_t best_m = INT64_MAX, best_n = INT64_MAX;
-  for (int a = 0; a < p->m.n; a++)
-    if (p->m.stride[O][a] < best_m) best_m = p->m.stride[O][a];
-  for (int a = 0; a < p->n.n; a++)
-    if (p->n.stride[O][a] < best_n) best_n = p->n.stride[O][a];
-  if (best_n <= best_m) return;
-  b_axes m = p->m;
-  p->m = p->n;
-  p->n = m;
-  b_axes *all[] = {&p->batch, &p->m, &p->n, &p->k};
-  for (int i = 0; i < 4; i++)
-    for (int a = 0; a < all[i]->n; a++) {
-      int64_t s = all[i]->stride[A][a];
-      all[i]->stride[A][a] = all[i]->stride[B][a];
-      all[i]->stride[B][a] = s;
-    }
-  ir_value *v = p->in[A];
-  p->in[A] = p->in[B];
-  p->in[B] = v;
-}
-
-// Takes the axis to tile out of x: the finest of tensor t for columns, the longest otherwise.
-static b_axes take_axis(b_axes *x, int finest_of) {
-  b_axes one = {.n = 1, .tensors = x->tensors, .size = {1}};
-  int best = -1;
-  for (int a = 0; a < x->n; a++) {
-    bool better = best < 0;
-    if (!better && finest_of >= 0) better = x->stride[finest_of][a] < x->stride[finest_of][best];
-    if (!better && finest_of < 0) better = x->size[a] > x->size[best];
-    if (better) best = a;
-  }
-  if (best < 0) return one;
-  one.size[0] = x->size[best];
-  for (int t = 0; t < x->tensors; t++) one.stride[t][0] = x->stride[t][best];
-  b_drop(x, best);
-  return one;
-}
 
 // An operand's tile: loaded along k or along the other axis, whichever is finer.
 typedef struct tile {
@@ -483,8 +319,8 @@ static bool is_number(ir_value *v) {
 // all of them then with the scratch's strides.
 static int round_operand(bld *b, product *p, int t, b_axes *const *axes, int64_t readers,
                          int64_t *elements) {
-  if (is_number(p->in[t]) || skips(b->skip, SKIP_preround)) return -1;
-  if (p->round == DT_f32 || p->in[t]->type.dtype != DT_f32 || readers < 3) return -1;
+  if (is_number(p->value[t]) || skips(b->skip, SKIP_preround)) return -1;
+  if (p->round == DT_f32 || p->value[t]->type.dtype != DT_f32 || readers < 3) return -1;
   // Tensors of `all`: the operand, the scratch.
   b_axes all = {.tensors = 2};
   int64_t *back[5 * B_MAX_AXES];
@@ -510,8 +346,8 @@ static int round_operand(bld *b, product *p, int t, b_axes *const *axes, int64_t
   b_collapse(&all);
   int scratch = b_new_scratch(b, p->round, *elements);
   b_begin(b, "round_%lld", (long long)*elements);
-  cg_tensor x = b_read(b, p->in[t]), y = b_scratch(b, scratch, p->round, *elements, K_WRITE);
-  b_axes line = take_axis(&all, 0);
+  cg_tensor x = b_read(b, p->value[t]), y = b_scratch(b, scratch, p->round, *elements, K_WRITE);
+  b_axes line = product_axis(&all, 0);
   b_cut cut = b_cut_even(line.size[0], 4096, 16);
   k_value *coord[B_MAX_AXES];
   b_coordinates(b, &all, k_grid(b->k, b_product(&all)), coord);
@@ -542,42 +378,24 @@ static void build_single(bld *b, product *p) {
 
 void cg_build_matmul(bld *b) {
   ir_op *op = b->op;
-  spec s = parse_spec(ir_attr_str(op, "spec", ""));
-  int further = op->nin > s.nin ? op->nin - s.nin : 0;
-  product p = {.tensors = O + op->nout + further, .results = op->nout};
-  if (s.nin > 2 || op->nin < s.nin || (further && !op->nregions && ir_base(op) < 0) ||
-      p.tensors > MAX_TENSORS) {
-    b_fail(b, "einsum of %d operands", op->nin);
-    return;
-  }
-  ir_value *value[MAX_TENSORS] = {op->in[0], s.nin > 1 ? op->in[1] : NULL};
-  for (int i = 0; i < op->nout; i++) value[O + i] = op->out[i];
-  for (int i = 0; i < further; i++) value[O + op->nout + i] = op->in[s.nin + i];
-  ir_view views[MAX_TENSORS];
-  const ir_view *view[MAX_TENSORS];
-  int rank[MAX_TENSORS];
-  for (int t = 0; t < p.tensors; t++) {
-    view[t] = value[t] ? &views[t] : NULL;
-    rank[t] = value[t] ? value[t]->type.rank : 0;
-    if (value[t]) views[t] = ir_view_of(value[t]);
-  }
-  if (!classify(&p, &s, view, rank)) {
-    b_fail(b, "einsum: layouts do not nest");
+  product p;
+  const char *why = product_of(op, &p);
+  if (why) {
+    b_fail(b, "%s", why);
     return;
   }
   if (op->nin == 1) {
     build_single(b, &p);
     return;
   }
-  double flops = 2.0 * (double)b_product(&p.batch) * (double)b_product(&p.m) *
-                 (double)b_product(&p.n) * (double)b_product(&p.k);
-  p.in[A] = op->in[0];
-  p.in[B] = op->in[1];
-  p.round = strcmp(ir_attr_str(op, "round", ""), "bf16") == 0 ? DT_bf16 : DT_f32;
-  swap_operands(&p);
-  b_axes m = take_axis(&p.m, -1), n = take_axis(&p.n, O), kx = take_axis(&p.k, -1);
-  bool thin = ir_base(op) < 0 && m.size[0] <= 4 && n.size[0] >= 16 && !is_number(p.in[A]) &&
-              !is_number(p.in[B]);
+  prog_gemm g;
+  if (cg_library_name(b->cg) && product_gemm(&p, op, &g)) {
+    product_build_gemm(b, &p, &g);
+    return;
+  }
+  b_axes m = product_axis(&p.m, -1), n = product_axis(&p.n, O), kx = product_axis(&p.k, -1);
+  bool thin = ir_base(op) < 0 && m.size[0] <= PRODUCT_FEW && n.size[0] >= 16 &&
+              !is_number(p.value[A]) && !is_number(p.value[B]);
   cell c = {.m = &m, .n = &n, .k = &kx};
   int scratch[2] = {-1, -1};
   int64_t elements[2];
@@ -591,12 +409,12 @@ void cg_build_matmul(bld *b) {
   b_begin(b, "%s_%lldx%lldx%lld", thin ? "matvec" : "matmul", (long long)m.size[0],
           (long long)n.size[0], (long long)kx.size[0]);
   for (int t = A; t <= B; t++)
-    p.t[t] = scratch[t] < 0 ? b_read(b, p.in[t])
+    p.t[t] = scratch[t] < 0 ? b_read(b, p.value[t])
                             : b_scratch(b, scratch[t], p.round, elements[t], K_READ);
   for (int t = O; t < p.tensors; t++)
-    p.t[t] = t >= O + p.results   ? b_read(b, value[t])
-             : ir_accumulates(op) ? b_update(b, value[t])
-                                  : b_write(b, value[t]);
+    p.t[t] = t >= O + p.results   ? b_read(b, p.value[t])
+             : ir_accumulates(op) ? b_update(b, p.value[t])
+                                  : b_write(b, p.value[t]);
   if (thin && p.k.n == 0 && kx.stride[B][0] <= n.stride[B][0]) {
     build_thin_rows(b, &p, &m, &n, &kx);
   } else if (thin) {
@@ -604,7 +422,7 @@ void cg_build_matmul(bld *b) {
   } else {
     build_tiled(b, &p, c);
   }
-  b->k->flops = flops;
-  for (int t = 0; t < p.tensors; t++) b->k->bytes += (double)ir_bytes(&value[t]->type);
+  b->k->flops = p.flops;
+  for (int t = 0; t < p.tensors; t++) b->k->bytes += (double)ir_bytes(&p.value[t]->type);
   b_end(b);
 }

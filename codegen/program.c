@@ -32,6 +32,7 @@ const char *cg_select(void *ctx, sched *s, skip_set skip) {
       const char *why = cg_build(cg, in->op, l);
       if (why) return why;
       in->launches = l;
+      in->library = l->l.n && l->l.at[0].gemm ? cg_library_name(cg) : NULL;
       in->nscratch = l->scratch.n;
       in->scratch_bytes = l->scratch.at;
       in->scratch_base = arena_new(a, int64_t, l->scratch.n + 1);
@@ -49,8 +50,10 @@ typedef struct table {
 
 typedef struct writer {
   arena *arena;
+  cg_context *cg;
   const sched *s;
-  table strings, states, args, ios, kernels, operands, instrs, tasks, runs, entries, settings;
+  table strings, states, args, ios, kernels, gemms, operands, instrs, tasks, runs, entries,
+      settings;
   map interned;
 } writer;
 
@@ -177,11 +180,49 @@ static void add_set(writer *w, const ir_op *op) {
   IR_BUG("set: no state %s", name);
 }
 
-static void add_launches(writer *w, const sched_instr *in, k_kernel *const *kernels, int nkernels) {
+// The number of a launch's record: kernels of ours come first, then products of the library.
+static uint32_t number_of(const writer *w, const cg_launch *l) {
+  k_kernel *const *kernels;
+  const cg_gemm *const *gemms;
+  int nk = cg_kernels(w->cg, &kernels), ng = cg_gemms(w->cg, &gemms);
+  for (int i = 0; i < nk && !l->gemm; i++)
+    if (kernels[i] == l->kernel) return (uint32_t)i;
+  for (int i = 0; i < ng; i++)
+    if (gemms[i] == l->gemm) return (uint32_t)(nk + i);
+  IR_BUG("a launch of an unknown kernel");
+}
+
+static void add_kernels(writer *w, const cg_image *image) {
+  k_kernel *const *kernels;
+  const cg_gemm *const *gemms;
+  int nk = cg_kernels(w->cg, &kernels), ng = cg_gemms(w->cg, &gemms);
+  for (int i = 0; i < nk; i++) {
+    prog_kernel r = {.name = intern(w, kernels[i]->name),
+                     .nbufs = (uint32_t)kernels[i]->nbuffers,
+                     .code_offset = image->offset[i],
+                     .cells = k_cells(kernels[i]),
+                     .flops = kernels[i]->flops,
+                     .bytes = kernels[i]->bytes};
+    table_add(w, &w->kernels, &r, sizeof r);
+  }
+  for (int i = 0; i < ng; i++) {
+    const cg_gemm *g = gemms[i];
+    prog_kernel r = {.name = intern(w, g->name),
+                     .nbufs = g->record.start == PROG_GEMM_ADD ? 4 : 3,
+                     .gemm = (uint32_t)i + 1,
+                     .cells = g->matrices,
+                     .flops = g->flops,
+                     .bytes = g->bytes};
+    table_add(w, &w->kernels, &r, sizeof r);
+    table_add(w, &w->gemms, &g->record, sizeof g->record);
+  }
+}
+
+static void add_launches(writer *w, const sched_instr *in) {
   const cg_launches *l = in->launches;
   for (int i = 0; i < l->l.n; i++) {
     const cg_launch *one = &l->l.at[i];
-    uint32_t first = w->operands.count, number = 0;
+    uint32_t first = w->operands.count;
     for (int k = 0; k < one->n; k++) {
       const cg_operand *o = &one->operand[k];
       sched_place p;
@@ -195,13 +236,12 @@ static void add_launches(writer *w, const sched_instr *in, k_kernel *const *kern
       }
       add_operand(w, &p, o->read, o->write);
     }
-    while ((int)number < nkernels && kernels[number] != one->kernel) number++;
-    IR_CHECK((int)number < nkernels);
-    add_instr(w, RTOP_launch, number, first, (uint32_t)one->n, in->op);
+    add_instr(w, one->gemm ? RTOP_gemm : RTOP_launch, number_of(w, one), first, (uint32_t)one->n,
+              in->op);
   }
 }
 
-static void add_task(writer *w, const sched_task *t, k_kernel *const *kernels, int nkernels) {
+static void add_task(writer *w, const sched_task *t) {
   prog_task r = {
       .name = intern(w, t->name), .phase = intern(w, t->phase), .first_instr = w->instrs.count};
   for (int i = 0; i < t->instrs.n; i++) {
@@ -214,7 +254,7 @@ static void add_task(writer *w, const sched_task *t, k_kernel *const *kernels, i
       const sched_place *p = sched_place_of(w->s, in->op->out[0]);
       add_instr(w, RTOP_zero, 0, add_operand(w, p, false, true), 1, in->op);
     } else {
-      add_launches(w, in, kernels, nkernels);
+      add_launches(w, in);
     }
   }
   r.instrs = w->instrs.count - r.first_instr;
@@ -280,6 +320,7 @@ static size_t lay_all(unsigned char *blob, prog_header *h, writer *w) {
   h->args = lay_table(blob, &at, &w->args);
   h->ios = lay_table(blob, &at, &w->ios);
   h->kernels = lay_table(blob, &at, &w->kernels);
+  h->gemms = lay_table(blob, &at, &w->gemms);
   h->operands = lay_table(blob, &at, &w->operands);
   h->instrs = lay_table(blob, &at, &w->instrs);
   h->tasks = lay_table(blob, &at, &w->tasks);
@@ -291,12 +332,13 @@ static size_t lay_all(unsigned char *blob, prog_header *h, writer *w) {
 
 program_bytes program_write(cg_context *cg, const sched *s, const cg_image *image,
                             const program_info *info) {
-  writer w = {.arena = s->m->arena, .s = s};
+  writer w = {.arena = s->m->arena, .cg = cg, .s = s};
   w.interned.arena = w.arena;
   intern(&w, "");
   // Record sizes also of tables that stay empty.
   w.states.record = sizeof(prog_state), w.args.record = sizeof(prog_arg);
   w.ios.record = sizeof(prog_io), w.kernels.record = sizeof(prog_kernel);
+  w.gemms.record = sizeof(prog_gemm);
   w.operands.record = sizeof(prog_operand), w.instrs.record = sizeof(prog_instr);
   w.tasks.record = sizeof(prog_task), w.runs.record = sizeof(prog_run);
   w.entries.record = sizeof(prog_entry), w.settings.record = sizeof(prog_setting);
@@ -319,18 +361,8 @@ program_bytes program_write(cg_context *cg, const sched *s, const cg_image *imag
       if (str_eq(info->args[k].name, s->args.at[i])) r.value = strtod(info->args[k].value, NULL);
     table_add(&w, &w.args, &r, sizeof r);
   }
-  k_kernel *const *kernels;
-  int nkernels = cg_kernels(cg, &kernels);
-  for (int i = 0; i < nkernels; i++) {
-    prog_kernel r = {.name = intern(&w, kernels[i]->name),
-                     .nbufs = (uint32_t)kernels[i]->nbuffers,
-                     .code_offset = image->offset[i],
-                     .cells = k_cells(kernels[i]),
-                     .flops = kernels[i]->flops,
-                     .bytes = kernels[i]->bytes};
-    table_add(&w, &w.kernels, &r, sizeof r);
-  }
-  for (int i = 0; i < s->tasks.n; i++) add_task(&w, &s->tasks.at[i], kernels, nkernels);
+  add_kernels(&w, image);
+  for (int i = 0; i < s->tasks.n; i++) add_task(&w, &s->tasks.at[i]);
   for (int i = 0; i < s->entries.n; i++) add_entry(&w, &s->entries.at[i]);
   for (int i = 0; i < info->nsettings; i++) {
     prog_setting r = {intern(&w, info->settings[i].name), intern(&w, info->settings[i].value)};

@@ -68,6 +68,7 @@ typedef struct pins {
   int64_t recompute_bytes;
   const char *recompute_text;  // as written: "full", "200MB"
   int64_t stream;              // largest value made at once, in bytes; 0: no limit
+  cg_library matmul;
 } pins;
 
 // recompute=none|selective|full|BYTES, which has been checked.
@@ -89,7 +90,7 @@ static void pin_recompute(cli *c, const setting *s, pins *p) {
 // --pin on one device: the sizes of the mesh have one legal value. False after an error: it has
 // been printed and *exit_code says so, or it is among the diagnostics.
 static bool parse_pins(cli *c, pins *out, int *exit_code) {
-  *out = (pins){.recompute_text = "none", .stream = STREAM_BYTES};
+  *out = (pins){.recompute_text = "none", .stream = STREAM_BYTES, .matmul = CG_BUILTIN};
   for (int i = 0; i < c->options[OPT_PIN].n; i++) {
     const char *text = c->options[OPT_PIN].at[i];
     setting_list list = parse_settings(c->arena, &c->diags,
@@ -116,6 +117,10 @@ static bool parse_pins(cli *c, pins *out, int *exit_code) {
       if (str_eq(name, "stream")) {
         if (expr_is_name(e, "none")) out->stream = 0;
         if (e->kind == EXPR_NUMBER) out->stream = (int64_t)e->number.value;
+        continue;
+      }
+      if (str_eq(name, "matmul")) {
+        out->matmul = expr_is_name(e, "openblas") ? CG_OPENBLAS : CG_BUILTIN;
         continue;
       }
       static const char *const ones[] = {"data", "tensor", "pipeline",  "ulysses",
@@ -187,6 +192,7 @@ static uint64_t digest_of(const cli *c, const sema_program *p, const pins *pin, 
   XXH3_64bits_update(s, &micro, sizeof micro);
   XXH3_64bits_update(s, pin->recompute_text, strlen(pin->recompute_text));
   XXH3_64bits_update(s, &pin->stream, sizeof pin->stream);
+  XXH3_64bits_update(s, &pin->matmul, sizeof pin->matmul);
   XXH3_64bits_update(s, DSMC_VERSION, strlen(DSMC_VERSION));
   uint64_t h = XXH3_64bits_digest(s);
   XXH3_freeState(s);
@@ -204,6 +210,7 @@ static bool lower_and_optimise(cli *c, compiled *k, const pins *pin, int64_t mic
   k->micro_batch = micro;
   if (stage == COMPILE_GRAPH) return true;
   k->cg = cg_context_new(c->arena, k->module);
+  cg_use_library(k->cg, pin->matmul);
   pass_options o = pass_defaults();
   o.optimizer = k->job->optimizer.kind == OPTIMIZER_SGD ? OPT_SGD : OPT_ADAMW;
   o.momentum = k->job->optimizer.momentum != 0;
@@ -217,6 +224,7 @@ static bool lower_and_optimise(cli *c, compiled *k, const pins *pin, int64_t mic
   o.stage = stage < COMPILE_SCHEDULE ? IR_LOCAL : IR_SCHEDULE;
   o.select = cg_select;
   o.select_ctx = k->cg;
+  o.by_library = cg_by_library;
   o.after = cli_get(c, OPT_AFTER);
   o.only = cli_get(c, OPT_PASS);
   skip_add(&o.skip, cli_get(c, OPT_SKIP));
@@ -261,6 +269,8 @@ static void make_program(cli *c, compiled *k) {
   info.plan =
       arena_printf(a, "this-host:1 data=1 pipeline=1 tensor=1 micro_batch=%lld recompute=%s",
                    (long long)k->micro_batch, k->recompute ? k->recompute : "none");
+  const char *library = cg_library_name(k->cg);
+  if (library) info.plan = arena_printf(a, "%s matmul=%s", info.plan, library);
   if (k->recomputed.done)
     info.plan = arena_printf(a, "%s\n%s\n%s", info.plan, compile_recompute_text(a, k, true),
                              k->recomputed.list);
@@ -401,7 +411,7 @@ bool compile_measure(cli *c, const char *name, const char *text, compiled *k, bo
   k->program = sema_open_text(c->arena, &c->diags, name, text, strlen(text));
   if (!k->program || diags_errors(&c->diags)) return false;
   k->job = sema_job(k->program, NULL, (setting_list){0});
-  const pins free = {.recompute_text = "none", .stream = STREAM_BYTES};
+  const pins free = {.recompute_text = "none", .stream = STREAM_BYTES, .matmul = CG_BUILTIN};
   return k->job && choose_micro_batch(c, k, &free, COMPILE_SCHEDULE, fits);
 }
 

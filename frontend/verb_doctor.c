@@ -28,7 +28,7 @@ typedef struct probe {
   const char *what;
   const char *names[4];
   const char *version_symbol;
-  enum { NO_VERSION, INT_OUT, TWO_INTS_OUT, SIZE_RETURNED, TEXT_OUT } version_kind;
+  enum { NO_VERSION, INT_OUT, TWO_INTS_OUT, SIZE_RETURNED, TEXT_OUT, TEXT_RETURNED } version_kind;
   const char *cost;
 } probe;
 
@@ -58,6 +58,11 @@ static const probe probes[] = {
      "ncclGetVersion",
      INT_OUT,
      "plans over several GPUs cannot run here"},
+    {"OpenBLAS",
+     {"libopenblas.so.0"},
+     "openblas_get_config",
+     TEXT_RETURNED,
+     "nothing needs it but programs built with --pin matmul=openblas"},
 };
 
 // Folders where CUDA libraries live without being on the loader's path. "$NAME/..." is skipped
@@ -88,6 +93,7 @@ static const char *version_of(arena *a, void *library, const probe *p) {
   int (*two)(int *, int *);
   size_t (*returned)(void);
   int (*text)(char *, int *);
+  char *(*words)(void);
   int x = 0, y = 0;
   char buf[8192] = "";
   switch (p->version_kind) {
@@ -113,6 +119,9 @@ static const char *version_of(arena *a, void *library, const probe *p) {
         buf[strcspn(buf, ",\n")] = 0;
         return arena_strdup(a, buf);
       }
+      break;
+    case TEXT_RETURNED:
+      if (symbol(library, p->version_symbol, &words)) return arena_strdup(a, words());
       break;
     case NO_VERSION: break;
   }

@@ -41,7 +41,8 @@ typedef struct sched_instr {
   int position;  // in the entry's order; all ops of a repeat body share one
   int nscratch;
   int64_t *scratch_bytes, *scratch_base;
-  void *launches;  // owned by codegen
+  void *launches;       // owned by codegen
+  const char *library;  // that does it in place of kernels of ours: "openblas"; NULL: none
 } sched_instr;
 
 typedef struct sched_task {

@@ -3,7 +3,7 @@
 //
 // needs: LOCAL after `fuse` and `dead`. keeps: every result to the bit: the function sees the
 // element that would have been stored, and gives what the ops behind would have. breaks: nothing;
-// leaves dead products.
+// leaves dead products. Products that a library does (pass_options.by_library) stay as they are.
 //
 // The product takes the place of the elementwise op, so all that op reads is there. What others
 // read of the product's own results stays a result (bias + activation: the sum is kept for the
@@ -72,9 +72,11 @@ static bool carries(ir_module *m, const ir_op *p, const ir_op *user) {
 
 // True when operand k of op number `i` of `r` is a result of a product that may become part of that
 // op; *at is the product's number.
-static bool finds_product(ir_module *m, const ir_region *r, int i, int k, int *at) {
+static bool finds_product(ir_module *m, const pass_options *o, const ir_region *r, int i, int k,
+                          int *at) {
   const ir_op *user = r->ops.at[i], *p = user->in[k]->def;
   if (!p || p->parent != r || p->segment != user->segment || !carries(m, p, user)) return false;
+  if (o->by_library && o->by_library(o->select_ctx, p)) return false;
   if (p->recompute != user->recompute) return false;  // what is run again is counted apart
   if (!pass_same_extents(user->in[k], user->out[0])) return false;
   for (*at = i; r->ops.at[*at] != p;) --*at;
@@ -186,14 +188,14 @@ static bool absorb(ir_module *m, ir_op *p, ir_op *user) {
 }
 
 // The region without the products that were taken over: their operands' counts are right already.
-static void visit(ir_module *m, ir_region *r) {
+static void visit(ir_module *m, const pass_options *o, ir_region *r) {
   for (int i = 0; i < r->ops.n; i++) {
     ir_op *user = r->ops.at[i];
-    if (user->code == IR_repeat) visit(m, user->region[0]);
+    if (user->code == IR_repeat) visit(m, o, user->region[0]);
     if (!pass_fusible(user) || draws(user)) continue;
     int at;
     for (int k = 0; k < user->nin; k++) {
-      if (!finds_product(m, r, i, k, &at) || !absorb(m, r->ops.at[at], user)) continue;
+      if (!finds_product(m, o, r, i, k, &at) || !absorb(m, r->ops.at[at], user)) continue;
       pass_take_out(r, at);
       i--;
       break;
@@ -202,10 +204,9 @@ static void visit(ir_module *m, ir_region *r) {
 }
 
 const char *pass_epilogue(ir_module *m, const pass_options *o) {
-  (void)o;
   for (int i = 0; i < m->funcs.n; i++) {
     pass_count_uses(m->funcs.at[i]->body);
-    visit(m, m->funcs.at[i]->body);
+    visit(m, o, m->funcs.at[i]->body);
   }
   return NULL;
 }

@@ -50,6 +50,9 @@ typedef struct pass_options {
   // without the choices in `skip`. NULL or an error in the user's words.
   const char *(*select)(void *ctx, struct sched *s, skip_set skip);
   void *select_ctx;
+  // Whether a library does a product in place of a kernel of ours (codegen's cg_by_library, with
+  // select_ctx): then it stays plain, and ops behind it keep kernels of their own. NULL: never.
+  bool (*by_library)(void *ctx, const ir_op *op);
   const char *after;  // stop after this pass (its last occurrence); NULL: run all
   const char *only;   // comma-separated names: run just these, in the list's order; NULL: all
   skip_set skip;      // optional passes and choices to leave out (measurements)

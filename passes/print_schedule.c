@@ -85,7 +85,7 @@ static void put_glued(sb *s, const sched *sc, int entry) {
 
 static void put_instr(sb *s, const sched *sc, const sched_instr *in) {
   const ir_op *op = in->op;
-  sb_printf(s, "    %-14s", ir_info(op->code)->name);
+  sb_printf(s, "    %-14s", in->library ? "gemm" : ir_info(op->code)->name);
   if (op->code == IR_set) sb_printf(s, " %s", ir_attr_str(op, "name", ""));
   for (int k = 0; k < op->nout; k++) {
     sb_puts(s, k ? ", " : " ");
@@ -99,8 +99,10 @@ static void put_instr(sb *s, const sched *sc, const sched_instr *in) {
     sb_printf(s, "%s %lld bytes", k ? "," : "  scratch", (long long)in->scratch_bytes[k]);
     if (sc->place) sb_printf(s, "@%lld", (long long)in->scratch_base[k]);
   }
-  if (op->recompute) sb_puts(s, "  ; recompute");
-  if (op->span.line) sb_printf(s, "%s line %d", op->recompute ? "," : "  ;", op->span.line);
+  bool first = true;
+  if (in->library) sb_printf(s, "  ; %s", in->library), first = false;
+  if (op->recompute) sb_printf(s, "%s recompute", first ? "  ;" : ","), first = false;
+  if (op->span.line) sb_printf(s, "%s line %d", first ? "  ;" : ",", op->span.line);
   put_shared(s, sc, op);
   sb_put(s, '\n');
 }

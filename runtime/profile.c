@@ -18,12 +18,12 @@ static void trace_slice(profile *f, trace_kind kind, uint32_t index, const dsm_c
 
 static void end_instr(profile *f, const vm_where *at, int64_t now) {
   const prog_instr *in = &f->prog->instrs[at->instr];
-  uint32_t k =
-      in->op == RTOP_launch ? in->kernel : f->prog->nkernels + (in->op == RTOP_zero ? 0u : 1u);
+  bool moves = !prog_kernel_of(f->prog, in);
+  uint32_t k = moves ? f->prog->nkernels + (in->op == RTOP_zero ? 0u : 1u) : in->kernel;
   profile_time *t = &f->current->kernel[k];
   t->ns += now - f->instr_begin;
   t->count++;
-  if (in->op != RTOP_launch)  // a copy reads as much as it writes
+  if (moves)  // a copy reads as much as it writes
     t->bytes += (double)f->prog->operands[in->first_operand].bytes * (in->op == RTOP_copy ? 2 : 1);
   f->current->instr_ns += now - f->instr_begin;
   if (in->flags & PROG_RECOMPUTE) f->current->again_ns += now - f->instr_begin;

@@ -98,6 +98,51 @@ static status *check_states(const prog *p) {
   return NULL;
 }
 
+// The bytes that tensor t of a product reaches over, from its operand's address; -1: too many, or
+// its numbers make no sense.
+static int64_t gemm_bytes(const prog_gemm *g, int t) {
+  const int64_t shape[3][2] = {{g->m, g->k}, {g->k, g->n}, {g->m, g->n}};
+  bool turned = g->turned >> t & 1;
+  int64_t rows = shape[t][turned], cols = shape[t][!turned], end, at;
+  if (g->ld[t] < cols || g->ld[t] > INT32_MAX || g->offset[t] < 0) return -1;
+  if (!mul(rows - 1, g->ld[t], &end) || !add(end, cols, &end) || !add(end, g->offset[t], &end))
+    return -1;
+  for (uint32_t a = 0; a < g->axes; a++)
+    if (g->stride[t][a] < 0 || !mul(g->size[a] - 1, g->stride[t][a], &at) || !add(end, at, &end))
+      return -1;
+  return end > MAX_BYTES / 4 ? -1 : 4 * end;
+}
+
+static status *check_gemm(const prog_gemm *g, uint32_t index) {
+  if (g->library >= PROG_LIBRARIES || g->start >= PROG_GEMM_STARTS || g->turned > 3 ||
+      g->axes > PROG_GEMM_AXES)
+    BAD("product %u has no meaning", index);
+  if (g->m < 1 || g->n < 1 || g->k < 1 || g->m > INT32_MAX || g->n > INT32_MAX || g->k > INT32_MAX)
+    BAD("product %u has a bad shape", index);
+  int64_t matrices = 1;
+  for (uint32_t a = 0; a < g->axes; a++)
+    if (g->size[a] < 1 || !mul(matrices, g->size[a], &matrices) || matrices > INT32_MAX)
+      BAD("product %u has a bad batch", index);
+  for (int t = 0; t < 3; t++)
+    if (gemm_bytes(g, t) < 0) BAD("product %u has bad strides", index);
+  return NULL;
+}
+
+// Its matrices lie inside of what the operands may touch, C is written, and what it starts from is
+// as large as C.
+static status *check_gemm_operands(const prog *p, const prog_instr *in, uint32_t index) {
+  const prog_gemm *g = &p->gemms[p->kernels[in->kernel].gemm - 1];
+  const prog_operand *o = &p->operands[in->first_operand];
+  bool adds = g->start == PROG_GEMM_ADD;
+  if (in->operands != (adds ? 4u : 3u) || !(o[2].writes & 2) || (adds && o[3].bytes != o[2].bytes))
+    BAD("instruction %u has not the operands of a product", index);
+  for (int t = 0; t < 3; t++)
+    if (gemm_bytes(g, t) > o[t].bytes || o[t].base % 4 || o[t].layer_stride % 4 ||
+        o[t].micro_stride % 4)
+      BAD("instruction %u: operand %d is no matrix of its product", index, t);
+  return NULL;
+}
+
 static status *check_tables(const prog *p, uint64_t code_bytes) {
   for (uint32_t i = 0; i < p->nargs; i++) {
     const prog_arg *a = &p->args[i];
@@ -118,10 +163,12 @@ static status *check_tables(const prog *p, uint64_t code_bytes) {
   for (uint32_t i = 0; i < p->nkernels; i++) {
     const prog_kernel *k = &p->kernels[i];
     if (!text_ok(p, k->name) || k->nbufs > MAX_OPERANDS || k->cells < 0 || k->code_offset < 0 ||
-        (uint64_t)k->code_offset >= code_bytes)
+        (!k->gemm && (uint64_t)k->code_offset >= code_bytes))
       BAD("kernel %u lies outside the code or has a bad shape", i);
+    if (k->gemm > p->ngemms) BAD("kernel %u is an unknown product", i);
     if (!(k->flops >= 0) || !(k->bytes >= 0)) BAD("kernel %u has bad counts", i);
   }
+  for (uint32_t i = 0; i < p->ngemms; i++) STATUS_DO(check_gemm(&p->gemms[i], i));
   for (uint32_t i = 0; i < p->nsettings; i++)
     if (!text_ok(p, p->settings[i].name) || !text_ok(p, p->settings[i].value))
       BAD("setting %u has no name or value", i);
@@ -138,13 +185,16 @@ static status *check_tables(const prog *p, uint64_t code_bytes) {
     if (in->operands > p->noperands || in->first_operand > p->noperands - in->operands)
       BAD("instruction %u has operands outside the table", i);
     int want = opcodes[in->op].operands;
-    if (in->op == RTOP_launch) {
+    if (want < 0) {
       if (in->kernel >= p->nkernels) BAD("instruction %u launches an unknown kernel", i);
       want = (int)p->kernels[in->kernel].nbufs;
+      if ((in->op == RTOP_gemm) != (p->kernels[in->kernel].gemm > 0))
+        BAD("instruction %u is not what its kernel is", i);
     }
     if ((int)in->operands != want)
       BAD("instruction %u has %u operands, expected %d", i, in->operands, want);
     const prog_operand *o = &p->operands[in->first_operand];
+    if (in->op == RTOP_gemm) STATUS_DO(check_gemm_operands(p, in, i));
     if (in->op == RTOP_copy && o[0].bytes != o[1].bytes)
       BAD("instruction %u copies between different sizes", i);
   }
@@ -277,6 +327,7 @@ status *prog_open(const void *blob, size_t n, uint64_t code_bytes, prog *p) {
   TABLE(args, prog_arg);
   TABLE(ios, prog_io);
   TABLE(kernels, prog_kernel);
+  TABLE(gemms, prog_gemm);
   TABLE(operands, prog_operand);
   TABLE(instrs, prog_instr);
   TABLE(tasks, prog_task);
@@ -299,6 +350,10 @@ status *prog_open(const void *blob, size_t n, uint64_t code_bytes, prog *p) {
 // ---- accessors ---------------------------------------------------------------------------------
 
 const char *prog_text(const prog *p, prog_str s) { return p->strings + s; }
+
+const prog_kernel *prog_kernel_of(const prog *p, const prog_instr *in) {
+  return opcodes[in->op].operands < 0 ? &p->kernels[in->kernel] : NULL;
+}
 
 const prog_entry *prog_entry_of(const prog *p, uint32_t kind) {
   for (uint32_t i = 0; i < p->nentries; i++)

@@ -24,14 +24,15 @@ typedef struct prog {
   const prog_arg *args;
   const prog_io *ios;
   const prog_kernel *kernels;
+  const prog_gemm *gemms;
   const prog_operand *operands;
   const prog_instr *instrs;
   const prog_task *tasks;
   const prog_run *runs;
   const prog_entry *entries;
   const prog_setting *settings;
-  uint32_t nstrings, nstates, nargs, nios, nkernels, noperands, ninstrs, ntasks, nruns, nentries,
-      nsettings;
+  uint32_t nstrings, nstates, nargs, nios, nkernels, ngemms, noperands, ninstrs, ntasks, nruns,
+      nentries, nsettings;
   uint32_t max_operands;  // of any instruction
 } prog;
 
@@ -42,6 +43,8 @@ status *prog_open(const void *blob, size_t n, uint64_t code_bytes, prog *out) ST
 uint64_t prog_checksum(const void *blob, size_t n);
 
 const char *prog_text(const prog *p, prog_str s);
+// What an instruction launches or has a library do; NULL for those that only move bytes.
+const prog_kernel *prog_kernel_of(const prog *p, const prog_instr *in);
 // The first entry of a kind, or NULL.
 const prog_entry *prog_entry_of(const prog *p, uint32_t kind);
 // By name, or NULL.

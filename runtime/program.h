@@ -12,8 +12,9 @@
 // (prog_open does): a flipped bit is an error message, never a crash.
 //
 // How a step runs: an *entry* is a list of *runs*; a run executes one *task* for a range of layers;
-// a task is a straight line of *instructions*; an instruction launches a *kernel* on *operands*. An
-// operand's address depends on the layer and micro-batch the task is executed for:
+// a task is a straight line of *instructions*; an instruction launches a *kernel* on *operands*, or
+// has a library do it where the kernel is a matrix product (`gemm`). An operand's address depends
+// on the layer and micro-batch the task is executed for:
 //
 //   arena + base + slot(layer) * layer_stride + micro * micro_stride,
 //   slot(layer) = layer_mod ? (layer + layer_add) mod layer_mod : layer + layer_add
@@ -29,7 +30,7 @@
 #include <stdint.h>
 
 #define PROG_MAGIC "DSMPROG\n"
-#define PROG_VERSION 1u
+#define PROG_VERSION 2u
 #define PROG_TRAILER_MAGIC "DSMEXE1\n"
 #define PROG_MAX_RANK 8
 
@@ -94,9 +95,35 @@ typedef struct prog_io {
   int64_t offset, bytes, micro_stride;
 } prog_io;
 
+// A matrix product that a library does: for each place in the batch, in f32,
+//
+//   C[m, n] = (start) + sum over k of A[m, k] * B[k, n]
+//
+// Rows of C lie ld[2] elements apart, its columns side by side. So do those of A and B, or, where
+// `turned` has the operand's bit, those of their transposes: A is then stored as [k, m]. All counts
+// are elements of f32; matrix number (i, j, ...) of the batch begins at
+// offset + i * stride[0] + j * stride[1] + ... from the operand's address.
+enum { PROG_GEMM_AXES = 4 };
+enum { PROG_OPENBLAS, PROG_LIBRARIES };  // ORDER cg_library (codegen/build.h)
+enum {
+  PROG_GEMM_SET,  // sums start at 0
+  PROG_GEMM_SUM,  // at what C holds, except in micro-batch 0, where they start at 0
+  PROG_GEMM_ADD,  // at operand 3, which has the bytes of C and may lie there too
+  PROG_GEMM_STARTS
+};
+typedef struct prog_gemm {
+  uint32_t library, turned, start, axes;  // axes: of the batch
+  int64_t m, n, k;
+  int64_t ld[3], offset[3];  // A, B, C
+  int64_t size[PROG_GEMM_AXES], stride[3][PROG_GEMM_AXES];
+} prog_gemm;
+
+// `gemm` 0: code of ours at code_offset. Else record gemm - 1 of the products, its operands A, B, C
+// (and where the sums start); `cells` is the number of its matrices.
 typedef struct prog_kernel {
   prog_str name;
   uint32_t nbufs;
+  uint32_t gemm, pad;
   int64_t code_offset;  // into the code image
   int64_t cells;
   double flops, bytes;  // of the whole grid, for profiles
@@ -164,7 +191,8 @@ typedef struct prog_header {
   uint64_t source_digest;  // XXH3-64 of the .dsm text(s) and settings
   prog_str compiler, model, cpu,
       plan;  // version; model name; CPU features the code needs; plan text
-  prog_table strings, states, args, ios, kernels, operands, instrs, tasks, runs, entries, settings;
+  prog_table strings, states, args, ios, kernels, gemms, operands, instrs, tasks, runs, entries,
+      settings;
 } prog_header;
 
 // The last 64 bytes of an executable.

@@ -119,14 +119,13 @@ static void put_rates(writer *w, double flops, double bytes, int64_t ns) {
 
 static void put_instr(writer *w, const prog *p, const trace_event *e) {
   const prog_instr *in = &p->instrs[e->index];
-  bool launch = in->op == RTOP_launch;
-  const prog_kernel *k = launch ? &p->kernels[in->kernel] : NULL;
+  const prog_kernel *k = prog_kernel_of(p, in);
   put(w,
       ", \"cat\": \"instruction%s\", \"name\": ", in->flags & PROG_RECOMPUTE ? ",recompute" : "");
-  put_text(w, launch ? prog_text(p, k->name) : prog_opcode_name(in->op));
+  put_text(w, k ? prog_text(p, k->name) : prog_opcode_name(in->op));
   put(w, ", \"args\": {\"note\": ");
   put_text(w, prog_text(p, in->note));
-  if (launch) {
+  if (k) {
     put(w, ", \"cells\": %" PRId64, k->cells);
     put_rates(w, k->flops, k->bytes, e->end - e->begin);
   }

@@ -7,6 +7,7 @@
 
 #include "runtime/base/str.h"
 #include "runtime/dtype.h"
+#include "runtime/external.h"
 
 #define HUGE_PAGE ((size_t)2 << 20)
 #define BLOCK ((int64_t)256 << 10)  // bytes of one cell of zero and copy
@@ -19,6 +20,7 @@ struct vm {
   const prog *prog;
   const unsigned char *code;
   pool *threads;
+  external *library;  // NULL: the program needs none
   unsigned char *arena;
   void *map;
   size_t map_bytes;
@@ -70,6 +72,11 @@ status *vm_open(const prog *p, const unsigned char *code, pool *threads, vm **ou
   m->prog = p;
   m->code = code;
   m->threads = threads;
+  status *missing = external_open(p, pool_threads(threads), &m->library);
+  if (missing) {
+    vm_close(m);
+    return missing;
+  }
   m->buf = calloc(p->max_operands + 1u, sizeof *m->buf);
   // One page more than needed lets the arena start on a huge page.
   m->map_bytes = ((size_t)need + HUGE_PAGE - 1) / HUGE_PAGE * HUGE_PAGE + HUGE_PAGE;
@@ -91,6 +98,7 @@ void vm_close(vm *m) {
   if (!m) return;
   if (m->map) munmap(m->map, m->map_bytes);
   free(m->buf);
+  external_close(m->library);
   free(m);
 }
 
@@ -160,6 +168,14 @@ static void find_operands(vm *m, const prog_instr *in, const dsm_call *call, int
   }
 }
 
+static void run_gemm(vm *m, const prog_instr *in, const dsm_call *call) {
+  const prog_gemm *g = &m->prog->gemms[m->prog->kernels[in->kernel].gemm - 1];
+  bool set = g->start == PROG_GEMM_SET || (g->start == PROG_GEMM_SUM && call->micro == 0);
+  if (g->start == PROG_GEMM_ADD && m->buf[3] != m->buf[2])
+    move_bytes(m, (move){m->buf[2], m->buf[3], m->prog->operands[in->first_operand + 2].bytes});
+  external_gemm(m->library, g, m->buf, set);
+}
+
 static void run_instr(vm *m, const prog_instr *in, const dsm_call *call) {
   const prog_operand *o = &m->prog->operands[in->first_operand];
   switch (in->op) {
@@ -174,6 +190,7 @@ static void run_instr(vm *m, const prog_instr *in, const dsm_call *call) {
         pool_run(m->threads, k->cells, run_cells, &l);
       break;
     }
+    case RTOP_gemm: run_gemm(m, in, call); break;
     case RTOP_zero: move_bytes(m, (move){m->buf[0], NULL, o[0].bytes}); break;
     case RTOP_copy: move_bytes(m, (move){m->buf[0], m->buf[1], o[0].bytes}); break;
   }

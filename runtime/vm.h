@@ -26,8 +26,9 @@ typedef struct vm_step {
   uint64_t seed;
 } vm_step;
 
-// Reserves the arena. `code` is the mapped code image. Exit code 3 when the machine clearly has
-// less memory than the program needs.
+// Reserves the arena, and opens the library that products of the program need, if any do
+// (external.h). `code` is the mapped code image. Exit code 3 when the machine clearly has less
+// memory than the program needs.
 status *vm_open(const prog *p, const unsigned char *code, pool *threads, vm **out) STATUS_MUST_USE;
 void vm_close(vm *m);
 

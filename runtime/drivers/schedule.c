@@ -66,11 +66,10 @@ static void print_task(FILE *out, const prog *p, const prog_task *t) {
   for (uint32_t i = 0; i < t->instrs; i++) {
     const prog_instr *in = &p->instrs[t->first_instr + i];
     fprintf(out, "  %-7s", prog_opcode_name(in->op));
-    if (in->op == RTOP_launch)
-      fprintf(out, " %s x%" PRId64, prog_text(p, p->kernels[in->kernel].name),
-              p->kernels[in->kernel].cells);
-    for (uint32_t k = 0; k < in->operands; k++)
-      print_operand(out, &p->operands[in->first_operand + k]);
+    const prog_kernel *k = prog_kernel_of(p, in);
+    if (k) fprintf(out, " %s x%" PRId64, prog_text(p, k->name), k->cells);
+    for (uint32_t o = 0; o < in->operands; o++)
+      print_operand(out, &p->operands[in->first_operand + o]);
     const char *note = prog_text(p, in->note);
     const char *again = in->flags & PROG_RECOMPUTE ? " recompute" : "";
     fprintf(out, "%s%s%s\n", *note || *again ? "  ; " : "", note, again);

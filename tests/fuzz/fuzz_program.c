@@ -10,7 +10,7 @@
 int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t n);
 int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t n) {
   static toy *t;
-  if (!t) t = toy_new("next_token");
+  if (!t) t = toy_build("next_token", true);
   bool whole = n >= sizeof(prog_header) && memcmp(bytes, PROG_MAGIC, 8) == 0;
   size_t size = whole ? n : t->n;
   unsigned char *blob = malloc(size);  // exact size: ASan sees every step outside

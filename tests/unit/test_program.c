@@ -1,4 +1,5 @@
 // The program format, the VM and the drivers, on a hand-made program (toy_program.h).
+#include <dlfcn.h>
 #include <setjmp.h>
 #include <signal.h>
 #include <stdarg.h>
@@ -565,8 +566,8 @@ static void test_generate(void **state) {
 // Every bit of the blob: flipping one is noticed by the checksum; with the checksum put right the
 // rest of prog_open either accepts or refuses, but stays inside the blob (ASan watches).
 static void test_flipped_bits(void **state) {
-  world *w = *state;
-  toy *t = w->toy;
+  (void)state;
+  toy *t = toy_build("next_token", true);
   prog p;
   for (size_t i = 0; i < t->n; i++) {
     for (int bit = 0; bit < 8; bit += 3) {
@@ -587,6 +588,7 @@ static void test_flipped_bits(void **state) {
     assert_non_null(s);
     status_free(s);
   }
+  toy_free(t);
 }
 
 static void refuse(toy *t, const char *part) {
@@ -635,6 +637,119 @@ static void test_refuses(void **state) {
   PATCH(entries, prog_entry, 0, micro_batch, 3, "bad batch");
   PATCH(entries, prog_entry, 0, inputs, 4000, "outside the tables");
   PATCH(args, prog_arg, 0, offset, 2, "argument 0");
+}
+
+static void test_refuses_products(void **state) {
+  (void)state;
+  toy *t = toy_build("next_token", true);
+  prog_header *h = (prog_header *)(void *)t->blob;
+  prog p;
+  status *s = prog_open(t->blob, t->n, t->code_bytes, &p);
+  if (s) fail_msg("%s", s->message);
+  uint32_t at = 0, kernel = p.nkernels - 1;
+  while (p.instrs[at].op != RTOP_gemm) at++;
+  uint32_t first = p.instrs[at].first_operand;
+  PATCH(gemms, prog_gemm, 0, library, PROG_LIBRARIES, "no meaning");
+  PATCH(gemms, prog_gemm, 0, start, PROG_GEMM_STARTS, "no meaning");
+  PATCH(gemms, prog_gemm, 0, start, PROG_GEMM_SUM, "not the operands");
+  PATCH(gemms, prog_gemm, 0, turned, 4, "no meaning");
+  PATCH(gemms, prog_gemm, 0, axes, PROG_GEMM_AXES + 1, "no meaning");
+  PATCH(gemms, prog_gemm, 0, m, 0, "bad shape");
+  PATCH(gemms, prog_gemm, 0, n, (int64_t)1 << 40, "bad shape");
+  PATCH(gemms, prog_gemm, 0, k, -1, "bad shape");
+  PATCH(gemms, prog_gemm, 0, size[1], 0, "bad batch");
+  PATCH(gemms, prog_gemm, 0, size[1], INT64_MAX, "bad batch");
+  PATCH(gemms, prog_gemm, 0, ld[0], 19, "bad strides");
+  PATCH(gemms, prog_gemm, 0, ld[2], INT64_MAX, "bad strides");
+  PATCH(gemms, prog_gemm, 0, offset[1], -1, "bad strides");
+  PATCH(gemms, prog_gemm, 0, stride[1][0], -1, "bad strides");
+  PATCH(gemms, prog_gemm, 0, stride[1][0], INT64_MAX, "bad strides");
+  PATCH(gemms, prog_gemm, 0, m, 240, "no matrix");
+  PATCH(gemms, prog_gemm, 0, offset[2], TOY_V * TOY_V, "no matrix");
+  PATCH(kernels, prog_kernel, kernel, gemm, 2, "unknown product");
+  PATCH(kernels, prog_kernel, kernel, gemm, 0, "not what its kernel is");
+  PATCH(instrs, prog_instr, at, kernel, 2, "not what its kernel is");
+  PATCH(instrs, prog_instr, at, operands, 2, "2 operands, expected 4");
+  PATCH(instrs, prog_instr, at, op, RTOP_launch, "not what its kernel is");
+  PATCH(operands, prog_operand, first + 2, writes, 1, "not the operands");
+  PATCH(operands, prog_operand, first, base, 2, "no matrix");
+  PATCH(operands, prog_operand, first + 3, bytes, 4, "not the operands");
+  // The bytes up to which the operands are touched are enough, and not a byte more than needed.
+  prog_operand *o = (prog_operand *)(void *)(t->blob + h->operands.offset) + first;
+  const int64_t enough[] = {4 * (2 * 16 * TOY_V + 32 + 15 * TOY_V + 20), 4 * (16 + 11 * TOY_V + 20),
+                            4 * (2 * 16 * TOY_V + 16 + 15 * TOY_V + 12)};
+  for (int i = 0; i < 3; i++) {
+    int64_t whole = o[i].bytes;
+    o[i].bytes = enough[i];
+    if (i == 2) o[3].bytes = enough[i];
+    toy_seal(t);
+    s = prog_open(t->blob, t->n, t->code_bytes, &p);
+    if (s) fail_msg("operand %d: %s", i, s->message);
+    o[i].bytes--;
+    if (i == 2) o[3].bytes--;
+    refuse(t, "no matrix");
+    o[i].bytes = whole;
+    if (i == 2) o[3].bytes = whole;
+  }
+  toy_free(t);
+}
+
+// A library's product on the toy: sums that start at another operand, set, and go on.
+static void test_library_product(void **state) {
+  (void)state;
+  void *library = dlopen("libopenblas.so.0", RTLD_LAZY);
+  if (!library) {
+    print_message("libopenblas.so.0 is not installed\n");
+    skip();
+  }
+  toy *t = toy_build("next_token", true);
+  prog_header *h = (prog_header *)(void *)t->blob;
+  prog_gemm *g = (prog_gemm *)(void *)(t->blob + h->gemms.offset);
+  image img;
+  assert_null(toy_image(t, &img));
+  uint32_t at = 0;
+  while (img.prog.instrs[at].op != RTOP_gemm) at++;
+  prog_instr *in = (prog_instr *)(void *)(t->blob + h->instrs.offset) + at;
+  prog_kernel *k = (prog_kernel *)(void *)(t->blob + h->kernels.offset) + in->kernel;
+  prog_run *run = (prog_run *)(void *)(t->blob + h->runs.offset);
+  const prog_entry *e = prog_entry_of(&img.prog, PROG_EVAL);
+  float *want = calloc((size_t)TOY_V * TOY_V, sizeof *want);
+  for (int start = PROG_GEMM_SET; start < PROG_GEMM_STARTS; start++) {
+    g->start = (uint32_t)start;
+    in->operands = k->nbufs = start == PROG_GEMM_ADD ? 4 : 3;
+    uint32_t last = e->first_run + e->runs - 1;
+    // The runs of evaluate become: for micro in 0..1, the task with the product.
+    run[last - 3] = (prog_run){.kind = PROG_LOOP, .task = 1, .micro_count = 2};
+    run[last - 2] = run[last];
+    toy_seal(t);
+    assert_null(toy_image(t, &img));
+    pool *threads = pool_new(2);
+    vm *m;
+    assert_null(vm_open(&img.prog, img.code, threads, &m));
+    float *a = (float *)(void *)vm_at(m, AT_WTE), *b = (float *)(void *)vm_at(m, AT_M);
+    float *c = (float *)(void *)vm_at(m, AT_GRAD);
+    for (int i = 0; i < TOY_V * TOY_V; i++) {
+      a[i] = (float)(i * 7 % 11 - 5), b[i] = (float)(i * 5 % 13 - 6), c[i] = 3;
+      want[i] = start == PROG_GEMM_ADD ? a[i] : 3;
+    }
+    vm_call_part(m, e, &(vm_step){.seed = 1}, 0, 2);
+    int times = start == PROG_GEMM_SUM ? 2 : 1;
+    for (int x = 0; x < 3; x++)
+      for (int y = 0; y < 2; y++)
+        for (int i = 0; i < 16; i++)
+          for (int j = 0; j < 12; j++) {
+            float sum = 0;
+            for (int s = 0; s < 20; s++)
+              sum += a[x * 16 * TOY_V + y * 32 + i * TOY_V + s] * b[y * 16 + j * TOY_V + s];
+            float *w = &want[x * 16 * TOY_V + y * 16 + i * TOY_V + j];
+            *w = (start == PROG_GEMM_ADD ? *w : 0) + (float)times * sum;
+          }
+    assert_memory_equal(c, want, sizeof *want * TOY_V * TOY_V);  // small whole numbers: exact
+    vm_close(m);
+    pool_free(threads);
+  }
+  free(want);
+  toy_free(t);
 }
 
 static void test_layer_ring(void **state) {
@@ -778,6 +893,8 @@ int main(void) {
       T(test_trace_is_full),
       T(test_generate),
       T(test_flipped_bits),
+      T(test_refuses_products),
+      T(test_library_product),
       T(test_refuses),
       T(test_layer_ring),
       T(test_executable_file),

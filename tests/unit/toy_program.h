@@ -136,7 +136,8 @@ typedef struct toy_table {
 } toy_table;
 
 typedef struct toy {
-  toy_table strings, states, args, ios, kernels, operands, instrs, tasks, runs, entries, settings;
+  toy_table strings, states, args, ios, kernels, gemms, operands, instrs, tasks, runs, entries,
+      settings;
   unsigned char *blob;
   size_t n;
   uint64_t code_bytes;
@@ -202,16 +203,20 @@ static void toy_instr(toy *t, uint32_t op, uint32_t kernel, uint32_t first, uint
                  {"reduce %loss line 5", "1212"},  {"update line 6", "31311"},
                  {"logits line 7", "1112"},        {"end", ""},
                  {"update %bias line 8", "31311"}, {"logits line 7", "1112"}};
-  bool launch = op == RTOP_launch;
+  bool launch = op == RTOP_launch, gemm = op == RTOP_gemm;
   prog_instr in = {.op = op,
                    .kernel = kernel,
                    .first_operand = first,
                    .operands = n,
-                   .note = toy_str(t, launch ? kernels[kernel].note : "zeros")};
+                   .note = toy_str(t, launch ? kernels[kernel].note
+                                      : gemm ? "product"
+                                             : "zeros")};
   toy_add(&t->instrs, &in, sizeof in);
   prog_operand *o = (prog_operand *)(void *)t->operands.bytes + first;
   for (uint32_t i = 0; i < n; i++)
-    o[i].writes = launch ? (uint32_t)(kernels[kernel].access[i] - '0') : 2;
+    o[i].writes = launch ? (uint32_t)(kernels[kernel].access[i] - '0')
+                  : gemm ? (i == 2 ? 2 : 1)
+                         : 2;
 }
 
 static void toy_task(toy *t, const char *name, const char *phase, uint32_t first) {
@@ -348,7 +353,34 @@ static void toy_train_entry(toy *t) {
   toy_entry(t, "train_step", PROG_TRAIN, run, io, 2, TOY_B, TOY_MB, TOY_S);
 }
 
-static void toy_eval_entry(toy *t) {
+// An instruction of `evaluate` that a library would do: 3 x 2 products of 16 x 16 corners.
+static void toy_gemm(toy *t) {
+  prog_gemm g = {.library = PROG_OPENBLAS,
+                 .turned = 2,
+                 .start = PROG_GEMM_ADD,
+                 .axes = 2,
+                 .m = 16,
+                 .n = 12,
+                 .k = 20,
+                 .ld = {TOY_V, TOY_V, TOY_V},
+                 .size = {3, 2},
+                 .stride = {{16 * TOY_V, 32}, {0, 16}, {16 * TOY_V, 16}}};
+  toy_add(&t->gemms, &g, sizeof g);
+  prog_kernel k = {.name = toy_str(t, "openblas_nt_16x12x20"),
+                   .nbufs = 4,
+                   .gemm = 1,
+                   .cells = 6,
+                   .flops = 1e3,
+                   .bytes = 1e3};
+  toy_add(&t->kernels, &k, sizeof k);
+  uint32_t o = toy_operand(t, AT_WTE, 4 * TOY_V * TOY_V, 0, 0);
+  toy_operand(t, AT_M, 4 * TOY_V * TOY_V, 0, 0);
+  toy_operand(t, AT_GRAD, 4 * TOY_V * TOY_V, 0, 0);
+  toy_operand(t, AT_WTE, 4 * TOY_V * TOY_V, 0, 0);
+  toy_instr(t, RTOP_gemm, t->kernels.count - 1, o, 4);
+}
+
+static void toy_eval_entry(toy *t, bool gemm) {
   uint32_t run = t->runs.count, io = t->ios.count, first = t->instrs.count;
   toy_zero(t, AT_GRAD, 4 * TOY_V * TOY_V);
   toy_zero(t, AT_ROWS, 4 * TOY_V);
@@ -361,6 +393,7 @@ static void toy_eval_entry(toy *t) {
   toy_run(t, PROG_RUN, t->tasks.count - 1, 1, 0);
   first = t->instrs.count;
   toy_reduce_instr(t);
+  if (gemm) toy_gemm(t);
   toy_task(t, "eval.end", "forward", first);
   toy_run(t, PROG_RUN, t->tasks.count - 1, 1, 0);
   toy_batch_io(t);
@@ -412,8 +445,9 @@ static void toy_seal(toy *t) {
   memcpy(t->blob + offsetof(prog_header, checksum), &sum, sizeof sum);
 }
 
-// Builds the whole program. Free with toy_free.
-static toy *toy_new(const char *read) {
+// Builds the whole program; `gemm`: with an instruction that needs a library, to be checked and not
+// to be run. Free with toy_free.
+static toy *toy_build(const char *read, bool gemm) {
   toy *t = calloc(1, sizeof *t);
   if (!t) abort();
   prog_header h = {.version = PROG_VERSION, .header_bytes = sizeof h};
@@ -442,7 +476,7 @@ static toy *toy_new(const char *read) {
   toy_add(&t->args, &past, sizeof past);
   toy_kernels(t);
   toy_train_entry(t);
-  toy_eval_entry(t);
+  toy_eval_entry(t, gemm);
   toy_logits_entry(t, "prefill", PROG_PREFILL, TOY_CONTEXT, K_LOGITS);
   toy_logits_entry(t, "decode", PROG_DECODE, 1, K_LOGITS + 3);
   toy_setting(t, "toy.vocab", "256");
@@ -457,13 +491,14 @@ static toy *toy_new(const char *read) {
   toy_setting(t, "train.clip", "none");
   h.code_bytes = t->code_bytes;
 
-  t->blob = calloc(1, 11 * 65536);
+  t->blob = calloc(1, 12 * 65536);
   t->n = sizeof h;
   h.strings = toy_lay(t, &t->strings, 1);
   h.states = toy_lay(t, &t->states, sizeof(prog_state));
   h.args = toy_lay(t, &t->args, sizeof(prog_arg));
   h.ios = toy_lay(t, &t->ios, sizeof(prog_io));
   h.kernels = toy_lay(t, &t->kernels, sizeof(prog_kernel));
+  h.gemms = toy_lay(t, &t->gemms, sizeof(prog_gemm));
   h.operands = toy_lay(t, &t->operands, sizeof(prog_operand));
   h.instrs = toy_lay(t, &t->instrs, sizeof(prog_instr));
   h.tasks = toy_lay(t, &t->tasks, sizeof(prog_task));
@@ -476,6 +511,8 @@ static toy *toy_new(const char *read) {
   toy_seal(t);
   return t;
 }
+
+__attribute__((unused)) static toy *toy_new(const char *read) { return toy_build(read, false); }
 
 __attribute__((unused)) static void toy_free(toy *t) {
   free(t->blob);
