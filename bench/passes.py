@@ -3,7 +3,8 @@
 
     bench/passes.py [--rounds 3] [--steps 5] [--dsmc build/dsmc] [NAME...]
 
-NAME is one of epilogue round sink stream recompute narrow; without one, all. A line a case prints each
+NAME is one of epilogue round sink stream recompute narrow narrow256 decode (the last three are pass
+narrow, training and decoding); without one, all. A line a case prints each
 round's median step with and without (decoding: tokens/s), the median of the ratios without/with
 (decoding: with/without), and the arena of both. A round next to a reading of bench/share.c below
 0.93 is left out.
@@ -22,7 +23,9 @@ CASES = {
                ["--pin", "stream=none"]),
     "recompute": ("batch=4,seq=256", "micro_batch=4", ["--pin", "recompute=full"],
                   ["--pin", "recompute=none"]),
-    "narrow": ("batch=1,seq=256,context=256,precision=bf16", None, [], ["--skip", "narrow"]),
+    "narrow": ("batch=4,seq=64,precision=bf16", "micro_batch=4", [], ["--skip", "narrow"]),
+    "narrow256": ("batch=4,seq=256,precision=bf16", "micro_batch=4", [], ["--skip", "narrow"]),
+    "decode": ("batch=1,seq=256,context=256,precision=bf16", None, [], ["--skip", "narrow"]),
 }
 
 
