@@ -74,6 +74,7 @@ static bool pieces_fit(const prog *p, int64_t base, int64_t stride, int64_t last
 static status *check_copy(const prog *p, const prog_state *s) {
   const prog_state *w = prog_weight_of(p, s);
   if (!w) BAD("state %s is a copy of no weight", prog_text(p, s->name));
+  if (s->init_a < 0 || s->init_a > 1) BAD("state %s has a bad init", prog_text(p, s->name));
   if (s->dtype != PROG_BF16 || w->dtype != PROG_F32 || s->layers != w->layers ||
       s->first != w->first || s->step != w->step || s->rank != w->rank ||
       memcmp(s->dims, w->dims, s->rank * sizeof *s->dims) != 0)

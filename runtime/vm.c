@@ -1,6 +1,5 @@
 #include "runtime/vm.h"
 
-#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -137,7 +136,7 @@ void vm_make_copies(vm *m) {
     const prog_state *s = &p->states[i];
     if (s->cls != PROG_COPY) continue;
     const prog_state *w = prog_weight_of(p, s);
-    float least = (float)fabs(s->init_a);
+    float least = (float)s->init_a;
     rounding r = {.n = prog_state_elements(s)};
     memcpy(&r.least, &least, sizeof least);
     for (int64_t k = 0; k < prog_state_slices(s); k++) {

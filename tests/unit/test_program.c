@@ -640,6 +640,7 @@ static void test_refuses(void **state) {
   PATCH(states, prog_state, 5, layers, TOY_L - 1, "not the bf16 of weight h.#.bias");
   PATCH(states, prog_state, 4, dtype, PROG_F16, "not the bf16 of weight wte.weight");
   PATCH(states, prog_state, 4, init_a, (double)NAN, "bad init");
+  PATCH(states, prog_state, 4, init_a, 1e300, "bad init");
   PATCH(ios, prog_io, 0, micro_stride, 1 << 30, "leaves the arena");
   PATCH(entries, prog_entry, 0, micro_batch, 3, "bad batch");
   PATCH(entries, prog_entry, 0, inputs, 4000, "outside the tables");
