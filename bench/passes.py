@@ -37,7 +37,9 @@ CASES = {
     "bands-bf16": ("batch=4,seq=64,precision=bf16", "micro_batch=4", [], ["--skip", "bands"]),
     "matmul": ("batch=4,seq=64", "micro_batch=4", ["--pin", "matmul=openblas"],
                ["--pin", "matmul=builtin"]),
-    "narrow": ("batch=1,seq=256,context=256,precision=bf16", None, [], ["--skip", "narrow"]),
+    "narrow": ("batch=4,seq=64,precision=bf16", "micro_batch=4", [], ["--skip", "narrow"]),
+    "narrow256": ("batch=4,seq=256,precision=bf16", "micro_batch=4", [], ["--skip", "narrow"]),
+    "decode": ("batch=1,seq=256,context=256,precision=bf16", None, [], ["--skip", "narrow"]),
 }
 
 LAYOUT = ["frames", "chains", "caches", "updates"]

@@ -66,9 +66,9 @@ static bool has_wide(const char *cpu, const char *features) {
   return false;
 }
 
-// And vdpbf16ps on them?
+// And vdpbf16ps and vcvtneps2bf16 on them?
 static bool has_bf16(const char *cpu, const char *features) {
-  if (has_feature(features, "-avx512bf16")) return false;
+  if (!has_wide(cpu, features) || has_feature(features, "-avx512bf16")) return false;
   if (has_feature(features, "+avx512bf16")) return true;
   static const char *const with[] = {"znver4", "znver5", "cooperlake", "sapphirerapids"};
   for (size_t i = 0; i < sizeof with / sizeof *with; i++)
@@ -133,7 +133,7 @@ static const char *compile_kernel(kernel_job *j) {
   host h = {.arena = a, .context = context, .cpu = j->cpu, .features = j->features};
   h.functions.arena = a;
   h.wide = has_wide(j->cpu, j->features);
-  h.bf16 = h.wide && has_bf16(j->cpu, j->features);
+  h.bf16 = has_bf16(j->cpu, j->features);
   h.module = LLVMModuleCreateWithNameInContext("kernels", context);
   h.b = LLVMCreateBuilderInContext(context);
   LLVMSetTarget(h.module, triple);
@@ -249,6 +249,7 @@ const char *cg_compile_kernels(arena *a, k_kernel *const *kernel, int n, const c
                                    : arena_strdup(a, host_features);
   LLVMDisposeMessage(host_cpu);
   LLVMDisposeMessage(host_features);
+  out->flushes = has_bf16(out->cpu, out->features);
   if (n == 0) return NULL;
 
   const kernel_cache *cache = NULL;

@@ -29,6 +29,7 @@ typedef struct cg_image {
   int64_t n;
   int64_t *offset;  // of each kernel
   const char *cpu, *features;
+  bool flushes;    // rounding to bf16 takes denormals for zeros (codegen/kernel.h)
   const char *ir;  // when wanted
   int64_t stack;   // most bytes of stack a kernel's tiles take
   bool cached;     // a cache was in use, and

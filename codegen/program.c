@@ -84,7 +84,7 @@ static prog_str intern(writer *w, const char *text) {
   return at;
 }
 
-static void add_states(writer *w) {
+static void add_states(writer *w, const cg_image *image) {
   ir_module *m = w->s->m;
   for (int i = 0; i < m->states.n; i++) {
     const ir_state *st = m->states.at[i];
@@ -97,6 +97,7 @@ static void add_states(writer *w) {
                     .offset = p->base,
                     .bytes = p->bytes,
                     .init_a = st->init_a};
+    if (st->cls == STATE_COPY) r.init_a = image->flushes ? 0x1p-126 : 0;
     int skip = st->stacked ? 1 : 0;
     r.rank = (uint32_t)(st->type.rank - skip);
     for (int d = skip; d < st->type.rank; d++) r.dims[d - skip] = st->type.dim[d]->size;
@@ -354,7 +355,7 @@ program_bytes program_write(cg_context *cg, const sched *s, const cg_image *imag
   h.states_bytes = (uint64_t)s->states_bytes;
   h.code_bytes = (uint64_t)image->n;
 
-  add_states(&w);
+  add_states(&w, image);
   for (int i = 0; i < s->args.n; i++) {
     prog_arg r = {.name = intern(&w, s->args.at[i]), .offset = s->arg_place[i].base};
     for (int k = 0; k < info->nargs; k++)

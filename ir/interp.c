@@ -99,9 +99,11 @@ void interp_input(interp_frame *f, const ir_op *op) {
   read_named(f, op, map_get(&f->x->given, ir_attr_str(op, "name", "")), "input");
 }
 
-// A state that was never set begins as zeros.
+// A state that was never set begins as zeros. A copy is its weight: nothing is rounded here.
 void interp_state(interp_frame *f, const ir_op *op) {
   const char *name = ir_attr_str(op, "name", "");
+  const ir_state *s = ir_state_find(f->x->m, name);
+  if (s && s->cls == STATE_COPY) name = s->of;
   interp_array *a = map_get(&f->x->states, name);
   if (!a) {
     int64_t n = ir_elements(&op->out[0]->type);

@@ -226,6 +226,7 @@ struct ir_func {
 typedef enum ir_state_class {
   STATE_WEIGHT,     // learned; saved
   STATE_OPTIMIZER,  // m, v, momentum; saved
+  STATE_COPY,       // a weight as products read it, rounded: always the cast of `of`; not saved
   STATE_CACHE,      // keys and values of `decode`; not saved, and lost when other entries run
 } ir_state_class;
 
@@ -250,7 +251,7 @@ typedef struct ir_state {
   double init_a;  // normal: standard deviation; uniform: half width; const: the value
   bool trained;   // weights with `train = false` are not
   double weight_decay, lr_scale;  // STATE_WEIGHT: multipliers of this weight (decay 0 or the job's)
-  const char *of;                 // STATE_OPTIMIZER: name of the weight it belongs to
+  const char *of;                 // STATE_OPTIMIZER, STATE_COPY: the weight it belongs to
   ir_span span;
 } ir_state;
 

@@ -526,7 +526,7 @@ static void state(parser *p) {
   ir_state s = {.name = string(p)};
   need(p, ":");
   s.type = type(p);
-  int cls = one_of(p, ir_state_classes, 3, "weight, optimizer or cache");
+  int cls = one_of(p, ir_state_classes, 4, "weight, optimizer, copy or cache");
   int init = one_of(p, ir_init_names, 5, "how the state begins (zeros, normal(...), ...)");
   if (p->error) return;
   s.cls = (ir_state_class)cls;

@@ -11,7 +11,7 @@
 
 #include "ir/place.h"
 
-const char *const ir_state_classes[3] = {"weight", "optimizer", "cache"};
+const char *const ir_state_classes[4] = {"weight", "optimizer", "copy", "cache"};
 const char *const ir_init_names[5] = {"zeros", "ones", "normal", "uniform", "const"};
 const char *const ir_entry_names[4] = {"train", "eval", "prefill", "decode"};
 const char *const ir_partial_names[4] = {"none", "sum", "max", "lse"};

@@ -31,7 +31,7 @@ ir_module *ir_parse(arena *a, const char *text, size_t n, const char **error);
 
 // ---- shared by the printer and the parser ------------------------------------------------------
 
-extern const char *const ir_state_classes[3];  // by ir_state_class
+extern const char *const ir_state_classes[4];  // by ir_state_class
 extern const char *const ir_init_names[5];     // by ir_init_kind
 extern const char *const ir_entry_names[4];    // by ir_entry_kind
 extern const char *const ir_partial_names[4];  // by ir_partial

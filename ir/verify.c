@@ -258,6 +258,23 @@ static void check_func(verifier *v, ir_func *f) {
   if (f->body->args.n || f->body->yield.n)
     fail(v, "a function has no arguments and yields nothing");
   if (!v->error) check_region(v, f->body, NULL, REGION_BODY);
+  for (int i = 0; i < v->m->states.n && !v->error; i++) {
+    const ir_state *s = v->m->states.at[i];
+    if (s->cls != STATE_COPY) continue;
+    if ((map_find(&v->sets, s->of) < 0) != (map_find(&v->sets, s->name) < 0))
+      fail(v, "%s: weight %s and its copy %s are not set together", f->name, s->of, s->name);
+  }
+}
+
+// A copy is its weight in another type.
+static bool copies(const ir_state *s, const ir_state *w) {
+  if (!w || w->cls != STATE_WEIGHT || w->type.dtype != DT_f32 || s->type.dtype != DT_bf16)
+    return false;
+  if (s->stacked != w->stacked || s->type.rank != w->type.rank) return false;
+  if (s->stacked && (s->first != w->first || s->step != w->step)) return false;
+  for (int d = 0; d < s->type.rank; d++)
+    if (s->type.dim[d]->size != w->type.dim[d]->size) return false;
+  return true;
 }
 
 static void check_state(verifier *v, const ir_state *s) {
@@ -267,6 +284,8 @@ static void check_state(verifier *v, const ir_state *s) {
     fail(v, "state %s: stacked, but it has no layers or no step", s->name);
   if (s->cls == STATE_OPTIMIZER && s->of && !ir_state_find(v->m, s->of))
     fail(v, "state %s: there is no weight %s", s->name, s->of);
+  if (s->cls == STATE_COPY && !(s->of && copies(s, ir_state_find(v->m, s->of))))
+    fail(v, "state %s: a copy is bf16, of an f32 weight of its shape and layers", s->name);
 }
 
 const char *ir_verify(ir_module *m) {

@@ -1,4 +1,5 @@
-// Elementwise chains become one map, and one in front of a sum part of the sum.
+// Elementwise chains become one map, one in front of a sum part of the sum, and a cast behind one a
+// further result of it.
 //
 // needs: LOCAL. keeps: every result to the bit: a fused value is computed in the type it would have
 // been stored in, and no kernel contracts or reassociates. breaks: nothing; leaves dead producers.
@@ -13,6 +14,7 @@
 #include "passes/pass.h"
 
 #define MAX_OPERANDS 16
+#define MAX_RESULTS 4
 
 bool pass_fusible(const ir_op *op) {
   if (op->code == IR_dropout) return false;  // its draw needs positions: a kernel of its own
@@ -163,11 +165,46 @@ static void fuse_region(ir_module *m, ir_region *r) {
   }
 }
 
+// A cast of what others read too is a further result of the op that makes it, which then stores
+// both: nobody reads the value again to round it. Casts that their only reader could absorb are
+// gone by now.
+static void absorb_cast(ir_module *m, ir_op *cast) {
+  ir_value *v = cast->in[0];
+  ir_op *p = v->def;
+  if (!p || p->parent != cast->parent || !pass_fusible(p) || p->segment != cast->segment) return;
+  if (p->nin > MAX_OPERANDS || p->nout == MAX_RESULTS) return;
+  ir_region *r = pass_function_of(m, p);
+  r->owner = p;
+  vec_push(m->arena, &r->yield, pass_cast(m, r, r->yield.at[v->pos], cast->out[0]->type.dtype));
+  ir_value **out = arena_new(m->arena, ir_value *, p->nout + 1);
+  memcpy(out, p->out, sizeof *out * (size_t)p->nout);
+  out[p->nout] = cast->out[0];
+  out[p->nout]->def = p;
+  out[p->nout]->pos = p->nout;
+  p->out = out;
+  p->nout++;
+  if (p->code != IR_map) p->nattrs = 0;
+  p->code = IR_map;
+  p->region = arena_new(m->arena, ir_region *, 1);
+  p->region[0] = r;
+  p->nregions = 1;
+  v->mark--;
+  pass_take_out(p->parent, pass_number_of(cast));
+}
+
+static void absorb_casts(ir_module *m, ir_region *r) {
+  for (int i = r->ops.n - 1; i >= 0; i--) {
+    if (r->ops.at[i]->code == IR_repeat) absorb_casts(m, r->ops.at[i]->region[0]);
+    if (r->ops.at[i]->code == IR_cast) absorb_cast(m, r->ops.at[i]);
+  }
+}
+
 const char *pass_fuse(ir_module *m, const pass_options *o) {
   (void)o;
   for (int i = 0; i < m->funcs.n; i++) {
     pass_count_uses(m->funcs.at[i]->body);
     fuse_region(m, m->funcs.at[i]->body);
+    absorb_casts(m, m->funcs.at[i]->body);
   }
   return NULL;
 }

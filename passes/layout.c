@@ -2,10 +2,11 @@
 //
 // needs: the scratch sizes that `select` has asked codegen for. keeps: the order. breaks: nothing.
 //
-// The arena is the persistent states, then the argument block, then one region that the entries
-// overlay. Caches (STATE_CACHE) are part of that region: prefill fills them before decode reads
-// them, and no other entry knows them, so their bytes are transients of other entries. Entries that
-// use caches have them all at its beginning, and their transients behind.
+// The arena is the persistent states (weights, their copies, the optimizer's), then the argument
+// block, then one region that the entries overlay. Caches (STATE_CACHE) are part of that region:
+// prefill fills them before decode reads them, and no other entry knows them, so their bytes are
+// transients of other entries. Entries that use caches have them all at its beginning, and their
+// transients behind.
 //
 // In an entry, every storage object has a lifetime in positions (an instruction at the top level is
 // one position, a whole repeat is one) and sched_pack finds offsets. layout_lives.c has lifetimes,

@@ -1,19 +1,25 @@
-// Weights that decoding only multiplies are kept as what it multiplies.
+// Weights that products round are kept rounded, beside themselves.
 //
-// needs: GRAPH with `decode`; products with `round`. keeps: every result to the bit, for a product
-// rounds its operands anyway, and a rounded number rounds to itself. breaks: nothing; adds a state
-// of class STATE_CACHE a weight.
+// needs: GRAPH; products with `round`. keeps: every result to the bit, for a product rounds its
+// operands anyway, and a rounded number rounds to itself. breaks: nothing; adds a state of class
+// STATE_COPY a weight.
 //
-// Decoding reads every weight once a token, so the bytes of a weight are its cost. Training keeps
-// the weights in f32; `prefill`, which runs once a prompt, stores them rounded beside the keys and
-// values, and `decode` reads those:
+// A low-precision parameter is a cast of its master. Products would make that cast each time they
+// read the f32 weight: once in forward, once in backward, once a token. Here the cast is a state of
+// its own, which products read in half the bytes and as they multiply it:
 //
-//   prefill:  %w = state("fc.weight") : f32          decode:  %w = state("fc.weight.bf16") : bf16
-//             %w16 = cast(%w) : bf16                           %y = einsum(%x, %w) {round="bf16"}
-//             %y = einsum(%x, %w16) {round="bf16"}
-//             set(%w16) {name="fc.weight.bf16"}
+//   %w = state("fc.weight") : f32             %w = state("fc.weight.bf16") : bf16
+//   %y = einsum(%x, %w) {round="bf16"}        %y = einsum(%x, %w) {round="bf16"}
 //
-// What reads the weight otherwise (the embedding's gather) reads the f32 one as before.
+// and what changes the weight changes its copy. `fuse` makes the cast a result of the optimizer's
+// map, so that the weight is not read again for it:
+//
+//   set(%w.new) {name="fc.weight"}            set(%w.new) {name="fc.weight"}
+//                                             %w16 = cast(%w.new) : bf16
+//                                             set(%w16) {name="fc.weight.bf16"}
+//
+// Where weights come from outside (their first values, a checkpoint) the runtime makes the copies:
+// vm_make_copies. What reads a weight otherwise (the embedding's gather) reads the f32 one.
 #include <string.h>
 
 #include "ir/rule.h"
@@ -23,49 +29,46 @@
 typedef struct nar {
   ir_module *m;
   ir_func *f;
-  map made;  // name of a weight -> its rounded value in this function
+  map made;  // name of a weight -> its copy as this function reads it
 } nar;
 
-// The state that holds `s` rounded to t.
-static const char *rounded_state(ir_module *m, const ir_state *s, ir_dtype t) {
-  const char *name = arena_printf(m->arena, "%s.%s", s->name, ir_dtype_name(t));
-  if (ir_state_find(m, name)) return name;
-  ir_state now = *s;
-  now.name = name;
+// The state that holds `w` rounded to t; made when it is missing and `make`, NULL otherwise.
+static ir_state *copy_of(ir_module *m, const ir_state *w, ir_dtype t, bool make) {
+  const char *name = arena_printf(m->arena, "%s.%s", w->name, ir_dtype_name(t));
+  ir_state *had = ir_state_find(m, name);
+  if (had) return had->cls == STATE_COPY ? had : NULL;
+  if (!make) return NULL;
+  ir_state now = {.name = name,
+                  .type = w->type,
+                  .stacked = w->stacked,
+                  .first = w->first,
+                  .step = w->step,
+                  .cls = STATE_COPY,
+                  .init = INIT_ZEROS,
+                  .of = w->name,
+                  .span = w->span};
   now.type.dtype = t;
-  now.cls = STATE_CACHE;
-  now.init = INIT_ZEROS;
-  now.trained = false;
-  ir_state_add(m, now);
-  return name;
+  return ir_state_add(m, now);
 }
 
-// The rounded value of the weight that the op `state` reads.
+// The copy of the weight that the op `state` reads.
 static ir_value *of_state(nar *c, ir_op *op, ir_dtype t) {
   const char *name = ir_attr_str(op, "name", "");
-  const ir_state *s = ir_state_find(c->m, name);
-  if (!s || s->cls != STATE_WEIGHT || s->type.dtype != DT_f32) return NULL;
+  const ir_state *w = ir_state_find(c->m, name);
+  if (!w || w->cls != STATE_WEIGHT || w->type.dtype != DT_f32 || t != DT_bf16) return NULL;
   ir_value *had = map_get(&c->made, name);
   if (had) return had;
+  const ir_state *copy = copy_of(c->m, w, t, true);
+  if (!copy) return NULL;
   ir_region *r = c->f->body;
-  const char *rounded = rounded_state(c->m, s, t);
-  ir_value *v;
-  if (c->f->kind == ENTRY_PREFILL) {
-    v = pass_cast(c->m, r, op->out[0], t);
-    pass_move_last(r, pass_number_of(op) + 1);
-    ir_op *set = ir_op_raw(r, IR_set, &v, 1, NULL, 0);
-    ir_set_attr(c->m, set, ir_attr_s("name", rounded));
-  } else {
-    ir_type type = op->out[0]->type;
-    type.dtype = t;
-    ir_op *now = ir_op_raw(r, IR_state, NULL, 0, &type, 1);
-    ir_set_attr(c->m, now, ir_attr_s("name", rounded));
-    now->span = op->span;
-    pass_move_last(r, pass_number_of(op) + 1);
-    v = now->out[0];
-  }
-  map_set(&c->made, name, v);
-  return v;
+  ir_type type = op->out[0]->type;
+  type.dtype = t;
+  ir_op *now = ir_op_raw(r, IR_state, NULL, 0, &type, 1);
+  ir_set_attr(c->m, now, ir_attr_s("name", copy->name));
+  now->span = op->span;
+  pass_move_last(r, pass_number_of(op) + 1);
+  map_set(&c->made, name, now->out[0]);
+  return now->out[0];
 }
 
 // `v` rounded, when it is a weight, or a view of one, or what a repeat shows its body of one.
@@ -103,12 +106,30 @@ static void visit(nar *c, ir_region *r) {
   }
 }
 
+// Behind each `set` of a weight that has a copy, one of the copy.
+static void follow(ir_module *m, ir_region *r) {
+  for (int i = 0; i < r->ops.n; i++) {
+    ir_op *op = r->ops.at[i];
+    if (op->code != IR_set) continue;
+    const ir_state *w = ir_state_find(m, ir_attr_str(op, "name", ""));
+    const ir_state *copy = w && w->cls == STATE_WEIGHT ? copy_of(m, w, DT_bf16, false) : NULL;
+    if (!copy) continue;
+    ir_value *v = pass_cast(m, r, op->in[0], copy->type.dtype);
+    v->def->span = op->span;
+    pass_move_last(r, ++i);
+    ir_op *set = ir_op_raw(r, IR_set, &v, 1, NULL, 0);
+    ir_set_attr(m, set, ir_attr_s("name", copy->name));
+    set->span = op->span;
+    pass_move_last(r, ++i);
+  }
+}
+
 const char *pass_narrow(ir_module *m, const pass_options *o) {
   (void)o;
-  if (!ir_func_find(m, "decode")) return NULL;
   for (int i = 0; i < m->funcs.n; i++) {
     nar c = {.m = m, .f = m->funcs.at[i], .made = {.arena = m->arena}};
-    if (c.f->kind == ENTRY_PREFILL || c.f->kind == ENTRY_DECODE) visit(&c, c.f->body);
+    visit(&c, c.f->body);
   }
+  for (int i = 0; i < m->funcs.n; i++) follow(m, m->funcs.at[i]->body);
   return NULL;
 }

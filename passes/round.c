@@ -11,8 +11,7 @@
 //     what else reads the value reads it as before;
 //   - a stack that backward only multiplies is kept rounded: half the bytes between forward and
 //     backward.
-// Weights stay as they are: to keep them rounded from forward to backward would cost more than to
-// round them twice.
+// Weights have rounded copies already (`narrow`).
 #include "ir/rule.h"
 #include "ir/view.h"
 #include "passes/pass.h"

@@ -131,7 +131,7 @@ static int64_t first_bad(const unsigned char *at, uint32_t dtype, int64_t n, dou
 check_state check_states(const prog *p, const vm *m) {
   for (uint32_t i = 0; i < p->nstates; i++) {
     const prog_state *s = &p->states[i];
-    if (s->cls == PROG_CACHE) continue;
+    if (s->cls == PROG_COPY || s->cls == PROG_CACHE) continue;
     for (int64_t k = 0; k < prog_state_slices(s); k++) {
       check_state c = {.state = s, .slice = k};
       const unsigned char *at = vm_at(m, s->offset + (s->layers ? k * s->layer_stride : 0));

@@ -540,6 +540,7 @@ status *ck_resume(const checkpoint *c, const char *dir, ck_state *out, bool *fou
   if (!s && path) {
     s = status_context(load_save(&a, c, path, false, out), "checkpoint %s cannot be loaded", path);
     *found = !s;
+    if (!s) vm_make_copies(c->vm);
   }
   arena_free(&a);
   return s;
@@ -584,6 +585,7 @@ status *ck_load_weights(const checkpoint *c, const char *path) {
   arena a;
   arena_init(&a);
   status *s = load_weights(&a, c, path);
+  if (!s) vm_make_copies(c->vm);
   arena_free(&a);
   return s;
 }

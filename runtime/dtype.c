@@ -32,11 +32,7 @@ static float float_of(uint32_t u) {
 
 float dtype_from_bf16(uint16_t x) { return float_of((uint32_t)x << 16); }
 
-uint16_t dtype_to_bf16(float x) {
-  uint32_t u = bits_of(x);
-  if ((u & 0x7fffffffu) > 0x7f800000u) return (uint16_t)((u >> 16) | 0x40);  // keep NaN a NaN
-  return (uint16_t)((u + 0x7fffu + ((u >> 16) & 1)) >> 16);
-}
+uint16_t dtype_to_bf16(float x) { return dtype_bf16_bits(bits_of(x)); }
 
 float dtype_from_f16(uint16_t h) {
   uint32_t sign = (uint32_t)(h & 0x8000) << 16, exp = (h >> 10) & 31, frac = h & 0x3ff;

@@ -21,6 +21,11 @@ int dtype_find_st(const char *st);
 
 float dtype_from_bf16(uint16_t x);
 uint16_t dtype_to_bf16(float x);  // to nearest, ties to even
+// The same from the bits of an f32; inline for loops over many.
+static inline uint16_t dtype_bf16_bits(uint32_t u) {
+  if ((u & 0x7fffffffu) > 0x7f800000u) return (uint16_t)((u >> 16) | 0x40);  // keep NaN a NaN
+  return (uint16_t)((u + 0x7fffu + ((u >> 16) & 1)) >> 16);
+}
 float dtype_from_f16(uint16_t x);
 uint16_t dtype_to_f16(float x);  // to nearest, ties to even; overflow gives infinity
 

@@ -84,4 +84,5 @@ void init_states(vm *m, const prog *p, pool *threads, uint64_t seed) {
       pool_run(threads, (f.n + CELL - 1) / CELL, fill_cells, &f);
     }
   }
+  vm_make_copies(m);
 }

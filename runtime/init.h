@@ -4,7 +4,8 @@
 
 #include "runtime/vm.h"
 
-// Gives every state of a vm that was just opened its first value: weights by their init (normal and
+// Gives every state of a vm that was just opened its first value, and copies that of their weights:
+// weights by their init (normal and
 // uniform draws are keyed by seed, the name under which a checkpoint keeps the slice, and the
 // element's number there, so they depend neither on the schedule nor on the number of threads).
 // What begins as zeros, optimizer states and caches above all, is left as vm_open made it: memory

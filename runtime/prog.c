@@ -70,6 +70,18 @@ static bool pieces_fit(const prog *p, int64_t base, int64_t stride, int64_t last
   return add(end, bytes, &end) && end <= limit;
 }
 
+// A copy is rounded from its weight element by element, so they must agree in all but the type.
+static status *check_copy(const prog *p, const prog_state *s) {
+  const prog_state *w = prog_weight_of(p, s);
+  if (!w) BAD("state %s is a copy of no weight", prog_text(p, s->name));
+  if (s->init_a < 0 || s->init_a > 1) BAD("state %s has a bad init", prog_text(p, s->name));
+  if (s->dtype != PROG_BF16 || w->dtype != PROG_F32 || s->layers != w->layers ||
+      s->first != w->first || s->step != w->step || s->rank != w->rank ||
+      memcmp(s->dims, w->dims, s->rank * sizeof *s->dims) != 0)
+    BAD("state %s is not the bf16 of weight %s", prog_text(p, s->name), prog_text(p, w->name));
+  return NULL;
+}
+
 static status *check_states(const prog *p) {
   for (uint32_t i = 0; i < p->nstates; i++) {
     const prog_state *s = &p->states[i];
@@ -95,6 +107,8 @@ static status *check_states(const prog *p) {
       BAD("state %s leaves the arena, overlaps itself or is not aligned", name);
     if (!isfinite(s->init_a)) BAD("state %s has a bad init", name);
   }
+  for (uint32_t i = 0; i < p->nstates; i++)
+    if (p->states[i].cls == PROG_COPY) STATUS_DO(check_copy(p, &p->states[i]));
   return NULL;
 }
 
@@ -421,6 +435,14 @@ int64_t prog_io_elements(const prog_io *io) { return io->bytes / dtype_of(io->dt
 int64_t prog_state_elements(const prog_state *s) { return s->bytes / dtype_of(s->dtype)->bytes; }
 
 int64_t prog_state_slices(const prog_state *s) { return s->layers > 0 ? s->layers : 1; }
+
+const prog_state *prog_weight_of(const prog *p, const prog_state *s) {
+  for (uint32_t i = 0; i < p->nstates; i++)
+    if (p->states[i].cls == PROG_WEIGHT &&
+        str_eq(prog_text(p, p->states[i].name), prog_text(p, s->of)))
+      return &p->states[i];
+  return NULL;
+}
 
 int64_t prog_parameters(const prog *p) {
   int64_t n = 0;

@@ -61,7 +61,9 @@ bool prog_run_writes(const prog *p, const prog_entry *e, uint32_t run, int64_t l
 int64_t prog_io_elements(const prog_io *io);
 int64_t prog_state_elements(const prog_state *s);  // of one slice
 int64_t prog_state_slices(const prog_state *s);    // 1 when not stacked
-int64_t prog_parameters(const prog *p);            // elements of all weights
+// The weight that a PROG_COPY or PROG_OPTIMIZER belongs to, or NULL.
+const prog_state *prog_weight_of(const prog *p, const prog_state *s);
+int64_t prog_parameters(const prog *p);  // elements of all weights
 int64_t prog_class_bytes(const prog *p, uint32_t cls);
 // Size of the vocabulary: setting "*.vocab" when there is one, else the last dimension of an
 // output `logits`; 0 when the program has neither.

@@ -63,12 +63,15 @@ enum {
   PROG_BOOL,
   PROG_DTYPES
 };  // ORDER DTYPE (ir/dtypes.def)
-enum { PROG_WEIGHT, PROG_OPTIMIZER, PROG_CACHE };                       // ORDER STATE (ir/ir.h)
+enum { PROG_WEIGHT, PROG_OPTIMIZER, PROG_COPY, PROG_CACHE };            // ORDER STATE (ir/ir.h)
 enum { PROG_ZEROS, PROG_ONES, PROG_NORMAL, PROG_UNIFORM, PROG_CONST };  // ORDER INIT (ir/ir.h)
 enum { PROG_TRAIN, PROG_EVAL, PROG_PREFILL, PROG_DECODE };              // ORDER ENTRY (ir/ir.h)
 
 // A state. `name` holds one '#' where the layer number stands when `layers` > 0; slice k is number
 // first + k*step and lies at offset + k*layer_stride. `dims` leave the layer out.
+// A PROG_COPY is the weight `of`, rounded to bf16: entries keep it so when they change the weight,
+// and vm_make_copies makes it so when the weight came from elsewhere. Kernels may round what is
+// smaller than `init_a` to zero, so that does too.
 typedef struct prog_state {
   prog_str name, of;
   uint32_t cls, dtype, rank, init;

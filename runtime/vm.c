@@ -117,6 +117,44 @@ void vm_touch(vm *m) {
   pool_run(m->threads, (n + BLOCK - 1) / BLOCK, touch_blocks, m);
 }
 
+// ---- copies of weights --------------------------------------------------------------------------
+
+typedef struct rounding {
+  const unsigned char *from;
+  unsigned char *to;
+  int64_t n;
+  uint32_t least;  // bits of the smallest magnitude that is not taken for zero
+} rounding;
+
+static void round_blocks(void *ctx, int64_t lo, int64_t hi) {
+  const rounding *r = ctx;
+  int64_t end = hi * (BLOCK / 4) < r->n ? hi * (BLOCK / 4) : r->n;
+  for (int64_t i = lo * (BLOCK / 4); i < end; i++) {
+    uint32_t u;
+    memcpy(&u, r->from + 4 * i, sizeof u);
+    uint32_t sign = u & 0x80000000u, size = u ^ sign;
+    uint16_t x = dtype_bf16_bits(size < r->least ? sign : u);
+    memcpy(r->to + 2 * i, &x, sizeof x);
+  }
+}
+
+void vm_make_copies(vm *m) {
+  const prog *p = m->prog;
+  for (uint32_t i = 0; i < p->nstates; i++) {
+    const prog_state *s = &p->states[i];
+    if (s->cls != PROG_COPY) continue;
+    const prog_state *w = prog_weight_of(p, s);
+    float least = (float)s->init_a;
+    rounding r = {.n = prog_state_elements(s)};
+    memcpy(&r.least, &least, sizeof least);
+    for (int64_t k = 0; k < prog_state_slices(s); k++) {
+      r.from = m->arena + w->offset + (w->layers ? k * w->layer_stride : 0);
+      r.to = m->arena + s->offset + (s->layers ? k * s->layer_stride : 0);
+      pool_run(m->threads, (r.n + BLOCK / 4 - 1) / (BLOCK / 4), round_blocks, &r);
+    }
+  }
+}
+
 unsigned char *vm_at(const vm *m, int64_t offset) { return m->arena + offset; }
 
 // ---- stepping ---------------------------------------------------------------------------------

@@ -35,6 +35,11 @@ void vm_close(vm *m);
 // Touches every page, in parallel, so that the kernel has to find the memory now and not later.
 void vm_touch(vm *m);
 
+// Makes every copy (PROG_COPY) the rounding of its weight, to nearest, ties to even, bit for bit
+// what the program's kernels make of it. To be called when weights got values other than from an
+// entry: init_states, ck_resume and ck_load_weights do.
+void vm_make_copies(vm *m);
+
 unsigned char *vm_at(const vm *m, int64_t offset);
 // Executes an entry.
 void vm_call(vm *m, const prog_entry *e, const vm_step *s);

@@ -9,8 +9,8 @@
 #include "runtime/dtype.h"
 #include "runtime/safetensors.h"
 
-static const char *const class_name[] = {"weights", "optimizer", "cache"};       // ORDER STATE
-static const char *const entry_kind[] = {"train", "eval", "prefill", "decode"};  // ORDER ENTRY
+static const char *const class_name[] = {"weights", "optimizer", "copies", "cache"};  // ORDER STATE
+static const char *const entry_kind[] = {"train", "eval", "prefill", "decode"};       // ORDER ENTRY
 
 static json_t *io_json(const prog *p, uint32_t first, uint32_t n) {
   json_t *list = json_array();
@@ -71,9 +71,10 @@ static status *print_json(const rt *r) {
   char digest[20];
   snprintf(digest, sizeof digest, "%016" PRIx64, h->source_digest);
   json_t *memory = json_pack(
-      "{s:I, s:I, s:I, s:I, s:I, s:I}", "arena", (json_int_t)h->arena_bytes, "states",
+      "{s:I, s:I, s:I, s:I, s:I, s:I, s:I}", "arena", (json_int_t)h->arena_bytes, "states",
       (json_int_t)h->states_bytes, "weights", (json_int_t)prog_class_bytes(p, PROG_WEIGHT),
-      "optimizer", (json_int_t)prog_class_bytes(p, PROG_OPTIMIZER), "cache",
+      "optimizer", (json_int_t)prog_class_bytes(p, PROG_OPTIMIZER), "copies",
+      (json_int_t)prog_class_bytes(p, PROG_COPY), "cache",
       (json_int_t)prog_class_bytes(p, PROG_CACHE), "code", (json_int_t)h->code_bytes);
   json_t *set = json_object();
   for (uint32_t i = 0; i < p->nsettings; i++)
@@ -98,9 +99,12 @@ static void print_memory(const rt *r) {
   FILE *out = r->env->out;
   char a[32];
   fprintf(out, "\nMEMORY  %10s  one arena\n", rt_bytes((double)h->arena_bytes, a));
-  for (uint32_t cls = PROG_WEIGHT; cls < PROG_CACHE; cls++)
+  for (uint32_t cls = PROG_WEIGHT; cls < PROG_COPY; cls++)
     fprintf(out, "        %10s  %s\n", rt_bytes((double)prog_class_bytes(p, cls), a),
             class_name[cls]);
+  if (prog_class_bytes(p, PROG_COPY))
+    fprintf(out, "        %10s  %s of weights in bf16, for products\n",
+            rt_bytes((double)prog_class_bytes(p, PROG_COPY), a), class_name[PROG_COPY]);
   fprintf(out, "        %10s  work: the largest entry\n",
           rt_bytes((double)(h->arena_bytes - h->states_bytes), a));
   // Caches are part of the work of the entries that generate.

@@ -194,6 +194,7 @@ const char *h_set_state(h_program *p, const char *name, const double *data, int6
   int64_t each = prog_state_elements(s);
   for (int64_t k = 0; k < prog_state_slices(s); k++)
     store_all(vm_at(p->vm, s->offset + k * s->layer_stride), s->dtype, data + k * each, each);
+  vm_make_copies(p->vm);
   return NULL;
 }
 

@@ -197,11 +197,22 @@ static float *weights(world *w) { return (float *)(void *)vm_at(w->vm, AT_WTE); 
 // Gives all states the values of step `step`, and says whether they have them.
 static void paint(world *w, int64_t step) {
   float *x = weights(w);
-  for (int i = 0; i < (AT_WORK - AT_WTE) / 4; i++) x[i] = (float)step + (float)i * 0.5f;
+  for (int i = 0; i < (AT_COPY - AT_WTE) / 4; i++) x[i] = (float)step + (float)i * 0.5f;
+}
+// Whether the copies are the roundings of the weights; their numbers are far from denormals.
+static bool copied(world *w) {
+  const float *wte = weights(w), *bias = wte + (AT_BIAS - AT_WTE) / 4;
+  const uint16_t *copy = (uint16_t *)(void *)vm_at(w->vm, AT_COPY);
+  const uint16_t *cbias = (uint16_t *)(void *)vm_at(w->vm, AT_CBIAS);
+  for (int i = 0; i < TOY_V * TOY_V; i++)
+    if (copy[i] != dtype_to_bf16(wte[i])) return false;
+  for (int i = 0; i < TOY_V * TOY_L; i++)
+    if (cbias[i] != dtype_to_bf16(bias[i])) return false;
+  return true;
 }
 static bool painted(world *w, int64_t step) {
   float *x = weights(w);
-  for (int i = 0; i < (AT_WORK - AT_WTE) / 4; i++)
+  for (int i = 0; i < (AT_COPY - AT_WTE) / 4; i++)
     if (x[i] != (float)step + (float)i * 0.5f) return false;
   return true;
 }
@@ -217,10 +228,12 @@ static int64_t resume(world *w) {
   ck_state st = {0};
   bool found;
   memset(weights(w), 0, 4096);
+  memset(vm_at(w->vm, AT_COPY), 0x55, AT_WORK - AT_COPY);
   status *s = ck_resume(&w->c, w->ck, &st, &found);
   if (s) fail_msg("%s", s->message);
   if (!found) return -1;
   assert_true(painted(w, st.step));
+  assert_true(copied(w));
   assert_int_equal(st.samples, st.step * 4);
   assert_int_equal(st.seed, 1);
   return st.step;
@@ -484,7 +497,9 @@ static void test_foreign_weights(void **state) {
   for (int i = 0; i < 4; i++) {
     write_foreign(path, dtypes[i], TOY_V, 5);
     memset(weights(w), 0, AT_M - AT_WTE);
+    memset(vm_at(w->vm, AT_COPY), 0x55, AT_WORK - AT_COPY);
     assert_null(ck_load_weights(&w->c, i % 2 ? path : w->dir));
+    assert_true(copied(w));
     assert_true(weights(w)[1000] == (float)(1000 % 128) * 0.25f);
     assert_true(weights(w)[(AT_BIAS - AT_WTE) / 4 + 2 * TOY_V + 7] == 7 * 0.25f);
   }
@@ -509,9 +524,41 @@ static void test_foreign_weights(void **state) {
   assert_null(ck_load_weights(&w->c, part(w, "step-00000007/weights.safetensors")));
 }
 
+// The first values, and what rounding has cases for. Where kernels take denormals for zeros (here
+// the biases' copy says so), copies do too.
+static void test_copies(void **state) {
+  world *w = *state;
+  assert_true(copied(w));
+  const struct {
+    uint32_t bits;
+    uint16_t wte, bias;
+  } cases[] = {
+      {0x3f800000u, 0x3f80, 0x3f80}, {0x3f808000u, 0x3f80, 0x3f80}, {0x3f808001u, 0x3f81, 0x3f81},
+      {0x3f818000u, 0x3f82, 0x3f82}, {0xbf807fffu, 0xbf80, 0xbf80}, {0x7f7fffffu, 0x7f80, 0x7f80},
+      {0xff800000u, 0xff80, 0xff80}, {0x7f800001u, 0x7fc0, 0x7fc0}, {0x80000000u, 0x8000, 0x8000},
+      {0x00800000u, 0x0080, 0x0080}, {0x007fffffu, 0x0080, 0x0000}, {0x80123456u, 0x8012, 0x8000},
+  };
+  enum { N = sizeof cases / sizeof *cases };
+  for (int i = 0; i < N; i++)
+    for (int layer = 0; layer < TOY_L; layer++) {
+      memcpy(vm_at(w->vm, AT_WTE + 4 * i), &cases[i].bits, 4);
+      memcpy(vm_at(w->vm, AT_BIAS + 4 * (layer * TOY_V + i)), &cases[i].bits, 4);
+    }
+  vm_make_copies(w->vm);
+  for (int i = 0; i < N; i++)
+    for (int layer = 0; layer < TOY_L; layer++) {
+      uint16_t x, y;
+      memcpy(&x, vm_at(w->vm, AT_COPY + 2 * i), 2);
+      memcpy(&y, vm_at(w->vm, AT_CBIAS + 2 * (layer * TOY_V + i)), 2);
+      assert_int_equal(x, cases[i].wte);
+      assert_int_equal(y, cases[i].bias);
+    }
+}
+
 int main(void) {
   const struct CMUnitTest tests[] = {
 #define T(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
+      T(test_copies),
       T(test_keeps_the_newest_two),
       T(test_one_call_fails),
       T(test_disk_is_full),

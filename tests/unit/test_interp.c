@@ -589,6 +589,29 @@ static void states(void **state) {
   assert_string_equal(ir_interp_run(x->x, "g"), "there is no function `g`");
 }
 
+// A copy is its weight, whoever gave that its value.
+static void copies(void **state) {
+  fixture *x = *state;
+  ir_type t = {.dtype = DT_f32, .rank = 1, .dim = {ir_index_new(x->m, NULL, 2)}};
+  ir_state_add(x->m, (ir_state){.name = "w", .type = t, .cls = STATE_WEIGHT});
+  t.dtype = DT_bf16;
+  ir_state_add(x->m, (ir_state){.name = "c", .type = t, .cls = STATE_COPY, .of = "w"});
+  ir_attr w = ir_attr_s("name", "w"), c = ir_attr_s("name", "c"), d = ir_attr_s("dtype", "bf16");
+  ir_value *v = make(x, IR_state, NULL, 0, &w, 1)->out[0];
+  output(x, "old", make(x, IR_state, NULL, 0, &c, 1)->out[0]);
+  ir_value *now = ir_build2(&x->b, IR_add, v, ir_const(&x->b, DT_f32, 1));
+  make(x, IR_set, &now, 1, &w, 1);
+  ir_value *small = make(x, IR_cast, &now, 1, &d, 1)->out[0];
+  make(x, IR_set, &small, 1, &c, 1);
+  for (int i = 0; i < 2; i++) {
+    const double start[] = {3 + 10 * i, 4};
+    ir_interp_set_state(x->x, "w", start, 2);
+    assert_true(run(x, "old")[0] == 3 + 10 * i);
+    assert_true(run(x, "old")[0] == 4 + 10 * i);
+    assert_true(ir_interp_state(x->x, "c", NULL)[0] == 5 + 10 * i);
+  }
+}
+
 // ---- random ------------------------------------------------------------------------------------
 
 // Dropout is the draw of (key, layer, sample, index), whatever the shape around it.
@@ -665,6 +688,7 @@ int main(void) {
       T(rope_turns_back),
       T(repeat),
       T(states),
+      T(copies),
       T(dropout),
       T(draws),
   };

@@ -829,6 +829,31 @@ static void planted_faults(void **state) {
   expect_fault(x, "is defined twice");
   body->ops.n--;
   assert_null(ir_verify(x->m));
+
+  // Copies: unlike their weights, or left behind by them.
+  ir_state copy = *ir_state_find(x->m, "h.#.w");
+  copy.name = "h.#.w.bf16";
+  copy.cls = STATE_COPY;
+  copy.of = "h.#.w";
+  ir_state *c = ir_state_add(x->m, copy);
+  expect_fault(x, "a copy is bf16, of an f32 weight");
+  c->type.dtype = DT_bf16;
+  expect_fault(x, "weight h.#.w and its copy h.#.w.bf16 are not set together");
+  ir_value *w = find(x, IR_state)->out[0];
+  ir_attr to = ir_attr_s("dtype", "bf16"), name = ir_attr_s("name", "h.#.w.bf16");
+  ir_value *small = ir_build_full(&x->b, IR_cast, &w, 1, &to, 1, NULL, 0)->out[0];
+  ir_build_full(&x->b, IR_set, &small, 1, &name, 1, NULL, 0);
+  assert_null(ir_verify(x->m));
+  c->step = 2;
+  expect_fault(x, "a copy is bf16, of an f32 weight");
+  c->step = 1;
+  c->of = "m:\"odd\"\n";
+  expect_fault(x, "a copy is bf16, of an f32 weight");
+  c->of = "h.#.w";
+  const char *text = ir_print(x->m, &x->a), *error;
+  ir_module *m = ir_parse(&x->a, text, strlen(text), &error);
+  if (!m) fail_msg("%s", error);
+  assert_string_equal(ir_print(m, &x->a), text);
 }
 
 int main(void) {

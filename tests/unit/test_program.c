@@ -392,7 +392,9 @@ static void test_info_and_schedule(void **state) {
   expect(w, 0, "info");
   has(w->out, "toy, 66.3 k parameters (66304)");
   has(w->out, "train.optimizer.lr");
+  has(w->out, "129.5 KiB  copies of weights in bf16");
   expect(w, 0, "info --json");
+  has(w->out, "\"copies\": 132608");
   has(w->out, "\"parameters\": 66304");
   has(w->out, "\"schema\": \"dsm-info-1\"");
   expect(w, 0, "schedule");
@@ -633,6 +635,14 @@ static void test_refuses(void **state) {
   PATCH(states, prog_state, 1, layers, 1 << 20, "leaves the arena");
   PATCH(states, prog_state, 0, layers, 2, "one #");
   PATCH(states, prog_state, 0, name, 1u << 30, "no name");
+  PATCH(states, prog_state, 4, of, 0, "copy of no weight");
+  PATCH(states, prog_state, 4, cls, PROG_COPY + 2, "unknown class");
+  PATCH(states, prog_state, 0, cls, PROG_OPTIMIZER, "copy of no weight");
+  PATCH(states, prog_state, 5, step, 2, "not the bf16 of weight h.#.bias");
+  PATCH(states, prog_state, 5, layers, TOY_L - 1, "not the bf16 of weight h.#.bias");
+  PATCH(states, prog_state, 4, dtype, PROG_F16, "not the bf16 of weight wte.weight");
+  PATCH(states, prog_state, 4, init_a, (double)NAN, "bad init");
+  PATCH(states, prog_state, 4, init_a, 1e300, "bad init");
   PATCH(ios, prog_io, 0, micro_stride, 1 << 30, "leaves the arena");
   PATCH(entries, prog_entry, 0, micro_batch, 3, "bad batch");
   PATCH(entries, prog_entry, 0, inputs, 4000, "outside the tables");

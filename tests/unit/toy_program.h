@@ -11,6 +11,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "runtime/dtype.h"
 #include "runtime/load.h"
 
 enum { TOY_V = 256, TOY_L = 3, TOY_B = 4, TOY_MB = 2, TOY_S = 8, TOY_CONTEXT = 24 };
@@ -74,15 +75,17 @@ static void toy_reduce(toy_bufs b, const dsm_call *call, int64_t lo, int64_t hi)
   *(float *)(void *)b[3] = (float)sqrt(norm);
 }
 
-// weights, grad, momentum state, lr, momentum
+// weights, grad, momentum state, lr, momentum, bf16 of the weights
 static void toy_update(toy_bufs b, const dsm_call *call, int64_t lo, int64_t hi) {
   float *w = (void *)b[0], *m = (void *)b[2];
+  uint16_t *copy = (void *)b[5];
   const float *g = (const void *)b[1];
   float lr = *(const float *)(const void *)b[3], mu = *(const float *)(const void *)b[4];
   (void)call;
   for (int64_t i = lo * TOY_V; i < hi * TOY_V; i++) {
     m[i] = mu * m[i] + g[i];
     w[i] -= lr * m[i];
+    copy[i] = dtype_to_bf16(w[i]);
   }
 }
 
@@ -115,7 +118,9 @@ enum {
   AT_BIAS = AT_WTE + 4 * TOY_V * TOY_V,
   AT_M = AT_BIAS + 4 * TOY_V * TOY_L,
   AT_MBIAS = AT_M + 4 * TOY_V * TOY_V,
-  AT_WORK = AT_MBIAS + 4 * TOY_V * TOY_L,
+  AT_COPY = AT_MBIAS + 4 * TOY_V * TOY_L,
+  AT_CBIAS = AT_COPY + 2 * TOY_V * TOY_V,
+  AT_WORK = AT_CBIAS + 2 * TOY_V * TOY_L,
   AT_TOKENS = AT_WORK,
   AT_TARGETS = AT_TOKENS + 4 * TOY_B * TOY_S,
   AT_GRAD = AT_TARGETS + 4 * TOY_B * TOY_S,
@@ -173,6 +178,11 @@ static void toy_state(toy *t, const char *name, const char *of, uint32_t cls, ui
                   .init_a = a};
   if (rank == 1) s.dims[1] = 0;
   if (!layers) s.layer_stride = 0;
+  if (cls == PROG_COPY) {
+    s.dtype = PROG_BF16;
+    s.layer_stride /= 2;
+    s.bytes /= 2;
+  }
   toy_add(&t->states, &s, sizeof s);
 }
 
@@ -199,10 +209,10 @@ static void toy_instr(toy *t, uint32_t op, uint32_t kernel, uint32_t first, uint
   // For each kernel, its note, and what it does with each operand: 1 reads, 2 writes, 3 both.
   static const struct {
     const char *note, *access;
-  } kernels[] = {{"grad %grad line 3", "111133"},  {"column line 4", "12"},
-                 {"reduce %loss line 5", "1212"},  {"update line 6", "31311"},
-                 {"logits line 7", "1112"},        {"end", ""},
-                 {"update %bias line 8", "31311"}, {"logits line 7", "1112"}};
+  } kernels[] = {{"grad %grad line 3", "111133"},   {"column line 4", "12"},
+                 {"reduce %loss line 5", "1212"},   {"update line 6", "313112"},
+                 {"logits line 7", "1112"},         {"end", ""},
+                 {"update %bias line 8", "313112"}, {"logits line 7", "1112"}};
   bool launch = op == RTOP_launch, gemm = op == RTOP_gemm;
   prog_instr in = {.op = op,
                    .kernel = kernel,
@@ -281,14 +291,15 @@ static void toy_reduce_instr(toy *t) {
   toy_instr(t, RTOP_launch, K_REDUCE, o, 4);
 }
 
-static void toy_update_instr(toy *t, uint32_t kernel, int64_t w, int64_t g, int64_t m,
+static void toy_update_instr(toy *t, uint32_t kernel, int64_t w, int64_t g, int64_t m, int64_t copy,
                              int64_t bytes, int64_t layer) {
   uint32_t o = toy_operand(t, w, bytes, layer, 0);
   toy_operand(t, g, bytes, 0, 0);
   toy_operand(t, m, bytes, layer, 0);
   toy_operand(t, AT_LR, 4, 0, 0);
   toy_operand(t, AT_MOMENTUM, 4, 0, 0);
-  toy_instr(t, RTOP_launch, kernel, o, 5);
+  toy_operand(t, copy, bytes / 2, layer / 2, 0);
+  toy_instr(t, RTOP_launch, kernel, o, 6);
 }
 
 static void toy_logits_entry(toy *t, const char *name, uint32_t kind, int64_t positions,
@@ -335,12 +346,12 @@ static void toy_train_entry(toy *t) {
   toy_run(t, PROG_RUN, t->tasks.count - 1, 1, 0);
 
   first = t->instrs.count;
-  toy_update_instr(t, K_UPDATE, AT_WTE, AT_GRAD, AT_M, 4 * TOY_V * TOY_V, 0);
+  toy_update_instr(t, K_UPDATE, AT_WTE, AT_GRAD, AT_M, AT_COPY, 4 * TOY_V * TOY_V, 0);
   toy_task(t, "update", "update", first);
   toy_run(t, PROG_RUN, t->tasks.count - 1, 1, 0);
 
   first = t->instrs.count;
-  toy_update_instr(t, K_COUNT, AT_BIAS, AT_GBIAS, AT_MBIAS, 4 * TOY_V, 4 * TOY_V);
+  toy_update_instr(t, K_COUNT, AT_BIAS, AT_GBIAS, AT_MBIAS, AT_CBIAS, 4 * TOY_V, 4 * TOY_V);
   toy_task(t, "update.h", "update", first);
   toy_run(t, PROG_RUN, t->tasks.count - 1, TOY_L, 0);
 
@@ -405,7 +416,7 @@ static void toy_kernels(toy *t) {
                                       "logits", "end",    "update.bias", "logits.decode"};
   static const int which[] = {K_GRAD,   K_COLUMN, K_REDUCE, K_UPDATE,
                               K_LOGITS, K_END,    K_UPDATE, K_LOGITS};
-  static const uint32_t nbufs[] = {6, 2, 4, 5, 4, 0, 5, 4};
+  static const uint32_t nbufs[] = {6, 2, 4, 6, 4, 0, 6, 4};
   static const int64_t cells[] = {TOY_V, TOY_V, 1, TOY_V, TOY_CONTEXT, 1, 1, 1};
   uintptr_t low = UINTPTR_MAX, high = 0, at[K_COUNT];
   for (int i = 0; i < K_COUNT; i++) {
@@ -468,6 +479,8 @@ static toy *toy_build(const char *read, bool gemm) {
   toy_state(t, "h.#.bias", "", PROG_WEIGHT, PROG_ZEROS, 0, 1, TOY_L, AT_BIAS);
   toy_state(t, "wte.weight.m", "wte.weight", PROG_OPTIMIZER, PROG_ZEROS, 0, 2, 0, AT_M);
   toy_state(t, "h.#.bias.m", "h.#.bias", PROG_OPTIMIZER, PROG_ZEROS, 0, 1, TOY_L, AT_MBIAS);
+  toy_state(t, "wte.weight.bf16", "wte.weight", PROG_COPY, PROG_ZEROS, 0, 2, 0, AT_COPY);
+  toy_state(t, "h.#.bias.bf16", "h.#.bias", PROG_COPY, PROG_ZEROS, 0x1p-126, 1, TOY_L, AT_CBIAS);
   prog_arg lr = {toy_str(t, "lr"), 0, AT_LR, 1.0},
            mu = {toy_str(t, "momentum"), 0, AT_MOMENTUM, 0.5},
            past = {toy_str(t, "past"), 0, AT_PAST, 0};
