@@ -10,7 +10,8 @@
 //   const char *error = ir_interp_run(x, "train_step");   // NULL
 //   const double *loss = ir_interp_output(x, "loss", NULL);
 //
-// States not set begin as zeros. `set` takes effect after the function, so a second run sees it.
+// States not set begin as zeros; one of class STATE_COPY reads as its weight. `set` takes effect
+// after the function, so a second run sees it.
 #ifndef DSM_IR_INTERP_H
 #define DSM_IR_INTERP_H
 

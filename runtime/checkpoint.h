@@ -10,6 +10,8 @@
 // removes. Older saves go only after the new one stands. When a save fails, whatever it wrote is
 // removed and the older ones are as they were.
 //
+// Copies of weights (PROG_COPY) and caches are not saved; loading makes the copies anew.
+//
 // Loading verifies every byte (sizes, header, checksums) before anything is used. A directory
 // without manifest is a copy that was cut off: it is skipped with a note and an older save is
 // taken. A save that has its manifest and does not match it is refused by file and tensor: silently
