@@ -17,8 +17,8 @@ import struct
 import exe
 
 TINY = "layers=2,hidden=48,heads=3,seq=40,batch=4,drop=0.1,steps=4"
-# Products of over 512 rows, and operands whose rows are 8 KiB.
-WIDE = "layers=2,hidden=48,heads=3,seq=40,batch=14,vocab=2048,drop=0.1,steps=4"
+# Products of over 512 rows and several tiles, and operands whose rows are 16 KiB.
+WIDE = "layers=2,hidden=192,heads=3,seq=40,batch=14,vocab=4096,drop=0.1,steps=4"
 # Keys in several tiles, hidden, mixed and seen.
 LONG = "layers=2,hidden=32,heads=2,seq=200,context=208,batch=2,steps=4"
 JOBS = [("tiny", TINY, ""),
