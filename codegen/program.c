@@ -353,6 +353,8 @@ program_bytes program_write(cg_context *cg, const sched *s, const cg_image *imag
   h.source_digest = info->source_digest;
   h.arena_bytes = (uint64_t)s->arena_bytes;
   h.states_bytes = (uint64_t)s->states_bytes;
+  h.stack_bytes = (uint64_t)image->stack;
+  IR_CHECK(h.stack_bytes <= PROG_MAX_STACK);
   h.code_bytes = (uint64_t)image->n;
 
   add_states(&w, image);

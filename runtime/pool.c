@@ -185,3 +185,24 @@ void pool_run(pool *p, int64_t cells, pool_fn *fn, void *ctx) {
     atomic_store(&p->caller_sleeps, false);
   }
 }
+
+typedef struct each {
+  pool_fn *fn;
+  void *ctx;
+  int threads;
+  _Atomic int here;
+} each;
+
+// A thread that waits here for the others cannot take a second number.
+static void run_one(void *ctx, int64_t lo, int64_t hi) {
+  each *e = ctx;
+  e->fn(e->ctx, lo, hi);
+  atomic_fetch_add(&e->here, 1);
+  while (atomic_load(&e->here) < e->threads) sched_yield();
+}
+
+void pool_each(pool *p, pool_fn *fn, void *ctx) {
+  each e = {.fn = fn, .ctx = ctx, .threads = p->threads};
+  atomic_init(&e.here, 0);
+  pool_run(p, p->threads, run_one, &e);
+}

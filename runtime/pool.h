@@ -25,5 +25,7 @@ int pool_threads(const pool *p);
 int pool_cpus(void);
 // Runs fn over 0 .. cells-1. One caller at a time; fn must not call pool_run.
 void pool_run(pool *p, int64_t cells, pool_fn *fn, void *ctx);
+// Runs fn(ctx, i, i + 1) once on each thread, for i of 0 .. pool_threads(p)-1.
+void pool_each(pool *p, pool_fn *fn, void *ctx);
 
 #endif

@@ -329,6 +329,8 @@ status *prog_open(const void *blob, size_t n, uint64_t code_bytes, prog *p) {
   if (h->checksum != prog_checksum(blob, n)) BAD("its checksum is wrong");
   if (h->arena_bytes > (uint64_t)MAX_BYTES || h->states_bytes > h->arena_bytes)
     BAD("it asks for %llu bytes of memory", (unsigned long long)h->arena_bytes);
+  if (h->stack_bytes > PROG_MAX_STACK)
+    BAD("its kernels ask for %llu bytes of stack", (unsigned long long)h->stack_bytes);
   if (h->code_bytes != code_bytes)
     BAD("it belongs to %llu bytes of code, there are %llu", (unsigned long long)h->code_bytes,
         (unsigned long long)code_bytes);

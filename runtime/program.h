@@ -33,6 +33,7 @@
 #define PROG_VERSION 2u
 #define PROG_TRAILER_MAGIC "DSMEXE1\n"
 #define PROG_MAX_RANK 8
+#define PROG_MAX_STACK ((uint64_t)4 << 20)
 
 // What a kernel is told besides its buffers. `layer` is the number of the layer in the whole model,
 // `sample0` the global number of the micro-batch's first sample (keys of random draws), `past` the
@@ -191,6 +192,7 @@ typedef struct prog_header {
   uint64_t total_bytes;
   uint64_t checksum;  // XXH3-64 of everything after this field
   uint64_t arena_bytes, states_bytes, code_bytes;
+  uint64_t stack_bytes;    // most that a kernel's tiles take of its thread's stack
   uint64_t source_digest;  // XXH3-64 of the .dsm text(s) and settings
   prog_str compiler, model, cpu,
       plan;  // version; model name; CPU features the code needs; plan text

@@ -112,9 +112,26 @@ static void touch_blocks(void *ctx, int64_t lo, int64_t hi) {
   }
 }
 
+// A page of this thread's stack, and those that lie deeper.
+static void touch_stack(int64_t bytes) {
+  volatile unsigned char page[4096];
+  page[0] = 0;
+  if (bytes > 0) touch_stack(bytes - (int64_t)sizeof page);
+  page[1] = page[0];
+}
+
+static void touch_stacks(void *ctx, int64_t lo, int64_t hi) {
+  enum { FRAMES = 64 << 10 };  // what calls kernels, and what they spill
+  const vm *m = ctx;
+  (void)lo, (void)hi;
+  touch_stack((int64_t)m->prog->header->stack_bytes + FRAMES);
+}
+
 void vm_touch(vm *m) {
   int64_t n = (int64_t)m->prog->header->arena_bytes;
   pool_run(m->threads, (n + BLOCK - 1) / BLOCK, touch_blocks, m);
+  // Which thread runs which cell is up to the moment: each may need all of a kernel's stack.
+  pool_each(m->threads, touch_stacks, m);
 }
 
 // ---- copies of weights --------------------------------------------------------------------------

@@ -32,7 +32,8 @@ typedef struct vm_step {
 status *vm_open(const prog *p, const unsigned char *code, pool *threads, vm **out) STATUS_MUST_USE;
 void vm_close(vm *m);
 
-// Touches every page, in parallel, so that the kernel has to find the memory now and not later.
+// Touches every page of the arena, and of the stack that kernels use on each thread, so that the
+// kernel has to find the memory now and not later.
 void vm_touch(vm *m);
 
 // Makes every copy (PROG_COPY) the rounding of its weight, to nearest, ties to even, bit for bit

@@ -1,4 +1,5 @@
 // The thread pool: every cell once, whatever the number of threads; short loops in a row.
+#include <pthread.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -84,6 +85,25 @@ static void test_idle_threads_sleep(void **state) {
   pool_free(p);
 }
 
+static void note_thread(void *ctx, int64_t lo, int64_t hi) {
+  pthread_t *at = ctx;
+  assert_int_equal(hi, lo + 1);
+  at[lo] = pthread_self();
+}
+
+static void test_each(void **state) {
+  (void)state;
+  enum { N = 5 };
+  pool *p = pool_new(N);
+  for (int turn = 0; turn < 50; turn++) {
+    pthread_t at[N] = {0};
+    pool_each(p, note_thread, at);
+    for (int i = 0; i < N; i++)
+      for (int j = 0; j < i; j++) assert_false(pthread_equal(at[i], at[j]));
+  }
+  pool_free(p);
+}
+
 static void test_cpus(void **state) {
   (void)state;
   assert_true(pool_cpus() >= 1);
@@ -111,6 +131,7 @@ int main(void) {
       cmocka_unit_test(test_every_cell_once),
       cmocka_unit_test(test_many_loops),
       cmocka_unit_test(test_idle_threads_sleep),
+      cmocka_unit_test(test_each),
       cmocka_unit_test(test_cpus),
       cmocka_unit_test(test_peaks),
   };

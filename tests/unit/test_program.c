@@ -616,6 +616,10 @@ static void test_refuses(void **state) {
   world *w = *state;
   toy *t = w->toy;
   prog_header *h = (prog_header *)(void *)t->blob;
+  h->stack_bytes = PROG_MAX_STACK + 1;
+  refuse(t, "bytes of stack");
+  h->stack_bytes = 0;
+  toy_seal(t);
   PATCH(operands, prog_operand, 0, base, -8, "leaves the arena");
   PATCH(operands, prog_operand, 0, bytes, ARENA + 1, "leaves the arena");
   PATCH(operands, prog_operand, 2, micro_stride, INT64_MAX, "leaves the arena");
