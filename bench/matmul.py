@@ -6,7 +6,7 @@
                     [--skip NAME,...]
 
 Shapes: 12 x {768->2304, 768->768, 768->3072, 3072->768} + 768->50257, weighted as they occur in one
-pass (all multiply-adds over all time). f = X W^T (forward), d = dY W and w = dY^T X (backward); rows
+pass (all multiply-adds over all time; `all`: of all modes). f = X W^T (forward), d = dY W and w = dY^T X (backward); rows
 are tokens. `bf16` rounds f32 operands as it reads them, `stored` reads bf16 buffers; results are f32.
 The ceiling is a loop of multiply-adds on registers (f32: fma, bf16: vdpbf16ps), run in between.
 The figure is the best of a shape's calls, the median stands beside it: where others use the machine,
@@ -48,7 +48,7 @@ def main():
     highest = {}
 
     def measure(threads, kind, rows, mode):
-        """(best and median of all shapes, lines of single shapes, were all cores there)"""
+        """(best and median of all shapes, lines of single shapes, were all cores there, GFLOP)"""
         lines = "".join("%s %s %d %d %s\n" % (mode, rows, k, n, kind) for _, k, n in SHAPES)
         before = ceiling(threads)
         done = subprocess.run([exe, "run", threads, str(args.seconds), str(args.copies), args.skip],
@@ -66,24 +66,31 @@ def main():
             flops, median, best = flops + work, median + work / float(word[5]), best + work / float(word[6])
             shapes.append("%7s %6s %6s %4s %8s %8s    %d -> %d" % (
                 threads, kind, rows, mode, word[6], word[5], k, n))
-        return flops / best, flops / median, shapes, min(before[i], after[i]) > 0.93 * highest[key]
+        return flops / best, flops / median, shapes, min(before[i], after[i]) > 0.93 * highest[key], flops
 
     for threads in args.threads.split(","):
         for kind in args.types.split(","):
             for rows in args.rows.split(","):
+                total = []
                 for mode in args.modes:
                     got = measure(threads, kind, rows, mode)
                     for _ in range(args.tries - 1):
                         if got[3]:
                             break
                         got = max(got, measure(threads, kind, rows, mode), key=lambda g: (g[3], g[0]))
-                    best, median, shapes, quiet = got
+                    best, median, shapes, quiet, flops = got
+                    total.append((flops, flops / best, flops / median, quiet))
                     if args.shapes:
                         print("\n".join(shapes))
                     top = highest[threads, kind != "f32"]
                     print("%7s %6s %6s %4s %8.1f %8.1f %8.1f %5.1f%%%s" % (
                         threads, kind, rows, mode, best, median, top, 100 * best / top,
                         "" if quiet else "  busy"), flush=True)
+                if len(total) > 1:
+                    flops, best, median = (sum(t[i] for t in total) for i in range(3))
+                    print("%7s %6s %6s %4s %8.1f %8.1f %8.1f %5.1f%%%s" % (
+                        threads, kind, rows, "all", flops / best, flops / median, top, 100 * flops / best / top,
+                        "" if all(t[3] for t in total) else "  busy"), flush=True)
 
 
 main()

@@ -1,13 +1,15 @@
 #!/usr/bin/env python3
 """What passes, choices (`dsmc help skip`) and pins bring: GPT-2 124M with and without each, on this CPU.
 
-    bench/passes.py [--rounds 3] [--steps 5] [--share 0.93] [--dsmc build/dsmc] [NAME...]
+    bench/passes.py [--rounds 3] [--steps 5] [--threads 2] [--share 0.93] [--dsmc build/dsmc] [NAME...]
+    bench/passes.py --against OTHER/dsmc [...]
 
 NAME is a case below, or `arenas`; without one, all. A line a case prints each round's median step with
 and without, in turn (decoding: tokens/s), the median of the ratios without/with (decoding:
 with/without), the ratio of the best steps of all rounds, and the arena of both. A round next to a
 reading of bench/share.c below --share is left out: a core was missing. `arenas` prints what is planned
-without each choice of pass `layout`, and measures nothing.
+without each choice of pass `layout`, and measures nothing. --against compares with another dsmc, an older one say,
+in f32 and bf16: for what has no switch because it changes bits.
 """
 import argparse, json, os, random, re, statistics, struct, subprocess, sys, tempfile
 
@@ -47,6 +49,11 @@ CASES = {
     "decode": ("batch=1,seq=256,context=256,precision=bf16", None, [], ["--skip", "narrow"]),
 }
 
+AGAINST = {
+    "f32": ("batch=4,seq=64", "micro_batch=4", [], []),
+    "bf16": ("batch=4,seq=64,precision=bf16", "micro_batch=4", [], []),
+}
+
 LAYOUT = ["frames", "chains", "caches", "updates"]
 PROGRAMS = [("batch=4,seq=64", "micro_batch=4"), ("batch=4,seq=64", "micro_batch=1"),
             ("batch=4,seq=256", "micro_batch=4"), ("batch=4,seq=64,precision=bf16", "micro_batch=4")]
@@ -59,11 +66,11 @@ def run(command):
     return done.stdout
 
 
-def step(exe, steps):
+def step(exe, args):
     log = exe + ".jsonl"
     if os.path.exists(log):
         os.unlink(log)
-    run([exe, "train", "-q", "--steps", str(steps + 2), "--log", log])
+    run([exe, "train", "-q", "--steps", str(args.steps + 2), "--threads", str(args.threads), "--log", log])
     return [1e3 * json.loads(line)["step_s"] for line in list(open(log))[2:]]
 
 
@@ -73,20 +80,21 @@ def tokens(exe, _):
 
 
 def case(args, folder, share, name):
-    sets, pins, *options = CASES[name]
+    sets, pins, *options = (AGAINST if args.against else CASES)[name]
     training = pins is not None
     sides = []
     for side, more in zip(("with", "without"), options):
         exe = os.path.join(folder, name + side)
         data = ',clip=none,data="%s/tokens.bin"' % folder if training else ""
-        run([args.dsmc, "build", "-q", os.path.join(ROOT, "examples/gpt2.dsm:gpt2"), "-o", exe, "--set",
+        dsmc = args.against if args.against and side == "without" else args.dsmc
+        run([dsmc, "build", "-q", os.path.join(ROOT, "examples/gpt2.dsm:gpt2"), "-o", exe, "--set",
              sets + data] + (["--pin", pins] if pins else []) + more)
         arena = json.loads(run([exe, "info", "--json"]))["memory_bytes"]["arena"]
         sides.append((exe, arena))
     measure, rounds = (step if training else tokens), []
     for _ in range(args.rounds):
         before = share()
-        got = [measure(exe, args.steps) for exe, _ in sides]
+        got = [measure(exe, args) for exe, _ in sides]
         if min(before, share()) >= args.share:
             rounds.append(got)
     if not rounds:
@@ -117,13 +125,16 @@ def main():
     ap.add_argument("names", nargs="*", metavar="NAME")
     ap.add_argument("--rounds", type=int, default=3)
     ap.add_argument("--steps", type=int, default=5)
+    ap.add_argument("--threads", type=int, default=2)
     ap.add_argument("--share", type=float, default=0.93)
+    ap.add_argument("--against", metavar="DSMC")
     ap.add_argument("--dsmc", default=os.path.join(ROOT, "build/dsmc"))
     args = ap.parse_args()
-    names = args.names or list(CASES) + ["arenas"]
-    unknown = [n for n in names if n not in CASES and n != "arenas"]
+    cases = list(AGAINST) if args.against else list(CASES) + ["arenas"]
+    names = args.names or cases
+    unknown = [n for n in names if n not in cases]
     if unknown:
-        ap.error("no case %s; there are %s arenas" % (unknown[0], " ".join(CASES)))
+        ap.error("no case %s; there are %s" % (unknown[0], " ".join(cases)))
     if "arenas" in names:
         arenas(args)
         names.remove("arenas")

@@ -162,6 +162,10 @@ LLVMTypeRef h_inner_type(host *h, int pointers, int numbers);
 void h_inner_open(host *h, h_inner *x, const char *name, LLVMTypeRef type, int pointers);
 void h_inner_close(host *h, const h_inner *x);
 void h_transpose(host *h, const k_stmt *s);
+// Operands whose columns are neighbours in memory are packed so many columns at once, a multiple of
+// any panel's width, and ask for the cache lines of a row so many rows before they read it: rows
+// lie pages apart, where the processor's own prefetching does not follow.
+enum { H_PACK_COLS = 128, H_PACK_AHEAD = 16 };
 // Asks for the cache line at p, which need not exist, into the second-level cache.
 void h_prefetch(host *h, LLVMValueRef p);
 // to[cols, rows] = from[rows, cols], both tiles on the stack with padded rows.

@@ -396,7 +396,7 @@ enum { BANDED_ROWS = 64, BANDED_ELEMENTS = 8192 };
 // change what s reads or needs it done.
 static bool may_wait(const host *h, const k_stmt *s) {
   const k_value *out = s->out[0];
-  if (skips(h->k->skip, SKIP_near) || out->rows < BANDED_ROWS ||
+  if (skips(h->k->skip, SKIP_near) || out->cols == 1 || out->rows < BANDED_ROWS ||
       out->rows * out->cols < BANDED_ELEMENTS || !out->uses.n)
     return false;
   int last = 0;

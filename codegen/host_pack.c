@@ -4,11 +4,6 @@
 
 #include "codegen/host.h"
 
-// How many rows before they are read a band's cache lines are asked for: rows lie pages apart,
-// where the processor's own prefetching does not follow.
-enum { AHEAD = 16 };
-enum { BAND = 128 };  // columns that are packed at once, a multiple of any panel's width
-
 LLVMValueRef h_f32_at(host *h, LLVMValueRef base, LLVMValueRef index) {
   return h_element(h, LLVMFloatTypeInContext(h->context), base, index);
 }
@@ -202,7 +197,7 @@ static void straight_panels(host *h, const h_panels *p, LLVMValueRef to, LLVMVal
   LLVMTypeRef f = LLVMFloatTypeInContext(h->context), vt = LLVMVectorType(f, K_LANES);
   LLVMTypeRef i32 = LLVMInt32TypeInContext(h->context);
   int width = cols < p->width ? cols : p->width;
-  LLVMValueRef mask[BAND / K_LANES];
+  LLVMValueRef mask[H_PACK_COLS / K_LANES];
   for (int c = 0; left && c < cols / K_LANES; c++) {
     LLVMValueRef lane[K_LANES];
     for (int i = 0; i < K_LANES; i++) lane[i] = h_i64(h, c * K_LANES + i);
@@ -215,7 +210,7 @@ static void straight_panels(host *h, const h_panels *p, LLVMValueRef to, LLVMVal
   LLVMValueRef k = h_loop_begin(h, &l, h_i64(h, 0), count);
   for (int c = 0; c < cols; c += K_LANES) {
     LLVMValueRef at = h_f32_at(h, row, h_plus(h, h_times(h, k, p->ld), c)), v;
-    if (cols > width) h_prefetch(h, h_f32_at(h, at, h_i64(h, AHEAD * p->ld)));
+    if (cols > width) h_prefetch(h, h_f32_at(h, at, h_i64(h, H_PACK_AHEAD * p->ld)));
     if (left) {
       LLVMTypeRef types[] = {vt, LLVMPointerTypeInContext(h->context, 0)};
       LLVMValueRef args[] = {at, LLVMConstInt(i32, 4, 0), mask[c / K_LANES], LLVMConstNull(vt)};
@@ -248,7 +243,7 @@ static void pack_all(host *h, const h_panels *p, LLVMValueRef const *arg) {
   LLVMValueRef lo = h_i64(h, 0);
   LLVMTypeRef i64 = LLVMTypeOf(lo);
   h_loop l;
-  int band = p->turned || skips(h->k->skip, SKIP_bands) ? p->width : BAND;
+  int band = p->turned || skips(h->k->skip, SKIP_bands) ? p->width : H_PACK_COLS;
   for (int cols = band; cols; cols = cols > p->width ? p->width : 0) {
     LLVMValueRef c = h_i64(h, cols), end = h_i64(h, sure / cols * cols);
     if (p->ragged) {

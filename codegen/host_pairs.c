@@ -14,9 +14,6 @@
 
 enum { TO, FROM, LEFT_OWN, LEFT_K, ARGS };  // arguments of the helpers: 2 addresses, 2 numbers
 
-enum { BAND = 128 };  // columns that are read at once across k
-enum { AHEAD = 16 };  // how many rows before they are read cache lines are asked for
-
 int h_pair_steps(int k) { return ((k + 1) / 2 + K_LANES - 1) / K_LANES * K_LANES; }
 
 static int padded(int n) { return (n + K_LANES - 1) / K_LANES * K_LANES; }
@@ -159,8 +156,8 @@ static void mixed_step(host *h, const h_operand *o, LLVMValueRef const *arg, LLV
     LLVMValueRef row[2] = {place(h, o, arg, col, k)}, to[2];
     if (!one_row) row[1] = place(h, o, arg, col, h_plus(h, k, 1));
     if (cols > width) {
-      h_prefetch(h, place(h, o, arg, col, h_plus(h, k, AHEAD)));
-      h_prefetch(h, place(h, o, arg, col, h_plus(h, k, AHEAD + 1)));
+      h_prefetch(h, place(h, o, arg, col, h_plus(h, k, H_PACK_AHEAD)));
+      h_prefetch(h, place(h, o, arg, col, h_plus(h, k, H_PACK_AHEAD + 1)));
     }
     for (int i = 0; i < n / K_LANES; i++) {
       int at = c + i * K_LANES;
@@ -208,7 +205,7 @@ static void panels(host *h, const h_operand *o, LLVMValueRef const *arg, int wid
   LLVMValueRef end = h_i64(h, sure), lo = h_i64(h, 0);
   LLVMTypeRef i64 = LLVMTypeOf(end);
   h_loop l;
-  int band = o->along_k || skips(h->k->skip, SKIP_bands) ? width : BAND;
+  int band = o->along_k || skips(h->k->skip, SKIP_bands) ? width : H_PACK_COLS;
   for (int cols = band; cols >= width; cols = cols > width ? width : 0) {
     LLVMValueRef c = h_i64(h, cols);
     LLVMValueRef ends[] = {h_i64(h, sure / cols * cols),

@@ -1,48 +1,14 @@
 // Products as a library's: which einsums can be one, and the numbers they become. What a gemm of
 // these numbers computes (runtime/program.h), done here by three loops, is what the interpreter
 // says.
+#include "tests/unit/interp_fixture.h"
+
 #include <math.h>
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
-#include <stdlib.h>
 #include <string.h>
 
-#include <cmocka.h>
-
 #include "codegen/product.h"
-#include "ir/interp.h"
 #include "ir/verify.h"
 #include "runtime/base/random.h"
-
-typedef struct fixture {
-  arena a;
-  ir_module *m;
-  ir_func *f;
-  ir_builder b;
-  ir_interp *x;
-  int inputs;
-  double *data[4];  // of input i
-} fixture;
-
-static int setup(void **state) {
-  fixture *x = calloc(1, sizeof *x);
-  arena_init(&x->a);
-  x->m = ir_module_new(&x->a, "test");
-  x->f = ir_func_new(x->m, "f", ENTRY_EVAL);
-  x->b = (ir_builder){.m = x->m, .at = x->f->body};
-  x->x = ir_interp_new(&x->a, x->m);
-  *state = x;
-  return 0;
-}
-
-static int teardown(void **state) {
-  fixture *x = *state;
-  arena_free(&x->a);
-  free(x);
-  return 0;
-}
 
 static ir_value *input(fixture *x, ir_dtype t, const int64_t *size) {
   ir_type type = {.dtype = t};

@@ -1,48 +1,15 @@
 // The interpreter: every op against values computed here another way, gradients against central
 // differences of the forward op.
+#include "tests/unit/interp_fixture.h"
+
 #include <math.h>
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
-#include <stdlib.h>
 #include <string.h>
 
-#include <cmocka.h>
-
 #include "ir/expr.h"
-#include "ir/interp.h"
 #include "ir/verify.h"
 #include "runtime/base/random.h"
 
 #define MAX 4096
-
-typedef struct fixture {
-  arena a;
-  ir_module *m;
-  ir_func *f;
-  ir_builder b;
-  ir_interp *x;
-  uint64_t draw;
-} fixture;
-
-static int setup(void **state) {
-  fixture *x = calloc(1, sizeof *x);
-  arena_init(&x->a);
-  x->m = ir_module_new(&x->a, "test");
-  x->f = ir_func_new(x->m, "f", ENTRY_EVAL);
-  x->b = (ir_builder){.m = x->m, .at = x->f->body};
-  x->x = ir_interp_new(&x->a, x->m);
-  *state = x;
-  return 0;
-}
-
-static int teardown(void **state) {
-  fixture *x = *state;
-  arena_free(&x->a);
-  free(x);
-  return 0;
-}
 
 // Numbers between -1 and 1, the same in every run.
 static double draw(fixture *x) {
