@@ -11,6 +11,7 @@ struct cg_context {
   skip_set skip, lowering;  // choices left out; those of them that the lowering heeds
   map by_text;              // text of a kernel -> the kernel
   VEC(k_kernel *) kernels;  // in order of first use
+  cg_machine machine;
   cg_library library;
   VEC(const cg_gemm *) gemms;  // in order of first use
 };
@@ -40,6 +41,10 @@ int cg_gemms(cg_context *cg, const cg_gemm *const **out) {
   *out = cg->gemms.at;
   return cg->gemms.n;
 }
+
+void cg_use_machine(cg_context *cg, cg_machine m) { cg->machine = m; }
+
+cg_machine cg_machine_of(const cg_context *cg) { return cg->machine; }
 
 void cg_use_library(cg_context *cg, cg_library l) { cg->library = l; }
 

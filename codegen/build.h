@@ -51,6 +51,10 @@ arena *cg_arena(cg_context *cg);
 ir_module *cg_module(cg_context *cg);
 // Kernels built from now on do without these choices; those of "lowering" go with each kernel.
 void cg_skip(cg_context *cg, skip_set skip);
+// What kernels are built for: tiles that suit its registers and memory (codegen/machine.h).
+typedef enum cg_machine { CG_HOST, CG_CUDA } cg_machine;  // ORDER PROG_HOST
+void cg_use_machine(cg_context *cg, cg_machine m);        // CG_HOST at first
+cg_machine cg_machine_of(const cg_context *cg);
 // Who multiplies matrices. A library gets the products it can do as they are (cg_by_library), our
 // kernels all others.
 typedef enum cg_library { CG_OPENBLAS, CG_BUILTIN } cg_library;  // ORDER PROG_OPENBLAS

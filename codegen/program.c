@@ -53,7 +53,7 @@ typedef struct writer {
   cg_context *cg;
   const sched *s;
   table strings, states, args, ios, kernels, gemms, operands, instrs, tasks, runs, entries,
-      settings;
+      settings, functions, numbers, modules;
   map interned;
 } writer;
 
@@ -328,6 +328,9 @@ static size_t lay_all(unsigned char *blob, prog_header *h, writer *w) {
   h->runs = lay_table(blob, &at, &w->runs);
   h->entries = lay_table(blob, &at, &w->entries);
   h->settings = lay_table(blob, &at, &w->settings);
+  h->functions = lay_table(blob, &at, &w->functions);
+  h->numbers = lay_table(blob, &at, &w->numbers);
+  h->modules = lay_table(blob, &at, &w->modules);
   return (at + 7) & ~(size_t)7;
 }
 
@@ -343,6 +346,8 @@ program_bytes program_write(cg_context *cg, const sched *s, const cg_image *imag
   w.operands.record = sizeof(prog_operand), w.instrs.record = sizeof(prog_instr);
   w.tasks.record = sizeof(prog_task), w.runs.record = sizeof(prog_run);
   w.entries.record = sizeof(prog_entry), w.settings.record = sizeof(prog_setting);
+  w.functions.record = sizeof(prog_function), w.numbers.record = sizeof(int64_t);
+  w.modules.record = sizeof(prog_module);
 
   prog_header h = {.version = PROG_VERSION, .header_bytes = sizeof h};
   memcpy(h.magic, PROG_MAGIC, sizeof h.magic);

@@ -350,6 +350,9 @@ status *prog_open(const void *blob, size_t n, uint64_t code_bytes, prog *p) {
   TABLE(runs, prog_run);
   TABLE(entries, prog_entry);
   TABLE(settings, prog_setting);
+  TABLE(functions, prog_function);
+  TABLE(numbers, int64_t);
+  TABLE(modules, prog_module);
 #undef TABLE
   if (p->nstrings == 0 || p->strings[p->nstrings - 1] != 0) BAD("its last string has no end");
   if (!text_ok(p, h->compiler) || !text_ok(p, h->model) || !text_ok(p, h->cpu) ||

@@ -31,8 +31,11 @@ typedef struct prog {
   const prog_run *runs;
   const prog_entry *entries;
   const prog_setting *settings;
+  const prog_function *functions;
+  const int64_t *numbers;
+  const prog_module *modules;
   uint32_t nstrings, nstates, nargs, nios, nkernels, ngemms, noperands, ninstrs, ntasks, nruns,
-      nentries, nsettings;
+      nentries, nsettings, nfunctions, nnumbers, nmodules;
   uint32_t max_operands;  // of any instruction
 } prog;
 

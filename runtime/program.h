@@ -5,10 +5,11 @@
 //
 //   [ runtime ELF, as built | padding to 4096 | code image | program | trailer (last 64 bytes) ]
 //
-// The code image holds all kernels, already relocated against itself and position independent: the
-// runtime maps it read + execute and calls kernels by offset. The program is the blob described
-// here: a header, tables of fixed-size records, a pool of strings. All integers are little-endian;
-// offsets count from the start of the blob; every table is 8-aligned. A reader must check all of it
+// For the host the code image holds all kernels, already relocated against itself and position
+// independent: the runtime maps it read + execute and calls kernels by offset. For a device it
+// holds the modules that its driver loads (prog_module). The program is the blob described here: a
+// header, tables of fixed-size records, a pool of strings. All integers are little-endian; offsets
+// count from the start of the blob; every table is 8-aligned. A reader must check all of it
 // (prog_open does): a flipped bit is an error message, never a crash.
 //
 // How a step runs: an *entry* is a list of *runs*; a run executes one *task* for a range of layers;
@@ -30,7 +31,7 @@
 #include <stdint.h>
 
 #define PROG_MAGIC "DSMPROG\n"
-#define PROG_VERSION 2u
+#define PROG_VERSION 3u
 #define PROG_TRAILER_MAGIC "DSMEXE1\n"
 #define PROG_MAX_RANK 8
 #define PROG_MAX_STACK ((uint64_t)4 << 20)
@@ -122,16 +123,44 @@ typedef struct prog_gemm {
   int64_t size[PROG_GEMM_AXES], stride[3][PROG_GEMM_AXES];
 } prog_gemm;
 
-// `gemm` 0: code of ours at code_offset. Else record gemm - 1 of the products, its operands A, B, C
-// (and where the sums start); `cells` is the number of its matrices.
+// `gemm` 0: code of ours. Else record gemm - 1 of the products, its operands A, B, C (and where the
+// sums start); `cells` is the number of its matrices. Code of ours lies at code_offset in a program
+// for the host; in one for a device it is record `function` of the functions, which is given
+// `numbers` of the numbers from first_number on.
 typedef struct prog_kernel {
   prog_str name;
   uint32_t nbufs;
-  uint32_t gemm, pad;
+  uint32_t gemm, function;
+  uint32_t first_number, numbers;
   int64_t code_offset;  // into the code image
   int64_t cells;
   double flops, bytes;  // of the whole grid, for profiles
 } prog_kernel;
+
+// A function of a device's modules: a launch has one block of `threads` threads for each cell of
+// the kernel, and passes one struct of 8-byte members: the addresses of the kernel's buffers, that
+// of the call (prog_step) in the device's memory, layer, micro-batch, the micro-batch's first
+// sample counted from the call's, then the kernel's numbers (d_args of codegen/prelude.cuh).
+typedef struct prog_function {
+  prog_str symbol;
+  uint32_t threads, shared_bytes;   // dynamic shared memory of a block
+  uint32_t registers, spill_bytes;  // of a thread, as the compiler reports for the first target
+} prog_function;
+
+typedef struct prog_step {
+  int64_t sample0, step, past;
+  uint64_t seed;
+} prog_step;
+
+// What the driver loads, a part of the code image: binaries of one architecture ("sm_90a") or PTX
+// for any newer one ("compute_80"), NUL-terminated. For each target the modules hold all functions,
+// module by module: functions first_function .. + functions - 1.
+enum { PROG_CUBIN, PROG_PTX };
+typedef struct prog_module {
+  prog_str target;
+  uint32_t kind, first_function, functions;
+  int64_t offset, bytes;
+} prog_module;
 
 typedef struct prog_operand {
   int64_t base, layer_stride, layer_add, layer_mod, micro_stride;
@@ -186,6 +215,9 @@ typedef struct prog_table {
   uint32_t count, record_bytes;
 } prog_table;
 
+// What executes the kernels. PROG_CUDA: one NVIDIA GPU, through its driver.
+enum { PROG_HOST, PROG_CUDA, PROG_MACHINES };
+
 typedef struct prog_header {
   char magic[8];
   uint32_t version, header_bytes;
@@ -196,8 +228,11 @@ typedef struct prog_header {
   uint64_t source_digest;  // XXH3-64 of the .dsm text(s) and settings
   prog_str compiler, model, cpu,
       plan;  // version; model name; CPU features the code needs; plan text
+  uint32_t machine, pad;
+  prog_str targets;  // of a device: "sm_80 sm_90a"
+  uint32_t pad2;
   prog_table strings, states, args, ios, kernels, gemms, operands, instrs, tasks, runs, entries,
-      settings;
+      settings, functions, numbers, modules;  // numbers: int64_t
 } prog_header;
 
 // The last 64 bytes of an executable.
