@@ -57,6 +57,7 @@ struct d_args {
 #define D_KERNEL(name, threads, buffers, numbers)                   \
   extern "C" __global__ void __launch_bounds__(threads) name(       \
       const __grid_constant__ d_args<buffers, numbers> a)
+#define D_TABLE __device__ const
 #define D_UNROLL _Pragma("unroll")
 #define D_NO_UNROLL _Pragma("unroll 1")
 
