@@ -184,7 +184,9 @@ static build_fn *const builders[] = {
 
 const char *cg_build(cg_context *cg, ir_op *op, cg_launches *out) {
   memset(out, 0, sizeof *out);
+  static const cg_limits limits[] = CG_LIMITS;
   bld b = {.cg = cg, .arena = cg->arena, .op = op, .skip = cg->skip, .out = out};
+  b.limit = &limits[cg->machine];
   builders[op->code](&b);
   return b.why;
 }

@@ -222,7 +222,7 @@ static void clear_owned(bld *b, const cg_tensor *y, const ir_value *out, int dim
   b_collapse(&rest);
   int64_t n = rest.n ? rest.size[rest.n - 1] : 1, step = rest.n ? rest.stride[0][rest.n - 1] : 0;
   if (rest.n) b_drop(&rest, rest.n - 1);
-  b_cut c = b_cut_even(n, 1024, 16);
+  b_cut c = b_cut_tile(b, n, 1024, 16);
   int64_t chunks = b_product(&rest) * c.count;
   b_loop l = b_loop_begin(b, k_int(k, 0), k_int(k, chunks), 1, chunks, NULL, 0);
   k_value *c0 = k_muli(k, k_modi(k, l.i, c.count), c.size), *coord[B_MAX_AXES];

@@ -135,6 +135,23 @@ k_value *b_at(bld *b, const b_axes *x, int t, k_value *const *coord) {
 
 // ---- tiles -------------------------------------------------------------------------------------
 
+// The largest power of two up to n.
+static int64_t power_below(int64_t n) {
+  int64_t p = 1;
+  while (2 * p <= n) p *= 2;
+  return p;
+}
+
+b_cut b_cut_tile(const bld *b, int64_t extent, int max, int multiple) {
+  if (!b->limit->powers) return b_cut_even(extent, max, multiple);
+  int64_t size = power_below(max);
+  // A power that divides the extent needs no limits, if it is not much smaller.
+  for (int64_t s = size; s >= size / 4 && s >= multiple; s /= 2)
+    if (extent % s == 0) return (b_cut){extent, (int)s, extent / s, false};
+  while (size / 2 >= extent) size /= 2;
+  return (b_cut){extent, (int)size, (extent + size - 1) / size, extent % size != 0};
+}
+
 b_cut b_cut_even(int64_t extent, int max, int multiple) {
   b_cut c = {.extent = extent};
   int64_t count = (extent + max - 1) / max;

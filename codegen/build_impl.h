@@ -14,6 +14,7 @@
 #define DSM_CODEGEN_BUILD_IMPL_H
 
 #include "codegen/build.h"
+#include "codegen/machine.h"
 #include "runtime/base/map.h"
 
 #define B_MAX_TENSORS 40
@@ -23,7 +24,8 @@ typedef struct bld {
   cg_context *cg;
   arena *arena;
   ir_op *op;
-  skip_set skip;  // choices to do without
+  skip_set skip;           // choices to do without
+  const cg_limits *limit;  // tile sizes of the machine
   k_kernel *k;
   cg_launches *out;
   cg_launch launch;  // of the kernel being built
@@ -91,6 +93,8 @@ typedef struct b_cut {
   bool ragged;
 } b_cut;
 b_cut b_cut_even(int64_t extent, int max, int multiple);  // tiles of about equal size
+// As the machine likes it: about equal, or powers of two.
+b_cut b_cut_tile(const bld *b, int64_t extent, int max, int multiple);
 // Elements left from `start` on, for limits; NULL when no tile is ragged.
 k_value *b_left(bld *b, const b_cut *c, k_value *start);
 

@@ -17,7 +17,8 @@ typedef struct tiles {
 } tiles;
 
 // Whole tiles when some divisor allows it, so that no lane needs a mask.
-static b_cut cut_columns(int64_t n, int max) {
+static b_cut cut_columns(const bld *b, int64_t n, int max) {
+  if (b->limit->powers) return b_cut_tile(b, n, b->limit->map_cols, 1);
   if (n > max)
     for (int size = max; size >= max / 4; size -= 16)
       if (n % size == 0) return (b_cut){n, size, n / size, false};
@@ -31,13 +32,13 @@ static void make_tiles(bld *b, const b_axes *axes, int elements, tiles *t) {
     t->col_stride[i] = axes->n ? axes->stride[i][last] : 0;
     t->row_stride[i] = axes->n > 1 ? axes->stride[i][last - 1] : 0;
   }
-  t->col = axes->n ? cut_columns(axes->size[last], elements) : b_cut_even(1, 1, 1);
+  t->col = axes->n ? cut_columns(b, axes->size[last], elements) : b_cut_even(1, 1, 1);
   int rows = elements / ((t->col.size + 15) / 16 * 16);
   // Enough cells for a few threads even when the whole is small.
   int64_t total = b_product(axes);
   while (rows > 1 && total / ((int64_t)rows * t->col.size) < 8) rows /= 2;
-  t->row =
-      axes->n > 1 ? b_cut_even(axes->size[last - 1], rows > 0 ? rows : 1, 1) : b_cut_even(1, 1, 1);
+  t->row = axes->n > 1 ? b_cut_tile(b, axes->size[last - 1], rows > 0 ? rows : 1, 1)
+                       : b_cut_even(1, 1, 1);
   for (int i = 0; i < 2 && t->outer.n; i++) b_drop(&t->outer, t->outer.n - 1);
   k_value *outer = k_grid(b->k, b_product(&t->outer));
   t->r = k_muli(b->k, k_grid(b->k, t->row.count), t->row.size);
@@ -127,7 +128,7 @@ void cg_build_map(bld *b) {
   }
   b_collapse(&axes);
   tiles grid;
-  make_tiles(b, &axes, 4096, &grid);
+  make_tiles(b, &axes, b->limit->map, &grid);
   b_env *e = b_env_new(b);
   if (random) {
     bool narrow = ir_elements(&out->type) < INT32_MAX;
@@ -179,7 +180,7 @@ void b_copy_kernel(bld *b, const char *name, ir_value *dst, const ir_view *dst_v
   }
   b_collapse(&axes);
   tiles grid;
-  make_tiles(b, &axes, 4096, &grid);
+  make_tiles(b, &axes, b->limit->map, &grid);
   k_value *v = src ? b_load(b, &x, grid.row.size, grid.col.size, access_of(b, &grid, 1))
                    : k_const(b->k, k_type_of(dst->type.dtype), number);
   b_store(b, &y, k_spread(b->k, v, grid.row.size, grid.col.size), access_of(b, &grid, 0));
@@ -260,7 +261,7 @@ void cg_build_accumulate(bld *b) {
   }
   b_collapse(&axes);
   tiles grid;
-  make_tiles(b, &axes, 4096, &grid);
+  make_tiles(b, &axes, b->limit->map, &grid);
   k_value *v = k_spread(b->k, b_load(b, &x, grid.row.size, grid.col.size, access_of(b, &grid, 1)),
                         grid.row.size, grid.col.size);
   k_access at = access_of(b, &grid, 0);

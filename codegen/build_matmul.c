@@ -59,21 +59,24 @@ typedef struct cell {
 // Products with few tiles are cut finer, so that a few threads have equal work.
 static void choose_tiles(const bld *b, const product *p, const b_axes *m, const b_axes *n,
                          const b_axes *k, cell *c) {
+  const cg_limits *limit = b->limit;
   int64_t others = b_product(&p->batch) * b_product(&p->m) * b_product(&p->n);
   bool across_k = m->stride[A][0] < k->stride[A][0];
   bool pairs = p->round == DT_bf16;
-  int tm = across_k || skips(b->skip, SKIP_tall) ? 256 : 512;
-  int tn = across_k && pairs && !skips(b->skip, SKIP_broad) ? 256 : 128;
-  while (tm > 32 && others * ((m->size[0] + tm - 1) / tm) * ((n->size[0] + tn - 1) / tn) < 12) {
+  int tm = limit->dot_m, tn = limit->dot_n;
+  if (!limit->powers && (across_k || skips(b->skip, SKIP_tall))) tm /= 2;
+  if (!limit->powers && across_k && pairs && !skips(b->skip, SKIP_broad)) tn *= 2;
+  while (tm > 32 &&
+         others * ((m->size[0] + tm - 1) / tm) * ((n->size[0] + tn - 1) / tn) < limit->cells) {
     if (tm > 256 || tn == 64) {
       tm /= 2;
     } else {
       tn /= 2;
     }
   }
-  c->cm = b_cut_even(m->size[0], tm, 8);
-  c->cn = b_cut_even(n->size[0], tn, 16);
-  c->ck = b_cut_even(k->size[0], 768, 16);
+  c->cm = b_cut_tile(b, m->size[0], tm, 8);
+  c->cn = b_cut_tile(b, n->size[0], tn, 16);
+  c->ck = b_cut_tile(b, k->size[0], limit->dot_k, 16);
 }
 
 // Elements of an operand as f32, rounded where they are not of that type already.
@@ -159,7 +162,7 @@ static void build_thin_rows(bld *b, product *p, const b_axes *m, const b_axes *n
   int rows = (int)m->size[0], far = kx->size[0] > LONG && n->size[0] % (FAR * ROWS) == 0 ? FAR : 1;
   int pieces = (int)pieces_of(kx->size[0]), piece = (int)(kx->size[0] / pieces);
   int64_t apart = n->size[0] / far;
-  b_cut cn = b_cut_even(apart, ROWS, 1);
+  b_cut cn = b_cut_tile(b, apart, ROWS, 1);
   k_value *base[MAX_TENSORS];
   thin_cell(b, p, base);
   k_value *n0 = k_muli(k, k_grid(k, cn.count), cn.size), *left = b_left(b, &cn, n0);
@@ -198,8 +201,8 @@ static void build_thin_rows(bld *b, product *p, const b_axes *m, const b_axes *n
 static void build_thin(bld *b, product *p, const b_axes *m, const b_axes *n, const b_axes *kx) {
   k_kernel *k = b->k;
   bool along_k = kx->stride[B][0] <= n->stride[B][0];  // are the weights fine along k?
-  b_cut cn = b_cut_even(n->size[0], along_k ? 8 : 128, along_k ? 1 : 16);
-  b_cut ck = b_cut_even(kx->size[0], along_k ? 2048 : 64, 16);
+  b_cut cn = b_cut_tile(b, n->size[0], along_k ? 8 : 128, along_k ? 1 : 16);
+  b_cut ck = b_cut_tile(b, kx->size[0], along_k ? 2048 : 64, 16);
   k_value *base[MAX_TENSORS], *coord[B_MAX_AXES];
   thin_cell(b, p, base);
   k_value *n0 = k_muli(k, k_grid(k, cn.count), cn.size);
@@ -299,6 +302,14 @@ static void build_tiled(bld *b, const product *p, cell c) {
   k_access limits = {.row_limit = c.left_m, .col_limit = c.left_n};
   k_value *sum = start_of(b, p, &c, limits);
   int64_t chunks = b_product(&p->k) * c.ck.count;
+  if (b->limit->powers) {
+    // No dot stores by itself there: all tiles go through one loop.
+    b_loop l = b_loop_begin(b, k_int(k, 0), k_int(k, chunks), 1, chunks, &sum, 1);
+    k_value *next = multiply(b, p, &c, l.carry[0], l.i);
+    b_loop_end(b, &l, &next);
+    finish(b, p, l.carry[0], c.base, m, n, limits);
+    return;
+  }
   if (chunks > 1) {
     b_loop l = b_loop_begin(b, k_int(k, 0), k_int(k, chunks - 1), 1, chunks - 1, &sum, 1);
     k_value *next = multiply(b, p, &c, l.carry[0], l.i);
@@ -348,7 +359,7 @@ static int round_operand(bld *b, product *p, int t, b_axes *const *axes, int64_t
   b_begin(b, "round_%lld", (long long)*elements);
   cg_tensor x = b_read(b, p->value[t]), y = b_scratch(b, scratch, p->round, *elements, K_WRITE);
   b_axes line = product_axis(&all, 0);
-  b_cut cut = b_cut_even(line.size[0], 4096, 16);
+  b_cut cut = b_cut_tile(b, line.size[0], 4096, 16);
   k_value *coord[B_MAX_AXES];
   b_coordinates(b, &all, k_grid(b->k, b_product(&all)), coord);
   k_value *c0 = k_muli(b->k, k_grid(b->k, cut.count), cut.size), *left = b_left(b, &cut, c0);

@@ -33,7 +33,8 @@ static bool by_rows(const reduction *r) {
 }
 
 // Axis `last` of x as tiles, the others as one counted axis.
-static b_cut cut_last(b_axes *x, int max, int multiple, int64_t *stride, int tensors) {
+static b_cut cut_last(const bld *b, b_axes *x, int max, int multiple, int64_t *stride,
+                      int tensors) {
   if (x->n == 0) {
     for (int t = 0; t < tensors; t++) stride[t] = 0;
     return b_cut_even(1, 1, 1);
@@ -41,7 +42,7 @@ static b_cut cut_last(b_axes *x, int max, int multiple, int64_t *stride, int ten
   int64_t size = x->size[x->n - 1];
   for (int t = 0; t < tensors; t++) stride[t] = x->stride[t][x->n - 1];
   b_drop(x, x->n - 1);
-  return b_cut_even(size, max, multiple);
+  return b_cut_tile(b, size, max, multiple);
 }
 
 // log-sum-exp of what was seen so far as (m, s): the sum is s * exp(m). A row of -inf alone keeps
@@ -87,9 +88,10 @@ static void reduce_body(bld *b, const reduction *r) {
   bool rows = by_rows(r);
   b_axes keep = r->keep, over = r->over;
   int64_t kept[2], reduced[1];
-  b_cut own = cut_last(&keep, rows ? 8 : 256, rows ? 1 : 16, kept, 2);
-  b_cut part = cut_last(&over, rows ? 1024 : 32, rows ? 16 : 1, reduced, 1);
-  if (rows && part.size < 256) own = b_cut_even(own.extent, 32, 1);
+  b_cut own = cut_last(b, &keep, rows ? 8 : 256, rows ? 1 : 16, kept, 2);
+  b_cut part =
+      cut_last(b, &over, rows ? b->limit->sum_cols : b->limit->sum_rows, rows ? 16 : 1, reduced, 1);
+  if (rows && part.size < 256) own = b_cut_tile(b, own.extent, 32, 1);
 
   k_value *outer = k_grid(k, b_product(&keep));
   k_value *start = k_muli(k, k_grid(k, own.count), own.size);

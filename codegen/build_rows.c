@@ -69,9 +69,11 @@ static bool begin_rows(rows *w, int64_t n) {
     return false;
   }
   int64_t total = b_product(&w->outer), extent = 1;
-  w->cc = b_cut_even(n, 4096, 16);
-  int tile_rows = 8192 / ((w->cc.size + 15) / 16 * 16);
-  if (tile_rows > 32) tile_rows = 32;
+  const cg_limits *limit = b->limit;
+  w->cc = n <= limit->row_all ? b_cut_even(n, limit->row_all, 16)
+                              : b_cut_tile(b, n, limit->row_cols, 16);
+  int tile_rows = limit->row_tile / ((w->cc.size + 15) / 16 * 16);
+  if (tile_rows > limit->rows) tile_rows = limit->rows;
   while (tile_rows > 1 && total / tile_rows < 8) tile_rows /= 2;
   int last = w->outer.n - 1;
   for (int i = 0; i < w->tensors; i++) w->row_stride[i] = last >= 0 ? w->outer.stride[i][last] : 0;
@@ -79,7 +81,7 @@ static bool begin_rows(rows *w, int64_t n) {
     extent = w->outer.size[last];
     b_drop(&w->outer, last);
   }
-  w->rc = b_cut_even(extent, tile_rows, 1);
+  w->rc = b_cut_tile(b, extent, tile_rows > 0 ? tile_rows : 1, 1);
   k_value *cell = k_grid(b->k, b_product(&w->outer));
   w->r0 = k_muli(b->k, k_grid(b->k, w->rc.count), w->rc.size);
   b_coordinates(b, &w->outer, cell, w->coord);
@@ -345,7 +347,7 @@ static void sums_body(bld *b, column_sums *s) {
     for (int t = 0; t < 4; t++) stride[t] = outer.stride[t][outer.n - 1];
     b_drop(&outer, outer.n - 1);
   }
-  b_cut cc = b_cut_even(s->n, 128, 16), rc = b_cut_even(extent, 16, 1);
+  b_cut cc = b_cut_tile(b, s->n, 128, 16), rc = b_cut_tile(b, extent, b->limit->weight_rows, 1);
   k_value *c0 = k_muli(k, k_grid(k, cc.count), cc.size), *p = k_grid(k, s->parts);
   int64_t chunks = b_product(&outer) * rc.count;
   k_value *lo = k_divi(k, k_muli(k, p, chunks), s->parts);
@@ -385,7 +387,7 @@ static void add_parts(bld *b, int scratch, ir_value *out, int64_t parts, int64_t
   b_begin(b, "sum_of_parts_%lld", (long long)n);
   k = b->k;
   cg_tensor x = b_scratch(b, scratch, DT_f32, parts * n, K_READ), y = b_write(b, out);
-  b_cut cc = b_cut_even(n, 128, 16);
+  b_cut cc = b_cut_tile(b, n, 128, 16);
   k_value *c0 = k_muli(k, k_grid(k, cc.count), cc.size), *left = b_left(b, &cc, c0);
   k_value *v = b_load(b, &x, (int)parts, cc.size,
                       (k_access){.base = c0, .row_stride = n, .col_stride = 1, .col_limit = left});

@@ -32,7 +32,8 @@ void cg_build_gather(bld *b) {
   }
   if (rows.n) b_drop(&rows, rows.n - 1);
   if (cols.n) b_drop(&cols, cols.n - 1);
-  b_cut cc = b_cut_even(ce, 2048, 16), rc = b_cut_even(re, cc.size >= 256 ? 8 : 32, 1);
+  b_cut cc = b_cut_tile(b, ce, b->limit->table_cols, 16),
+        rc = b_cut_tile(b, re, cc.size >= 256 ? b->limit->table_rows : 32, 1);
   k_value *ro = k_grid(k, b_product(&rows)), *r0 = k_muli(k, k_grid(k, rc.count), rc.size);
   k_value *co = k_grid(k, b_product(&cols)), *c0 = k_muli(k, k_grid(k, cc.count), cc.size);
   k_value *rcoord[B_MAX_AXES], *ccoord[B_MAX_AXES];
@@ -94,7 +95,8 @@ void cg_build_scatter_add(bld *b) {
   }
   if (rows.n) b_drop(&rows, rows.n - 1);
   if (cols.n) b_drop(&cols, cols.n - 1);
-  b_cut cc = b_cut_even(ce, 64, 16), rc = b_cut_even(re, 32, 1), tc = b_cut_even(table_rows, 64, 1);
+  b_cut cc = b_cut_tile(b, ce, 64, 16), rc = b_cut_tile(b, re, 32, 1),
+        tc = b_cut_tile(b, table_rows, 64, 1);
   k_value *co = k_grid(k, b_product(&cols)), *c0 = k_muli(k, k_grid(k, cc.count), cc.size);
   k_value *ccoord[B_MAX_AXES], *rcoord[B_MAX_AXES], *left = b_left(b, &cc, c0);
   b_coordinates(b, &cols, co, ccoord);
@@ -188,7 +190,7 @@ void cg_build_rope(bld *b) {
     cs[t] = last.stride[t][last.n - 1];
     if (last.n == 2) hs[t] = last.stride[t][0];
   }
-  b_cut rc = b_cut_even(seq.size[0], half >= 64 ? 16 : 32, 1);
+  b_cut rc = b_cut_tile(b, seq.size[0], half >= 64 ? 16 : 32, 1);
   // Heads of one position share its angles: they are a loop of the cell.
   k_value *o = k_grid(k, b_product(&outer)), *r0 = k_muli(k, k_grid(k, rc.count), rc.size),
           *coord[B_MAX_AXES];
