@@ -142,7 +142,7 @@ static int64_t power_below(int64_t n) {
   return p;
 }
 
-b_cut b_cut_tile(const bld *b, int64_t extent, int max, int multiple) {
+b_cut b_cut_exact(const bld *b, int64_t extent, int max, int multiple) {
   if (!b->limit->powers) return b_cut_even(extent, max, multiple);
   int64_t size = power_below(max);
   // A power that divides the extent needs no limits, if it is not much smaller.
@@ -150,6 +150,18 @@ b_cut b_cut_tile(const bld *b, int64_t extent, int max, int multiple) {
     if (extent % s == 0) return (b_cut){extent, (int)s, extent / s, false};
   while (size / 2 >= extent) size /= 2;
   return (b_cut){extent, (int)size, (extent + size - 1) / size, extent % size != 0};
+}
+
+b_cut b_cut_rows(int64_t extent, int size) {
+  return (b_cut){extent, size, (extent + size - 1) / size, true};
+}
+
+b_cut b_cut_tile(const bld *b, int64_t extent, int max, int multiple) {
+  if (!b->limit->powers) return b_cut_even(extent, max, multiple);
+  int64_t size = extent == 1 ? 1 : power_below(max);
+  // A tile of which less than a quarter would be used is not worth sharing.
+  while (extent > 1 && size > 4 * extent) size /= 2;
+  return (b_cut){extent, (int)size, (extent + size - 1) / size, extent > 1};
 }
 
 b_cut b_cut_even(int64_t extent, int max, int multiple) {
@@ -162,6 +174,10 @@ b_cut b_cut_even(int64_t extent, int max, int multiple) {
   c.count = (extent + size - 1) / size;
   c.ragged = extent % size != 0;
   return c;
+}
+
+k_value *b_grid(bld *b, const b_cut *c) {
+  return b->limit->powers ? k_grid_open(b->k, c->count) : k_grid(b->k, c->count);
 }
 
 k_value *b_left(bld *b, const b_cut *c, k_value *start) {

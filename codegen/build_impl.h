@@ -93,8 +93,15 @@ typedef struct b_cut {
   bool ragged;
 } b_cut;
 b_cut b_cut_even(int64_t extent, int max, int multiple);  // tiles of about equal size
-// As the machine likes it: about equal, or powers of two.
+// As the machine likes it. Powers of two are always cut by limits, also where they need not be:
+// then extents are numbers that kernels of one function differ in.
 b_cut b_cut_tile(const bld *b, int64_t extent, int max, int multiple);
+// Tiles of that size however short the extent: one function for a few rows and for many.
+b_cut b_cut_rows(int64_t extent, int size);
+// The same without limits where tiles divide the extent.
+b_cut b_cut_exact(const bld *b, int64_t extent, int max, int multiple);
+// The coordinate along a new grid dimension of the cut's tiles.
+k_value *b_grid(bld *b, const b_cut *c);
 // Elements left from `start` on, for limits; NULL when no tile is ragged.
 k_value *b_left(bld *b, const b_cut *c, k_value *start);
 

@@ -17,8 +17,8 @@ typedef struct tiles {
 } tiles;
 
 // Whole tiles when some divisor allows it, so that no lane needs a mask.
-static b_cut cut_columns(const bld *b, int64_t n, int max) {
-  if (b->limit->powers) return b_cut_tile(b, n, b->limit->map_cols, 1);
+static b_cut cut_columns(const bld *b, int64_t n, int max, bool rows) {
+  if (b->limit->powers) return b_cut_tile(b, n, rows ? b->limit->map_cols : max / 4, 1);
   if (n > max)
     for (int size = max; size >= max / 4; size -= 16)
       if (n % size == 0) return (b_cut){n, size, n / size, false};
@@ -32,7 +32,7 @@ static void make_tiles(bld *b, const b_axes *axes, int elements, tiles *t) {
     t->col_stride[i] = axes->n ? axes->stride[i][last] : 0;
     t->row_stride[i] = axes->n > 1 ? axes->stride[i][last - 1] : 0;
   }
-  t->col = axes->n ? cut_columns(b, axes->size[last], elements) : b_cut_even(1, 1, 1);
+  t->col = axes->n ? cut_columns(b, axes->size[last], elements, axes->n > 1) : b_cut_even(1, 1, 1);
   int rows = elements / ((t->col.size + 15) / 16 * 16);
   // Enough cells for a few threads even when the whole is small.
   int64_t total = b_product(axes);
@@ -41,8 +41,8 @@ static void make_tiles(bld *b, const b_axes *axes, int elements, tiles *t) {
                        : b_cut_even(1, 1, 1);
   for (int i = 0; i < 2 && t->outer.n; i++) b_drop(&t->outer, t->outer.n - 1);
   k_value *outer = k_grid(b->k, b_product(&t->outer));
-  t->r = k_muli(b->k, k_grid(b->k, t->row.count), t->row.size);
-  t->c = k_muli(b->k, k_grid(b->k, t->col.count), t->col.size);
+  t->r = k_muli(b->k, b_grid(b, &t->row), t->row.size);
+  t->c = k_muli(b->k, b_grid(b, &t->col), t->col.size);
   b_coordinates(b, &t->outer, outer, t->coord);
 }
 

@@ -66,6 +66,15 @@ static void choose_tiles(const bld *b, const product *p, const b_axes *m, const 
   int tm = limit->dot_m, tn = limit->dot_n;
   if (!limit->powers && (across_k || skips(b->skip, SKIP_tall))) tm /= 2;
   if (!limit->powers && across_k && pairs && !skips(b->skip, SKIP_broad)) tn *= 2;
+  if (limit->powers) {
+    // Two sizes, so that there are few functions.
+    int64_t cells = others * ((m->size[0] + tm - 1) / tm) * ((n->size[0] + tn - 1) / tn);
+    if (cells < limit->cells) tm = tn = limit->dot_n / 2;
+    c->cm = b_cut_tile(b, m->size[0], tm, 8);
+    c->cn = b_cut_tile(b, n->size[0], tn, 16);
+    c->ck = b_cut_tile(b, k->size[0], limit->dot_k, 16);
+    return;
+  }
   while (tm > 32 &&
          others * ((m->size[0] + tm - 1) / tm) * ((n->size[0] + tn - 1) / tn) < limit->cells) {
     if (tm > 256 || tn == 64) {
@@ -74,9 +83,9 @@ static void choose_tiles(const bld *b, const product *p, const b_axes *m, const 
       tn /= 2;
     }
   }
-  c->cm = b_cut_tile(b, m->size[0], tm, 8);
-  c->cn = b_cut_tile(b, n->size[0], tn, 16);
-  c->ck = b_cut_tile(b, k->size[0], limit->dot_k, 16);
+  c->cm = b_cut_even(m->size[0], tm, 8);
+  c->cn = b_cut_even(n->size[0], tn, 16);
+  c->ck = b_cut_even(k->size[0], limit->dot_k, 16);
 }
 
 // Elements of an operand as f32, rounded where they are not of that type already.
@@ -162,10 +171,10 @@ static void build_thin_rows(bld *b, product *p, const b_axes *m, const b_axes *n
   int rows = (int)m->size[0], far = kx->size[0] > LONG && n->size[0] % (FAR * ROWS) == 0 ? FAR : 1;
   int pieces = (int)pieces_of(kx->size[0]), piece = (int)(kx->size[0] / pieces);
   int64_t apart = n->size[0] / far;
-  b_cut cn = b_cut_tile(b, apart, ROWS, 1);
+  b_cut cn = b_cut_even(apart, ROWS, 1);
   k_value *base[MAX_TENSORS];
   thin_cell(b, p, base);
-  k_value *n0 = k_muli(k, k_grid(k, cn.count), cn.size), *left = b_left(b, &cn, n0);
+  k_value *n0 = k_muli(k, b_grid(b, &cn), cn.size), *left = b_left(b, &cn, n0);
   k_value *end = left ? k_min(k, left, k_int(k, cn.size)) : k_int(k, cn.size);
   b_loop l = b_loop_begin(b, k_int(k, 0), end, 1, cn.size, NULL, 0);
   k_value *xt[MOST], *wt[FAR], *row[FAR], *sum[FAR][MOST];
@@ -201,20 +210,23 @@ static void build_thin_rows(bld *b, product *p, const b_axes *m, const b_axes *n
 static void build_thin(bld *b, product *p, const b_axes *m, const b_axes *n, const b_axes *kx) {
   k_kernel *k = b->k;
   bool along_k = kx->stride[B][0] <= n->stride[B][0];  // are the weights fine along k?
-  b_cut cn = b_cut_tile(b, n->size[0], along_k ? 8 : 128, along_k ? 1 : 16);
-  b_cut ck = b_cut_tile(b, kx->size[0], along_k ? 2048 : 64, 16);
+  int own = b->limit->powers ? 4 : 8, most = b->limit->powers ? 1024 : 2048;
+  b_cut cn = b_cut_tile(b, n->size[0], along_k ? own : 128, along_k ? 1 : 16);
+  b_cut ck = b_cut_tile(b, kx->size[0], along_k ? most : 64, 16);
   k_value *base[MAX_TENSORS], *coord[B_MAX_AXES];
   thin_cell(b, p, base);
-  k_value *n0 = k_muli(k, k_grid(k, cn.count), cn.size);
+  k_value *n0 = k_muli(k, b_grid(b, &cn), cn.size);
+  k_value *left_n = b_left(b, &cn, n0);
   int rows = (int)m->size[0];
   k_value *sum[4];
   for (int i = 0; i < rows; i++)
     sum[i] = along_k ? k_full(k, K_F32, cn.size, 1, 0) : k_full(k, K_F32, 1, cn.size, 0);
   int64_t chunks = b_product(&p->k) * ck.count;
-  b_loop l = b_loop_begin(b, k_int(k, 0), k_int(k, chunks), 1, chunks, sum, rows);
+  b_loop l =
+      b_loop_begin(b, k_int(k, 0), k_int(k, chunks), 1, b->limit->powers ? 0 : chunks, sum, rows);
   k_value *k0 = k_muli(k, k_modi(k, l.i, ck.count), ck.size);
   b_coordinates(b, &p->k, k_divi(k, l.i, ck.count), coord);
-  k_value *left_n = b_left(b, &cn, n0), *left_k = b_left(b, &ck, k0);
+  k_value *left_k = b_left(b, &ck, k0);
   int wr = along_k ? cn.size : ck.size, wc = along_k ? ck.size : cn.size;
   // The few rows first and spread over the tile: everything is one pass over the weights, which are
   // used where they are loaded.
@@ -304,7 +316,7 @@ static void build_tiled(bld *b, const product *p, cell c) {
   int64_t chunks = b_product(&p->k) * c.ck.count;
   if (b->limit->powers) {
     // No dot stores by itself there: all tiles go through one loop.
-    b_loop l = b_loop_begin(b, k_int(k, 0), k_int(k, chunks), 1, chunks, &sum, 1);
+    b_loop l = b_loop_begin(b, k_int(k, 0), k_int(k, chunks), 1, 0, &sum, 1);
     k_value *next = multiply(b, p, &c, l.carry[0], l.i);
     b_loop_end(b, &l, &next);
     finish(b, p, l.carry[0], c.base, m, n, limits);
@@ -362,7 +374,7 @@ static int round_operand(bld *b, product *p, int t, b_axes *const *axes, int64_t
   b_cut cut = b_cut_tile(b, line.size[0], 4096, 16);
   k_value *coord[B_MAX_AXES];
   b_coordinates(b, &all, k_grid(b->k, b_product(&all)), coord);
-  k_value *c0 = k_muli(b->k, k_grid(b->k, cut.count), cut.size), *left = b_left(b, &cut, c0);
+  k_value *c0 = k_muli(b->k, b_grid(b, &cut), cut.size), *left = b_left(b, &cut, c0);
   k_access from = {
       .base = k_add(b->k, b_at(b, &all, 0, coord), c0), .col_stride = 1, .col_limit = left};
   k_access to = {
@@ -426,7 +438,7 @@ void cg_build_matmul(bld *b) {
     p.t[t] = t >= O + p.results   ? b_read(b, p.value[t])
              : ir_accumulates(op) ? b_update(b, p.value[t])
                                   : b_write(b, p.value[t]);
-  if (thin && p.k.n == 0 && kx.stride[B][0] <= n.stride[B][0]) {
+  if (thin && !b->limit->powers && p.k.n == 0 && kx.stride[B][0] <= n.stride[B][0]) {
     build_thin_rows(b, &p, &m, &n, &kx);
   } else if (thin) {
     build_thin(b, &p, &m, &n, &kx);

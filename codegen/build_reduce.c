@@ -94,7 +94,7 @@ static void reduce_body(bld *b, const reduction *r) {
   if (rows && part.size < 256) own = b_cut_tile(b, own.extent, 32, 1);
 
   k_value *outer = k_grid(k, b_product(&keep));
-  k_value *start = k_muli(k, k_grid(k, own.count), own.size);
+  k_value *start = k_muli(k, b_grid(b, &own), own.size);
   k_value *p = k_grid(k, r->parts);
   k_value *coord[B_MAX_AXES];
   b_coordinates(b, &keep, outer, coord);
@@ -112,7 +112,7 @@ static void reduce_body(bld *b, const reduction *r) {
   int64_t chunks = b_product(&over) * part.count;
   k_value *lo = k_divi(k, k_muli(k, p, chunks), r->parts);
   k_value *hi = k_divi(k, k_muli(k, k_addi(k, p, 1), chunks), r->parts);
-  b_loop l = b_loop_begin(b, lo, hi, 1, r->parts == 1 ? chunks : 0, init, n);
+  b_loop l = b_loop_begin(b, lo, hi, 1, r->parts == 1 && !b->limit->powers ? chunks : 0, init, n);
   k_value *first = k_muli(k, k_modi(k, l.i, part.count), part.size);
   b_coordinates(b, &over, k_divi(k, l.i, part.count), coord);
   k_access a = {

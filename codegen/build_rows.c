@@ -74,16 +74,26 @@ static bool begin_rows(rows *w, int64_t n) {
                               : b_cut_tile(b, n, limit->row_cols, 16);
   int tile_rows = limit->row_tile / ((w->cc.size + 15) / 16 * 16);
   if (tile_rows > limit->rows) tile_rows = limit->rows;
-  while (tile_rows > 1 && total / tile_rows < 8) tile_rows /= 2;
+  if (limit->powers) {
+    while (tile_rows & (tile_rows - 1)) tile_rows &= tile_rows - 1;
+  } else {
+    while (tile_rows > 1 && total / tile_rows < 8) tile_rows /= 2;
+  }
   int last = w->outer.n - 1;
-  for (int i = 0; i < w->tensors; i++) w->row_stride[i] = last >= 0 ? w->outer.stride[i][last] : 0;
+  // A single row: the stride that many would have, where it is a tile of several all the same.
+  for (int i = 0; i < w->tensors; i++)
+    w->row_stride[i] = last >= 0            ? w->outer.stride[i][last]
+                       : w->kind[i] == COL  ? 0
+                       : w->kind[i] == FULL ? n
+                                            : 1;
   if (last >= 0) {
     extent = w->outer.size[last];
     b_drop(&w->outer, last);
   }
   w->rc = b_cut_tile(b, extent, tile_rows > 0 ? tile_rows : 1, 1);
+  if (limit->powers && w->rc.size < tile_rows) w->rc = b_cut_rows(extent, tile_rows);
   k_value *cell = k_grid(b->k, b_product(&w->outer));
-  w->r0 = k_muli(b->k, k_grid(b->k, w->rc.count), w->rc.size);
+  w->r0 = k_muli(b->k, b_grid(w->b, &w->rc), w->rc.size);
   b_coordinates(b, &w->outer, cell, w->coord);
   return true;
 }
@@ -348,7 +358,7 @@ static void sums_body(bld *b, column_sums *s) {
     b_drop(&outer, outer.n - 1);
   }
   b_cut cc = b_cut_tile(b, s->n, 128, 16), rc = b_cut_tile(b, extent, b->limit->weight_rows, 1);
-  k_value *c0 = k_muli(k, k_grid(k, cc.count), cc.size), *p = k_grid(k, s->parts);
+  k_value *c0 = k_muli(k, b_grid(b, &cc), cc.size), *p = k_grid(k, s->parts);
   int64_t chunks = b_product(&outer) * rc.count;
   k_value *lo = k_divi(k, k_muli(k, p, chunks), s->parts);
   k_value *hi = k_divi(k, k_muli(k, k_addi(k, p, 1), chunks), s->parts);
@@ -388,7 +398,7 @@ static void add_parts(bld *b, int scratch, ir_value *out, int64_t parts, int64_t
   k = b->k;
   cg_tensor x = b_scratch(b, scratch, DT_f32, parts * n, K_READ), y = b_write(b, out);
   b_cut cc = b_cut_tile(b, n, 128, 16);
-  k_value *c0 = k_muli(k, k_grid(k, cc.count), cc.size), *left = b_left(b, &cc, c0);
+  k_value *c0 = k_muli(k, b_grid(b, &cc), cc.size), *left = b_left(b, &cc, c0);
   k_value *v = b_load(b, &x, (int)parts, cc.size,
                       (k_access){.base = c0, .row_stride = n, .col_stride = 1, .col_limit = left});
   b_store(b, &y, k_reduce(k, IR_add, v, 0),

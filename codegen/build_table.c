@@ -27,15 +27,17 @@ void cg_build_gather(bld *b) {
   int64_t re = rows.n ? rows.size[rows.n - 1] : 1, ce = cols.n ? cols.size[cols.n - 1] : 1;
   int64_t rs[2] = {0}, cs[2] = {0};
   for (int i = 0; i < 2; i++) {
-    rs[i] = rows.n ? rows.stride[i][rows.n - 1] : 0;
+    rs[i] = rows.n ? rows.stride[i][rows.n - 1] : i ? ce : 1;  // one row: as of many
     cs[i] = cols.n ? cols.stride[i][cols.n - 1] : 0;
   }
   if (rows.n) b_drop(&rows, rows.n - 1);
   if (cols.n) b_drop(&cols, cols.n - 1);
   b_cut cc = b_cut_tile(b, ce, b->limit->table_cols, 16),
         rc = b_cut_tile(b, re, cc.size >= 256 ? b->limit->table_rows : 32, 1);
-  k_value *ro = k_grid(k, b_product(&rows)), *r0 = k_muli(k, k_grid(k, rc.count), rc.size);
-  k_value *co = k_grid(k, b_product(&cols)), *c0 = k_muli(k, k_grid(k, cc.count), cc.size);
+  if (b->limit->powers)
+    rc = b_cut_rows(re, rc.size > b->limit->table_rows ? rc.size : b->limit->table_rows);
+  k_value *ro = k_grid(k, b_product(&rows)), *r0 = k_muli(k, b_grid(b, &rc), rc.size);
+  k_value *co = k_grid(k, b_product(&cols)), *c0 = k_muli(k, b_grid(b, &cc), cc.size);
   k_value *rcoord[B_MAX_AXES], *ccoord[B_MAX_AXES];
   b_coordinates(b, &rows, ro, rcoord);
   b_coordinates(b, &cols, co, ccoord);
@@ -97,7 +99,7 @@ void cg_build_scatter_add(bld *b) {
   if (cols.n) b_drop(&cols, cols.n - 1);
   b_cut cc = b_cut_tile(b, ce, 64, 16), rc = b_cut_tile(b, re, 32, 1),
         tc = b_cut_tile(b, table_rows, 64, 1);
-  k_value *co = k_grid(k, b_product(&cols)), *c0 = k_muli(k, k_grid(k, cc.count), cc.size);
+  k_value *co = k_grid(k, b_product(&cols)), *c0 = k_muli(k, b_grid(b, &cc), cc.size);
   k_value *ccoord[B_MAX_AXES], *rcoord[B_MAX_AXES], *left = b_left(b, &cc, c0);
   b_coordinates(b, &cols, co, ccoord);
   k_value *own = k_add(k, b_at(b, &cols, 0, ccoord), k_muli(k, c0, cs[0]));
@@ -192,7 +194,7 @@ void cg_build_rope(bld *b) {
   }
   b_cut rc = b_cut_tile(b, seq.size[0], half >= 64 ? 16 : 32, 1);
   // Heads of one position share its angles: they are a loop of the cell.
-  k_value *o = k_grid(k, b_product(&outer)), *r0 = k_muli(k, k_grid(k, rc.count), rc.size),
+  k_value *o = k_grid(k, b_product(&outer)), *r0 = k_muli(k, b_grid(b, &rc), rc.size),
           *coord[B_MAX_AXES];
   b_coordinates(b, &outer, o, coord);
   float *hi = arena_new(b->arena, float, half), *lo = arena_new(b->arena, float, half);

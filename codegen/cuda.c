@@ -291,7 +291,9 @@ static void lower_for(cu *c, k_stmt *s) {
   c->depth++;
   set_scalar(c, b->args.at[0], i);
   cu_forget_barriers(c);
+  c->loops++;
   lower_block(c, b);
+  c->loops--;
   // A yield may be another carried value, which must be read before it is assigned to.
   const char **from = arena_new(c->arena, const char *, s->nout + 1);
   for (int k = 0; k < s->nout; k++) {
@@ -460,26 +462,38 @@ static void lower_block(cu *c, k_block *b) {
 
 // ---- the kernel --------------------------------------------------------------------------------
 
-// The cell's coordinates, the last grid dimension fastest.
+static void mark_grid(const k_block *b, bool *used) {
+  for (int i = 0; i < b->stmts.n; i++) {
+    const k_stmt *s = b->stmts.at[i];
+    if (s->code == K_GRID) used[s->i] = true;
+    for (int j = 0; j < 2; j++)
+      if (s->body[j]) mark_grid(s->body[j], used);
+  }
+}
+
+// The cell's coordinates, the last grid dimension fastest. A dimension of one cell that the kernel
+// does not ask for leaves no trace.
 static void coordinates(cu *c) {
   const k_kernel *k = c->k;
-  int first = 0, last = -1;
-  for (int d = 0; d < k->ngrid; d++)
-    if (k->grid[d] > 1) {
-      if (last < 0) first = d;
-      last = d;
-    }
+  bool used[K_MAX_GRID] = {false};
+  int first = -1;
+  mark_grid(k->body, used);
+  for (int d = k->ngrid - 1; d >= 0; d--)
+    if (used[d] || k->grid[d] > 1) used[d] = true, first = d;
+  if (first < 0) return;
   sb_puts(&c->head, "  d_u32 cell = (d_u32)d_block();\n");
   for (int d = k->ngrid - 1; d >= 0; d--) {
-    if (k->grid[d] <= 1) {
-      sb_printf(&c->head, "  const d_i64 g%d = 0;\n", d);
-    } else if (d == first) {
+    if (!used[d]) continue;
+    if (d == first) {
       sb_printf(&c->head, "  const d_i64 g%d = cell;\n", d);
-    } else {
-      const char *n = cu_number(c, k->grid[d]);
-      sb_printf(&c->head, "  const d_i64 g%d = cell %% (d_u32)%s;\n  cell /= (d_u32)%s;\n", d, n,
-                n);
+      continue;
     }
+    // Not a literal where it is 1: that is a number like any other.
+    vec_push(c->arena, &c->number, k->grid[d]);
+    int n = c->number.n - 1;
+    sb_printf(&c->head,
+              "  const d_i64 g%d = cell %% (d_u32)a.number[%d];\n  cell /= (d_u32)a.number[%d];\n",
+              d, n, n);
   }
 }
 

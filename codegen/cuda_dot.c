@@ -11,7 +11,8 @@
 cu_shared *cu_new_shared(cu *c, int bytes) {
   cu_shared *s = arena_new(c->arena, cu_shared, 1);
   c->shared_bytes = (c->shared_bytes + 127) / 128 * 128;
-  *s = (cu_shared){.at = c->shared_bytes, .bytes = bytes};
+  // In a loop, the round before may still be reading it.
+  *s = (cu_shared){.at = c->shared_bytes, .bytes = bytes, .read = c->loops > 0};
   c->shared_bytes += bytes;
   vec_push(c->arena, &c->shared, s);
   return s;

@@ -122,16 +122,22 @@ void cu_group_add(cu *c, k_stmt *s, int layout) {
 
 // ---- references --------------------------------------------------------------------------------
 
+// The register's number in a group's loop.
+static const char *register_number(cu *c, const cu_place *p, const char *j) {
+  return p->vec == 1 || str_eq(j, "0") ? "i" : arena_printf(c->arena, "(i + %s)", j);
+}
+
 const char *cu_coordinate(cu *c, const cu_place *p, int axis, const char *j) {
   const cu_layout *l = cu_lay(c, p->layout);
-  const char *at =
-      cu_register_at(c, l, axis, p->vec == 1 ? "i" : arena_printf(c->arena, "(i + %s)", j));
-  return arena_printf(c->arena, "(%s + %s)", cu_thread_at(c, p->layout, axis), at);
+  if ((axis == CU_ROW ? l->rows : l->cols) == 1) return "0";
+  const char *at = cu_register_at(c, l, axis, register_number(c, p, j));
+  const char *from = cu_thread_at(c, p->layout, axis);
+  return *at == '0' && !at[1] ? from : arena_printf(c->arena, "(%s + %s)", from, at);
 }
 
 static const char *element_of(cu *c, const cu_place *p, const char *name, const char *j) {
-  return p->vec == 1 ? arena_printf(c->arena, "%s[i]", name)
-                     : arena_printf(c->arena, "%s[i + %s]", name, j);
+  return p->vec == 1 || str_eq(j, "0") ? arena_printf(c->arena, "%s[i]", name)
+                                       : arena_printf(c->arena, "%s[i + %s]", name, j);
 }
 
 static bool outside_reader(const cu_group *g, const k_value *v) {
@@ -166,7 +172,7 @@ const char *cu_ref(cu *c, const cu_place *p, const k_value *v, const char *j) {
   if (c->at[v->id].layout != want) IR_BUG("%%%d is in another layout", v->id);
   const char *name = c->at[v->id].text;
   if (want == p->layout) return element_of(c, p, name, j);
-  const char *i = p->vec == 1 ? "i" : arena_printf(c->arena, "(i + %s)", j);
+  const char *i = register_number(c, p, j);
   int axis = v->rows == 1 && cu_lay(c, p->layout)->rows > 1 ? CU_ROW : CU_COL;
   return arena_printf(c->arena, "%s[%s]", name, cu_register_of(c, cu_lay(c, p->layout), axis, i));
 }
@@ -215,7 +221,7 @@ static const char *part_element(cu *c, const k_stmt *s, const char *k) {
 static void reduce_element(cu *c, const cu_place *p, const k_stmt *s, const char *j) {
   const cu_layout *l = cu_lay(c, p->layout);
   int axis = reduced_axis(s);
-  const char *i = p->vec == 1 ? "i" : arena_printf(c->arena, "(i + %s)", j);
+  const char *i = register_number(c, p, j);
   const char *to = part_element(c, s, cu_register_of(c, l, axis, i));
   const char *guard = "";
   if (cu_padded(l, axis))
@@ -358,7 +364,7 @@ static void emit_group(cu *c, cu_group *g) {
     if (s->code == K_REDUCE) {
       begin_reduction(c, s, g->layout);
       arrays |= !cu_is_scalar(s->out[0]);
-    } else if (s->nout && outside_reader(g, s->out[0])) {
+    } else if (s->nout && s->code != K_STAGE && outside_reader(g, s->out[0])) {
       cu_declare(c, s->out[0], arena_printf(c->arena, "v%d", s->out[0]->id), g->layout);
       arrays = true;
     }
@@ -372,7 +378,7 @@ static void emit_group(cu *c, cu_group *g) {
   c->depth++;
   for (int i = 0; i < g->stmts.n; i++) {
     const k_stmt *s = g->stmts.at[i];
-    if (s->nout && s->code != K_REDUCE && !outside_reader(g, s->out[0]))
+    if (s->nout && s->code != K_REDUCE && s->code != K_STAGE && !outside_reader(g, s->out[0]))
       cu_line(c, "%s v%d[%d];", cu_type(s->out[0]->type), s->out[0]->id, p.vec);
   }
   bool open = false;
@@ -412,7 +418,8 @@ static void emit_group(cu *c, cu_group *g) {
     if (!s->nout) continue;
     if (s->code == K_REDUCE) {
       end_reduction(c, s, g->layout);
-    } else if (outside_reader(g, s->out[0]) && c->at[s->out[0]->id].kind == CU_ABSENT) {
+    } else if (s->code != K_STAGE && outside_reader(g, s->out[0]) &&
+               c->at[s->out[0]->id].kind == CU_ABSENT) {
       cu_value *at = &c->at[s->out[0]->id];
       at->kind = CU_ARRAY;
       at->text = arena_printf(c->arena, "v%d", s->out[0]->id);

@@ -76,8 +76,8 @@ typedef struct cu {
   arena *arena;
   const k_kernel *k;
   int threads, warp_bits;
-  sb head, body;  // declarations of the whole kernel; statements
-  int depth;
+  sb head, body;     // declarations of the whole kernel; statements
+  int depth, loops;  // of the text; of loops around the statement
   VEC(int64_t) number;
   VEC(cu_layout) layouts;
   VEC(bool) named;  // by layout: its r and c are declared

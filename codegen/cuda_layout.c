@@ -186,59 +186,65 @@ bool cu_copies(const cu_layout *l) {
   return false;
 }
 
+// The bits of number `i` that stand for `axis`, put together: neighbours that stay neighbours move
+// at once. `kept`: they are numbered anew, without gaps, from there on. Returns what joins the next
+// term.
+static const char *gather_bits(sb *s, const cu_bit *bit, int n, int axis, const char *i,
+                               const char *plus, int *kept) {
+  for (int b = 0; b < n;) {
+    if (bit[b].axis != axis) {
+      b++;
+      continue;
+    }
+    int run = 1, to = kept ? *kept : bit[b].shift;
+    while (b + run < n && bit[b + run].axis == axis && bit[b + run].shift == bit[b].shift + run)
+      run++;
+    sb_puts(s, plus);
+    plus = " + ";
+    if (to) sb_put(s, '(');
+    if (b)
+      sb_printf(s, "(%s >> %d & %d)", i, b, (1 << run) - 1);
+    else
+      sb_printf(s, "(%s & %d)", i, (1 << run) - 1);
+    if (to) sb_printf(s, " << %d)", to);
+    if (kept) *kept += run;
+    b += run;
+  }
+  return plus;
+}
+
+// Which repetition along `axis` register i belongs to.
+static const char *repetition(cu *c, const cu_layout *l, int axis, const char *i) {
+  const char *at = l->nreg ? arena_printf(c->arena, "(%s >> %d)", i, l->nreg) : i;
+  if (axis == CU_ROW && l->outer[1] > 1) return arena_printf(c->arena, "%s / %d", at, l->outer[1]);
+  if (axis == CU_COL && l->outer[0] > 1) return arena_printf(c->arena, "%s %% %d", at, l->outer[1]);
+  return at;
+}
+
 const char *cu_register_at(cu *c, const cu_layout *l, int axis, const char *i) {
   sb s = {.arena = c->arena};
-  const char *plus = "";
-  for (int b = 0; b < l->nreg; b++) {
-    if (l->reg[b].axis != axis) continue;
-    sb_printf(&s, "%s((%s >> %d & 1) << %d)", plus, i, b, l->reg[b].shift);
-    plus = " + ";
-  }
-  if (l->outer[axis] > 1) {
-    int below = l->nreg;
-    if (axis == CU_ROW && l->outer[1] > 1) {
-      sb_printf(&s, "%s(%s >> %d) / %d * %d", plus, i, below, l->outer[1], l->span[0]);
-    } else if (axis == CU_COL && l->outer[0] > 1) {
-      sb_printf(&s, "%s(%s >> %d) %% %d * %d", plus, i, below, l->outer[1], l->span[1]);
-    } else {
-      sb_printf(&s, "%s(%s >> %d) * %d", plus, i, below, l->span[axis]);
-    }
-    plus = " + ";
-  }
-  return *plus ? sb_str(&s) : "0";
+  const char *plus = gather_bits(&s, l->reg, l->nreg, axis, i, "", NULL);
+  if (l->outer[axis] > 1)
+    sb_printf(&s, "%s%s * %d", plus, repetition(c, l, axis, i), l->span[axis]);
+  return s.n ? sb_str(&s) : "0";
 }
 
 const char *cu_register_of(cu *c, const cu_layout *from, int axis, const char *i) {
   // axis: the one that is gone. Bits of the other axis move together; repetitions stay on top.
   sb s = {.arena = c->arena};
-  const char *plus = "";
   int kept = 0, other = 1 - axis;
-  for (int b = 0; b < from->nreg; b++) {
-    if (from->reg[b].axis == axis) continue;
-    sb_printf(&s, "%s((%s >> %d & 1) << %d)", plus, i, b, kept++);
-    plus = " + ";
-  }
-  if (from->outer[other] > 1) {
-    const char *at = from->outer[1] > 1 && other == CU_ROW
-                         ? arena_printf(c->arena, "(%s >> %d) / %d", i, from->nreg, from->outer[1])
-                     : from->outer[0] > 1 && other == CU_COL
-                         ? arena_printf(c->arena, "(%s >> %d) %% %d", i, from->nreg, from->outer[1])
-                         : arena_printf(c->arena, "(%s >> %d)", i, from->nreg);
-    sb_printf(&s, "%s(%s << %d)", plus, at, kept);
-    plus = " + ";
-  }
-  return *plus ? sb_str(&s) : "0";
+  const char *plus = gather_bits(&s, from->reg, from->nreg, other, i, "", &kept);
+  if (from->outer[other] > 1)
+    sb_printf(&s, "%s(%s << %d)", plus, repetition(c, from, other, i), kept);
+  return s.n ? sb_str(&s) : "0";
 }
 
 // The thread's share of a coordinate, from lane and warp.
 static void thread_sum(cu *c, const cu_layout *l, int axis) {
-  const char *plus = "";
-  for (int i = 0; i < CU_LANE_BITS + l->nwarp; i++) {
-    cu_bit b = i < CU_LANE_BITS ? l->lane[i] : l->warp[i - CU_LANE_BITS];
-    if (b.axis != axis) continue;
-    sb_printf(&c->head, "%s((tid >> %d & 1) << %d)", plus, i, b.shift);
-    plus = " + ";
-  }
+  cu_bit bit[CU_LANE_BITS + CU_WARP_BITS];
+  memcpy(bit, l->lane, sizeof l->lane);
+  memcpy(bit + CU_LANE_BITS, l->warp, sizeof l->warp);
+  const char *plus = gather_bits(&c->head, bit, CU_LANE_BITS + l->nwarp, axis, "tid", "", NULL);
   if (!*plus) sb_puts(&c->head, "0");
 }
 

@@ -114,12 +114,16 @@ bool k_is_const(const k_value *v, int64_t *out) {
 }
 
 k_value *k_grid(k_kernel *k, int64_t extent) {
+  k_value *v = k_grid_open(k, extent);
+  return extent == 1 ? k_int(k, 0) : v;
+}
+
+k_value *k_grid_open(k_kernel *k, int64_t extent) {
   IR_CHECK(k->ngrid < K_MAX_GRID && extent >= 1);
   k->grid[k->ngrid] = extent;
   k_stmt *s = new_stmt(k, K_GRID, 0, 1);
   s->i = k->ngrid++;
-  k_value *v = result(k, s, K_I64, 1, 1);
-  return extent == 1 ? k_int(k, 0) : v;
+  return result(k, s, K_I64, 1, 1);
 }
 
 k_value *k_call(k_kernel *k, k_field f) {

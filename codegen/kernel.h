@@ -185,8 +185,9 @@ int k_operands(const k_stmt *s, k_value **out);
 // write the general formula. Literals take the other operand's type.
 
 k_value *k_grid(k_kernel *k, int64_t extent);  // adds a grid dimension, gives its coordinate (i64)
-k_value *k_call(k_kernel *k, k_field f);       // i64
-k_value *k_int(k_kernel *k, int64_t v);        // i64 scalar
+k_value *k_grid_open(k_kernel *k, int64_t extent);  // the same, not folded where the extent is 1
+k_value *k_call(k_kernel *k, k_field f);            // i64
+k_value *k_int(k_kernel *k, int64_t v);             // i64 scalar
 k_value *k_const(k_kernel *k, k_type t, double v);
 k_value *k_full(k_kernel *k, k_type t, int rows, int cols, double v);
 bool k_is_const(const k_value *v, int64_t *out);             // an integer constant

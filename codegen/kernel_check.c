@@ -275,6 +275,7 @@ static void verify_access(verifier *w, const k_stmt *s, int rows, int cols) {
 }
 
 static void verify_block(verifier *w, const k_block *b);
+static void leave_block(verifier *w, const k_block *b);
 
 static void verify_yield(verifier *w, const k_stmt *s, const k_block *b) {
   if (b->yield.n != s->nout) {
@@ -328,12 +329,14 @@ static void verify_stmt(verifier *w, const k_stmt *s) {
         if (s->in[2 + i]->type != s->out[i]->type) fail(w, s, "first value of another type");
       verify_block(w, s->body[0]);
       verify_yield(w, s, s->body[0]);
+      leave_block(w, s->body[0]);
       break;
     case K_IF:
       if (s->in[0]->type != K_BOOL || s->in[0]->rows * s->in[0]->cols != 1) fail(w, s, "condition");
       for (int i = 0; i < 2; i++) {
         verify_block(w, s->body[i]);
         verify_yield(w, s, s->body[i]);
+        leave_block(w, s->body[i]);
       }
       break;
     default: break;
@@ -343,6 +346,13 @@ static void verify_stmt(verifier *w, const k_stmt *s) {
 
 static void verify_block(verifier *w, const k_block *b) {
   for (int i = 0; i < b->stmts.n; i++) verify_stmt(w, b->stmts.at[i]);
+}
+
+// What a block defines is not known behind it.
+static void leave_block(verifier *w, const k_block *b) {
+  for (int i = 0; i < b->args.n; i++) w->seen[b->args.at[i]->id] = false;
+  for (int i = 0; i < b->stmts.n; i++)
+    for (int j = 0; j < b->stmts.at[i]->nout; j++) w->seen[b->stmts.at[i]->out[j]->id] = false;
 }
 
 const char *k_verify(const k_kernel *k) {
