@@ -268,15 +268,36 @@ static void mma_product(cu *c, const k_stmt *s, const char *acc, const cu_layout
   }
 }
 
+// A product of one element is a scalar, which every thread knows: its thread tells the others.
+static void share_single(cu *c, const k_value *v, const char *acc, int layout) {
+  cu_shared *sh = cu_scratch(c, 16);
+  const char *owner = cu_owner(c, layout);
+  cu_will_write(c, sh);
+  cu_line(c, "if (%s == 0 && %s == 0%s%s) d_shared_store<float, 1>(%d, {%s[0]});",
+          cu_thread_at(c, layout, CU_ROW), cu_thread_at(c, layout, CU_COL), owner ? " && " : "",
+          owner ? owner : "", sh->at, acc);
+  sh->written = true;
+  cu_will_read(c, sh);
+  cu_line(c, "const float v%d = d_shared_load<float, 1>(%d).x[0];", v->id, sh->at);
+  sh->read = true;
+  c->at[v->id].kind = CU_UNIFORM;
+  c->at[v->id].text = arena_printf(c->arena, "v%d", v->id);
+}
+
 void cu_dot(cu *c, k_stmt *s) {
   cu_flush(c);
   ir_dtype t = s->storage == DT_bf16 ? DT_bf16 : DT_f32;
   k_value *out = s->out[0];
   int layout = cu_layout_for(c, out);
   const cu_layout l = *cu_lay(c, layout);
-  const char *acc = arena_printf(c->arena, "v%d", out->id);
+  bool scalar = cu_is_scalar(out);
+  const char *acc = arena_printf(c->arena, scalar ? "w%d" : "v%d", out->id);
   cu_declare(c, out, acc, layout);
-  cu_assign_to(c, acc, s->in[0], layout);
+  if (scalar)
+    cu_line(c, "D_UNROLL for (int i = 0; i < %d; i++) %s[i] = %s;", cu_registers(&l), acc,
+            cu_scalar(c, s->in[0]));
+  else
+    cu_assign_to(c, acc, s->in[0], layout);
   cu_shared *x = in_shared(c, s->in[1], t), *y = in_shared(c, s->in[2], t);
   cu_will_read(c, x);
   cu_will_read(c, y);
@@ -285,6 +306,10 @@ void cu_dot(cu *c, k_stmt *s) {
   else
     fma_product(c, s, acc, &l, layout, x, y);
   x->read = y->read = true;
+  if (scalar) {
+    share_single(c, out, acc, layout);
+    return;
+  }
   cu_value *at = &c->at[out->id];
   at->kind = CU_ARRAY;
   at->text = acc;
