@@ -61,6 +61,12 @@ bool cu_feeds_dot(const k_value *v) {
   return false;
 }
 
+// The layout of a dot's result. (A single element has no class: it is a scalar.)
+static int layout_of_dot(cu *c, const k_stmt *s) {
+  if (!cu_is_scalar(s->out[0])) return cu_layout_for(c, s->out[0]);
+  return s->storage == DT_bf16 ? cu_fragment(c, 1, 1, true) : cu_fma_tile(c, 1, 1);
+}
+
 static int steps_of(ir_dtype t) { return t == DT_bf16 ? 16 : 4; }
 
 // Rows and columns that the dots which read v reach over.
@@ -70,7 +76,7 @@ static void reach(cu *c, const k_value *v, ir_dtype t, int *rows, int *cols) {
   for (int i = 0; i < v->uses.n; i++) {
     const k_stmt *s = v->uses.at[i];
     if (!is_operand(s, v)) continue;
-    const cu_layout *l = cu_lay(c, cu_layout_for(c, s->out[0]));
+    const cu_layout *l = cu_lay(c, layout_of_dot(c, s));
     for (int o = 1; o <= 2; o++) {
       if (s->in[o] != v) continue;
       int own = o == 1 ? l->span[0] * l->outer[0] : l->span[1] * l->outer[1];
@@ -288,7 +294,7 @@ void cu_dot(cu *c, k_stmt *s) {
   cu_flush(c);
   ir_dtype t = s->storage == DT_bf16 ? DT_bf16 : DT_f32;
   k_value *out = s->out[0];
-  int layout = cu_layout_for(c, out);
+  int layout = layout_of_dot(c, s);
   const cu_layout l = *cu_lay(c, layout);
   bool scalar = cu_is_scalar(out);
   const char *acc = arena_printf(c->arena, scalar ? "w%d" : "v%d", out->id);
