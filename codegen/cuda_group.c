@@ -129,7 +129,7 @@ static const char *register_number(cu *c, const cu_place *p, const char *j) {
 
 const char *cu_coordinate(cu *c, const cu_place *p, int axis, const char *j) {
   const cu_layout *l = cu_lay(c, p->layout);
-  if ((axis == CU_ROW ? l->rows : l->cols) == 1) return "0";
+  if (l->span[axis] * l->outer[axis] == 1) return "0";
   const char *at = cu_register_at(c, l, axis, register_number(c, p, j));
   const char *from = cu_thread_at(c, p->layout, axis);
   return *at == '0' && !at[1] ? from : arena_printf(c->arena, "(%s + %s)", from, at);
