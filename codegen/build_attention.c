@@ -87,6 +87,7 @@ bool att_open(att *a, bld *b, ir_value *q, ir_value *k, ir_value *v, int first_c
   int rows = a->d > 128 || a->v > 128 ? 32 : 64, queries = rows;
   // On a GPU operands lie in shared memory, 163 KiB at most.
   if (b->limit->powers && a->round == DT_f32 && (a->d > 64 || a->v > 64)) queries = 32;
+  if (b->limit->powers && a->s == 1 && (a->d > 64 || a->v > 64)) rows = 32;
   a->qc = b_cut_exact(b, a->s, queries, 8);
   a->kc = b_cut_exact(b, a->t, rows, 16);
   if (a->d > 256 || a->v > 256) b_fail(b, "attention with heads of more than 256");

@@ -225,7 +225,7 @@ static void clear_owned(bld *b, const cg_tensor *y, const ir_value *out, int dim
   b_cut c = b_cut_tile(b, n, 1024, 16);
   int64_t chunks = b_product(&rest) * c.count;
   b_loop l = b_loop_begin(b, k_int(k, 0), k_int(k, chunks), 1, chunks, NULL, 0);
-  k_value *c0 = k_muli(k, k_modi(k, l.i, c.count), c.size), *coord[B_MAX_AXES];
+  k_value *c0 = b_start(b, &c, l.i), *coord[B_MAX_AXES];
   b_coordinates(b, &rest, k_divi(k, l.i, c.count), coord);
   k_access x = {.base = k_add(k, k_add(k, base, b_at(b, &rest, 0, coord)), k_muli(k, c0, step)),
                 .col_stride = step,

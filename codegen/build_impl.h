@@ -102,6 +102,9 @@ b_cut b_cut_rows(int64_t extent, int size);
 b_cut b_cut_exact(const bld *b, int64_t extent, int max, int multiple);
 // The coordinate along a new grid dimension of the cut's tiles.
 k_value *b_grid(bld *b, const b_cut *c);
+k_value *b_grid_of(bld *b, int64_t extent);
+// Where tile number i (counted through several axes, the cut's the inner one) begins.
+k_value *b_start(bld *b, const b_cut *c, k_value *i);
 // Elements left from `start` on, for limits; NULL when no tile is ragged.
 k_value *b_left(bld *b, const b_cut *c, k_value *start);
 

@@ -224,7 +224,7 @@ static void build_thin(bld *b, product *p, const b_axes *m, const b_axes *n, con
   int64_t chunks = b_product(&p->k) * ck.count;
   b_loop l =
       b_loop_begin(b, k_int(k, 0), k_int(k, chunks), 1, b->limit->powers ? 0 : chunks, sum, rows);
-  k_value *k0 = k_muli(k, k_modi(k, l.i, ck.count), ck.size);
+  k_value *k0 = b_start(b, &ck, l.i);
   b_coordinates(b, &p->k, k_divi(k, l.i, ck.count), coord);
   k_value *left_k = b_left(b, &ck, k0);
   int wr = along_k ? cn.size : ck.size, wc = along_k ? ck.size : cn.size;
@@ -266,7 +266,7 @@ static void build_thin(bld *b, product *p, const b_axes *m, const b_axes *n, con
 // The next sums: those of k tile number i added to acc.
 static k_value *multiply(bld *b, const product *p, const cell *c, k_value *acc, k_value *i) {
   k_kernel *k = b->k;
-  k_value *coord[B_MAX_AXES], *k0 = k_muli(k, k_modi(k, i, c->ck.count), c->ck.size);
+  k_value *coord[B_MAX_AXES], *k0 = b_start(b, &c->ck, i);
   b_coordinates(b, &p->k, k_divi(k, i, c->ck.count), coord);
   k_value *at[2];
   for (int t = A; t <= B; t++) at[t] = k_add(k, c->base[t], b_at(b, &p->k, t, coord));
@@ -293,10 +293,10 @@ static void build_tiled(bld *b, const product *p, cell c) {
   k_kernel *k = b->k;
   const b_axes *m = c.m, *n = c.n;
   k_value *batch = k_grid(k, b_product(&p->batch));
-  k_value *om = k_grid(k, b_product(&p->m) * c.cm.count),
-          *on = k_grid(k, b_product(&p->n) * c.cn.count);
-  c.m0 = k_muli(k, k_modi(k, om, c.cm.count), c.cm.size);
-  c.n0 = k_muli(k, k_modi(k, on, c.cn.count), c.cn.size);
+  k_value *om = b_grid_of(b, b_product(&p->m) * c.cm.count),
+          *on = b_grid_of(b, b_product(&p->n) * c.cn.count);
+  c.m0 = b_start(b, &c.cm, om);
+  c.n0 = b_start(b, &c.cn, on);
   c.left_m = b_left(b, &c.cm, c.m0), c.left_n = b_left(b, &c.cn, c.n0);
   k_value *coord[B_MAX_AXES];
   b_coordinates(b, &p->batch, batch, coord);
@@ -316,7 +316,7 @@ static void build_tiled(bld *b, const product *p, cell c) {
   int64_t chunks = b_product(&p->k) * c.ck.count;
   if (b->limit->powers) {
     // No dot stores by itself there: all tiles go through one loop.
-    b_loop l = b_loop_begin(b, k_int(k, 0), k_int(k, chunks), 1, 0, &sum, 1);
+    b_loop l = b_loop_begin(b, k_int(k, 0), k_open(k, chunks), 1, 0, &sum, 1);
     k_value *next = multiply(b, p, &c, l.carry[0], l.i);
     b_loop_end(b, &l, &next);
     finish(b, p, l.carry[0], c.base, m, n, limits);

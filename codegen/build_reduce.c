@@ -113,7 +113,7 @@ static void reduce_body(bld *b, const reduction *r) {
   k_value *lo = k_divi(k, k_muli(k, p, chunks), r->parts);
   k_value *hi = k_divi(k, k_muli(k, k_addi(k, p, 1), chunks), r->parts);
   b_loop l = b_loop_begin(b, lo, hi, 1, r->parts == 1 && !b->limit->powers ? chunks : 0, init, n);
-  k_value *first = k_muli(k, k_modi(k, l.i, part.count), part.size);
+  k_value *first = b_start(b, &part, l.i);
   b_coordinates(b, &over, k_divi(k, l.i, part.count), coord);
   k_access a = {
       .base = k_add(k, k_add(k, base, b_at(b, &over, 0, coord)), k_muli(k, first, reduced[0])),

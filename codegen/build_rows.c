@@ -364,7 +364,7 @@ static void sums_body(bld *b, column_sums *s) {
   k_value *hi = k_divi(k, k_muli(k, k_addi(k, p, 1), chunks), s->parts);
   k_value *init[2] = {k_full(k, K_F32, 1, cc.size, 0), k_full(k, K_F32, 1, cc.size, 0)};
   b_loop l = b_loop_begin(b, lo, hi, 1, s->parts == 1 ? chunks : 0, init, s->layer ? 2 : 1);
-  k_value *r0 = k_muli(k, k_modi(k, l.i, rc.count), rc.size), *coord[B_MAX_AXES], *v[4] = {0};
+  k_value *r0 = b_start(b, &rc, l.i), *coord[B_MAX_AXES], *v[4] = {0};
   b_coordinates(b, &outer, k_divi(k, l.i, rc.count), coord);
   const cg_tensor *t[] = {&s->g, &s->x, &s->mean, &s->rstd};
   for (int i = 0; i < 4; i++) {

@@ -117,7 +117,7 @@ void cg_build_scatter_add(bld *b) {
   }
   int64_t chunks = b_product(&rows) * rc.count;
   b_loop l = b_loop_begin(b, k_int(k, 0), k_int(k, chunks), 1, chunks, NULL, 0);
-  k_value *r0 = k_muli(k, k_modi(k, l.i, rc.count), rc.size);
+  k_value *r0 = b_start(b, &rc, l.i);
   b_coordinates(b, &rows, k_divi(k, l.i, rc.count), rcoord);
   k_value *rleft = b_left(b, &rc, r0);
   k_value *id = b_load(b, &ids, rc.size, 1,

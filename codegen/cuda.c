@@ -85,7 +85,6 @@ const char *cu_literal(cu *c, k_type t, double v) {
 
 const char *cu_number(cu *c, int64_t v) {
   if (v == 0) return "0";
-  if (v == 1) return "1";
   vec_push(c->arena, &c->number, v);
   return arena_printf(c->arena, "a.number[%d]", c->number.n - 1);
 }
@@ -109,7 +108,8 @@ static const char *divided(cu *c, const k_stmt *s, const char *x, const char *y)
   bool mod = s->op == IR_mod;
   int64_t n;
   if (s->out[0]->type == K_I64 && cu_bound(c, s->in[0]) >= 0 &&
-      cu_bound(c, s->in[0]) <= UINT32_MAX && k_is_const(s->in[1], &n) && n > 0 && n <= UINT32_MAX)
+      cu_bound(c, s->in[0]) <= UINT32_MAX && (n = cu_bound(c, s->in[1])) > 0 && n <= UINT32_MAX &&
+      s->in[1]->def && s->in[1]->def->code == K_CONST)
     return arena_printf(c->arena, "(d_i64)((d_u32)%s %s (d_u32)%s)", x, mod ? "%" : "/", y);
   return call2(c, mod ? "d_mod" : "d_floordiv", x, y);
 }

@@ -76,6 +76,7 @@ typedef struct cu {
   arena *arena;
   const k_kernel *k;
   int threads, warp_bits;
+  int dots;          // of the kernel
   sb head, body;     // declarations of the whole kernel; statements
   int depth, loops;  // of the text; of loops around the statement
   VEC(int64_t) number;

@@ -445,6 +445,7 @@ void cu_assign(cu *c) {
   survey w = {0};
   list_block(c, &w, c->k->body);
   for (int i = 0; i < w.all.n; i++) look_at(c, &w, w.all.at[i]);
+  c->dots = w.dots;
   c->threads = choose_threads(&w);
   c->warp_bits = log2_up(c->threads / 32);
   c->class_of = arena_new(c->arena, int, c->k->next_id + 1);

@@ -48,6 +48,8 @@ int cu_zeros(const k_value *v) {
   }
 }
 
+static bool is_number(const k_value *v) { return v->def && v->def->code == K_CONST; }
+
 int64_t cu_bound(const cu *c, const k_value *v) {
   const k_stmt *d = v->def;
   int64_t n;
@@ -64,8 +66,8 @@ int64_t cu_bound(const cu *c, const k_value *v) {
   switch (d->op) {
     case IR_add: return __builtin_add_overflow(x, y, &n) ? -1 : n;
     case IR_mul: return __builtin_mul_overflow(x, y, &n) ? -1 : n;
-    case IR_floordiv: return k_is_const(d->in[1], &n) && n > 0 ? x / n : x;
-    case IR_mod: return k_is_const(d->in[1], &n) && n > 0 && n - 1 < x ? n - 1 : x;
+    case IR_floordiv: return is_number(d->in[1]) && y > 0 ? x / y : x;
+    case IR_mod: return is_number(d->in[1]) && y > 0 && y - 1 < x ? y - 1 : x;
     case IR_min: return x < y ? x : y;
     case IR_max: return x > y ? x : y;
     default: return -1;
@@ -74,16 +76,23 @@ int64_t cu_bound(const cu *c, const k_value *v) {
 
 // ---- accesses ----------------------------------------------------------------------------------
 
-// Elements that may move at once along the layout's vectors.
-static int width_of(const cu *c, const cu_place *p, const k_access *x) {
+// The limit along the layout's vectors.
+static const k_value *end_of(const cu_place *p, const k_access *x) {
+  return p->vaxis == CU_COL ? x->col_limit : x->row_limit;
+}
+
+// Elements that may move at once along the layout's vectors. *by_end: some of them may lie beyond
+// the limit, so what is left is counted. (Kernels with dots have none of that: there the limit must
+// be a multiple, and inner loops stay short.)
+static int width_of(const cu *c, const cu_place *p, const k_access *x, bool *by_end) {
   const cu_layout *l = cu_lay(c, p->layout);
   bool cols = p->vaxis == CU_COL;
   int64_t along = cols ? x->col_stride : x->row_stride,
           across = cols ? x->row_stride : x->col_stride;
+  *by_end = false;
   if (along != 1) return 1;
-  const k_value *limit = cols ? x->col_limit : x->row_limit;
   int z = least(cu_zeros(x->base), zeros_of(across));
-  if (limit) z = least(z, cu_zeros(limit));
+  if (c->dots && end_of(p, x)) z = least(z, cu_zeros(end_of(p, x)));
   if (x->offset) {
     if ((cols ? x->offset->cols : x->offset->rows) > 1) return 1;
     z = least(z, cu_zeros(x->offset));
@@ -92,6 +101,7 @@ static int width_of(const cu *c, const cu_place *p, const k_access *x) {
   z = least(z, zeros_of(cols ? l->cols : l->rows));
   int n = 1, size = cu_dtype_bytes(c->k->buffer[x->buffer].dtype);
   while (2 * n <= p->vec && 2 * n * size <= 16 && z >= __builtin_ctz(2u * (unsigned)n)) n *= 2;
+  *by_end = n > 1 && !c->dots && end_of(p, x);
   return n;
 }
 
@@ -100,8 +110,8 @@ static const char *stride_text(cu *c, int64_t stride, const char *at) {
 }
 
 // Where element j is: an address, and a condition or NULL.
-static void locate(cu *c, const cu_place *p, const k_access *x, const char *j, const char **address,
-                   const char **condition) {
+static void locate(cu *c, const cu_place *p, const k_access *x, const char *j, bool by_end,
+                   const char **address, const char **condition) {
   const cu_layout *l = cu_lay(c, p->layout);
   const char *r = cu_coordinate(c, p, CU_ROW, j), *col = cu_coordinate(c, p, CU_COL, j);
   sb at = {.arena = c->arena}, in = {.arena = c->arena};
@@ -113,8 +123,10 @@ static void locate(cu *c, const cu_place *p, const k_access *x, const char *j, c
   sb_puts(&at, ")");
   if (cu_padded(l, CU_ROW)) sb_printf(&in, " && %s < %d", r, l->rows);
   if (cu_padded(l, CU_COL)) sb_printf(&in, " && %s < %d", col, l->cols);
-  if (x->row_limit) sb_printf(&in, " && %s < %s", r, cu_scalar(c, x->row_limit));
-  if (x->col_limit) sb_printf(&in, " && %s < %s", col, cu_scalar(c, x->col_limit));
+  if (x->row_limit && !(by_end && p->vaxis == CU_ROW))
+    sb_printf(&in, " && %s < %s", r, cu_scalar(c, x->row_limit));
+  if (x->col_limit && !(by_end && p->vaxis == CU_COL))
+    sb_printf(&in, " && %s < %s", col, cu_scalar(c, x->col_limit));
   if (x->mask) sb_printf(&in, " && %s", cu_ref(c, p, x->mask, j));
   *address = sb_str(&at);
   *condition = in.n ? arena_printf(c->arena, "%s", sb_str(&in) + 4) : NULL;
@@ -141,33 +153,51 @@ static const char *plus_e(cu *c, const char *j) {
   return *j == '0' ? "e" : arena_printf(c->arena, "(%s + e)", j);
 }
 
+// How many elements exist from element j on, along the vectors.
+static const char *left_text(cu *c, const cu_place *p, const k_access *x, const char *j) {
+  return arena_printf(c->arena, "%s - %s", cu_scalar(c, end_of(p, x)),
+                      cu_coordinate(c, p, p->vaxis, j));
+}
+
 void cu_load(cu *c, const cu_place *p, const k_stmt *s) {
   const k_access *x = &s->access;
   ir_dtype t = c->k->buffer[x->buffer].dtype;
   const k_value *out = s->out[0];
-  int n = width_of(c, p, x);
+  bool by_end;
+  int n = width_of(c, p, x, &by_end);
   const char *j = open_pieces(c, p, n), *at, *in;
-  locate(c, p, x, j, &at, &in);
+  locate(c, p, x, j, by_end, &at, &in);
+  const char *get = arena_printf(c->arena, "d_load<%d>(%s)", n, at);
+  if (by_end) {
+    cu_line(c, "const d_i64 left = %s;", left_text(c, p, x, j));
+    get = arena_printf(c->arena, "d_load_left<%d>(%s, left)", n, at);
+  }
   if (in) {
     cu_line(c, "const bool in = %s;", in);
     cu_line(c, "d_vec<%s, %d> x = {};", cu_dtype(t), n);
-    cu_line(c, "if (in) x = d_load<%d>(%s);", n, at);
+    cu_line(c, "if (in) x = %s;", get);
   } else {
-    cu_line(c, "const d_vec<%s, %d> x = d_load<%d>(%s);", cu_dtype(t), n, n, at);
+    cu_line(c, "const d_vec<%s, %d> x = %s;", cu_dtype(t), n, get);
   }
+  bool fills = (in || by_end) && x->fill != 0;
   const char *fill =
-      in && x->fill != 0 ? arena_printf(c->arena, " : %s", cu_literal(c, out->type, x->fill)) : "";
+      fills ? arena_printf(c->arena, " : %s", cu_literal(c, out->type, x->fill)) : "";
+  const char *when = !fills         ? ""
+                     : in && by_end ? "in && e < left ? "
+                     : in           ? "in ? "
+                                    : "e < left ? ";
   cu_line(c, "D_UNROLL for (int e = 0; e < %d; e++) %s = %sd_widen(x.x[e])%s;", n,
-          cu_ref(c, p, out, plus_e(c, j)), *fill ? "in ? " : "", fill);
+          cu_ref(c, p, out, plus_e(c, j)), when, fill);
   close_pieces(c);
 }
 
 void cu_store(cu *c, const cu_place *p, const k_stmt *s) {
   const k_access *x = &s->access;
   ir_dtype t = c->k->buffer[x->buffer].dtype;
-  int n = width_of(c, p, x);
+  bool by_end;
+  int n = width_of(c, p, x, &by_end);
   const char *j = open_pieces(c, p, n), *at, *in, *owner = cu_owner(c, p->layout);
-  locate(c, p, x, j, &at, &in);
+  locate(c, p, x, j, by_end, &at, &in);
   if (owner || in)
     cu_line(c, "if (%s%s%s) {", owner ? owner : "", owner && in ? " && " : "", in ? in : "");
   else
@@ -175,7 +205,10 @@ void cu_store(cu *c, const cu_place *p, const k_stmt *s) {
   cu_line(c, "  d_vec<%s, %d> x;", cu_dtype(t), n);
   cu_line(c, "  D_UNROLL for (int e = 0; e < %d; e++) x.x[e] = d_narrow<%s>(%s);", n, cu_dtype(t),
           cu_ref(c, p, s->in[0], plus_e(c, j)));
-  cu_line(c, "  d_store(%s, x);", at);
+  if (by_end)
+    cu_line(c, "  d_store_left(%s, %s, x);", at, left_text(c, p, x, j));
+  else
+    cu_line(c, "  d_store(%s, x);", at);
   cu_line(c, "}");
   close_pieces(c);
 }

@@ -107,8 +107,14 @@ static k_value *int_of_type(k_kernel *k, k_type t, int64_t v) {
 
 k_value *k_int(k_kernel *k, int64_t v) { return int_of_type(k, K_I64, v); }
 
+k_value *k_open(k_kernel *k, int64_t v) {
+  k_value *n = k_int(k, v);
+  n->def->open = true;
+  return n;
+}
+
 bool k_is_const(const k_value *v, int64_t *out) {
-  if (!v->def || v->def->code != K_CONST || v->type == K_F32) return false;
+  if (!v->def || v->def->code != K_CONST || v->type == K_F32 || v->def->open) return false;
   if (out) *out = v->def->i;
   return true;
 }

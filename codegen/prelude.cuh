@@ -199,6 +199,32 @@ D_FN void d_mma(float *c, const d_u32 (&a)[4], d_u32 b0, d_u32 b1, d_f16) {
 
 #endif  // DSM_EMULATED
 
+// ---- ends of rows -------------------------------------------------------------------------------
+// Of N elements at p the first `left` exist: at most N move, in one access where all do. What does
+// not exist is read as zeros.
+template <int N, class T>
+D_FN d_vec<T, N> d_load_left(const T *p, d_i64 left) {
+  d_vec<T, N> v = {};
+  if (left >= N) {
+    v = d_load<N>(p);
+  } else {
+    D_UNROLL for (int e = 0; e < N; e++) {
+      if (e < left) v.x[e] = d_load<1>(p + e).x[0];
+    }
+  }
+  return v;
+}
+template <class T, int N>
+D_FN void d_store_left(T *p, d_i64 left, d_vec<T, N> v) {
+  if (left >= N) {
+    d_store(p, v);
+  } else {
+    D_UNROLL for (int e = 0; e < N; e++) {
+      if (e < left) d_store(p + e, d_vec<T, 1>{{v.x[e]}});
+    }
+  }
+}
+
 // ---- storage types ------------------------------------------------------------------------------
 
 D_FN float d_widen(float v) { return v; }
