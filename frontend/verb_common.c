@@ -432,10 +432,8 @@ bool compile_code(cli *c, compiled *k) {
   const char *why = cg_compile(k->cg, &target, &k->image);
   if (why) IR_BUG("codegen: %s", why);
   report_stage(c, "llvm", t);
-  k_kernel *const *kernels;
-  int n = cg_kernels(k->cg, &kernels);
   if (cli_has(c, OPT_TIME) && k->image.cached)
-    fprintf(stderr, "kernel cache     %d hits, %d misses\n", k->image.hits, n - k->image.hits);
+    fprintf(stderr, "kernel cache     %d hits, %d misses\n", k->image.hits, k->image.misses);
   else if (cli_has(c, OPT_TIME))
     fprintf(stderr, "kernel cache     %s\n", folder ? "cannot be used" : "off");
   t = now();
