@@ -29,6 +29,9 @@ typedef struct cg_image {
   unsigned char *bytes;
   int64_t n;
   int64_t *offset;  // of each kernel
+  // For GPUs: functions and modules of which the bytes are made (codegen/cuda_emit.h), and nothing
+  // of `offset`, `cpu`, `features`, `stack`. NULL: for the host.
+  const struct cuda_unit *cuda;
   const char *cpu, *features;
   bool flushes;    // rounding to bf16 takes denormals for zeros (codegen/kernel.h)
   const char *ir;  // when wanted
