@@ -135,7 +135,7 @@ static const char *identity_of(arena *a, const nvrtc *n) {
   const void *address;
   memcpy(&address, &n->nvrtcVersion, sizeof address);
   const char *ids = cache_build_ids(a, &address, 1);
-  return ids ? arena_printf(a, "nvrtc\n%s\n%s%s", n->version, ids, nvrtc_options(a)) : NULL;
+  return ids ? arena_printf(a, "nvrtc\n%s\n%s%s", n->version, ids, nvrtc_options(n, a)) : NULL;
 }
 
 // The jobs: for each target and then for PTX, all functions.

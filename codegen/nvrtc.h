@@ -17,6 +17,7 @@
 typedef struct nvrtc {
   library library;
   const char *version;  // "13.5"
+  int options;          // how many of ours it knows
 #define NVRTC(name, result, parameters) result(*name) parameters;
 #include "codegen/nvrtc.def"
 } nvrtc;
@@ -47,7 +48,7 @@ typedef struct nvrtc_output {
 const char *nvrtc_open(arena *a, nvrtc *out);
 // The options that every program is compiled with, besides the architecture: part of what its code
 // depends on.
-const char *nvrtc_options(arena *a);
+const char *nvrtc_options(const nvrtc *n, arena *a);
 // Compiles one text, called `name` in the log. `architecture`: "sm_90a" gives a cubin, "compute_80"
 // PTX.
 void nvrtc_compile(const nvrtc *n, arena *a, const char *name, const char *text,
