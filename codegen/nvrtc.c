@@ -23,7 +23,7 @@ const char *nvrtc_options(const nvrtc *n, arena *a) {
 const char *nvrtc_open(arena *a, nvrtc *out) {
   static const char *const names[] = {"libnvrtc.so.13", "libnvrtc.so.12", "libnvrtc.so", NULL};
   *out = (nvrtc){0};
-  if (!library_find(a, "DSM_NVRTC", names, &out->library)) {
+  if (!dynlib_find(a, "DSM_NVRTC", names, &out->library)) {
     const char *file = getenv("DSM_NVRTC");
     if (file && *file)
       return arena_printf(a, "NVRTC cannot be opened: %s (DSM_NVRTC)", out->library.why);
@@ -31,8 +31,8 @@ const char *nvrtc_open(arena *a, nvrtc *out) {
            "GPU "
            "or driver needed), or install CUDA's, or name its libnvrtc.so in DSM_NVRTC";
   }
-#define NVRTC(name, result, parameters)                  \
-  if (!library_symbol(&out->library, #name, &out->name)) \
+#define NVRTC(name, result, parameters)                 \
+  if (!dynlib_symbol(&out->library, #name, &out->name)) \
     return arena_printf(a, "%s has no function %s: it is no NVRTC", out->library.path, #name);
 #include "codegen/nvrtc.def"
   int major = 0, minor = 0;

@@ -7,15 +7,15 @@
 //   nvrtc_compile(&n, a, "twice", text, "sm_90a", &o);
 //   if (o.outcome == NVRTC_DONE) use(o.bytes, o.n, o.usage.registers);
 //
-// Where it is looked for: runtime/base/library.h, with the environment variable DSM_NVRTC. The
+// Where it is looked for: runtime/base/dynlib.h, with the environment variable DSM_NVRTC. The
 // library opens libnvrtc-builtins.so beside itself. Several threads may compile at once.
 #ifndef DSM_CODEGEN_NVRTC_H
 #define DSM_CODEGEN_NVRTC_H
 
-#include "runtime/base/library.h"
+#include "runtime/base/dynlib.h"
 
 typedef struct nvrtc {
-  library library;
+  dynlib library;
   const char *version;  // "13.5"
   int options;          // how many of ours it knows
 #define NVRTC(name, result, parameters) result(*name) parameters;

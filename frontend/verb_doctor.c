@@ -11,7 +11,7 @@
 
 #include "codegen/nvrtc.h"
 #include "frontend/cli.h"
-#include "runtime/base/library.h"
+#include "runtime/base/dynlib.h"
 #include "runtime/base/str.h"
 
 // One line of the answer.
@@ -67,7 +67,7 @@ static const probe probes[] = {
      "nothing needs it but programs built with --pin matmul=openblas"},
 };
 
-static const char *version_of(arena *a, const library *l, const probe *p) {
+static const char *version_of(arena *a, const dynlib *l, const probe *p) {
   int (*one)(int *);
   size_t (*returned)(void);
   int (*text)(char *, int *);
@@ -76,26 +76,26 @@ static const char *version_of(arena *a, const library *l, const probe *p) {
   char buf[8192] = "";
   switch (p->version_kind) {
     case INT_OUT:
-      if (library_symbol(l, p->version_symbol, &one) && one(&x) == 0) {
+      if (dynlib_symbol(l, p->version_symbol, &one) && one(&x) == 0) {
         if (strcmp(p->what, "NCCL") == 0)
           return arena_printf(a, "%d.%d.%d", x / 10000, x / 100 % 100, x % 100);
         return arena_printf(a, "%d.%d", x / 1000, x / 10 % 100);
       }
       break;
     case SIZE_RETURNED:
-      if (library_symbol(l, p->version_symbol, &returned)) {
+      if (dynlib_symbol(l, p->version_symbol, &returned)) {
         size_t v = returned();
         return arena_printf(a, "%zu.%zu", v / 10000, v / 100 % 100);
       }
       break;
     case TEXT_OUT:
-      if (library_symbol(l, p->version_symbol, &text) && text(buf, &x) == 0) {
+      if (dynlib_symbol(l, p->version_symbol, &text) && text(buf, &x) == 0) {
         buf[strcspn(buf, ",\n")] = 0;
         return arena_strdup(a, buf);
       }
       break;
     case TEXT_RETURNED:
-      if (library_symbol(l, p->version_symbol, &words)) return arena_strdup(a, words());
+      if (dynlib_symbol(l, p->version_symbol, &words)) return arena_strdup(a, words());
       break;
     case NO_VERSION: break;
   }
@@ -103,8 +103,8 @@ static const char *version_of(arena *a, const library *l, const probe *p) {
 }
 
 static finding look_for(arena *a, const probe *p) {
-  library l;
-  if (!library_find(a, p->variable, p->names, &l))
+  dynlib l;
+  if (!dynlib_find(a, p->variable, p->names, &l))
     return (finding){p->what, false, "", p->cost, l.tried};
   const char *version = version_of(a, &l, p);
   return (finding){p->what, true, arena_printf(a, "%s (%s)", version, l.path), p->cost, ""};
@@ -177,10 +177,10 @@ static finding_list look(arena *a) {
   vec_push(a, &all, (finding){"CPU", true, cpu_features(a), "", ""});
 
   // libLLVM is linked, so its symbols are in the program; asking by name spares its headers here.
-  const library program = {.handle = RTLD_DEFAULT};
+  const dynlib program = {.handle = RTLD_DEFAULT};
   void (*llvm)(unsigned *, unsigned *, unsigned *);
   unsigned major = 0, minor = 0, patch = 0;
-  bool has_llvm = library_symbol(&program, "LLVMGetVersion", &llvm);
+  bool has_llvm = dynlib_symbol(&program, "LLVMGetVersion", &llvm);
   if (has_llvm) llvm(&major, &minor, &patch);
   vec_push(a, &all,
            (finding){"LLVM", has_llvm, arena_printf(a, "%u.%u.%u, linked", major, minor, patch),

@@ -1,4 +1,4 @@
-#include "runtime/base/library.h"
+#include "runtime/base/dynlib.h"
 
 #include <dlfcn.h>
 #include <stdlib.h>
@@ -24,7 +24,7 @@ static const char *expand(arena *a, const char *folder) {
   return value && *value ? arena_printf(a, "%s%s", value, slash) : NULL;
 }
 
-static bool try_one(arena *a, const char *path, sb *tried, library *out) {
+static bool try_one(arena *a, const char *path, sb *tried, dynlib *out) {
   sb_printf(tried, "%s%s", tried->n ? " " : "", path);
   out->handle = dlopen(path, RTLD_LAZY | RTLD_LOCAL);
   if (out->handle) {
@@ -38,8 +38,8 @@ static bool try_one(arena *a, const char *path, sb *tried, library *out) {
   return false;
 }
 
-bool library_find(arena *a, const char *variable, const char *const *names, library *out) {
-  *out = (library){0};
+bool dynlib_find(arena *a, const char *variable, const char *const *names, dynlib *out) {
+  *out = (dynlib){0};
   sb tried = {.arena = a};
   const char *file = variable ? getenv(variable) : NULL;
   if (file && *file) {
@@ -57,7 +57,7 @@ bool library_find(arena *a, const char *variable, const char *const *names, libr
   return false;
 }
 
-bool library_symbol(const library *l, const char *name, void *function) {
+bool dynlib_symbol(const dynlib *l, const char *name, void *function) {
   // Function pointers come out of dlsym as object pointers; POSIX makes this copy well defined.
   void *at = dlsym(l->handle, name);
   memcpy(function, &at, sizeof at);
