@@ -25,7 +25,14 @@ bool gpu_parse_target(cli *c, gpu_set *out) {
     if (row < 0 && !str_eq(name, "cpu")) {
       diag *e = diag_error(&c->diags, source_span(src, at, at + n), DIAG_UNKNOWN_TARGET,
                            "`%s` is not a target", name);
-      diag_did_you_mean(e, name, names, GPU_TARGETS + 1);
+      // `sm_90` means `sm_90a`, however near `sm_80` is.
+      const char *longer = NULL;
+      for (int i = 0; n && i <= GPU_TARGETS && !longer; i++)
+        if (str_starts(names[i], name)) longer = names[i];
+      if (longer)
+        diag_help(e, longer, "did you mean `%s`?", longer);
+      else
+        diag_did_you_mean(e, name, names, GPU_TARGETS + 1);
       diag_list(e, "known", names, GPU_TARGETS + 1);
       return false;
     }
