@@ -10,9 +10,10 @@ const char *cuda_made_for(arena *a, const k_kernel *k) {
   sb s = {.arena = a};
   sb_puts(&s, ir_info(op->code)->name);
   if (op->nout && op->out[0]->name) sb_printf(&s, " %s", op->out[0]->name);
-  if (op->span.line)
-    sb_printf(&s, ", line %d%s%s", op->span.line, op->span.file ? " of " : "",
-              op->span.file ? op->span.file : "");
+  if (op->span.line && op->span.file) {
+    const char *slash = strrchr(op->span.file, '/');
+    sb_printf(&s, ", line %d of %s", op->span.line, slash ? slash + 1 : op->span.file);
+  }
   return sb_str(&s);
 }
 
@@ -139,13 +140,13 @@ static const char *identity_of(arena *a, const nvrtc *n) {
 }
 
 // The jobs: for each target and then for PTX, all functions.
-static int make_jobs(arena *a, const everything *all, const cuda_unit *u, gpu_set targets,
+static int make_jobs(arena *a, const everything *all, const cuda_unit *u, const cuda_options *o,
                      function_job **out) {
   const gpu_target *t;
   int nt = gpu_targets(&t), n = 0;
   function_job *job = arena_new(a, function_job, u->nfunctions * (nt + 1));
   for (int i = 0; i <= nt; i++)
-    for (int f = 0; f < u->nfunctions && (i == nt || (targets >> i & 1)); f++)
+    for (int f = 0; f < u->nfunctions && (i == nt ? o->ptx : o->targets >> i & 1); f++)
       job[n++] = (function_job){
           .all = all, .function = &u->function[f], .architecture = i == nt ? GPU_PTX : t[i].name};
   *out = job;
@@ -192,7 +193,7 @@ bool cuda_compile(arena *a, cuda_unit *u, const cuda_options *o, cg_image *out,
     all.identity = identity_of(a, &n);
     if (all.identity) all.cache = cache_open(a, o->cache);
   }
-  int jobs = make_jobs(a, &all, u, o->targets, &all.job);
+  int jobs = make_jobs(a, &all, u, o, &all.job);
   int64_t *size = arena_new(a, int64_t, jobs);
   for (int i = 0; i < jobs; i++) {
     // PTX is before the half of the work that makes machine code of it.

@@ -3,7 +3,7 @@
 //   cuda_unit u;
 //   cuda_lower_all(a, kernels, n, &u);               // as text, each distinct function once
 //   if (u.refused) ...                               // some kernels have no lowering: u.why[i]
-//   cuda_options o = {.targets = 1u << GPU_sm_90a, .cache = folder};
+//   cuda_options o = {.targets = 1u << GPU_sm_90a, .ptx = true, .cache = folder};
 //   cg_image image;
 //   cuda_failure f;
 //   if (!cuda_compile(a, &u, &o, &image, &f)) say(f.text);
@@ -52,6 +52,7 @@ typedef struct cuda_unit {
 
 typedef struct cuda_options {
   gpu_set targets;
+  bool ptx;           // and PTX; without it the image is for looking at reports
   const char *cache;  // folder of the kernel cache; NULL: none
   int threads;        // 0: one a processor, at most 8
 } cuda_options;

@@ -74,9 +74,9 @@ static void report_refused(cli *c, compiled *k) {
 }
 
 // Lowered kernels to machine code, as far as NVRTC is there. NULL or what is missing.
-static const char *to_machine_code(cli *c, compiled *k, gpu_set targets) {
+static const char *to_machine_code(cli *c, compiled *k, bool ptx) {
   const char *folder = compile_cache_folder(c);
-  cuda_options o = {.targets = targets, .threads = (int)cli_number(c, OPT_JOBS, 0)};
+  cuda_options o = {.targets = k->targets, .ptx = ptx, .threads = (int)cli_number(c, OPT_JOBS, 0)};
   if (folder) o.cache = arena_printf(c->arena, "%s/kernels", folder);
   cuda_failure f;
   if (cuda_compile(c->arena, &k->unit, &o, &k->image, &f)) return NULL;
@@ -90,7 +90,7 @@ bool gpu_code(cli *c, compiled *k) {
     report_refused(c, k);
     return false;
   }
-  const char *missing = to_machine_code(c, k, k->targets);
+  const char *missing = to_machine_code(c, k, true);
   if (!missing) return true;
   fprintf(stderr, "dsmc: --target %s: %s\n", cli_get(c, OPT_TARGET), missing);
   k->exit_code = EXIT_INPUT;
@@ -178,8 +178,7 @@ static void print_table(cli *c, const compiled *k, const cuda_cost *cost, int wh
   if (compiled_too) printf("most registers %d; %d functions use local memory\n", most, spilling);
 }
 
-static void print_json(cli *c, const compiled *k, const cuda_cost *cost, gpu_set targets,
-                       bool compiled_too) {
+static void print_json(cli *c, const compiled *k, const cuda_cost *cost, bool compiled_too) {
   const gpu_target *t;
   int nt = gpu_targets(&t);
   sb s = {.arena = c->arena};
@@ -203,7 +202,7 @@ static void print_json(cli *c, const compiled *k, const cuda_cost *cost, gpu_set
   }
   sb_puts(&s, "],\"targets\":[");
   for (int i = 0, some = 0; i < nt; i++) {
-    if (!(targets >> i & 1)) continue;
+    if (!(k->targets >> i & 1)) continue;
     sb_printf(&s, "%s{\"name\":\"%s\",\"device\":\"%s\",\"functions\":[", some++ ? "," : "",
               t[i].name, t[i].device);
     row *rows = make_rows(c->arena, k, cost, &t[i]);
@@ -234,16 +233,16 @@ static void print_json(cli *c, const compiled *k, const cuda_cost *cost, gpu_set
   fputs(sb_str(&s), stdout);
 }
 
-static void print_cost(cli *c, compiled *k, gpu_set targets) {
-  const char *missing = to_machine_code(c, k, targets);
+static void print_cost(cli *c, compiled *k) {
+  const char *missing = to_machine_code(c, k, false);
   cuda_cost *cost = cuda_cost_of(c->arena, k->schedule, k->cg, &k->unit);
   if (missing) fprintf(stderr, "dsmc: no registers and spills: %s\n", missing);
   if (cli_has(c, OPT_JSON)) {
-    print_json(c, k, cost, targets, !missing);
+    print_json(c, k, cost, !missing);
     return;
   }
   for (int i = 0, some = 0; i < GPU_TARGETS; i++) {
-    if (!(targets >> i & 1)) continue;
+    if (!(k->targets >> i & 1)) continue;
     if (some++) putchar('\n');
     print_table(c, k, cost, i, !missing);
   }
@@ -252,7 +251,7 @@ static void print_cost(cli *c, compiled *k, gpu_set targets) {
 int gpu_print(cli *c, compiled *k) {
   lower(k, c->arena);
   if (cli_has(c, OPT_COST)) {
-    print_cost(c, k, k->targets);
+    print_cost(c, k);
   } else {
     sb s = {.arena = c->arena};
     cuda_print(&k->unit, &s);

@@ -46,6 +46,7 @@ static int set_up(void **state) {
   f->unit.function[f->unit.nfunctions++] = mapping(f, "exponential", "d_exp(x[i])");
   f->unit.function[f->unit.nfunctions++] = mapping(f, "logarithm", "d_log(x[i])");
   f->options.targets = 1u << GPU_sm_80 | 1u << GPU_sm_90a;
+  f->options.ptx = true;
   *state = f;
   return 0;
 }
@@ -249,6 +250,10 @@ static void cached_or_not_the_same_bytes(void **state) {
   assert_int_equal(got.hits, 9);
   assert_int_equal(got.misses, 3);
   f->options.targets &= ~(1u << GPU_sm_100);
+  f->options.ptx = false;
+  got = compiled(f);
+  assert_int_equal(f->unit.nmodules, 6);
+  f->options.ptx = true;
   // One function changes.
   cuda_function before = f->unit.function[2];
   f->unit.function[2] = mapping(f, "logarithm", "d_log(x[i]) + 1.0f");
