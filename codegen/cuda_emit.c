@@ -107,6 +107,10 @@ static const char *compile_function(arena *a, function_job *j, const char *text)
   nvrtc_output o;
   nvrtc_compile(j->all->nvrtc, a, f->symbol, text, j->architecture, &o);
   j->ours = o.outcome == NVRTC_REJECTED;
+  if (o.outcome == NVRTC_UNABLE)
+    return arena_printf(a, "NVRTC %s (%s) cannot compile for %s: %.*s", j->all->nvrtc->version,
+                        j->all->nvrtc->library.path, j->architecture, (int)strcspn(o.log, "\n"),
+                        o.log);
   if (o.outcome != NVRTC_DONE)
     return arena_printf(a, "NVRTC %s, %s: function %s, made for %s:\n%s", j->all->nvrtc->version,
                         j->architecture, f->symbol, cuda_made_for(a, f->kernel), o.log);
