@@ -69,6 +69,7 @@ void b_begin(bld *b, const char *fmt, ...) {
   b->k = k_new(b->arena, arena_vprintf(b->arena, fmt, ap));
   va_end(ap);
   b->k->skip = b->cg->lowering;
+  b->k->op = b->op;
   memset(&b->launch, 0, sizeof b->launch);
 }
 

@@ -1,61 +1,65 @@
 // How entries look, and what they are trusted for: codegen/cache.h.
 //
-// A file is an entry_head and the image. The checksum covers everything behind it, the key says
-// whose code it is: a file copied over another's name is found out too. Nothing is flushed to the
-// disk: what a power cut leaves of an entry does not match its checksum.
+// A file is an entry_head and the content, compressed. The checksum covers everything behind it,
+// the key says whose it is: a file copied over another's name is found out too. Nothing is flushed
+// to the disk: what a power cut leaves of an entry does not match its checksum.
 #include "codegen/cache.h"
 
 #include <elf.h>
 #include <fcntl.h>
 #include <link.h>
-#include <llvm-c/Core.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
+#include <zstd.h>
 
 #define XXH_INLINE_ALL
 #include <xxhash.h>
 
 #include "runtime/base/file.h"
+#include "runtime/base/str.h"
+#include "runtime/base/vec.h"
 
-#define ENTRY_MAGIC "dsmkern1"
-#define NAME_DIGITS 32         // of the key, in hex
-#define FRESH_SECONDS 3600     // an entry used again is marked as used at most this often
-#define ABANDONED_SECONDS 600  // a temporary file this old has no writer any more
+#define ENTRY_MAGIC "dsmkern2"
+#define NAME_DIGITS 32                  // of the key, in hex
+#define FRESH_SECONDS 3600              // an entry used again is marked as used at most this often
+#define ABANDONED_SECONDS 600           // a temporary file this old has no writer any more
+#define LEVEL 3                         // of compression: what zstd does by itself
+#define MOST_BYTES ((uint64_t)1 << 30)  // that an entry is believed to hold
 
 typedef struct entry_head {
   char magic[8];
   uint64_t checksum;  // XXH3-64 of what follows
   cache_key key;
-  int64_t code_bytes, offset, stack;  // as in cg_image
+  uint64_t bytes;  // of the content
 } entry_head;
 
 struct kernel_cache {
   const char *folder;
-  XXH128_hash_t base;  // of compiler, LLVM and CPU
 };
 
 // ---- which compiler this is ---------------------------------------------------------------------
 
 typedef struct ids {
-  XXH3_state_t *hash;
-  uintptr_t mine, llvm;  // addresses inside the two objects
-  int found;
+  const void *const *address;
+  int n, found;
+  sb text;
 } ids;
 
-static bool holds(const struct dl_phdr_info *o, uintptr_t address) {
+static bool holds(const struct dl_phdr_info *o, const void *address) {
+  uintptr_t at = (uintptr_t)address;
   for (int i = 0; i < o->dlpi_phnum; i++) {
     const ElfW(Phdr) *p = &o->dlpi_phdr[i];
     uintptr_t from = o->dlpi_addr + p->p_vaddr;
-    if (p->p_type == PT_LOAD && address >= from && address - from < p->p_memsz) return true;
+    if (p->p_type == PT_LOAD && at >= from && at - from < p->p_memsz) return true;
   }
   return false;
 }
 
-// Hashes the build id among the notes of one segment; the linker makes it from the whole contents.
+// Adds the build id among the notes of one segment.
 static bool take_id(ids *x, const unsigned char *at, size_t n, size_t align) {
   while (n >= sizeof(ElfW(Nhdr))) {
     ElfW(Nhdr) h;
@@ -65,7 +69,8 @@ static bool take_id(ids *x, const unsigned char *at, size_t n, size_t align) {
     if (name > n - sizeof h || desc > n - sizeof h - name) return false;
     const unsigned char *text = at + sizeof h;
     if (h.n_type == NT_GNU_BUILD_ID && h.n_namesz == 4 && memcmp(text, "GNU", 4) == 0) {
-      XXH3_128bits_update(x->hash, text + name, h.n_descsz);
+      for (size_t i = 0; i < h.n_descsz; i++) sb_printf(&x->text, "%02x", text[name + i]);
+      sb_put(&x->text, '\n');
       return true;
     }
     at += sizeof h + name + desc;
@@ -77,41 +82,23 @@ static bool take_id(ids *x, const unsigned char *at, size_t n, size_t align) {
 static int see_object(struct dl_phdr_info *o, size_t size, void *ctx) {
   ids *x = ctx;
   (void)size;
-  bool mine = holds(o, x->mine), llvm = holds(o, x->llvm);
-  if (!mine && !llvm) return 0;
-  for (int i = 0; i < o->dlpi_phnum; i++) {
+  int holding = 0;
+  for (int i = 0; i < x->n; i++) holding += holds(o, x->address[i]);
+  for (int i = 0; holding && i < o->dlpi_phnum; i++) {
     const ElfW(Phdr) *p = &o->dlpi_phdr[i];
     if (p->p_type != PT_NOTE) continue;
     const unsigned char *at = (const unsigned char *)(o->dlpi_addr + p->p_vaddr);
     if (!take_id(x, at, p->p_memsz, p->p_align == 8 ? 8 : 4)) continue;
-    x->found += mine + llvm;
+    x->found += holding;
     return 0;
   }
   return 0;
 }
 
-static void add_text(XXH3_state_t *s, const char *text) {
-  XXH3_128bits_update(s, text, strlen(text) + 1);
-}
-
-// The part of all keys that does not depend on the kernel. False when a compiler cannot be told
-// from another one.
-static bool hash_base(XXH3_state_t *s, const char *cpu, const char *features, XXH128_hash_t *out) {
-  XXH3_128bits_reset(s);
-  add_text(s, ENTRY_MAGIC);
-  unsigned version[3];
-  LLVMGetVersion(&version[0], &version[1], &version[2]);
-  XXH3_128bits_update(s, version, sizeof version);
-  add_text(s, cpu);
-  add_text(s, features);
-  ids x = {.hash = s};
-  void (*mine)(const kernel_cache *, arena *, int64_t) = cache_trim;
-  LLVMContextRef (*llvm)(void) = LLVMContextCreate;
-  memcpy(&x.mine, &mine, sizeof x.mine);
-  memcpy(&x.llvm, &llvm, sizeof x.llvm);
+const char *cache_build_ids(arena *a, const void *const *address, int n) {
+  ids x = {.address = address, .n = n, .text.arena = a};
   dl_iterate_phdr(see_object, &x);
-  *out = XXH3_128bits_digest(s);
-  return x.found == 2;
+  return x.found == n ? sb_str(&x.text) : NULL;
 }
 
 // ---- the folder ---------------------------------------------------------------------------------
@@ -129,23 +116,19 @@ static bool folder_is_safe(arena *a, const char *folder) {
          !(st.st_mode & (S_IWGRP | S_IWOTH));
 }
 
-kernel_cache *cache_open(arena *a, const char *folder, const char *cpu, const char *features) {
+kernel_cache *cache_open(arena *a, const char *folder) {
+  if (!folder_is_safe(a, folder)) return NULL;
   kernel_cache *c = arena_new(a, kernel_cache, 1);
   c->folder = arena_strdup(a, folder);
-  if (!folder_is_safe(a, folder)) return NULL;
-  XXH3_state_t *s = XXH3_createState();
-  bool good = s && hash_base(s, cpu, features, &c->base);
-  XXH3_freeState(s);
-  return good ? c : NULL;
+  return c;
 }
 
-cache_key cache_key_of(const kernel_cache *c, arena *a, const k_kernel *k) {
-  sb text = {.arena = a};
-  sb_printf(&text, "%016llx%016llx\n", (unsigned long long)c->base.high64,
-            (unsigned long long)c->base.low64);
-  k_print(&text, k);
-  const char *all = sb_str(&text);
-  XXH128_hash_t h = XXH3_128bits(all, strlen(all));
+cache_key cache_key_of(const char *const *text, int n) {
+  XXH3_state_t s;
+  XXH3_128bits_reset(&s);
+  XXH3_128bits_update(&s, ENTRY_MAGIC, sizeof ENTRY_MAGIC);
+  for (int i = 0; i < n; i++) XXH3_128bits_update(&s, text[i], strlen(text[i]) + 1);
+  XXH128_hash_t h = XXH3_128bits_digest(&s);
   return (cache_key){h.high64, h.low64};
 }
 
@@ -156,13 +139,27 @@ static const char *path_of(const kernel_cache *c, arena *a, cache_key key) {
 
 // ---- entries ------------------------------------------------------------------------------------
 
-static uint64_t checksum_of(const entry_head *h, const void *code) {
+static uint64_t checksum_of(const entry_head *h, const void *packed, size_t n) {
   size_t skip = offsetof(entry_head, key);
   uint64_t head = XXH3_64bits((const unsigned char *)h + skip, sizeof *h - skip);
-  return XXH3_64bits_withSeed(code, (size_t)h->code_bytes, head);
+  return XXH3_64bits_withSeed(packed, n, head);
 }
 
-bool cache_get(const kernel_cache *c, arena *a, cache_key key, cg_image *out) {
+static bool unpack(arena *a, cache_key key, const file_map *m, cache_bytes *out) {
+  entry_head h;
+  if (m->n < sizeof h) return false;
+  memcpy(&h, m->bytes, sizeof h);
+  const unsigned char *packed = m->bytes + sizeof h;
+  size_t n = m->n - sizeof h;
+  if (memcmp(h.magic, ENTRY_MAGIC, sizeof h.magic) != 0 || h.key.high != key.high ||
+      h.key.low != key.low || h.bytes > MOST_BYTES || h.checksum != checksum_of(&h, packed, n))
+    return false;
+  out->n = (size_t)h.bytes;
+  out->at = arena_alloc(a, out->n);
+  return ZSTD_decompress(out->at, out->n, packed, n) == out->n;
+}
+
+bool cache_get(const kernel_cache *c, arena *a, cache_key key, cache_bytes *out) {
   const char *path = path_of(c, a, key);
   file_map m;
   status *s = file_map_open(path, &m);
@@ -170,23 +167,7 @@ bool cache_get(const kernel_cache *c, arena *a, cache_key key, cg_image *out) {
     status_free(s);
     return false;
   }
-  entry_head h;
-  bool good = m.n >= sizeof h;
-  if (good) {
-    memcpy(&h, m.bytes, sizeof h);
-    good = memcmp(h.magic, ENTRY_MAGIC, sizeof h.magic) == 0 && h.key.high == key.high &&
-           h.key.low == key.low && h.code_bytes > 0 && (uint64_t)h.code_bytes == m.n - sizeof h &&
-           h.offset >= 0 && h.offset < h.code_bytes &&
-           h.checksum == checksum_of(&h, m.bytes + sizeof h);
-  }
-  if (good) {
-    out->n = h.code_bytes;
-    out->bytes = arena_alloc(a, (size_t)h.code_bytes);
-    memcpy(out->bytes, m.bytes + sizeof h, (size_t)h.code_bytes);
-    out->offset = arena_new(a, int64_t, 1);
-    out->offset[0] = h.offset;
-    out->stack = h.stack;
-  }
+  bool good = unpack(a, key, &m, out);
   file_map_close(&m);
   struct stat st;
   if (good && stat(path, &st) == 0 && time(NULL) - st.st_mtime > FRESH_SECONDS)
@@ -194,17 +175,23 @@ bool cache_get(const kernel_cache *c, arena *a, cache_key key, cg_image *out) {
   return good;
 }
 
-void cache_put(const kernel_cache *c, arena *a, cache_key key, const cg_image *image) {
-  entry_head h = {
-      .key = key, .code_bytes = image->n, .offset = image->offset[0], .stack = image->stack};
+void cache_put(const kernel_cache *c, arena *a, cache_key key, cache_bytes bytes) {
+  entry_head h = {.key = key, .bytes = bytes.n};
   memcpy(h.magic, ENTRY_MAGIC, sizeof h.magic);
-  h.checksum = checksum_of(&h, image->bytes);
-  const char *path = path_of(c, a, key), *tmp = arena_printf(a, "%s.%ld", path, (long)getpid());
+  size_t room = ZSTD_compressBound(bytes.n);
+  unsigned char *packed = arena_alloc(a, room);
+  size_t n = ZSTD_compress(packed, room, bytes.at, bytes.n, LEVEL);
+  if (ZSTD_isError(n)) return;
+  h.checksum = checksum_of(&h, packed, n);
+  const char *path = path_of(c, a, key);
+  // Threads of one program may put the same key, too.
+  const char *tmp =
+      arena_printf(a, "%s.%ld.%lx", path, (long)getpid(), (unsigned long)(uintptr_t)&h);
   file_out f;
   status *s = file_create(file_io_system(), tmp, &f);
   if (!s) {
     s = file_write(&f, &h, sizeof h);
-    if (!s) s = file_write(&f, image->bytes, (size_t)image->n);
+    if (!s) s = file_write(&f, packed, n);
     s = status_join(s, file_close(&f));
     if (s || rename(tmp, path) != 0) unlink(tmp);
   }

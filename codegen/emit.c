@@ -11,14 +11,9 @@
 #include <llvm-c/Target.h>
 #include <llvm-c/TargetMachine.h>
 #include <llvm-c/Transforms/PassBuilder.h>
-#include <pthread.h>
-#include <setjmp.h>
-#include <stdatomic.h>
-#include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
-#include "codegen/cache.h"
+#include "codegen/crew.h"
 #include "codegen/host.h"
 
 // Vectors and unrolling are ours: LLVM's vectorisers would only cost time. Everything that cleans
@@ -86,15 +81,13 @@ static const char *symbol_of(arena *a, const k_kernel *k) {
 
 // One kernel.
 typedef struct kernel_job {
-  arena arena;
-  jmp_buf oom;
   const k_kernel *kernel;
   const cg_target *target;
   const kernel_cache *cache;  // or NULL
+  const char *identity;       // for its keys
   const char *cpu, *features;
   cg_image image;
   bool hit;
-  const char *why;
 } kernel_job;
 
 static const char *compile_module(host *h, LLVMTargetMachineRef tm, kernel_job *j) {
@@ -119,9 +112,8 @@ static const char *compile_module(host *h, LLVMTargetMachineRef tm, kernel_job *
   return why;
 }
 
-static const char *compile_kernel(kernel_job *j) {
+static const char *compile_kernel(arena *a, kernel_job *j) {
   static const char triple[] = "x86_64-unknown-linux-gnu";
-  arena *a = &j->arena;
   LLVMTargetRef t;
   char *message = NULL;
   if (LLVMGetTargetFromTriple(triple, &t, &message))
@@ -148,72 +140,70 @@ static const char *compile_kernel(kernel_job *j) {
   return why;
 }
 
-static void run_job(kernel_job *j) {
-  cache_key key = {0};
-  if (j->cache) {
-    key = cache_key_of(j->cache, &j->arena, j->kernel);
-    j->hit = cache_get(j->cache, &j->arena, key, &j->image);
-    if (j->hit) return;
-  }
-  j->why = compile_kernel(j);
-  if (j->cache && !j->why) cache_put(j->cache, &j->arena, key, &j->image);
+// ---- the cache ----------------------------------------------------------------------------------
+
+const char *cg_cache_identity(arena *a, const char *cpu, const char *features) {
+  unsigned v[3];
+  LLVMGetVersion(&v[0], &v[1], &v[2]);
+  const char *(*mine)(arena *, const char *, const char *) = cg_cache_identity;
+  LLVMContextRef (*llvm)(void) = LLVMContextCreate;
+  const void *address[2];
+  memcpy(&address[0], &mine, sizeof mine);
+  memcpy(&address[1], &llvm, sizeof llvm);
+  const char *ids = cache_build_ids(a, address, 2);
+  // Lines, so that where a field ends makes a difference.
+  return ids ? arena_printf(a, "host\n%u.%u.%u\n%s%s\n%s", v[0], v[1], v[2], ids, cpu, features)
+             : NULL;
 }
 
-// A thread's arena must not jump into the caller's handler: the job fails instead (and what LLVM
-// holds is lost, as the process is about to end).
-static void job_oom(void *ctx) { longjmp(((kernel_job *)ctx)->oom, 1); }
-
-typedef struct crew {
-  kernel_job *job;
-  const int *order;  // largest first, so that the threads end together
-  int n;
-  atomic_int next;
-} crew;
-
-static void *work(void *ctx) {
-  crew *c = ctx;
-  for (int i; (i = atomic_fetch_add(&c->next, 1)) < c->n;) {
-    kernel_job *j = &c->job[c->order[i]];
-    if (setjmp(j->oom)) {
-      j->why = "out of memory";
-    } else {
-      run_job(j);
-    }
-  }
-  return NULL;
+cache_key cg_cache_key(arena *a, const char *identity, const k_kernel *k) {
+  sb text = {.arena = a};
+  k_print(&text, k);
+  const char *const depends[] = {identity, sb_str(&text)};
+  return cache_key_of(depends, 2);
 }
 
-typedef struct work_size {
-  int statements, number;
-} work_size;
+// What an entry holds in front of the code.
+typedef struct entry {
+  int64_t offset, stack;  // as in cg_image
+} entry;
 
-static int largest_first(const void *a, const void *b) {
-  const work_size *x = a, *y = b;
-  return x->statements != y->statements ? y->statements - x->statements : x->number - y->number;
+static bool from_cache(arena *a, const kernel_job *j, cache_key key, cg_image *out) {
+  cache_bytes b;
+  entry e;
+  if (!cache_get(j->cache, a, key, &b) || b.n <= sizeof e) return false;
+  memcpy(&e, b.at, sizeof e);
+  out->n = (int64_t)(b.n - sizeof e);
+  if (e.offset < 0 || e.offset >= out->n) return false;
+  out->bytes = b.at + sizeof e;
+  out->offset = arena_new(a, int64_t, 1);
+  out->offset[0] = e.offset;
+  out->stack = e.stack;
+  return true;
 }
 
-static const int *order_of(arena *a, k_kernel *const *kernel, int n) {
-  work_size *size = arena_new(a, work_size, n);
-  for (int i = 0; i < n; i++) size[i] = (work_size){kernel[i]->next_seq, i};
-  qsort(size, (size_t)n, sizeof *size, largest_first);
-  int *order = arena_new(a, int, n);
-  for (int i = 0; i < n; i++) order[i] = size[i].number;
-  return order;
+static void to_cache(arena *a, const kernel_job *j, cache_key key) {
+  const cg_image *x = &j->image;
+  entry e = {x->offset[0], x->stack};
+  cache_bytes b = {.n = sizeof e + (size_t)x->n};
+  b.at = arena_alloc(a, b.n);
+  memcpy(b.at, &e, sizeof e);
+  memcpy(b.at + sizeof e, x->bytes, (size_t)x->n);
+  cache_put(j->cache, a, key, b);
 }
 
-static void run_crew(crew *c, int threads) {
-  enum { MAX_THREADS = 64 };
-  long cpus = sysconf(_SC_NPROCESSORS_ONLN);
-  if (threads <= 0) threads = cpus < 1 ? 1 : cpus > 8 ? 8 : (int)cpus;
-  if (threads > MAX_THREADS) threads = MAX_THREADS;
-  pthread_t thread[MAX_THREADS];
-  int started = 0;
-  while (started + 1 < threads && started + 1 < c->n &&
-         pthread_create(&thread[started], NULL, work, c) == 0)
-    started++;
-  work(c);
-  for (int i = 0; i < started; i++) pthread_join(thread[i], NULL);
+static const char *run_job(void *ctx, int i, arena *own) {
+  kernel_job *j = (kernel_job *)ctx + i;
+  if (!j->cache) return compile_kernel(own, j);
+  cache_key key = cg_cache_key(own, j->identity, j->kernel);
+  j->hit = from_cache(own, j, key, &j->image);
+  if (j->hit) return NULL;
+  const char *why = compile_kernel(own, j);
+  if (!why) to_cache(own, j, key);
+  return why;
 }
+
+// ---- all kernels --------------------------------------------------------------------------------
 
 // One image behind the other; each starts at a whole cache line.
 static void join_images(arena *a, const kernel_job *job, int n, cg_image *out) {
@@ -252,30 +242,34 @@ const char *cg_compile_kernels(arena *a, k_kernel *const *kernel, int n, const c
   out->flushes = has_bf16(out->cpu, out->features);
   if (n == 0) return NULL;
 
+  const char *identity = NULL;
   const kernel_cache *cache = NULL;
-  if (target->cache && !target->want_ir)
-    cache = cache_open(a, target->cache, out->cpu, out->features);
-  crew c = {.job = arena_new(a, kernel_job, n), .order = order_of(a, kernel, n), .n = n};
-  for (int i = 0; i < n; i++) {
-    kernel_job *j = &c.job[i];
-    *j = (kernel_job){.kernel = kernel[i],
-                      .target = target,
-                      .cache = cache,
-                      .cpu = out->cpu,
-                      .features = out->features};
-    arena_init(&j->arena);
-    j->arena.oom = job_oom;
-    j->arena.oom_ctx = j;
+  if (target->cache && !target->want_ir) {
+    identity = cg_cache_identity(a, out->cpu, out->features);
+    if (identity) cache = cache_open(a, target->cache);
   }
-  run_crew(&c, target->threads);
+  kernel_job *job = arena_new(a, kernel_job, n);
+  int64_t *size = arena_new(a, int64_t, n);
+  for (int i = 0; i < n; i++) {
+    job[i] = (kernel_job){.kernel = kernel[i],
+                          .target = target,
+                          .cache = cache,
+                          .identity = identity,
+                          .cpu = out->cpu,
+                          .features = out->features};
+    size[i] = kernel[i]->next_seq;
+  }
+  crew_job *crew = arena_new(a, crew_job, n);
+  crew_run(crew, crew_order(a, size, n), n, target->threads, run_job, job);
   const char *why = NULL;
   for (int i = 0; i < n; i++) {
-    if (c.job[i].why && !why) why = arena_strdup(a, c.job[i].why);
-    out->hits += c.job[i].hit;
+    if (crew[i].why && !why) why = arena_strdup(a, crew[i].why);
+    out->hits += job[i].hit;
   }
-  if (!why) join_images(a, c.job, n, out);
-  for (int i = 0; i < n; i++) arena_free(&c.job[i].arena);
-  if (cache && out->hits < n) cache_trim(cache, a, CACHE_BYTES);
+  out->misses = n - out->hits;
+  if (!why) join_images(a, job, n, out);
+  for (int i = 0; i < n; i++) arena_free(&crew[i].arena);
+  if (cache && out->misses) cache_trim(cache, a, CACHE_BYTES);
   out->cached = cache != NULL;
   return why;
 }

@@ -153,7 +153,8 @@ typedef struct k_kernel {
   int ngrid, nbuffers;
   int64_t grid[K_MAX_GRID];
   k_buffer_info buffer[K_MAX_BUFFERS];
-  skip_set skip;  // choices that the lowering does without; part of the text
+  skip_set skip;    // choices that the lowering does without; part of the text
+  const ir_op *op;  // what it was first made for, for messages; not part of the text; may be NULL
   k_block *body;
   k_block *at;  // where the next statement goes
   int next_id, next_seq;

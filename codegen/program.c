@@ -11,6 +11,7 @@
 #define XXH_INLINE_ALL
 #include <xxhash.h>
 
+#include "codegen/cuda_emit.h"
 #include "ir/cost.h"
 #include "runtime/program.h"
 
@@ -193,6 +194,18 @@ static uint32_t number_of(const writer *w, const cg_launch *l) {
   IR_BUG("a launch of an unknown kernel");
 }
 
+// Which function kernel `i` is on a GPU, and its numbers.
+static void add_function_of(writer *w, const cuda_unit *u, int i, prog_kernel *r) {
+  const cuda_kernel *c = &u->kernel[i];
+  IR_CHECK(u->function_of[i] >= 0);
+  r->function = (uint32_t)u->function_of[i];
+  r->cells = c->blocks;
+  r->first_number = w->numbers.count;
+  r->numbers = (uint32_t)c->nnumbers;
+  for (int k = 0; k < c->nnumbers; k++)
+    table_add(w, &w->numbers, &c->number[k], sizeof c->number[k]);
+}
+
 static void add_kernels(writer *w, const cg_image *image) {
   k_kernel *const *kernels;
   const cg_gemm *const *gemms;
@@ -200,10 +213,13 @@ static void add_kernels(writer *w, const cg_image *image) {
   for (int i = 0; i < nk; i++) {
     prog_kernel r = {.name = intern(w, kernels[i]->name),
                      .nbufs = (uint32_t)kernels[i]->nbuffers,
-                     .code_offset = image->offset[i],
                      .cells = k_cells(kernels[i]),
                      .flops = kernels[i]->flops,
                      .bytes = kernels[i]->bytes};
+    if (image->cuda)
+      add_function_of(w, image->cuda, i, &r);
+    else
+      r.code_offset = image->offset[i];
     table_add(w, &w->kernels, &r, sizeof r);
   }
   for (int i = 0; i < ng; i++) {
@@ -217,6 +233,35 @@ static void add_kernels(writer *w, const cg_image *image) {
     table_add(w, &w->kernels, &r, sizeof r);
     table_add(w, &w->gemms, &g->record, sizeof g->record);
   }
+}
+
+static void add_modules(writer *w, const cuda_unit *u, prog_header *h) {
+  int first = u->nmodules ? gpu_find(u->module[0].target) : -1;
+  for (int i = 0; i < u->nfunctions; i++) {
+    const cuda_function *f = &u->function[i];
+    const nvrtc_usage *used = first >= 0 ? &f->usage[first] : &(nvrtc_usage){0};
+    prog_function r = {.symbol = intern(w, f->symbol),
+                       .threads = (uint32_t)f->threads,
+                       .shared_bytes = (uint32_t)f->shared_bytes,
+                       .registers = (uint32_t)used->registers,
+                       .spill_bytes = (uint32_t)(used->spill_stores + used->spill_loads)};
+    table_add(w, &w->functions, &r, sizeof r);
+  }
+  sb names = {.arena = w->arena};
+  for (int i = 0; i < u->nmodules; i++) {
+    const cuda_module *m = &u->module[i];
+    prog_module r = {.target = intern(w, m->target),
+                     .kind = m->ptx ? PROG_PTX : PROG_CUBIN,
+                     .first_function = (uint32_t)m->function,
+                     .functions = 1,
+                     .offset = m->offset,
+                     .bytes = m->bytes};
+    table_add(w, &w->modules, &r, sizeof r);
+    if (m->ptx || m->function != 0) continue;
+    sb_printf(&names, "%s%s", names.n ? " " : "", m->target);
+  }
+  h->machine = PROG_CUDA;
+  h->targets = intern(w, sb_str(&names));
 }
 
 static void add_launches(writer *w, const sched_instr *in) {
@@ -370,6 +415,7 @@ program_bytes program_write(cg_context *cg, const sched *s, const cg_image *imag
     table_add(&w, &w.args, &r, sizeof r);
   }
   add_kernels(&w, image);
+  if (image->cuda) add_modules(&w, image->cuda, &h);
   for (int i = 0; i < s->tasks.n; i++) add_task(&w, &s->tasks.at[i]);
   for (int i = 0; i < s->entries.n; i++) add_entry(&w, &s->entries.at[i]);
   for (int i = 0; i < info->nsettings; i++) {

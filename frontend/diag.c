@@ -328,7 +328,7 @@ const char *diag_render(arena *a, const diag *e, bool color) {
 // The JSON form
 // ---------------------------------------------------------------------------------------------
 
-static void put_json_string(sb *out, const char *s) {
+void diag_json_string(sb *out, const char *s) {
   if (!s) {
     sb_puts(out, "null");
     return;
@@ -357,7 +357,7 @@ static void put_json_string(sb *out, const char *s) {
 
 static void put_json_place(sb *out, span at) {
   sb_puts(out, "\"file\":");
-  put_json_string(out, at.file ? at.file->path : NULL);
+  diag_json_string(out, at.file ? at.file->path : NULL);
   if (!at.file) {
     sb_puts(out, ",\"line\":null,\"col\":null,\"end\":null");
     return;
@@ -371,32 +371,32 @@ static void put_json_place(sb *out, span at) {
 static const char *render_json(arena *a, const diag *e) {
   sb out = {.arena = a};
   sb_puts(&out, "{\"code\":");
-  put_json_string(&out, table[e->code].word);
+  diag_json_string(&out, table[e->code].word);
   sb_puts(&out, ",\"level\":");
-  put_json_string(&out, level_name(e->level));
+  diag_json_string(&out, level_name(e->level));
   sb_put(&out, ',');
   put_json_place(&out, e->at);
   sb_puts(&out, ",\"message\":");
-  put_json_string(&out, e->message);
+  diag_json_string(&out, e->message);
   sb_puts(&out, ",\"label\":");
-  put_json_string(&out, e->label);
+  diag_json_string(&out, e->label);
   sb_puts(&out, ",\"notes\":[");
   for (int i = 0; i < e->notes.n; i++) {
     if (i) sb_put(&out, ',');
-    put_json_string(&out, e->notes.at[i]);
+    diag_json_string(&out, e->notes.at[i]);
   }
   sb_puts(&out, "],\"places\":[");
   for (int i = 0; i < e->places.n; i++) {
     sb_puts(&out, i ? ",{" : "{");
     put_json_place(&out, e->places.at[i].at);
     sb_puts(&out, ",\"message\":");
-    put_json_string(&out, e->places.at[i].text);
+    diag_json_string(&out, e->places.at[i].text);
     sb_put(&out, '}');
   }
   sb_puts(&out, "],\"suggestion\":");
-  put_json_string(&out, e->suggestion);
+  diag_json_string(&out, e->suggestion);
   sb_puts(&out, ",\"rendered\":");
-  put_json_string(&out, diag_render(a, e, false));
+  diag_json_string(&out, diag_render(a, e, false));
   sb_puts(&out, "}\n");
   return sb_str(&out);
 }

@@ -24,6 +24,7 @@
 
 #include "frontend/source.h"
 #include "runtime/base/arena.h"
+#include "runtime/base/str.h"
 #include "runtime/base/vec.h"
 
 typedef enum diag_level { DIAG_ERROR, DIAG_WARNING, DIAG_NOTE } diag_level;
@@ -115,6 +116,8 @@ bool diags_within(const diags *d, span at);
 // forgets them, but keeps counting errors.
 void diags_print(diags *d, FILE *out);
 
+// `s` as a JSON string, NULL as null.
+void diag_json_string(sb *out, const char *s);
 // One diagnostic in the text form, with or without color.
 const char *diag_render(arena *a, const diag *e, bool color);
 

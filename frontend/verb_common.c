@@ -12,6 +12,7 @@
 #include <xxhash.h>
 
 #include "frontend/keys.h"
+#include "frontend/verb_gpu.h"
 
 extern const unsigned char dsm_runtime_begin[], dsm_runtime_end[];
 
@@ -176,7 +177,8 @@ static void report_stage(cli *c, const char *what, double since) {
   if (cli_has(c, OPT_TIME)) fprintf(stderr, "%-16s %8.2f ms\n", what, (now() - since) * 1e3);
 }
 
-static uint64_t digest_of(const cli *c, const sema_program *p, const pins *pin, int64_t micro) {
+static uint64_t digest_of(const cli *c, const compiled *k, const pins *pin) {
+  const sema_program *p = k->program;
   XXH3_state_t *s = XXH3_createState();
   if (!s) return 0;
   XXH3_64bits_reset(s);
@@ -189,7 +191,8 @@ static uint64_t digest_of(const cli *c, const sema_program *p, const pins *pin, 
   if (p->asked) XXH3_64bits_update(s, p->asked, strlen(p->asked));
   const char *skip = cli_get(c, OPT_SKIP);
   if (skip) XXH3_64bits_update(s, skip, strlen(skip));
-  XXH3_64bits_update(s, &micro, sizeof micro);
+  XXH3_64bits_update(s, &k->micro_batch, sizeof k->micro_batch);
+  XXH3_64bits_update(s, &k->targets, sizeof k->targets);
   XXH3_64bits_update(s, pin->recompute_text, strlen(pin->recompute_text));
   XXH3_64bits_update(s, &pin->stream, sizeof pin->stream);
   XXH3_64bits_update(s, &pin->matmul, sizeof pin->matmul);
@@ -211,6 +214,7 @@ static bool lower_and_optimise(cli *c, compiled *k, const pins *pin, int64_t mic
   if (stage == COMPILE_GRAPH) return true;
   k->cg = cg_context_new(c->arena, k->module);
   cg_use_library(k->cg, pin->matmul);
+  cg_use_machine(k->cg, k->targets ? CG_CUDA : CG_HOST);
   pass_options o = pass_defaults();
   o.optimizer = k->job->optimizer.kind == OPTIMIZER_SGD ? OPT_SGD : OPT_ADAMW;
   o.momentum = k->job->optimizer.momentum != 0;
@@ -271,6 +275,7 @@ static void make_program(cli *c, compiled *k) {
                    (long long)k->micro_batch, k->recompute ? k->recompute : "none");
   const char *library = cg_library_name(k->cg);
   if (library) info.plan = arena_printf(a, "%s matmul=%s", info.plan, library);
+  if (k->targets) info.plan = arena_printf(a, "%s target=%s", info.plan, gpu_names(a, k->targets));
   if (k->recomputed.done)
     info.plan = arena_printf(a, "%s\n%s\n%s", info.plan, compile_recompute_text(a, k, true),
                              k->recomputed.list);
@@ -300,35 +305,34 @@ static void make_program(cli *c, compiled *k) {
 }
 
 // What is asked for and not built yet.
-static bool target_is_built(cli *c, compiled *k) {
-  const char *cluster = cli_get(c, OPT_CLUSTER), *target = cli_get(c, OPT_TARGET);
+static bool cluster_is_built(cli *c, compiled *k) {
+  const char *cluster = cli_get(c, OPT_CLUSTER);
   if (cluster && !str_eq(cluster, "this-host") && !str_eq(cluster, "this-host:1")) {
     fprintf(stderr,
             "dsmc: cluster `%s`: planned, not built; this-host:1 is what is planned for so far\n",
             cluster);
     k->exit_code = EXIT_INPUT;
-  } else if (target && !str_eq(target, "cpu")) {
-    fprintf(stderr,
-            "dsmc: target `%s`: planned, not built; `--target cpu` is what there is so far\n",
-            target);
-    k->exit_code = EXIT_INPUT;
   }
   return k->exit_code == EXIT_GOOD;
 }
 
-// Without a planner yet: the largest micro-batch whose arena fits into 80 % of this host's memory,
-// and whose saved values fit into what is pinned. *fits is false when not even a micro-batch of 1
-// does; then the program is that of 1, as far as it was made.
-static bool choose_micro_batch(cli *c, compiled *k, const pins *pin, compile_stage stage,
-                               bool *fits) {
-  double budget = 0.8 * host_memory();
+// Bytes that an arena may take: 80 % of this host's memory, or what the smallest GPU has for it.
+static double capacity_of(const compiled *k) {
+  return k->targets ? gpu_capacity(k->targets) : 0.8 * host_memory();
+}
+
+// Without a planner yet: the largest micro-batch whose arena fits, and whose saved values fit into
+// what is pinned. k->fits is false when not even a micro-batch of 1 does; then the program is that
+// of 1, as far as it was made.
+static bool choose_micro_batch(cli *c, compiled *k, const pins *pin, compile_stage stage) {
   for (int64_t micro = pin->micro ? pin->micro : k->job->batch;;
        micro = next_divisor(k->job->batch, micro)) {
     if (!lower_and_optimise(c, k, pin, micro, stage)) return false;
     bool placed = k->schedule && k->schedule->place;
     bool saves = pin->recompute != RECOMPUTE_BYTES || k->recomputed.after <= pin->recompute_bytes;
-    *fits = saves && (!placed || (double)k->schedule->arena_bytes <= budget);
-    if (*fits || pin->micro || micro == 1) return true;
+    k->fits =
+        saves && (pin->micro || !placed || (double)k->schedule->arena_bytes <= capacity_of(k));
+    if (k->fits || pin->micro || micro == 1) return true;
   }
 }
 
@@ -345,15 +349,27 @@ static void report_saves_too_much(cli *c, compiled *k, const pins *pin) {
 }
 
 static void report_unfit(cli *c, compiled *k) {
-  diag *e =
-      diag_error(&c->diags, span_none(), DIAG_DOES_NOT_FIT,
-                 "%s does not fit on this-host: %s at micro_batch = 1, %s of memory",
-                 k->job->model_name, compile_bytes_text(c->arena, (double)k->schedule->arena_bytes),
-                 compile_bytes_text(c->arena, host_memory()));
+  arena *a = c->arena;
+  const char *where = k->targets ? gpu_names(a, k->targets) : "this-host";
+  double memory = k->targets ? capacity_of(k) : host_memory();
+  diag *e = diag_error(
+      &c->diags, span_none(), DIAG_DOES_NOT_FIT,
+      "%s does not fit on %s: %s at micro_batch = 1, %s of memory", k->job->model_name, where,
+      compile_bytes_text(a, (double)k->schedule->arena_bytes), compile_bytes_text(a, memory));
   diag_note(e,
             "states alone take %s; a smaller model, or `--set seq=` and `--set layers=`, would fit",
-            compile_bytes_text(c->arena, (double)k->schedule->states_bytes));
+            compile_bytes_text(a, (double)k->schedule->states_bytes));
   k->exit_code = EXIT_UNFIT;
+}
+
+// OpenBLAS works in the memory of the host.
+static bool library_suits(cli *c, compiled *k, const pins *pin) {
+  if (!k->targets || pin->matmul == CG_BUILTIN) return true;
+  fprintf(stderr,
+          "dsmc: --target %s: matmul=openblas is a library for CPUs and cannot be met there\n",
+          cli_get(c, OPT_TARGET));
+  k->exit_code = EXIT_UNFIT;
+  return false;
 }
 
 // The names of --skip are those of what may be left out.
@@ -371,11 +387,12 @@ static bool skips_are_known(cli *c, compiled *k) {
 
 bool compile(cli *c, const char *path, compile_stage stage, compiled *k) {
   *k = (compiled){0};
-  if (!target_is_built(c, k) || !skips_are_known(c, k)) return false;
+  if (!cluster_is_built(c, k) || !skips_are_known(c, k)) return false;
+  if (!gpu_parse_target(c, &k->targets)) return false;
   double t = now();
   setting_list sets = parse_sets(c);
   pins pin;
-  if (!parse_pins(c, &pin, &k->exit_code)) return false;
+  if (!parse_pins(c, &pin, &k->exit_code) || !library_suits(c, k, &pin)) return false;
   k->program = sema_open(c->arena, &c->diags, path);
   if (!k->program || diags_errors(&c->diags)) return false;
   k->job = sema_job(k->program, k->program->asked, sets);
@@ -391,28 +408,23 @@ bool compile(cli *c, const char *path, compile_stage stage, compiled *k) {
     k->exit_code = EXIT_UNFIT;
     return false;
   }
-  bool fits;
-  if (!choose_micro_batch(c, k, &pin, stage, &fits)) return false;
+  if (!choose_micro_batch(c, k, &pin, stage)) return false;
   if (pin.recompute == RECOMPUTE_BYTES && k->recomputed.after > pin.recompute_bytes) {
     report_saves_too_much(c, k, &pin);
     return false;
   }
-  if (!fits && !pin.micro) {
-    report_unfit(c, k);
-    return false;
-  }
   k->recompute = k->recomputed.done ? pin.recompute_text : "none";
-  k->digest = digest_of(c, k->program, &pin, k->micro_batch);
+  k->digest = digest_of(c, k, &pin);
   return stage < COMPILE_EXECUTABLE || compile_code(c, k);
 }
 
-bool compile_measure(cli *c, const char *name, const char *text, compiled *k, bool *fits) {
+bool compile_measure(cli *c, const char *name, const char *text, compiled *k) {
   *k = (compiled){0};
   k->program = sema_open_text(c->arena, &c->diags, name, text, strlen(text));
   if (!k->program || diags_errors(&c->diags)) return false;
   k->job = sema_job(k->program, NULL, (setting_list){0});
   const pins free = {.recompute_text = "none", .stream = STREAM_BYTES, .matmul = CG_BUILTIN};
-  return k->job && choose_micro_batch(c, k, &free, COMPILE_SCHEDULE, fits);
+  return k->job && choose_micro_batch(c, k, &free, COMPILE_SCHEDULE);
 }
 
 const char *compile_cache_folder(cli *c) {
@@ -424,20 +436,29 @@ const char *compile_cache_folder(cli *c) {
   return arena_printf(c->arena, "%s/.cache/dsmc", home && home[0] ? home : "/tmp");
 }
 
-bool compile_code(cli *c, compiled *k) {
-  double t = now();
+static void host_code(cli *c, compiled *k) {
   const char *folder = compile_cache_folder(c);
   cg_target target = {.threads = (int)cli_number(c, OPT_JOBS, 0)};
   if (folder) target.cache = arena_printf(c->arena, "%s/kernels", folder);
   const char *why = cg_compile(k->cg, &target, &k->image);
   if (why) IR_BUG("codegen: %s", why);
-  report_stage(c, "llvm", t);
-  k_kernel *const *kernels;
-  int n = cg_kernels(k->cg, &kernels);
+}
+
+bool compile_code(cli *c, compiled *k) {
+  if (!k->fits) {
+    report_unfit(c, k);
+    return false;
+  }
+  double t = now();
+  if (!k->targets)
+    host_code(c, k);
+  else if (!gpu_code(c, k))
+    return false;
+  report_stage(c, k->targets ? "nvrtc" : "llvm", t);
   if (cli_has(c, OPT_TIME) && k->image.cached)
-    fprintf(stderr, "kernel cache     %d hits, %d misses\n", k->image.hits, n - k->image.hits);
+    fprintf(stderr, "kernel cache     %d hits, %d misses\n", k->image.hits, k->image.misses);
   else if (cli_has(c, OPT_TIME))
-    fprintf(stderr, "kernel cache     %s\n", folder ? "cannot be used" : "off");
+    fprintf(stderr, "kernel cache     %s\n", compile_cache_folder(c) ? "cannot be used" : "off");
   t = now();
   make_program(c, k);
   report_stage(c, "program", t);

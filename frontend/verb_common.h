@@ -6,6 +6,7 @@
 #ifndef DSM_FRONTEND_VERB_COMMON_H
 #define DSM_FRONTEND_VERB_COMMON_H
 
+#include "codegen/cuda_emit.h"
 #include "codegen/emit.h"
 #include "codegen/program.h"
 #include "frontend/cli.h"
@@ -16,7 +17,7 @@
 typedef enum compile_stage {
   COMPILE_GRAPH,       // as lowered, before any pass
   COMPILE_LOCAL,       // after the passes (or up to --after)
-  COMPILE_SCHEDULE,    // tasks, orders, places; kernels built
+  COMPILE_SCHEDULE,    // tasks, orders, places; kernels built; it may be too large to run
   COMPILE_EXECUTABLE,  // code image and program
 } compile_stage;
 
@@ -24,13 +25,16 @@ typedef struct compiled {
   sema_program *program;
   job *job;
   ir_module *module;
+  gpu_set targets;  // 0: this host
   int64_t micro_batch;
+  bool fits;       // into the memory of the host, or of each GPU it is for; or so it was pinned
   bool generates;  // prefill and decode exist
   sched *schedule;
   const char *recompute;  // as pinned and done: "full", "200MB", or "none"; NULL: none
   recompute_result recomputed;
   cg_context *cg;
   cg_image image;
+  cuda_unit unit;  // what the image holds when it is for GPUs
   program_bytes bytes;
   uint64_t digest;  // of the texts and settings: names the executable in the cache
   int exit_code;    // when it failed for another reason than a diagnostic
@@ -39,10 +43,10 @@ typedef struct compiled {
 // Compiles as far as `stage`. False when something was wrong; it has been reported or is in
 // c->diags, and compile_finish gives the exit code.
 bool compile(cli *c, const char *path, compile_stage stage, compiled *out);
-// As far as COMPILE_SCHEDULE with a text of ours, to see what it takes: *fits says whether this
-// host has the memory, and when it has not, `out` is what a micro-batch of 1 would need.
-bool compile_measure(cli *c, const char *name, const char *text, compiled *out, bool *fits);
-// From COMPILE_SCHEDULE on to COMPILE_EXECUTABLE.
+// As far as COMPILE_SCHEDULE with a text of ours, to see what it takes on this host: out->fits says
+// whether it has the memory, and when it has not, `out` is what a micro-batch of 1 would need.
+bool compile_measure(cli *c, const char *name, const char *text, compiled *out);
+// From COMPILE_SCHEDULE on to COMPILE_EXECUTABLE. What does not fit is refused here.
 bool compile_code(cli *c, compiled *k);
 int compile_finish(cli *c, const compiled *k);
 // Writes the executable of a compiled program; reports and returns false when it cannot.

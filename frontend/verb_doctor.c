@@ -9,7 +9,9 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "codegen/nvrtc.h"
 #include "frontend/cli.h"
+#include "runtime/base/dynlib.h"
 #include "runtime/base/str.h"
 
 // One line of the answer.
@@ -25,103 +27,75 @@ typedef VEC(finding) finding_list;
 
 // A library: the names it goes by, and a function that says its version.
 typedef struct probe {
-  const char *what;
-  const char *names[4];
+  const char *what, *variable;  // the environment variable that names its file, or NULL
+  const char *names[5];         // ends with NULL
   const char *version_symbol;
-  enum { NO_VERSION, INT_OUT, TWO_INTS_OUT, SIZE_RETURNED, TEXT_OUT, TEXT_RETURNED } version_kind;
+  enum { NO_VERSION, INT_OUT, SIZE_RETURNED, TEXT_OUT, TEXT_RETURNED } version_kind;
   const char *cost;
 } probe;
 
 static const probe probes[] = {
     {"MPI",
+     NULL,
      {"libmpi.so.40", "libmpi.so.12", "libmpi.so"},
      "MPI_Get_library_version",
      TEXT_OUT,
      "plans with several ranks can be made and built, but not run here"},
     {"CUDA driver",
+     "DSM_CUDA_DRIVER",
      {"libcuda.so.1"},
      "cuDriverGetVersion",
      INT_OUT,
      "executables for GPUs can be built, but not run here"},
-    {"NVRTC",
-     {"libnvrtc.so.13", "libnvrtc.so.12", "libnvrtc.so.11.2", "libnvrtc.so"},
-     "nvrtcVersion",
-     TWO_INTS_OUT,
-     "no code can be generated for GPUs"},
     {"cuBLASLt",
+     NULL,
      {"libcublasLt.so.13", "libcublasLt.so.12", "libcublasLt.so.11", "libcublasLt.so"},
      "cublasLtGetVersion",
      SIZE_RETURNED,
      "matrix products on GPUs use dsmc's own kernels"},
     {"NCCL",
+     NULL,
      {"libnccl.so.2", "libnccl.so"},
      "ncclGetVersion",
      INT_OUT,
      "plans over several GPUs cannot run here"},
     {"OpenBLAS",
+     "DSM_OPENBLAS",
      {"libopenblas.so.0"},
      "openblas_get_config",
      TEXT_RETURNED,
      "nothing needs it but programs built with --pin matmul=openblas"},
 };
 
-// Folders where CUDA libraries live without being on the loader's path. "$NAME/..." is skipped
-// when the variable is not set.
-static const char *const folders[] = {"",
-                                      "$CUDA_HOME/lib64",
-                                      "$CUDA_PATH/lib64",
-                                      "/usr/local/cuda/lib64",
-                                      "/usr/lib/x86_64-linux-gnu",
-                                      "/usr/lib/wsl/lib"};
-
-static const char *expand(arena *a, const char *folder) {
-  if (*folder != '$') return folder;
-  const char *slash = strchr(folder, '/');
-  const char *value = getenv(arena_strndup(a, folder + 1, (size_t)(slash - folder - 1)));
-  return value && *value ? arena_printf(a, "%s%s", value, slash) : NULL;
-}
-
-// Function pointers come out of dlsym as object pointers; POSIX makes this copy well defined.
-static bool symbol(void *library, const char *name, void *function) {
-  void *p = dlsym(library, name);
-  memcpy(function, &p, sizeof p);
-  return p != NULL;
-}
-
-static const char *version_of(arena *a, void *library, const probe *p) {
+static const char *version_of(arena *a, const dynlib *l, const probe *p) {
   int (*one)(int *);
-  int (*two)(int *, int *);
   size_t (*returned)(void);
   int (*text)(char *, int *);
   char *(*words)(void);
-  int x = 0, y = 0;
+  int x = 0;
   char buf[8192] = "";
   switch (p->version_kind) {
     case INT_OUT:
-      if (symbol(library, p->version_symbol, &one) && one(&x) == 0) {
+      if (dynlib_symbol(l, p->version_symbol, &one) && one(&x) == 0) {
         if (strcmp(p->what, "NCCL") == 0)
           return arena_printf(a, "%d.%d.%d", x / 10000, x / 100 % 100, x % 100);
         return arena_printf(a, "%d.%d", x / 1000, x / 10 % 100);
       }
       break;
-    case TWO_INTS_OUT:
-      if (symbol(library, p->version_symbol, &two) && two(&x, &y) == 0)
-        return arena_printf(a, "%d.%d", x, y);
-      break;
     case SIZE_RETURNED:
-      if (symbol(library, p->version_symbol, &returned)) {
+      if (dynlib_symbol(l, p->version_symbol, &returned)) {
         size_t v = returned();
         return arena_printf(a, "%zu.%zu", v / 10000, v / 100 % 100);
       }
       break;
     case TEXT_OUT:
-      if (symbol(library, p->version_symbol, &text) && text(buf, &x) == 0) {
+      if (dynlib_symbol(l, p->version_symbol, &text) && text(buf, &x) == 0) {
         buf[strcspn(buf, ",\n")] = 0;
         return arena_strdup(a, buf);
       }
       break;
     case TEXT_RETURNED:
-      if (symbol(library, p->version_symbol, &words)) return arena_strdup(a, words());
+      if (dynlib_symbol(l, p->version_symbol, &words)) return arena_strdup(a, words());
       break;
     case NO_VERSION: break;
   }
@@ -129,21 +103,20 @@ static const char *version_of(arena *a, void *library, const probe *p) {
 }
 
 static finding look_for(arena *a, const probe *p) {
-  sb tried = {.arena = a};
-  for (size_t d = 0; d < sizeof folders / sizeof *folders; d++) {
-    const char *folder = expand(a, folders[d]);
-    if (!folder) continue;
-    for (int i = 0; i < 4 && p->names[i]; i++) {
-      const char *path = *folder ? arena_printf(a, "%s/%s", folder, p->names[i]) : p->names[i];
-      sb_printf(&tried, "%s%s", tried.n ? " " : "", path);
-      void *library = dlopen(path, RTLD_LAZY | RTLD_LOCAL);
-      if (!library) continue;
-      // Stays open: some of these libraries do not survive being closed.
-      const char *version = version_of(a, library, p);
-      return (finding){p->what, true, arena_printf(a, "%s (%s)", version, path), p->cost, ""};
-    }
-  }
-  return (finding){p->what, false, "", p->cost, arena_strdup(a, sb_str(&tried))};
+  dynlib l;
+  if (!dynlib_find(a, p->variable, p->names, &l))
+    return (finding){p->what, false, "", p->cost, l.tried};
+  const char *version = version_of(a, &l, p);
+  return (finding){p->what, true, arena_printf(a, "%s (%s)", version, l.path), p->cost, ""};
+}
+
+// As `dsmc build` looks for it.
+static finding look_for_nvrtc(arena *a) {
+  nvrtc n;
+  const char *why = nvrtc_open(a, &n);
+  if (!why)
+    return (finding){"NVRTC", true, arena_printf(a, "%s (%s)", n.version, n.library.path), "", ""};
+  return (finding){"NVRTC", false, "", why, n.library.tried ? n.library.tried : n.library.path};
 }
 
 static const char *in_path(arena *a, const char *program) {
@@ -204,9 +177,10 @@ static finding_list look(arena *a) {
   vec_push(a, &all, (finding){"CPU", true, cpu_features(a), "", ""});
 
   // libLLVM is linked, so its symbols are in the program; asking by name spares its headers here.
+  const dynlib program = {.handle = RTLD_DEFAULT};
   void (*llvm)(unsigned *, unsigned *, unsigned *);
   unsigned major = 0, minor = 0, patch = 0;
-  bool has_llvm = symbol(RTLD_DEFAULT, "LLVMGetVersion", &llvm);
+  bool has_llvm = dynlib_symbol(&program, "LLVMGetVersion", &llvm);
   if (has_llvm) llvm(&major, &minor, &patch);
   vec_push(a, &all,
            (finding){"LLVM", has_llvm, arena_printf(a, "%u.%u.%u, linked", major, minor, patch),
@@ -217,6 +191,7 @@ static finding_list look(arena *a) {
   vec_push(a, &all,
            (finding){"mpirun", mpirun != NULL, mpirun ? mpirun : "",
                      "`dsmc run` cannot start several ranks", "PATH"});
+  vec_push(a, &all, look_for_nvrtc(a));
   for (size_t i = 0; i < sizeof probes / sizeof *probes; i++)
     vec_push(a, &all, look_for(a, &probes[i]));
   return all;

@@ -1,7 +1,7 @@
 // dsmc ir FILE: the program in one of its forms.
 #include <stdio.h>
 
-#include "frontend/verb_common.h"
+#include "frontend/verb_gpu.h"
 #include "ir/print.h"
 
 static int unknown_pass(const char *name) {
@@ -22,16 +22,22 @@ int verb_ir(cli *c) {
   const char *form = cli_get(c, OPT_FORM), *after = cli_get(c, OPT_AFTER);
   if (after && unknown_pass(after)) return EXIT_USAGE;
   bool partly = after || cli_has(c, OPT_PASS);
-  if (form && (str_eq(form, "cuda") || str_eq(form, "dot"))) {
+  if (form && str_eq(form, "dot")) {
     fprintf(stderr, "dsmc: `--form %s` is planned, not built\n", form);
     return EXIT_INPUT;
   }
+  bool cuda = form && str_eq(form, "cuda");
+  if (cli_has(c, OPT_COST) && !cuda) return cli_usage("ir: --cost goes with --form cuda");
+  if (cli_has(c, OPT_JSON) && !cli_has(c, OPT_COST))
+    return cli_usage("ir: --json goes with --cost");
   compile_stage stage = COMPILE_SCHEDULE;
   if (!form && !partly) form = "graph";
   if (form && str_eq(form, "graph")) stage = partly ? COMPILE_LOCAL : COMPILE_GRAPH;
   if (form && str_eq(form, "local")) stage = COMPILE_LOCAL;
   compiled k;
   if (!compile(c, c->files.at[0], stage, &k)) return compile_finish(c, &k);
+  if (k.targets && form && str_eq(form, "llvm"))
+    return cli_usage("ir: --form llvm is for --target cpu; GPUs have --form cuda");
   // Behind --after the form is the one that the passes have come to.
   if (!form) form = k.schedule ? "schedule" : "local";
   if (stage == COMPILE_SCHEDULE && !str_eq(form, "local") &&
@@ -45,6 +51,8 @@ int verb_ir(cli *c) {
     sb s = {.arena = c->arena};
     cg_print_kernels(k.cg, &s);
     fputs(sb_str(&s), stdout);
+  } else if (cuda) {
+    return gpu_print(c, &k);
   } else {
     cg_target target = {.want_ir = true};
     const char *why = cg_compile(k.cg, &target, &k.image);

@@ -35,13 +35,11 @@ static int list_examples(cli *c) {
       "examples (dsmc new EXAMPLE [FILE] writes one); memory is that of the whole job here:\n\n");
   for (int i = 0; i < N; i++) {
     compiled k;
-    bool fits;
     printf("  %-6s %s\n", examples[i].name, examples[i].what);
-    if (!compile_measure(c, examples[i].name, examples[i].text, &k, &fits))
-      return compile_finish(c, &k);
+    if (!compile_measure(c, examples[i].name, examples[i].text, &k)) return compile_finish(c, &k);
     printf("         %s parameters, %s; %s\n", count_text(c->arena, parameters_of(k.module)),
            compile_bytes_text(c->arena, (double)k.schedule->arena_bytes),
-           fits ? examples[i].needs : "more than this host has: shrink it with --set");
+           k.fits ? examples[i].needs : "more than this host has: shrink it with --set");
   }
   printf("\nthen: dsmc run FILE\n");
   return EXIT_GOOD;

@@ -5,7 +5,7 @@
 #
 # Idempotent: asks dpkg first and touches nothing when all is there. Works as root or with sudo.
 set -eu
-build="gcc libc6-dev binutils cmake ninja-build flex bison llvm-19-dev libjansson-dev libxxhash-dev"
+build="gcc libc6-dev binutils cmake ninja-build flex bison llvm-19-dev libjansson-dev libxxhash-dev libzstd-dev"
 tests="clang-19 libclang-rt-19-dev clang-format-19 llvm-19-tools libcmocka-dev python3 valgrind"
 want=$build
 if [ "${1:-}" = test ]; then
@@ -13,6 +13,8 @@ if [ "${1:-}" = test ]; then
   # For tests/e2e/external.py, any build of OpenBLAS: 6.7 MB to fetch, 43 MB installed.
   dpkg-query -W -f '${db:Status-Status}\n' 'libopenblas0-*' 2>/dev/null | grep -qx installed ||
     want="$want libopenblas0-pthread"
+  # For the tests of code for GPUs; without it they are skipped.
+  ldconfig -p 2>/dev/null | grep -q 'libnvrtc\.so' || "$(dirname "$0")/nvrtc.sh" || true
 fi
 
 missing=

@@ -13,7 +13,7 @@
 
 #include <cmocka.h>
 
-#include "codegen/cache.h"
+#include "codegen/emit.h"
 #include "runtime/base/file.h"
 
 typedef struct fixture {
@@ -28,7 +28,7 @@ static int set_up(void **state) {
   char *folder = arena_strdup(&f->a, "/tmp/test_cache_XXXXXX");
   assert_non_null(mkdtemp(folder));
   f->folder = arena_printf(&f->a, "%s/deep/kernels", folder);
-  f->c = cache_open(&f->a, f->folder, "znver4", "+avx2");
+  f->c = cache_open(&f->a, f->folder);
   assert_non_null(f->c);
   *state = f;
   return 0;
@@ -56,15 +56,19 @@ static k_kernel *doubling(arena *a, int n) {
   return k;
 }
 
+// The key of kernel `doubling(n)`'s code for some CPU.
+static cache_key key_of(fixture *f, int n) {
+  const char *identity = cg_cache_identity(&f->a, "znver4", "+avx2");
+  assert_non_null(identity);
+  return cg_cache_key(&f->a, identity, doubling(&f->a, n));
+}
+
 static const unsigned char some_code[] = {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11};
 
-static cg_image some_image(arena *a) {
-  cg_image image = {.n = sizeof some_code, .stack = 640};
-  image.bytes = arena_alloc(a, sizeof some_code);
-  memcpy(image.bytes, some_code, sizeof some_code);
-  image.offset = arena_new(a, int64_t, 1);
-  image.offset[0] = 3;
-  return image;
+static cache_bytes some_bytes(arena *a) {
+  cache_bytes b = {arena_alloc(a, sizeof some_code), sizeof some_code};
+  memcpy(b.at, some_code, sizeof some_code);
+  return b;
 }
 
 static const char *entry(fixture *f, cache_key key) {
@@ -87,42 +91,62 @@ static int entries(fixture *f) {
 
 static void gives_back_what_was_put(void **state) {
   fixture *f = *state;
-  cg_image image = some_image(&f->a), got = {0};
-  cache_key key = cache_key_of(f->c, &f->a, doubling(&f->a, 16));
+  cache_bytes bytes = some_bytes(&f->a), got = {0};
+  cache_key key = key_of(f, 16);
   assert_false(cache_get(f->c, &f->a, key, &got));
-  cache_put(f->c, &f->a, key, &image);
+  cache_put(f->c, &f->a, key, bytes);
   assert_int_equal(entries(f), 1);  // no temporary file is left
   assert_true(cache_get(f->c, &f->a, key, &got));
-  assert_int_equal(got.n, image.n);
-  assert_int_equal(got.stack, 640);
-  assert_int_equal(got.offset[0], 3);
-  assert_memory_equal(got.bytes, some_code, sizeof some_code);
+  assert_int_equal(got.n, bytes.n);
+  assert_memory_equal(got.at, some_code, sizeof some_code);
+}
+
+// Entries of any size, also of none; what repeats takes less on the disk.
+static void compresses(void **state) {
+  fixture *f = *state;
+  for (int i = 0; i < 3; i++) {
+    const size_t n = (const size_t[]){0, 1, 1 << 20}[i];
+    cache_bytes bytes = {arena_alloc(&f->a, n), n}, got = {0};
+    for (size_t k = 0; k < n; k++) bytes.at[k] = (unsigned char)(k % 251);
+    cache_put(f->c, &f->a, key_of(f, 16 + 16 * i), bytes);
+    assert_true(cache_get(f->c, &f->a, key_of(f, 16 + 16 * i), &got));
+    assert_int_equal(got.n, n);
+    assert_memory_equal(got.at, bytes.at, n);
+  }
+  struct stat st;
+  assert_int_equal(stat(entry(f, key_of(f, 48)), &st), 0);
+  assert_true(st.st_size < 1 << 14);
 }
 
 static bool same_key(cache_key a, cache_key b) { return a.high == b.high && a.low == b.low; }
 
 static void keys_tell_apart(void **state) {
   fixture *f = *state;
-  cache_key key = cache_key_of(f->c, &f->a, doubling(&f->a, 16));
-  assert_true(same_key(key, cache_key_of(f->c, &f->a, doubling(&f->a, 16))));
-  assert_false(same_key(key, cache_key_of(f->c, &f->a, doubling(&f->a, 32))));
+  const char *const texts[][2] = {{"ab", "c"}, {"a", "bc"}, {"abc", ""}, {"", "abc"}};
+  for (int i = 0; i < 4; i++)
+    for (int k = 0; k < 4; k++)
+      assert_int_equal(same_key(cache_key_of(texts[i], 2), cache_key_of(texts[k], 2)), i == k);
+  cache_key key = key_of(f, 16);
+  assert_true(same_key(key, key_of(f, 16)));
+  assert_false(same_key(key, key_of(f, 32)));
   const char *const other[][2] = {
       {"znver3", "+avx2"}, {"znver4", "+avx2,+fma"}, {"znver4", ""}, {"znver4+", "avx2"}};
   for (size_t i = 0; i < sizeof other / sizeof *other; i++) {
-    kernel_cache *c = cache_open(&f->a, f->folder, other[i][0], other[i][1]);
-    assert_false(same_key(key, cache_key_of(c, &f->a, doubling(&f->a, 16))));
+    const char *identity = cg_cache_identity(&f->a, other[i][0], other[i][1]);
+    assert_false(same_key(key, cg_cache_key(&f->a, identity, doubling(&f->a, 16))));
   }
   // A kernel whose lowering leaves something out is another kernel.
+  const char *identity = cg_cache_identity(&f->a, "znver4", "+avx2");
   const choice_info *choice;
   int n = choice_list(&choice), heeded = 0;
   for (int i = 0; i < n; i++) {
     if (strcmp(choice[i].of, "lowering") != 0) continue;
     k_kernel *k = doubling(&f->a, 16);
     assert_null(skip_add(&k->skip, choice[i].name));
-    cache_key other_code = cache_key_of(f->c, &f->a, k);
+    cache_key other_code = cg_cache_key(&f->a, identity, k);
     assert_false(same_key(key, other_code));
     k->skip |= skip_of("lowering");
-    assert_false(same_key(other_code, cache_key_of(f->c, &f->a, k)));
+    assert_false(same_key(other_code, cg_cache_key(&f->a, identity, k)));
     heeded++;
   }
   assert_true(heeded > 1);
@@ -131,9 +155,9 @@ static void keys_tell_apart(void **state) {
 // Every flipped byte and every cut of an entry, and an entry under another's name.
 static void refuses_damage(void **state) {
   fixture *f = *state;
-  cg_image image = some_image(&f->a), got = {0};
-  cache_key key = cache_key_of(f->c, &f->a, doubling(&f->a, 16));
-  cache_put(f->c, &f->a, key, &image);
+  cache_bytes bytes = some_bytes(&f->a), got = {0};
+  cache_key key = key_of(f, 16);
+  cache_put(f->c, &f->a, key, bytes);
   const char *path = entry(f, key);
   file_map m;
   assert_null(file_map_open(path, &m));
@@ -154,10 +178,10 @@ static void refuses_damage(void **state) {
   }
   write_bytes(path, good, n + 1);
   assert_false(cache_get(f->c, &f->a, key, &got));
-  cache_key other = cache_key_of(f->c, &f->a, doubling(&f->a, 32));
+  cache_key other = key_of(f, 32);
   write_bytes(entry(f, other), good, n);
   assert_false(cache_get(f->c, &f->a, other, &got));
-  cache_put(f->c, &f->a, key, &image);  // written again
+  cache_put(f->c, &f->a, key, bytes);  // written again
   assert_true(cache_get(f->c, &f->a, key, &got));
 }
 
@@ -176,12 +200,12 @@ static int64_t disk_bytes(const char *path) {
 
 static void trims_what_was_used_longest_ago(void **state) {
   fixture *f = *state;
-  cg_image image = some_image(&f->a), got = {0};
+  cache_bytes bytes = some_bytes(&f->a), got = {0};
   cache_key key[6];
   int64_t each = 0;
   for (int i = 0; i < 6; i++) {
-    key[i] = cache_key_of(f->c, &f->a, doubling(&f->a, 16 * (i + 1)));
-    cache_put(f->c, &f->a, key[i], &image);
+    key[i] = key_of(f, 16 * (i + 1));
+    cache_put(f->c, &f->a, key[i], bytes);
     set_age(entry(f, key[i]), 100000 - 10000 * i);
     each = disk_bytes(entry(f, key[i]));
   }
@@ -209,29 +233,29 @@ static void trims_what_was_used_longest_ago(void **state) {
 static void unsafe_folders_are_not_used(void **state) {
   fixture *f = *state;
   assert_int_equal(chmod(f->folder, 0770), 0);
-  assert_null(cache_open(&f->a, f->folder, "znver4", ""));
+  assert_null(cache_open(&f->a, f->folder));
   assert_int_equal(chmod(f->folder, 0777), 0);
-  assert_null(cache_open(&f->a, f->folder, "znver4", ""));
+  assert_null(cache_open(&f->a, f->folder));
   assert_int_equal(chmod(f->folder, 0755), 0);
-  assert_non_null(cache_open(&f->a, f->folder, "znver4", ""));
+  assert_non_null(cache_open(&f->a, f->folder));
   const char *file = arena_printf(&f->a, "%s/file", f->folder);
   write_bytes(file, "x", 1);
-  assert_null(cache_open(&f->a, file, "znver4", ""));
-  assert_null(cache_open(&f->a, arena_printf(&f->a, "%s/below", file), "znver4", ""));
+  assert_null(cache_open(&f->a, file));
+  assert_null(cache_open(&f->a, arena_printf(&f->a, "%s/below", file)));
 }
 
 // A folder that takes no entries: nothing is there, nothing fails.
 static void putting_may_fail(void **state) {
   fixture *f = *state;
-  cg_image image = some_image(&f->a), got = {0};
-  cache_key key = cache_key_of(f->c, &f->a, doubling(&f->a, 16));
+  cache_bytes bytes = some_bytes(&f->a), got = {0};
+  cache_key key = key_of(f, 16);
   assert_int_equal(mkdir(entry(f, key), 0700), 0);  // the rename fails
-  cache_put(f->c, &f->a, key, &image);
+  cache_put(f->c, &f->a, key, bytes);
   assert_false(cache_get(f->c, &f->a, key, &got));
   assert_int_equal(entries(f), 1);
   assert_int_equal(rmdir(entry(f, key)), 0);
   assert_int_equal(rmdir(f->folder), 0);  // the folder goes away while it is used
-  cache_put(f->c, &f->a, key, &image);
+  cache_put(f->c, &f->a, key, bytes);
   assert_false(cache_get(f->c, &f->a, key, &got));
   cache_trim(f->c, &f->a, 0);
   assert_int_equal(mkdir(f->folder, 0700), 0);
@@ -240,6 +264,7 @@ static void putting_may_fail(void **state) {
 int main(void) {
 #define TEST(name) cmocka_unit_test_setup_teardown(name, set_up, tear_down)
   const struct CMUnitTest tests[] = {TEST(gives_back_what_was_put),
+                                     TEST(compresses),
                                      TEST(keys_tell_apart),
                                      TEST(refuses_damage),
                                      TEST(trims_what_was_used_longest_ago),

@@ -1,0 +1,226 @@
+#include "codegen/cuda_emit.h"
+
+#include <string.h>
+
+#include "codegen/crew.h"
+
+const char *cuda_made_for(arena *a, const k_kernel *k) {
+  const ir_op *op = k ? k->op : NULL;
+  if (!op) return k ? k->name : "a test";
+  sb s = {.arena = a};
+  sb_puts(&s, ir_info(op->code)->name);
+  if (op->nout && op->out[0]->name) sb_printf(&s, " %s", op->out[0]->name);
+  if (op->span.line && op->span.file) {
+    const char *slash = strrchr(op->span.file, '/');
+    sb_printf(&s, ", line %d of %s", op->span.line, slash ? slash + 1 : op->span.file);
+  }
+  return sb_str(&s);
+}
+
+void cuda_lower_all(arena *a, k_kernel *const *kernel, int n, cuda_unit *out) {
+  *out = (cuda_unit){.nkernels = n,
+                     .kernel = arena_new(a, cuda_kernel, n),
+                     .function_of = arena_new(a, int, n),
+                     .why = arena_new(a, const char *, n),
+                     .function = arena_new(a, cuda_function, n)};
+  map by_symbol = {.arena = a};
+  for (int i = 0; i < n; i++) {
+    cuda_kernel *c = &out->kernel[i];
+    out->why[i] = cuda_lower(a, kernel[i], c);
+    out->function_of[i] = -1;
+    if (out->why[i]) {
+      out->refused++;
+      continue;
+    }
+    int known = map_find(&by_symbol, c->symbol);
+    if (known >= 0) {
+      const cuda_function *f = &out->function[known];
+      if (strcmp(f->source, c->source) != 0)
+        IR_BUG("kernels %s and %s are different functions called %s", f->kernel->name,
+               kernel[i]->name, c->symbol);
+      IR_CHECK(f->threads == c->threads && f->shared_bytes == c->shared_bytes);
+      out->function_of[i] = known;
+      continue;
+    }
+    map_set(&by_symbol, c->symbol, NULL);
+    out->function_of[i] = out->nfunctions;
+    out->function[out->nfunctions++] = (cuda_function){.symbol = c->symbol,
+                                                       .source = c->source,
+                                                       .threads = c->threads,
+                                                       .shared_bytes = c->shared_bytes,
+                                                       .kernel = kernel[i]};
+  }
+}
+
+void cuda_print(const cuda_unit *u, sb *out) {
+  sb_puts(out, cuda_prelude());
+  for (int i = 0; i < u->nfunctions; i++) {
+    sb_put(out, '\n');
+    sb_puts(out, u->function[i].source);
+  }
+}
+
+// ---- one function for one architecture ----------------------------------------------------------
+
+typedef struct function_job {
+  const struct everything *all;
+  const cuda_function *function;
+  const char *architecture;
+  nvrtc_usage usage;
+  cache_bytes code;
+  bool hit, ours;
+} function_job;
+
+// What the jobs share.
+typedef struct everything {
+  const nvrtc *nvrtc;
+  const kernel_cache *cache;  // or NULL
+  const char *identity;       // of NVRTC and its options, for keys
+  function_job *job;
+} everything;
+
+// Lines are counted by function, so that messages say what they are about.
+static const char *program_of(arena *a, const cuda_function *f) {
+  return arena_printf(a, "#line 1 \"prelude.cuh\"\n%s\n#line 1 \"%s\"\n%s", cuda_prelude(),
+                      f->symbol, f->source);
+}
+
+// An entry of the cache: what ptxas reported, then the code.
+static bool from_cache(arena *a, function_job *j, cache_key key) {
+  cache_bytes b;
+  if (!cache_get(j->all->cache, a, key, &b) || b.n <= sizeof j->usage) return false;
+  memcpy(&j->usage, b.at, sizeof j->usage);
+  j->code = (cache_bytes){b.at + sizeof j->usage, b.n - sizeof j->usage};
+  return true;
+}
+
+static void to_cache(arena *a, const function_job *j, cache_key key) {
+  cache_bytes b = {.n = sizeof j->usage + j->code.n};
+  b.at = arena_alloc(a, b.n);
+  memcpy(b.at, &j->usage, sizeof j->usage);
+  memcpy(b.at + sizeof j->usage, j->code.at, j->code.n);
+  cache_put(j->all->cache, a, key, b);
+}
+
+static const char *compile_function(arena *a, function_job *j, const char *text) {
+  const cuda_function *f = j->function;
+  nvrtc_output o;
+  nvrtc_compile(j->all->nvrtc, a, f->symbol, text, j->architecture, &o);
+  j->ours = o.outcome == NVRTC_REJECTED;
+  if (o.outcome == NVRTC_UNABLE)
+    return arena_printf(a, "NVRTC %s (%s) cannot compile for %s: %.*s", j->all->nvrtc->version,
+                        j->all->nvrtc->library.path, j->architecture, (int)strcspn(o.log, "\n"),
+                        o.log);
+  if (o.outcome != NVRTC_DONE)
+    return arena_printf(a, "NVRTC %s, %s: function %s, made for %s:\n%s", j->all->nvrtc->version,
+                        j->architecture, f->symbol, cuda_made_for(a, f->kernel), o.log);
+  j->usage = o.usage;
+  j->code = (cache_bytes){o.bytes, o.n};
+  return NULL;
+}
+
+static const char *run_job(void *ctx, int i, arena *own) {
+  const everything *all = ctx;
+  function_job *j = &all->job[i];
+  const char *text = program_of(own, j->function);
+  if (!all->cache) return compile_function(own, j, text);
+  const char *const depends[] = {all->identity, j->architecture, text};
+  cache_key key = cache_key_of(depends, 3);
+  j->hit = from_cache(own, j, key);
+  if (j->hit) return NULL;
+  const char *why = compile_function(own, j, text);
+  if (!why) to_cache(own, j, key);
+  return why;
+}
+
+// ---- all functions ------------------------------------------------------------------------------
+
+// Of NVRTC: its version and, since bugs are mended without a new version, its build id.
+static const char *identity_of(arena *a, const nvrtc *n) {
+  const void *address;
+  memcpy(&address, &n->nvrtcVersion, sizeof address);
+  const char *ids = cache_build_ids(a, &address, 1);
+  return ids ? arena_printf(a, "nvrtc\n%s\n%s%s", n->version, ids, nvrtc_options(n, a)) : NULL;
+}
+
+// The jobs: for each target and then for PTX, all functions.
+static int make_jobs(arena *a, const everything *all, const cuda_unit *u, const cuda_options *o,
+                     function_job **out) {
+  const gpu_target *t;
+  int nt = gpu_targets(&t), n = 0;
+  function_job *job = arena_new(a, function_job, u->nfunctions * (nt + 1));
+  for (int i = 0; i <= nt; i++)
+    for (int f = 0; f < u->nfunctions && (i == nt ? o->ptx : o->targets >> i & 1); f++)
+      job[n++] = (function_job){
+          .all = all, .function = &u->function[f], .architecture = i == nt ? GPU_PTX : t[i].name};
+  *out = job;
+  return n;
+}
+
+// What no compiler refuses and no device launches.
+static const char *limits(arena *a, const function_job *j, const gpu_target *t) {
+  const cuda_function *f = j->function;
+  if (f->shared_bytes + j->usage.shared <= t->shared) return NULL;
+  return arena_printf(a, "function %s, made for %s: %d bytes of shared memory, %s has %d",
+                      f->symbol, cuda_made_for(a, f->kernel), f->shared_bytes + j->usage.shared,
+                      t->name, t->shared);
+}
+
+static void join_modules(arena *a, cuda_unit *u, const function_job *job, int n, cg_image *out) {
+  u->nmodules = n;
+  u->module = arena_new(a, cuda_module, n);
+  for (int i = 0; i < n; i++) {
+    const function_job *j = &job[i];
+    u->module[i] = (cuda_module){.target = j->architecture,
+                                 .ptx = str_eq(j->architecture, GPU_PTX),
+                                 .function = (int)(j->function - u->function),
+                                 .offset = out->n,
+                                 .bytes = (int64_t)j->code.n};
+    out->n += (u->module[i].bytes + 63) / 64 * 64;
+    int row = gpu_find(j->architecture);
+    if (row >= 0) u->function[u->module[i].function].usage[row] = j->usage;
+  }
+  out->bytes = arena_alloc(a, (size_t)out->n);
+  for (int i = 0; i < n; i++)
+    memcpy(out->bytes + u->module[i].offset, job[i].code.at, job[i].code.n);
+}
+
+bool cuda_compile(arena *a, cuda_unit *u, const cuda_options *o, cg_image *out,
+                  cuda_failure *failure) {
+  *out = (cg_image){.cuda = u};
+  *failure = (cuda_failure){0};
+  nvrtc n;
+  failure->text = nvrtc_open(a, &n);
+  if (failure->text) return false;
+  everything all = {.nvrtc = &n};
+  if (o->cache) {
+    all.identity = identity_of(a, &n);
+    if (all.identity) all.cache = cache_open(a, o->cache);
+  }
+  int jobs = make_jobs(a, &all, u, o, &all.job);
+  int64_t *size = arena_new(a, int64_t, jobs);
+  for (int i = 0; i < jobs; i++) {
+    // PTX is before the half of the work that makes machine code of it.
+    size[i] = (int64_t)strlen(all.job[i].function->source);
+    if (!str_eq(all.job[i].architecture, GPU_PTX)) size[i] *= 2;
+  }
+  crew_job *crew = arena_new(a, crew_job, jobs);
+  crew_run(crew, crew_order(a, size, jobs), jobs, o->threads, run_job, &all);
+  const gpu_target *t;
+  gpu_targets(&t);
+  for (int i = 0; i < jobs; i++) {
+    const function_job *j = &all.job[i];
+    int row = gpu_find(j->architecture);
+    const char *why = crew[i].why;
+    bool over = !why && row >= 0 && (why = limits(a, j, &t[row])) != NULL;
+    if (why && !failure->text)
+      *failure = (cuda_failure){.ours = j->ours || over, .text = arena_strdup(a, why)};
+    out->hits += j->hit;
+  }
+  out->misses = jobs - out->hits;
+  if (!failure->text) join_modules(a, u, all.job, jobs, out);
+  for (int i = 0; i < jobs; i++) arena_free(&crew[i].arena);
+  if (all.cache && out->misses) cache_trim(all.cache, a, CACHE_BYTES);
+  out->cached = all.cache != NULL;
+  return !failure->text;
+}
