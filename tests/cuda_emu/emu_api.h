@@ -1,7 +1,8 @@
 // Running generated CUDA kernels on a CPU, every access checked.
 //
-// The text of the kernels (codegen/prelude.cuh, then functions made by codegen/cuda.h) is compiled as
-// C++ with emu.h in front, and linked with the runner (emu.c, emu_memory.c) into one shared object:
+// The text of the kernels (codegen/prelude.cuh, then functions made by codegen/cuda.h) is compiled
+// as C++ with emu.h in front, and linked with the runner (emu.c, emu_memory.c) into one shared
+// object:
 //
 //   clang++-19 -std=c++17 -O1 -DDSM_EMULATED -include tests/cuda_emu/emu.h -ffp-contract=off
 //              -shared -fPIC kernels.cc emu.o emu_memory.o -o kernels.so
@@ -15,8 +16,9 @@
 //   char error[512];
 //   if (launch(&l, error, sizeof error)) puts(error);
 //
-// One launch at a time in a process; it runs on the thread that calls. Blocks run one after another,
-// the threads of a block as fibers that change places at barriers and at what a warp does together.
+// One launch at a time in a process; it runs on the thread that calls. Blocks run one after
+// another, the threads of a block as fibers that change places at barriers and at what a warp does
+// together.
 //
 // What is checked, beside what ASan and UBSan check when the object is built with them:
 //   global memory   inside the buffer it was reached through, for an allowed use, aligned to the
@@ -24,8 +26,8 @@
 //   shared memory   inside shared_bytes, aligned; no byte read that the block did not write, none
 //                   touched while a copy (d_copy16) is under way to it
 //   races           two threads of a block touch a byte, one writing, with no barrier between them
-//                   (d_warp_barrier is one for the lanes of a warp; shuffles, votes, ldmatrix and mma
-//                   order no memory, as CUDA has it); two blocks touch a byte, one writing
+//                   (d_warp_barrier is one for the lanes of a warp; shuffles, votes, ldmatrix and
+//                   mma order no memory, as CUDA has it); two blocks touch a byte, one writing
 //   threads         all of a block come to the same barrier, all 32 of a warp to the same shuffle,
 //                   vote, ldmatrix or mma; the same: of that line of the text
 //
@@ -57,9 +59,9 @@ enum { EMU_READ = 1, EMU_WRITE = 2 };  // bits of prog_operand.writes
 // What the kernel may touch through the address in word i of its arguments. Buffers may overlap (a
 // kernel that works in place).
 typedef struct emu_buffer {
-  void *at;               // must be what the arguments say
-  int64_t bytes;          // from there on
-  unsigned use;           // EMU_READ, EMU_WRITE
+  void *at;       // must be what the arguments say
+  int64_t bytes;  // from there on
+  unsigned use;   // EMU_READ, EMU_WRITE
   // One byte for each of the buffer: 0 until a kernel writes it, reading such a one is an error.
   // The launch sets it to 1 for what it writes, so afterwards zeros show what nobody wrote. NULL:
   // all of it may be read.
@@ -80,8 +82,8 @@ typedef struct emu_launch_info {
   uint64_t seed;  // of EMU_SEEDED
 } emu_launch_info;
 
-// 0: done, no error. 1: the first error is in `error` (at most n bytes with the NUL): kernel, block,
-// thread, line of the text and what; what the launch wrote until then stays written.
+// 0: done, no error. 1: the first error is in `error` (at most n bytes with the NUL): kernel,
+// block, thread, line of the text and what; what the launch wrote until then stays written.
 int emu_launch(const emu_launch_info *l, char *error, size_t n);
 
 #ifdef __cplusplus
