@@ -12,7 +12,7 @@
 
 #include "runtime/base/str.h"
 
-// CMakeLists.txt: the compiler, this folder and the runner's objects, separated by ';'.
+// CMakeLists.txt: the compiler, this folder and the runner's objects, separated by ':'.
 #ifndef EMU_COMPILER
 #define EMU_COMPILER ""
 #endif
@@ -125,7 +125,7 @@ static const char *link_all(arena *a, const char *dir, int n, const char *so) {
 #endif
   for (int i = 0; i < n; i++) add(c, arena_printf(a, "%s/%d.o", dir, i));
   char *objects = arena_strdup(a, EMU_OBJECTS);
-  for (char *rest = NULL, *o = strtok_r(objects, ";", &rest); o; o = strtok_r(NULL, ";", &rest))
+  for (char *rest = NULL, *o = strtok_r(objects, ":", &rest); o; o = strtok_r(NULL, ":", &rest))
     add(c, o);
   add(c, "-lm");
   add(c, "-o");
