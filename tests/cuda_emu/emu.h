@@ -1,6 +1,7 @@
 // The machine of codegen/prelude.cuh on a CPU: the functions of its first section, each checked by
 // the runner (emu_api.h says what is checked). Comes before the prelude (-include emu.h), so the
-// prelude's types are only declared here; it includes no other header, that kernels compile quickly.
+// prelude's types are only declared here; it includes no other header, that kernels compile
+// quickly.
 //
 // Lines: __builtin_LINE() as a default argument is the line of the call. The runner tells by it
 // whether threads came to the same place, and says it in messages. The compiler may copy code, so
@@ -56,17 +57,18 @@ float emu_half_real(unsigned short v);
 // ---- the first section of the prelude -----------------------------------------------------------
 
 #define D_FN static inline __attribute__((always_inline))
-#define D_KERNEL(name, threads, buffers, numbers)                                         \
-  static void name##_body(const d_args<buffers, numbers> &a);                             \
-  static void name##_run(const void *args) {                                              \
-    name##_body(*static_cast<const d_args<buffers, numbers> *>(args));                    \
-  }                                                                                       \
-  extern "C" {                                                                            \
-  extern const emu_kernel name __attribute__((visibility("default")));                    \
-  const emu_kernel name = {#name, threads,    buffers, numbers,                           \
-                           sizeof(d_args<buffers, numbers>), name##_run};                 \
-  }                                                                                       \
+#define D_KERNEL(name, threads, buffers, numbers)                                                  \
+  static void name##_body(const d_args<buffers, numbers> &a);                                      \
+  static void name##_run(const void *args) {                                                       \
+    name##_body(*static_cast<const d_args<buffers, numbers> *>(args));                             \
+  }                                                                                                \
+  extern "C" {                                                                                     \
+  extern const emu_kernel name __attribute__((visibility("default")));                             \
+  const emu_kernel name = {#name,     threads, buffers, numbers, sizeof(d_args<buffers, numbers>), \
+                           name##_run};                                                            \
+  }                                                                                                \
   static void name##_body(const d_args<buffers, numbers> &a)
+#define D_TABLE const
 #define D_UNROLL
 #define D_NO_UNROLL
 
@@ -146,9 +148,7 @@ D_FN void d_shared_store(int at, d_vec<T, N> v, int line = __builtin_LINE()) {
   __builtin_memcpy(emu_shared_write(at, sizeof v, line), &v, sizeof v);
 }
 
-D_FN void d_copy16(int at, const void *p, int line = __builtin_LINE()) {
-  emu_copy16(at, p, line);
-}
+D_FN void d_copy16(int at, const void *p, int line = __builtin_LINE()) { emu_copy16(at, p, line); }
 D_FN void d_copies_end() { emu_copies_end(); }
 template <int GROUPS>
 D_FN void d_copies_wait() {

@@ -1,6 +1,9 @@
 // Every op against numbers that owe nothing to dsmc: PyTorch's in float64 (tests/oracle/README.md).
 //
-//   oracle_ops [--here] [NAME...]       cases whose names begin so; --here: in this process
+//   oracle_ops [--here] [--cuda] [NAME...]   cases whose names begin so; --here: in this process
+//
+// --cuda: programs run as CUDA kernels under the emulation (tests/oracle/emulated.h); what the
+// interpreter alone has to do with is left out.
 //
 // A case is a model that computes one op. It is checked in four ways:
 //   interp    the interpreter of GRAPH gives PyTorch's values, to 1e-9 of the tensor's largest;
@@ -22,6 +25,7 @@
 
 #include "runtime/base/rng.h"
 #include "tests/oracle/decode_check.h"
+#include "tests/oracle/emulated.h"
 #include "tests/oracle/harness.h"
 
 #ifndef ORACLE_DATA
@@ -34,7 +38,8 @@ typedef struct coverage {
   int met[IR_OPCODE_COUNT];
 } coverage;
 
-static coverage *seen;  // shared with the processes of the cases
+static coverage *seen;    // shared with the processes of the cases
+static h_device *device;  // NULL: programs run on the host
 
 static void see_op(void *ctx, ir_op *op) {
   (void)ctx;
@@ -285,10 +290,10 @@ static const char *forward_program(op_case *c) {
   if ((why = pass_run(m, &o))) return arena_printf(c->a, "passes: %s", why);
   see(m);
   h_program *p;
-  if ((why = h_compile(c->a, m, 1, &p))) return why;
+  if ((why = h_compile_for(c->a, m, 1, device, &p)) || !p) return why;
   const prog_entry *e = prog_entry_of(&p->p, PROG_EVAL);
   if ((why = give_program(c, p, e, f))) return why;
-  vm_call(p->vm, e, &(vm_step){0});
+  why = h_call(c->a, p, e, &(vm_step){0});
   for (int k = 0; k < c->nout && !why; k++)
     why = check_program(c, p, e, "program", arena_printf(c->a, "out.%d", k), c->out[k],
                         c->out_size[k], loose_of(c->name)->forward,
@@ -337,10 +342,11 @@ static const char *gradients_program(op_case *c) {
   if (why) return arena_printf(c->a, "passes: %s", why);
   see(m);
   h_program *p;
-  if ((why = h_compile(c->a, m, 1, &p))) return arena_printf(c->a, "gradient: %s", why);
+  if ((why = h_compile_for(c->a, m, 1, device, &p))) return arena_printf(c->a, "gradient: %s", why);
+  if (!p) return NULL;
   const prog_entry *e = prog_entry_of(&p->p, PROG_TRAIN);
   if ((why = give_program(c, p, e, f))) return why;
-  vm_call(p->vm, e, &(vm_step){0});
+  why = h_call(c->a, p, e, &(vm_step){0});
   for (int i = 0; i < c->n && !why; i++)
     if (c->grad[i])
       why = check_program(c, p, e, "program's gradient", arena_printf(c->a, "grad:%s", c->names[i]),
@@ -494,8 +500,8 @@ static const char *step_interp(op_case *c, ir_module *m, const expectation *e) {
 
 static const char *step_program(op_case *c, ir_module *m, const expectation *x) {
   h_program *p;
-  const char *why = h_compile(c->a, m, 1, &p);
-  if (why) return why;
+  const char *why = h_compile_for(c->a, m, 1, device, &p);
+  if (why || !p) return why;
   const prog_entry *e = prog_entry_of(&p->p, PROG_TRAIN);
   for (int i = 0; i < c->n; i++)
     if (prog_input(&p->p, e, c->names[i]))
@@ -503,7 +509,7 @@ static const char *step_program(op_case *c, ir_module *m, const expectation *x) 
   for (int i = 0; i < x->n && !why; i++) why = h_set_state(p, x->name[i], x->before[i], x->size[i]);
   for (int i = 0; i < x->nargs; i++) vm_set_arg(p->vm, x->arg[i], x->value[i]);
   if (why) return why;
-  vm_call(p->vm, e, &(vm_step){0});
+  why = h_call(c->a, p, e, &(vm_step){0});
   for (int i = 0; i < x->n && !why; i++) {
     double *got = arena_new(c->a, double, x->size[i] + 1);
     why = h_get_state(p, x->name[i], got, x->size[i]);
@@ -575,10 +581,12 @@ static const char *run_case(arena *a, void *ctx) {
   if (why) return why;
   if (!c.dsm) return optimizer(&c);
   bool gradient = has_gradient(&c);
-  why = forward_interp(&c);
-  if (!why && gradient) why = gradients_interp(&c);
-  // The slope of rounding is nought or infinite.
-  if (!why && gradient && !str_eq(c.op, "cast")) why = slopes(&c);
+  if (!device) {
+    why = forward_interp(&c);
+    if (!why && gradient) why = gradients_interp(&c);
+    // The slope of rounding is nought or infinite.
+    if (!why && gradient && !str_eq(c.op, "cast")) why = slopes(&c);
+  }
   if (!why) why = forward_program(&c);
   if (!why && gradient) why = gradients_program(&c);
   return why;
@@ -689,7 +697,7 @@ static const char *against(arena *a, const char *text, int64_t micro, const run_
   if ((why = pass_run(t.m, &o))) return why;
   see(t.m);
   h_program *p;
-  if ((why = h_compile(a, t.m, batch, &p))) return why;
+  if ((why = h_compile_for(a, t.m, batch, device, &p)) || !p) return why;
   const prog_entry *e = prog_entry_of(&p->p, PROG_TRAIN);
   for (int i = 0; i < t.m->states.n && !why; i++) {
     ir_state *s = t.m->states.at[i];
@@ -698,8 +706,8 @@ static const char *against(arena *a, const char *text, int64_t micro, const run_
   for (int i = 0; i < inputs.n && !why; i++)
     if (prog_input(&p->p, e, ir_attr_str(inputs.at[i], "name", "")))
       why = h_give(p, e, ir_attr_str(inputs.at[i], "name", ""), data.at[i], size.at[i]);
+  if (!why) why = h_call(a, p, e, &(vm_step){.seed = 3});
   if (why) return why;
-  vm_call(p->vm, e, &(vm_step){.seed = 3});
   double loss, largest = 0;
   if ((why = h_output(p, e, "loss", &loss, 1))) return why;
   if ((why = h_compare(a, "loss", &loss, &r->loss, 1, 1e-5, fabs(r->loss)))) return why;
@@ -803,16 +811,17 @@ static const char *dropout_share(arena *a, void *ctx) {
   const char *why = pass_run(t.m, &o);
   if (why) return why;
   h_program *p;
-  if ((why = h_compile(a, t.m, 40, &p))) return why;
+  if ((why = h_compile_for(a, t.m, 40, device, &p)) || !p) return why;
   const prog_entry *e = prog_entry_of(&p->p, PROG_TRAIN);
   double *x = arena_new(a, double, 20000), w[500], g[500], first = 0;
   for (int i = 0; i < 20000; i++) x[i] = 1;
   for (int i = 0; i < 500; i++) w[i] = 1;
   if ((why = h_give(p, e, "x", x, 20000)) || (why = h_set_state(p, "w", w, 500))) return why;
   for (int step = 0; step < 3 && !why; step++) {
-    vm_call(p->vm, e, &(vm_step){.step = step, .seed = 9});
     double loss, sum = 0;
-    if ((why = h_output(p, e, "loss", &loss, 1)) || (why = h_output(p, e, "grad:w", g, 500))) break;
+    if ((why = h_call(a, p, e, &(vm_step){.step = step, .seed = 9})) ||
+        (why = h_output(p, e, "loss", &loss, 1)) || (why = h_output(p, e, "grad:w", g, 500)))
+      break;
     for (int i = 0; i < 500; i++) sum += g[i];
     // Standard deviation of the mean of 20000 draws: sqrt(0.3 / 0.7 / 20000) = 0.0046.
     if (fabs(loss - 1) > 5 * 0.0046) why = arena_printf(a, "the mean is %g, not 1", loss);
@@ -851,7 +860,7 @@ static const char *decode_case(arena *a, void *ctx) {
   h_text t = h_lower(a, text, NULL, NULL, SEMA_EVAL | SEMA_DECODE);
   if (!t.m) return t.error;
   see(t.m);
-  return decode_check(a, text, NULL, NULL, see);
+  return decode_check(a, text, NULL, NULL, device, see);
 }
 
 // min and max of equal numbers, `min` by its own row, and reductions of ties share the gradient.
@@ -901,7 +910,7 @@ static char **case_names(arena *a, int *n) {
 
 typedef struct tally {
   arena *a;
-  int passed, failed;
+  int passed, failed, not_lowered;
   bool here;
   char **wanted;
   int nwanted;
@@ -916,31 +925,61 @@ static bool is_wanted(const tally *t, const char *name) {
 static void try_case(tally *t, const char *name, h_case_fn *run, void *ctx) {
   if (!is_wanted(t, name)) return;
   const char *why = t->here ? h_inline(t->a, run, ctx) : h_isolated(t->a, run, ctx, 60);
-  if (why) {
-    printf("FAILED %s: %s\n", name, why);
-    t->failed++;
-  } else {
+  if (device && !device->compiled) return;  // its functions are collected; the next time it runs
+  if (!why) {
     printf("ok %s\n", name);
     t->passed++;
+    return;
   }
+  printf("FAILED %s: %s\n", name, why);
+  t->failed++;
+  t->not_lowered += strstr(why, H_NOT_LOWERED) != NULL;
+}
+
+static void try_all(tally *t, char **name, int n) {
+  for (int i = 0; i < n; i++) try_case(t, name[i], run_case, name[i]);
+  for (size_t i = 0; i < sizeof own / sizeof *own; i++) try_case(t, own[i].name, own[i].run, NULL);
+}
+
+// A device with all functions of the wanted cases.
+static const char *make_device(tally *t, h_device *d, char **name, int n) {
+  const char *why = h_device_open(t->a, d);
+  if (why) return why;
+  device = d;
+  try_all(t, name, n);
+  why = h_device_compile(t->a, d);
+  if (!why) printf("%d functions compiled in %.1f s\n", d->functions, d->compile_s);
+  return why;
+}
+
+static bool take_flag(tally *t, const char *flag) {
+  bool is = t->nwanted && str_eq(t->wanted[0], flag);
+  t->wanted += is, t->nwanted -= is;
+  return is;
 }
 
 int main(int argc, char **argv) {
   arena a;
   arena_init(&a);
   tally t = {.a = &a, .wanted = argv + 1, .nwanted = argc - 1};
-  if (t.nwanted && str_eq(t.wanted[0], "--here")) {
-    t.here = true;
-    t.wanted++, t.nwanted--;
-  }
+  t.here = take_flag(&t, "--here");
+  bool cuda = take_flag(&t, "--cuda");
+  if (cuda && emu_missing()) return puts(emu_missing()), 77;
   seen = mmap(NULL, sizeof *seen, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
   if (seen == MAP_FAILED) return 1;
   int n;
   char **names = case_names(&a, &n);
   if (n < 300) printf("only %d cases below %s/ops\n", n, ORACLE_DATA), t.failed++;
-  for (int i = 0; i < n; i++) try_case(&t, names[i], run_case, names[i]);
-  for (size_t i = 0; i < sizeof own / sizeof *own; i++) try_case(&t, own[i].name, own[i].run, NULL);
-  if (!t.nwanted) t.failed += report_unseen();
-  printf("%d passed, %d failed\n", t.passed, t.failed);
+  h_device d = {0};
+  const char *why = cuda ? make_device(&t, &d, names, n) : NULL;
+  if (why)
+    printf("FAILED %s\n", why), t.failed++;
+  else
+    try_all(&t, names, n);
+  if (cuda) h_device_close(&a, &d);
+  if (!t.nwanted && !cuda) t.failed += report_unseen();
+  printf("%d passed, %d failed", t.passed, t.failed);
+  if (cuda) printf(", %d of them not lowered", t.not_lowered);
+  printf("\n");
   return t.failed != 0;
 }

@@ -1,0 +1,364 @@
+#include "tests/oracle/emulated.h"
+
+#include <dirent.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "codegen/cuda.h"
+#include "runtime/base/clock.h"
+
+// ---- functions ----------------------------------------------------------------------------------
+
+const char *h_device_open(arena *a, h_device *d) {
+  *d = (h_device){.dir = emu_make_folder(a)};
+  return d->dir ? NULL : "no folder for kernels";
+}
+
+void h_device_close(arena *a, h_device *d) {
+  emu_close(&d->code);
+  if (d->dir) emu_remove_folder(a, d->dir);
+}
+
+// Equal symbols have equal texts: a file that is there is right.
+static const char *write_down(arena *a, const h_device *d, const cuda_kernel *c) {
+  const char *path = arena_printf(a, "%s/%s.cu", d->dir, c->symbol);
+  if (access(path, F_OK) == 0) return NULL;
+  const char *tmp = arena_printf(a, "%s/%ld.tmp", d->dir, (long)getpid());
+  FILE *f = fopen(tmp, "w");
+  if (!f) return "cannot write a function";
+  fprintf(f, "#line 1 \"%s\"\n%s\n", c->symbol, c->source);
+  return fclose(f) == 0 && rename(tmp, path) == 0 ? NULL : "cannot write a function";
+}
+
+typedef struct function_file {
+  const char *name;
+  char *text;
+  size_t n;
+} function_file;
+
+static int longest_first(const void *a, const void *b) {
+  const function_file *x = a, *y = b;
+  if (x->n != y->n) return x->n < y->n ? 1 : -1;
+  return strcmp(x->name, y->name);
+}
+
+static const char *read_file(arena *a, const char *path, function_file *out) {
+  FILE *f = fopen(path, "r");
+  if (!f) return "a function is gone";
+  fseek(f, 0, SEEK_END);
+  out->n = (size_t)ftell(f);
+  rewind(f);
+  out->text = arena_alloc(a, out->n + 1);
+  bool ok = fread(out->text, 1, out->n, f) == out->n;
+  fclose(f);
+  return ok ? NULL : "cannot read a function";
+}
+
+// Texts of equal length, so that compilers side by side end together.
+const char *h_device_compile(arena *a, h_device *d) {
+  enum { MAX_TEXTS = 512, TEXT_BYTES = 100 << 10 };
+  int64_t start = clock_ns();
+  VEC(function_file) files = {0};
+  size_t all = 0;
+  DIR *dir = opendir(d->dir);
+  if (!dir) return "the folder of functions is gone";
+  const char *why = NULL;
+  for (struct dirent *e; (e = readdir(dir)) && !why;) {
+    if (!str_ends(e->d_name, ".cu")) continue;
+    function_file f = {.name = arena_strdup(a, e->d_name)};
+    why = read_file(a, arena_printf(a, "%s/%s", d->dir, f.name), &f);
+    all += f.n;
+    vec_push(a, &files, f);
+  }
+  closedir(dir);
+  if (why) return why;
+  if (files.n) qsort(files.at, (size_t)files.n, sizeof *files.at, longest_first);
+  int n = (int)(all / TEXT_BYTES) + 1;
+  n = n > MAX_TEXTS ? MAX_TEXTS : n % 2 ? n + 1 : n;
+  sb *part = arena_new(a, sb, n);
+  for (int i = 0; i < n; i++) part[i].arena = a, sb_puts(&part[i], cuda_prelude());
+  for (int i = 0; i < files.n; i++) sb_putn(&part[i % n], files.at[i].text, files.at[i].n);
+  const char **text = arena_new(a, const char *, n);
+  for (int i = 0; i < n; i++) text[i] = sb_str(&part[i]);
+  const char *so = arena_printf(a, "%s/kernels.so", d->dir);
+  why = emu_compile(a, d->dir, text, n, so);
+  if (!why) why = emu_open(a, so, &d->code);
+  d->compiled = true;
+  d->functions = files.n;
+  d->compile_s = (double)(clock_ns() - start) * 1e-9;
+  return why;
+}
+
+// ---- a program ----------------------------------------------------------------------------------
+
+typedef struct one_kernel {
+  h_emulated *of;
+  cuda_kernel c;
+  const emu_kernel *k;
+} one_kernel;
+
+// Orders that a call runs in; the first says what the others must give.
+typedef struct turn {
+  const char *name;
+  emu_order order;
+  uint64_t seed;
+} turn;
+static const turn turns[] = {{"forward", EMU_FORWARD, 0},
+                             {"reverse", EMU_REVERSE, 0},
+                             {"seeded (1)", EMU_SEEDED, 1},
+                             {"seeded (2)", EMU_SEEDED, 2}};
+enum { TURNS = sizeof turns / sizeof *turns };
+
+// What is known of a byte of the arena.
+enum {
+  WRITTEN = 1,   // may be read; the emulation sets it
+  TOUCHED = 2,   // by the op that runs now
+  POISONED = 4,  // filled before that op
+};
+
+struct h_emulated {
+  const h_device *device;
+  const prog *p;
+  vm *vm;
+  vm_observer observer;
+  int64_t arena_bytes;
+  unsigned char *written, *known;  // a byte for each of the arena: WRITTEN; the other two
+  const prog_instr *now;
+  const turn *turn;
+  prog_step step;
+  char *error;  // room for EMU_ERROR; "": none
+};
+
+static void call_cells(unsigned char *const *buf, const dsm_call *call, int64_t lo, int64_t hi,
+                       const one_kernel *k);
+
+// The code of a kernel of the program: call_cells with one argument more.
+//   movabs $k, %r8;  movabs $call_cells, %rax;  jmp *%rax
+enum { CALL_BYTES = 32 };
+
+static void put_call(unsigned char *code, const one_kernel *k) {
+  static const unsigned char text[] = {0x49, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0,  //
+                                       0x48, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xe0};
+  void (*to)(unsigned char *const *, const dsm_call *, int64_t, int64_t, const one_kernel *) =
+      call_cells;
+  memcpy(code, text, sizeof text);
+  memcpy(code + 2, &k, sizeof k);
+  memcpy(code + 12, &to, sizeof to);
+}
+
+const char *h_emulate(arena *a, const h_device *d, cg_context *cg, cg_image *image,
+                      h_emulated **out) {
+  *out = NULL;
+  k_kernel *const *kernel;
+  int n = cg_kernels(cg, &kernel);
+  h_emulated *e = arena_new(a, h_emulated, 1);
+  e->device = d;
+  e->error = arena_alloc(a, EMU_ERROR);
+  one_kernel *list = arena_new(a, one_kernel, n + 1);
+  *image = (cg_image){.n = (int64_t)n * CALL_BYTES,
+                      .bytes = arena_alloc(a, (size_t)n * CALL_BYTES + 1),
+                      .offset = arena_new(a, int64_t, n + 1),
+                      .cpu = "",
+                      .features = ""};
+  for (int i = 0; i < n; i++) {
+    list[i].of = e;
+    const char *why = cuda_lower(a, kernel[i], &list[i].c);
+    if (why) return arena_printf(a, H_NOT_LOWERED "%s: %s", kernel[i]->name, why);
+    if (!d->compiled) {
+      if ((why = write_down(a, d, &list[i].c))) return why;
+      continue;
+    }
+    list[i].k = emu_find(&d->code, list[i].c.symbol);
+    if (!list[i].k) return arena_printf(a, "function %s was not compiled", list[i].c.symbol);
+    image->offset[i] = (int64_t)i * CALL_BYTES;
+    put_call(image->bytes + image->offset[i], &list[i]);
+  }
+  *out = d->compiled ? e : NULL;
+  return NULL;
+}
+
+// ---- what was written ---------------------------------------------------------------------------
+
+static void fail(h_emulated *e, const char *what, int64_t from, int64_t to) {
+  if (*e->error) return;
+  snprintf(e->error, EMU_ERROR, "%s: bytes %lld..%lld of the arena %s",
+           e->now ? prog_text(e->p, e->now->note) : "?", (long long)from, (long long)to, what);
+}
+
+static bool same_op(const h_emulated *e, const prog_instr *a, const prog_instr *b) {
+  return str_eq(prog_text(e->p, a->note), prog_text(e->p, b->note));
+}
+
+// Is instruction i the first (last) of its op in the task?
+static bool begins_op(const h_emulated *e, const prog_task *t, uint32_t i) {
+  return i == t->first_instr || !same_op(e, &e->p->instrs[i - 1], &e->p->instrs[i]);
+}
+
+static bool ends_op(const h_emulated *e, const prog_task *t, uint32_t i) {
+  return i + 1 == t->first_instr + t->instrs || !same_op(e, &e->p->instrs[i], &e->p->instrs[i + 1]);
+}
+
+static void mark(h_emulated *e, const prog_operand *o, const unsigned char *at, unsigned bits) {
+  unsigned char *k = e->known + (at - vm_at(e->vm, 0));
+  for (int64_t i = 0; i < o->bytes; i++) k[i] = (unsigned char)(k[i] | bits);
+}
+
+// Fills what the instruction writes, unless it or an instruction of the same op before it has to do
+// with those bytes.
+static void poison(h_emulated *e, const prog_instr *in, unsigned char *const *buf) {
+  const prog_operand *o = &e->p->operands[in->first_operand];
+  for (uint32_t i = 0; i < in->operands; i++)
+    if (o[i].writes & EMU_READ) mark(e, &o[i], buf[i], TOUCHED);
+  for (uint32_t i = 0; i < in->operands; i++) {
+    if (o[i].writes & EMU_READ) continue;
+    int64_t first = buf[i] - vm_at(e->vm, 0);
+    for (int64_t k = first; k < first + o[i].bytes; k++) {
+      if (e->known[k] & TOUCHED) continue;
+      e->known[k] = TOUCHED | POISONED;
+      e->written[k] = 0;
+      *vm_at(e->vm, k) = 0xff;
+    }
+  }
+}
+
+static void all_written(h_emulated *e) {
+  for (int64_t k = 0; k < e->arena_bytes; k++) {
+    if (!(e->known[k] & POISONED) || e->written[k]) continue;
+    int64_t end = k;
+    while (end < e->arena_bytes && e->known[end] & POISONED && !e->written[end]) end++;
+    fail(e, "were never written", k, end - 1);
+    return;
+  }
+}
+
+static void see(void *ctx, vm_moment when, const vm_where *at) {
+  h_emulated *e = ctx;
+  if (when != VM_INSTR_BEGIN && when != VM_INSTR_END) return;
+  const prog_task *t = &e->p->tasks[at->task];
+  const prog_instr *in = e->now = &e->p->instrs[at->instr];
+  const prog_operand *o = &e->p->operands[in->first_operand];
+  if (when == VM_INSTR_BEGIN) {
+    if (begins_op(e, t, at->instr)) memset(e->known, 0, (size_t)e->arena_bytes);
+    if (in->op == RTOP_launch) poison(e, in, at->buf);
+    return;
+  }
+  if (in->op == RTOP_zero || in->op == RTOP_copy) {  // what the runtime does itself
+    int64_t to = at->buf[0] - vm_at(e->vm, 0);
+    if (in->op == RTOP_zero)
+      memset(e->written + to, WRITTEN, (size_t)o[0].bytes);
+    else
+      memmove(e->written + to, e->written + (at->buf[1] - vm_at(e->vm, 0)), (size_t)o[0].bytes);
+  }
+  if (ends_op(e, t, at->instr)) all_written(e);
+}
+
+// ---- launches -----------------------------------------------------------------------------------
+
+// The pool hands out a grid in parts; the first of them does all.
+static void call_cells(unsigned char *const *buf, const dsm_call *call, int64_t lo, int64_t hi,
+                       const one_kernel *k) {
+  h_emulated *e = k->of;
+  (void)hi;
+  if (lo > 0 || *e->error) return;
+  enum { WORDS = EMU_MAX_BUFFERS + 4 };
+  int n = (int)e->now->operands;
+  emu_buffer buffer[EMU_MAX_BUFFERS];
+  int64_t *args = calloc((size_t)(WORDS + k->c.nnumbers + 1), sizeof *args);
+  if (!args || n > EMU_MAX_BUFFERS) {
+    free(args);
+    return fail(e, "have too many operands", 0, 0);
+  }
+  const prog_operand *o = &e->p->operands[e->now->first_operand];
+  for (int i = 0; i < n; i++) {
+    args[i] = (int64_t)(intptr_t)buf[i];
+    buffer[i] = (emu_buffer){.at = buf[i],
+                             .bytes = o[i].bytes,
+                             .use = o[i].writes,
+                             .written = e->written + (buf[i] - vm_at(e->vm, 0))};
+  }
+  args[n] = (int64_t)(intptr_t)&e->step;
+  args[n + 1] = call->layer;
+  args[n + 2] = call->micro;
+  args[n + 3] = call->sample0 - e->step.sample0;
+  for (int i = 0; i < k->c.nnumbers; i++) args[n + 4 + i] = k->c.number[i];
+  emu_launch_info l = {.kernel = k->k,
+                       .blocks = k->c.blocks,
+                       .threads = k->c.threads,
+                       .shared_bytes = k->c.shared_bytes,
+                       .args = args,
+                       .buffer = buffer,
+                       .nbuffers = n,
+                       .order = e->turn->order,
+                       .seed = e->turn->seed};
+  e->device->code.launch(&l, e->error, EMU_ERROR);
+  free(args);
+}
+
+// ---- calls --------------------------------------------------------------------------------------
+
+void h_emulated_start(h_emulated *e, const prog *p, vm *m) {
+  e->p = p;
+  e->vm = m;
+  e->arena_bytes = (int64_t)p->header->arena_bytes;
+  e->written = calloc((size_t)e->arena_bytes + 1, 1);
+  e->known = calloc((size_t)e->arena_bytes + 1, 1);
+  e->observer = (vm_observer){see, e};
+  vm_observe(m, &e->observer);
+}
+
+void h_emulated_close(h_emulated *e) {
+  free(e->written);
+  free(e->known);
+}
+
+// States, inputs and, in a call of decode, what prefill has left.
+static void given(h_emulated *e, const prog_entry *en) {
+  const prog_header *h = e->p->header;
+  if (en->kind != PROG_DECODE)
+    memset(e->written + h->states_bytes, 0, (size_t)(e->arena_bytes - (int64_t)h->states_bytes));
+  memset(e->written, WRITTEN, h->states_bytes);
+  for (uint32_t i = 0; i < en->inputs; i++) {
+    const prog_io *io = &e->p->ios[en->first_input + i];
+    int64_t pieces = io->sampled ? en->batch / en->micro_batch : 1;
+    for (int64_t k = 0; k < pieces; k++)
+      memset(e->written + io->offset + k * io->micro_stride, WRITTEN, (size_t)io->bytes);
+  }
+}
+
+static unsigned char *copied(const unsigned char *at, int64_t n) {
+  unsigned char *c = malloc((size_t)n + 1);
+  if (c) memcpy(c, at, (size_t)n);
+  return c;
+}
+
+const char *h_emulated_call(arena *a, h_emulated *e, const prog_entry *en, const vm_step *s) {
+  unsigned char *at = vm_at(e->vm, 0), *after = NULL;
+  given(e, en);
+  unsigned char *before = copied(at, e->arena_bytes), *known = copied(e->written, e->arena_bytes);
+  e->step = (prog_step){.sample0 = s->sample0, .step = s->step, .past = s->past, .seed = s->seed};
+  const char *why = before && known ? NULL : "out of memory";
+  for (int i = 0; i < TURNS && !why; i++) {
+    memcpy(at, before, (size_t)e->arena_bytes);
+    memcpy(e->written, known, (size_t)e->arena_bytes);
+    e->turn = &turns[i];
+    *e->error = 0;
+    vm_call(e->vm, en, s);
+    if (*e->error) {
+      why = arena_printf(a, "%s: %s", turns[i].name, e->error);
+    } else if (!after) {
+      after = copied(at, e->arena_bytes);
+      if (!after) why = "out of memory";
+    } else if (memcmp(at, after, (size_t)e->arena_bytes)) {
+      int64_t k = 0;
+      while (at[k] == after[k]) k++;
+      why = arena_printf(a, "%s: other bits than forward at byte %lld of the arena", turns[i].name,
+                         (long long)k);
+    }
+  }
+  free(before);
+  free(known);
+  free(after);
+  return why;
+}
