@@ -205,20 +205,28 @@ static void mark(h_emulated *e, const prog_operand *o, const unsigned char *at, 
   for (int64_t i = 0; i < o->bytes; i++) k[i] = (unsigned char)(k[i] | bits);
 }
 
+static void fill(h_emulated *e, int64_t byte, unsigned known, unsigned char written) {
+  e->known[byte] = (unsigned char)known;
+  e->written[byte] = written;
+  *vm_at(e->vm, byte) = 0xff;
+}
+
 // Fills what the instruction writes, unless it or an instruction of the same op before it has to do
-// with those bytes.
+// with those bytes. What it reads and writes may hold nothing yet, as a sum does in micro-batch 0:
+// then it may be read, but what is there is no number. An `append` writes a part of a cache.
 static void poison(h_emulated *e, const prog_instr *in, unsigned char *const *buf) {
   const prog_operand *o = &e->p->operands[in->first_operand];
   for (uint32_t i = 0; i < in->operands; i++)
     if (o[i].writes & EMU_READ) mark(e, &o[i], buf[i], TOUCHED);
+  bool part = str_starts(prog_text(e->p, in->note), "append");
   for (uint32_t i = 0; i < in->operands; i++) {
-    if (o[i].writes & EMU_READ) continue;
-    int64_t first = buf[i] - vm_at(e->vm, 0);
-    for (int64_t k = first; k < first + o[i].bytes; k++) {
-      if (e->known[k] & TOUCHED) continue;
-      e->known[k] = TOUCHED | POISONED;
-      e->written[k] = 0;
-      *vm_at(e->vm, k) = 0xff;
+    int64_t first = buf[i] - vm_at(e->vm, 0), end = first + o[i].bytes;
+    if (o[i].writes == (EMU_READ | EMU_WRITE)) {
+      for (int64_t k = first; k < end; k++)
+        if (!e->written[k]) fill(e, k, TOUCHED, WRITTEN);
+    } else if (o[i].writes == EMU_WRITE && !part) {
+      for (int64_t k = first; k < end; k++)
+        if (!(e->known[k] & TOUCHED)) fill(e, k, TOUCHED | POISONED, 0);
     }
   }
 }
