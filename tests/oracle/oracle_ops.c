@@ -1,9 +1,10 @@
 // Every op against numbers that owe nothing to dsmc: PyTorch's in float64 (tests/oracle/README.md).
 //
-//   oracle_ops [--here] [--cuda] [NAME...]   cases whose names begin so; --here: in this process
+//   oracle_ops [--here] [--cuda [--keep]] [NAME...]   cases whose names begin so
 //
-// --cuda: programs run as CUDA kernels under the emulation (tests/oracle/emulated.h); what the
-// interpreter alone has to do with is left out.
+// --here: in this process. --cuda: programs run as CUDA kernels under the emulation
+// (tests/oracle/emulated.h); what the interpreter alone has to do with is left out. --keep leaves
+// the folder with the functions, one a file, and prints its name.
 //
 // A case is a model that computes one op. It is checked in four ways:
 //   interp    the interpreter of GRAPH gives PyTorch's values, to 1e-9 of the tensor's largest;
@@ -963,7 +964,7 @@ int main(int argc, char **argv) {
   arena_init(&a);
   tally t = {.a = &a, .wanted = argv + 1, .nwanted = argc - 1};
   t.here = take_flag(&t, "--here");
-  bool cuda = take_flag(&t, "--cuda");
+  bool cuda = take_flag(&t, "--cuda"), keep = take_flag(&t, "--keep");
   if (cuda && emu_missing()) return puts(emu_missing()), 77;
   seen = mmap(NULL, sizeof *seen, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
   if (seen == MAP_FAILED) return 1;
@@ -976,7 +977,8 @@ int main(int argc, char **argv) {
     printf("FAILED %s\n", why), t.failed++;
   else
     try_all(&t, names, n);
-  if (cuda) h_device_close(&a, &d);
+  if (keep) printf("functions are in %s\n", d.dir);
+  if (cuda && !keep) h_device_close(&a, &d);
   if (!t.nwanted && !cuda) t.failed += report_unseen();
   printf("%d passed, %d failed", t.passed, t.failed);
   if (cuda) printf(", %d of them not lowered", t.not_lowered);
