@@ -1,13 +1,16 @@
 #include "tests/oracle/emulated.h"
 
 #include <dirent.h>
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <unistd.h>
 
 #include "codegen/cuda.h"
 #include "runtime/base/clock.h"
+#include "runtime/dtype.h"
 
 // ---- functions ----------------------------------------------------------------------------------
 
@@ -95,8 +98,10 @@ const char *h_device_compile(arena *a, h_device *d) {
 
 typedef struct one_kernel {
   h_emulated *of;
+  const k_kernel *kernel;
   cuda_kernel c;
   const emu_kernel *k;
+  int64_t host;  // where its host code lies
 } one_kernel;
 
 // Orders that a call runs in; the first says what the others must give.
@@ -128,7 +133,9 @@ struct h_emulated {
   const prog_instr *now;
   const turn *turn;
   prog_step step;
-  char *error;  // room for EMU_ERROR; "": none
+  char *error;          // room for EMU_ERROR; "": none
+  unsigned char *host;  // code for h_device.beside_host, or NULL
+  size_t host_bytes;
 };
 
 static void call_cells(unsigned char *const *buf, const dsm_call *call, int64_t lo, int64_t hi,
@@ -148,6 +155,18 @@ static void put_call(unsigned char *code, const one_kernel *k) {
   memcpy(code + 12, &to, sizeof to);
 }
 
+static const char *make_host(h_emulated *e, cg_context *cg, one_kernel *list, int n) {
+  cg_image image;
+  const char *why = cg_compile(cg, NULL, &image);
+  if (why) return why;
+  e->host_bytes = (size_t)image.n;
+  e->host = mmap(NULL, e->host_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (e->host == MAP_FAILED) return e->host = NULL, "no memory for host code";
+  memcpy(e->host, image.bytes, e->host_bytes);
+  for (int i = 0; i < n; i++) list[i].host = image.offset[i];
+  return mprotect(e->host, e->host_bytes, PROT_READ | PROT_EXEC) ? "no host code" : NULL;
+}
+
 const char *h_emulate(arena *a, const h_device *d, cg_context *cg, cg_image *image,
                       h_emulated **out) {
   *out = NULL;
@@ -164,6 +183,7 @@ const char *h_emulate(arena *a, const h_device *d, cg_context *cg, cg_image *ima
                       .features = ""};
   for (int i = 0; i < n; i++) {
     list[i].of = e;
+    list[i].kernel = kernel[i];
     const char *why = cuda_lower(a, kernel[i], &list[i].c);
     if (why) return arena_printf(a, H_NOT_LOWERED "%s: %s", kernel[i]->name, why);
     if (!d->compiled) {
@@ -175,8 +195,9 @@ const char *h_emulate(arena *a, const h_device *d, cg_context *cg, cg_image *ima
     image->offset[i] = (int64_t)i * CALL_BYTES;
     put_call(image->bytes + image->offset[i], &list[i]);
   }
-  *out = d->compiled ? e : NULL;
-  return NULL;
+  const char *why = d->compiled && d->beside_host && n ? make_host(e, cg, list, n) : NULL;
+  *out = d->compiled && !why ? e : NULL;
+  return why;
 }
 
 // ---- what was written ---------------------------------------------------------------------------
@@ -262,6 +283,66 @@ static void see(void *ctx, vm_moment when, const vm_where *at) {
   if (ends_op(e, t, at->instr)) all_written(e);
 }
 
+static unsigned char *copied(const unsigned char *at, int64_t n) {
+  unsigned char *c = malloc((size_t)n + 1);
+  if (c) memcpy(c, at, (size_t)n);
+  return c;
+}
+
+// ---- beside the host ----------------------------------------------------------------------------
+
+static double number_at(const unsigned char *at, uint32_t dtype, int64_t i) {
+  double v = 0;
+  at += i * dtype_of(dtype)->bytes;
+  if (dtype_convertible(PROG_F64, dtype)) {
+    dtype_convert(&v, PROG_F64, at, dtype, 1);
+  } else {
+    int64_t whole = 0;
+    memcpy(&whole, at, (size_t)dtype_of(dtype)->bytes);
+    v = (double)whole;
+  }
+  return v;
+}
+
+// Operand i as the emulation and as the host wrote it.
+static void compare_operand(h_emulated *e, const one_kernel *k, int i, const unsigned char *got,
+                            const unsigned char *want, int64_t bytes,
+                            const unsigned char *written) {
+  uint32_t dtype = (uint32_t)k->kernel->buffer[i].dtype;
+  int64_t each = dtype_of(dtype)->bytes, n = bytes / each;
+  double largest = 0, share = dtype == PROG_F32 || dtype == PROG_F64 ? 1e-4 : 2e-2;
+  for (int64_t j = 0; j < n; j++) {
+    double v = written[j * each] ? fabs(number_at(want, dtype, j)) : 0;
+    if (v > largest && isfinite(v)) largest = v;
+  }
+  for (int64_t j = 0; j < n; j++) {
+    double x = number_at(got, dtype, j), y = number_at(want, dtype, j);
+    if (!written[j * each] || x == y || (isnan(x) && isnan(y))) continue;
+    if (fabs(x - y) <= share * largest) continue;
+    snprintf(e->error, EMU_ERROR,
+             "%s (%s): element %lld of operand %d (%s) is %.9g, the host's is %.9g",
+             prog_text(e->p, e->now->note), k->c.symbol, (long long)j, i, k->kernel->buffer[i].name,
+             x, y);
+    return;
+  }
+}
+
+// `copy` is the arena as it was before the launch.
+static void run_beside(h_emulated *e, const one_kernel *k, unsigned char *const *buf,
+                       const dsm_call *call, unsigned char *copy) {
+  unsigned char *to[EMU_MAX_BUFFERS], *arena0 = vm_at(e->vm, 0);
+  const prog_operand *o = &e->p->operands[e->now->first_operand];
+  int n = (int)e->now->operands;
+  for (int i = 0; i < n; i++) to[i] = copy + (buf[i] - arena0);
+  const unsigned char *at = e->host + k->host;
+  dsm_kernel *run;
+  memcpy(&run, &at, sizeof at);
+  run(to, call, 0, k->c.blocks);
+  for (int i = 0; i < n && !*e->error; i++)
+    if (o[i].writes & EMU_WRITE)
+      compare_operand(e, k, i, buf[i], to[i], o[i].bytes, e->written + (buf[i] - arena0));
+}
+
 // ---- launches -----------------------------------------------------------------------------------
 
 // The pool hands out a grid in parts; the first of them does all.
@@ -300,7 +381,10 @@ static void call_cells(unsigned char *const *buf, const dsm_call *call, int64_t 
                        .nbuffers = n,
                        .order = e->turn->order,
                        .seed = e->turn->seed};
+  unsigned char *copy = e->host ? copied(vm_at(e->vm, 0), e->arena_bytes) : NULL;
   e->device->code.launch(&l, e->error, EMU_ERROR);
+  if (copy && !*e->error) run_beside(e, k, buf, call, copy);
+  free(copy);
   free(args);
 }
 
@@ -317,6 +401,7 @@ void h_emulated_start(h_emulated *e, const prog *p, vm *m) {
 }
 
 void h_emulated_close(h_emulated *e) {
+  if (e->host) munmap(e->host, e->host_bytes);
   free(e->written);
   free(e->known);
 }
@@ -333,12 +418,6 @@ static void given(h_emulated *e, const prog_entry *en) {
     for (int64_t k = 0; k < pieces; k++)
       memset(e->written + io->offset + k * io->micro_stride, WRITTEN, (size_t)io->bytes);
   }
-}
-
-static unsigned char *copied(const unsigned char *at, int64_t n) {
-  unsigned char *c = malloc((size_t)n + 1);
-  if (c) memcpy(c, at, (size_t)n);
-  return c;
 }
 
 const char *h_emulated_call(arena *a, h_emulated *e, const prog_entry *en, const vm_step *s) {

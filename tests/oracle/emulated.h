@@ -26,6 +26,10 @@
 typedef struct h_device {
   const char *dir;  // functions are written here, one a file, named by their symbols
   bool compiled;
+  // Each launch is also run as host code, on a copy of the arena; the first that writes other
+  // numbers (beyond what sums in another order make of them) is an error. Says which kernel is
+  // wrong.
+  bool beside_host;
   emu_code code;
   int functions;
   double compile_s;

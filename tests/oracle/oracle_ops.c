@@ -1,10 +1,11 @@
 // Every op against numbers that owe nothing to dsmc: PyTorch's in float64 (tests/oracle/README.md).
 //
-//   oracle_ops [--here] [--cuda [--keep]] [NAME...]   cases whose names begin so
+//   oracle_ops [--here] [--cuda [--keep] [--beside]] [NAME...]   cases whose names begin so
 //
 // --here: in this process. --cuda: programs run as CUDA kernels under the emulation
 // (tests/oracle/emulated.h); what the interpreter alone has to do with is left out. --keep leaves
-// the folder with the functions, one a file, and prints its name.
+// the folder with the functions, one a file, and prints its name; --beside compares each launch
+// with host code of the same kernel, to find the kernel that is wrong.
 //
 // A case is a model that computes one op. It is checked in four ways:
 //   interp    the interpreter of GRAPH gives PyTorch's values, to 1e-9 of the tensor's largest;
@@ -786,7 +787,8 @@ int main(int argc, char **argv) {
   arena_init(&a);
   tally t = {.a = &a, .wanted = argv + 1, .nwanted = argc - 1};
   t.here = take_flag(&t, "--here");
-  bool cuda = take_flag(&t, "--cuda"), keep = take_flag(&t, "--keep");
+  bool cuda = take_flag(&t, "--cuda"), keep = take_flag(&t, "--keep"),
+       beside = take_flag(&t, "--beside");
   if (cuda && emu_missing()) return puts(emu_missing()), 77;
   seen = mmap(NULL, sizeof *seen, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
   if (seen == MAP_FAILED) return 1;
@@ -795,6 +797,7 @@ int main(int argc, char **argv) {
   if (n < 300) printf("only %d cases below %s/ops\n", n, ORACLE_DATA), t.failed++;
   h_device d = {0};
   const char *why = cuda ? make_device(&t, &d, names, n) : NULL;
+  d.beside_host = beside;
   if (why)
     printf("FAILED %s\n", why), t.failed++;
   else
