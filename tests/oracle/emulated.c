@@ -24,72 +24,83 @@ void h_device_close(arena *a, h_device *d) {
   if (d->dir) emu_remove_folder(a, d->dir);
 }
 
-// Equal symbols have equal texts: a file that is there is right.
-static const char *write_down(arena *a, const h_device *d, const cuda_kernel *c) {
-  const char *path = arena_printf(a, "%s/%s.cu", d->dir, c->symbol);
+const char *h_device_add(arena *a, const h_device *d, const char *symbol, const char *text) {
+  const char *path = arena_printf(a, "%s/%s.cu", d->dir, symbol);
   if (access(path, F_OK) == 0) return NULL;
   const char *tmp = arena_printf(a, "%s/%ld.tmp", d->dir, (long)getpid());
   FILE *f = fopen(tmp, "w");
   if (!f) return "cannot write a function";
-  fprintf(f, "#line 1 \"%s\"\n%s\n", c->symbol, c->source);
-  return fclose(f) == 0 && rename(tmp, path) == 0 ? NULL : "cannot write a function";
+  bool ok = fputs(text, f) >= 0;
+  ok = fclose(f) == 0 && ok;
+  return ok && rename(tmp, path) == 0 ? NULL : "cannot write a function";
 }
 
-typedef struct function_file {
-  const char *name;
-  char *text;
+static int by_name(const void *a, const void *b) {
+  return strcmp(*(const char *const *)a, *(const char *const *)b);
+}
+
+int h_device_functions(arena *a, const h_device *d, const char *const **symbol) {
+  VEC(const char *) names = {0};
+  DIR *dir = opendir(d->dir);
+  for (struct dirent *e; dir && (e = readdir(dir));)
+    if (str_ends(e->d_name, ".cu"))
+      vec_push(a, &names, arena_strndup(a, e->d_name, strlen(e->d_name) - strlen(".cu")));
+  if (dir) closedir(dir);
+  if (names.n) qsort(names.at, (size_t)names.n, sizeof *names.at, by_name);
+  *symbol = names.at;
+  return names.n;
+}
+
+char *h_device_text(arena *a, const h_device *d, const char *symbol) {
+  FILE *f = fopen(arena_printf(a, "%s/%s.cu", d->dir, symbol), "r");
+  if (!f) return NULL;
+  fseek(f, 0, SEEK_END);
+  size_t n = (size_t)ftell(f);
+  rewind(f);
+  char *text = arena_alloc(a, n + 1);
+  if (fread(text, 1, n, f) != n) text = NULL;
+  fclose(f);
+  return text;
+}
+
+typedef struct function {
+  const char *symbol, *text;
   size_t n;
-} function_file;
+} function;
 
 static int longest_first(const void *a, const void *b) {
-  const function_file *x = a, *y = b;
+  const function *x = a, *y = b;
   if (x->n != y->n) return x->n < y->n ? 1 : -1;
-  return strcmp(x->name, y->name);
-}
-
-static const char *read_file(arena *a, const char *path, function_file *out) {
-  FILE *f = fopen(path, "r");
-  if (!f) return "a function is gone";
-  fseek(f, 0, SEEK_END);
-  out->n = (size_t)ftell(f);
-  rewind(f);
-  out->text = arena_alloc(a, out->n + 1);
-  bool ok = fread(out->text, 1, out->n, f) == out->n;
-  fclose(f);
-  return ok ? NULL : "cannot read a function";
+  return strcmp(x->symbol, y->symbol);
 }
 
 // Texts of equal length, so that compilers side by side end together.
 const char *h_device_compile(arena *a, h_device *d) {
   enum { MAX_TEXTS = 512, TEXT_BYTES = 100 << 10 };
   int64_t start = clock_ns();
-  VEC(function_file) files = {0};
-  size_t all = 0;
-  DIR *dir = opendir(d->dir);
-  if (!dir) return "the folder of functions is gone";
-  const char *why = NULL;
-  for (struct dirent *e; (e = readdir(dir)) && !why;) {
-    if (!str_ends(e->d_name, ".cu")) continue;
-    function_file f = {.name = arena_strdup(a, e->d_name)};
-    why = read_file(a, arena_printf(a, "%s/%s", d->dir, f.name), &f);
-    all += f.n;
-    vec_push(a, &files, f);
+  const char *const *symbol, *why = NULL;
+  int all = h_device_functions(a, d, &symbol), n = 1;
+  function *f = arena_new(a, function, all + 1);
+  size_t bytes = 0;
+  for (int i = 0; i < all; i++) {
+    f[i] = (function){symbol[i], h_device_text(a, d, symbol[i]), 0};
+    if (!f[i].text) return "a function is gone";
+    bytes += f[i].n = strlen(f[i].text);
   }
-  closedir(dir);
-  if (why) return why;
-  if (files.n) qsort(files.at, (size_t)files.n, sizeof *files.at, longest_first);
-  int n = (int)(all / TEXT_BYTES) + 1;
+  qsort(f, (size_t)all, sizeof *f, longest_first);
+  n += (int)(bytes / TEXT_BYTES);
   n = n > MAX_TEXTS ? MAX_TEXTS : n % 2 ? n + 1 : n;
   sb *part = arena_new(a, sb, n);
   for (int i = 0; i < n; i++) part[i].arena = a, sb_puts(&part[i], cuda_prelude());
-  for (int i = 0; i < files.n; i++) sb_putn(&part[i % n], files.at[i].text, files.at[i].n);
+  for (int i = 0; i < all; i++)
+    sb_printf(&part[i % n], "#line 1 \"%s\"\n%s\n", f[i].symbol, f[i].text);
   const char **text = arena_new(a, const char *, n);
   for (int i = 0; i < n; i++) text[i] = sb_str(&part[i]);
   const char *so = arena_printf(a, "%s/kernels.so", d->dir);
   why = emu_compile(a, d->dir, text, n, so);
   if (!why) why = emu_open(a, so, &d->code);
   d->compiled = true;
-  d->functions = files.n;
+  d->functions = all;
   d->compile_s = (double)(clock_ns() - start) * 1e-9;
   return why;
 }
@@ -187,10 +198,11 @@ const char *h_emulate(arena *a, const h_device *d, cg_context *cg, cg_image *ima
     const char *why = cuda_lower(a, kernel[i], &list[i].c);
     if (why) return arena_printf(a, H_NOT_LOWERED "%s: %s", kernel[i]->name, why);
     if (!d->compiled) {
-      if ((why = write_down(a, d, &list[i].c))) return why;
+      if ((why = h_device_add(a, d, list[i].c.symbol, list[i].c.source))) return why;
       continue;
     }
-    list[i].k = emu_find(&d->code, list[i].c.symbol);
+    bool victim = d->victim && str_eq(d->victim, list[i].c.symbol);
+    list[i].k = emu_find(&d->code, victim ? d->instead : list[i].c.symbol);
     if (!list[i].k) return arena_printf(a, "function %s was not compiled", list[i].c.symbol);
     image->offset[i] = (int64_t)i * CALL_BYTES;
     put_call(image->bytes + image->offset[i], &list[i]);

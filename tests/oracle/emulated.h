@@ -30,6 +30,7 @@ typedef struct h_device {
   // numbers (beyond what sums in another order make of them) is an error. Says which kernel is
   // wrong.
   bool beside_host;
+  const char *victim, *instead;  // function `instead` runs for `victim`; NULL: every one for itself
   emu_code code;
   int functions;
   double compile_s;
@@ -38,6 +39,10 @@ typedef struct h_device {
 // NULL or what is wrong. Test emu_missing() first.
 const char *h_device_open(arena *a, h_device *d);
 const char *h_device_compile(arena *a, h_device *d);
+// Functions written down so far, and one more: equal symbols must have equal texts.
+int h_device_functions(arena *a, const h_device *d, const char *const **symbol);
+char *h_device_text(arena *a, const h_device *d, const char *symbol);
+const char *h_device_add(arena *a, const h_device *d, const char *symbol, const char *text);
 void h_device_close(arena *a, h_device *d);
 
 // What harness.c needs. Lowers all kernels of `cg`; writes them down (*out NULL) or makes an image

@@ -3,6 +3,8 @@
 #include <math.h>
 #include <string.h>
 
+#include "runtime/base/rng.h"
+
 // ---- modules of a case --------------------------------------------------------------------------
 
 // The k-th `output` of a function, or NULL.
@@ -74,6 +76,11 @@ static const char *make_trainable(op_case *c, ir_module *m, ir_func *f) {
   return NULL;
 }
 
+const char *oc_lower_trainable(op_case *c, ir_module **m, ir_func **f) {
+  const char *why = oc_lower(c, m, f);
+  return why ? why : make_trainable(c, *m, *f);
+}
+
 // ---- checks -------------------------------------------------------------------------------------
 
 ir_interp *oc_interp(op_case *c, ir_module *m, const ir_func *f) {
@@ -120,8 +127,89 @@ const char *oc_check_program(op_case *c, h_program *p, const prog_entry *e, cons
   return h_compare(c->a, arena_printf(c->a, "%s %s", what, name), got, want, n, tolerance, scale);
 }
 
-// ---- programs
-// ------------------------------------------------------------------------------------
+// ---- random numbers, and what comes of them -----------------------------------------------------
+
+static double *draw_numbers(op_case *c, uint64_t key, const char *name, const ir_type *t,
+                            int limit) {
+  int64_t n = ir_elements(t);
+  double *x = arena_new(c->a, double, n + 1);
+  key = base_hash(name, strlen(name), key);
+  for (int64_t i = 0; i < n; i++)
+    x[i] = limit ? (double)rng_below(key, (uint64_t)i, (uint64_t)limit)
+                 : (double)(float)(2 * rng_unit(key, (uint64_t)i) - 1);
+  return x;
+}
+
+static const char *add_tensor(op_case *c, uint64_t key, const char *name, const ir_type *t,
+                              int limit) {
+  if (c->n == MAX_TENSORS) return "too many tensors";
+  c->names[c->n] = name;
+  c->size[c->n] = ir_elements(t);
+  c->in[c->n++] = draw_numbers(c, key, name, t, limit);
+  return NULL;
+}
+
+const char *oc_draw(op_case *c, uint64_t key, const oc_limit *limit, int nlimits) {
+  h_text t = h_lower(c->a, c->dsm, NULL, c->sets, SEMA_OUTPUTS);
+  if (!t.m) return t.error;
+  ir_func *f = ir_func_find(t.m, "outputs");
+  const char *why = NULL;
+  for (int i = 0; i < f->body->ops.n && !why; i++) {
+    ir_op *op = f->body->ops.at[i];
+    c->nout += op->code == IR_output;
+    if (op->code != IR_input) continue;
+    const char *name = ir_attr_str(op, "name", "");
+    int below = 0;
+    for (int k = 0; k < nlimits; k++)
+      if (str_eq(limit[k].name, name)) below = limit[k].below;
+    why = add_tensor(c, key, name, &op->out[0]->type, below);
+  }
+  for (int i = 0; i < t.m->states.n && !why; i++)
+    why = add_tensor(c, key, t.m->states.at[i]->name, &t.m->states.at[i]->type, 0);
+  if (c->nout > MAX_TENSORS) why = "too many outputs";
+  for (int k = 0; k < c->nout && !why; k++) {
+    const ir_type *y = &oc_output(f, k)->in[0]->type;
+    c->out_size[k] = ir_elements(y);
+    c->weight[k] = draw_numbers(c, key, arena_printf(c->a, "weight %d", k), y, 0);
+  }
+  return why;
+}
+
+static double *output_of(op_case *c, ir_interp *x, const char *name, int64_t n) {
+  int64_t have = 0;
+  const double *v = ir_interp_output(x, name, &have);
+  if (!v || have != n) return NULL;
+  double *copy = arena_new(c->a, double, n + 1);
+  memcpy(copy, v, sizeof *v * (size_t)n);
+  return copy;
+}
+
+const char *oc_reference(op_case *c) {
+  ir_module *m;
+  ir_func *f;
+  const char *why = oc_lower(c, &m, &f);
+  if (why) return why;
+  ir_interp *x = oc_interp(c, m, f);
+  if ((why = ir_interp_run(x, f->name))) return why;
+  for (int k = 0; k < c->nout; k++)
+    if (!(c->out[k] = output_of(c, x, arena_printf(c->a, "out.%d", k), c->out_size[k])))
+      return "the interpreter has no such output";
+  if ((why = oc_lower_trainable(c, &m, &f))) return why;
+  pass_options o = pass_defaults();
+  o.after = "differentiate";
+  if ((why = pass_run(m, &o))) return why;
+  x = oc_interp(c, m, f);
+  if ((why = ir_interp_run(x, f->name))) return why;
+  c->loss = *ir_interp_output(x, "loss", NULL);
+  for (int i = 0; i < c->n; i++) {
+    c->grad[i] = output_of(c, x, arena_printf(c->a, "grad:%s", c->names[i]), c->size[i]);
+    if (c->grad[i])
+      c->largest_gradient = fmax(c->largest_gradient, h_max_abs(c->grad[i], c->size[i]));
+  }
+  return NULL;
+}
+
+// ---- programs -----------------------------------------------------------------------------------
 
 const char *oc_forward(op_case *c) {
   ir_module *m;
@@ -146,9 +234,15 @@ const char *oc_forward(op_case *c) {
 // Steps: no gradient anywhere, and the pass says that there is nothing to learn.
 bool oc_flat(const op_case *c) { return c->largest_gradient == 0; }
 
-const char *oc_lower_trainable(op_case *c, ir_module **m, ir_func **f) {
-  const char *why = oc_lower(c, m, f);
-  return why ? why : make_trainable(c, *m, *f);
+// A loss sums errors of outputs, each below the tolerance of the largest, times weights whose signs
+// are random: a standard deviation of that.
+static double loss_scale(const op_case *c) {
+  double squares = 0;
+  for (int k = 0; k < c->nout; k++) {
+    double y = h_max_abs(c->out[k], c->out_size[k]);
+    for (int64_t i = 0; i < c->out_size[k]; i++) squares += pow(y * c->weight[k][i], 2);
+  }
+  return sqrt(squares);
 }
 
 const char *oc_gradients(op_case *c) {
@@ -169,6 +263,8 @@ const char *oc_gradients(op_case *c) {
   const prog_entry *e = prog_entry_of(&p->p, PROG_TRAIN);
   if ((why = give_program(c, p, e, f))) return why;
   why = h_call(c->a, p, e, &(vm_step){0});
+  if (!why && !isnan(c->loss))
+    why = oc_check_program(c, p, e, "program's", "loss", &c->loss, 1, c->forward, loss_scale(c));
   for (int i = 0; i < c->n && !why; i++)
     if (c->grad[i])
       why = oc_check_program(c, p, e, "program's gradient",

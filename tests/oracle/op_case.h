@@ -26,7 +26,7 @@ typedef struct op_case {
   int n, nout;
   double *in[MAX_TENSORS], *grad[MAX_TENSORS], *out[MAX_TENSORS], *weight[MAX_TENSORS];
   int64_t size[MAX_TENSORS], out_size[MAX_TENSORS];
-  double largest_gradient;
+  double largest_gradient, loss;  // NAN: not looked at
   double forward, gradient;  // tolerances of programs, relative to a tensor's largest magnitude
   const struct h_device *device;  // what programs run on (h_compile_for)
   void (*see)(ir_module *m);      // is shown the module that is compiled; may be NULL
@@ -41,6 +41,16 @@ const char *oc_lower(op_case *c, ir_module **m, ir_func **f);
 const char *oc_lower_trainable(op_case *c, ir_module **m, ir_func **f);
 // The k-th `output` of a function, or NULL.
 ir_op *oc_output(const ir_func *f, int k);
+
+// Inputs, weights and outputs as the text has them, with random numbers to give: of (-1, 1), and
+// below a limit where whole numbers are asked for. Then what the interpreter makes of them, with
+// the gradients: what programs must say.
+typedef struct oc_limit {
+  const char *name;
+  int below;
+} oc_limit;
+const char *oc_draw(op_case *c, uint64_t key, const oc_limit *limit, int nlimits);
+const char *oc_reference(op_case *c);
 
 // An interpreter that was given everything.
 ir_interp *oc_interp(op_case *c, ir_module *m, const ir_func *f);

@@ -24,8 +24,8 @@ typedef struct gen {
   arena *a;
   sb text;
   bool bf16;
-  const char *ints[4];  // inputs of whole numbers from 0 ..
-  int limit[4], nints;
+  oc_limit limit[4];
+  int nlimits;
 } gen;
 
 static int below(gen *g, int n) { return (int)rng_below(g->key, g->draws++, (uint64_t)n); }
@@ -53,8 +53,7 @@ static void say(gen *g, const char *fmt, ...) {
 }
 
 static void whole_numbers(gen *g, const char *name, int limit) {
-  g->ints[g->nints] = name;
-  g->limit[g->nints++] = limit;
+  g->limit[g->nlimits++] = (oc_limit){name, limit};
 }
 
 // "3, 17, 64": extents of a tensor of that rank.
@@ -260,78 +259,6 @@ static void draw_text(gen *g, arena *a, const request *q) {
   say(g, "}");
 }
 
-static double *draw_numbers(op_case *c, const gen *g, const char *name, const ir_type *t) {
-  int64_t n = ir_elements(t);
-  double *x = arena_new(c->a, double, n + 1);
-  uint64_t key = base_hash(name, strlen(name), g->key);
-  int limit = 0;
-  for (int i = 0; i < g->nints; i++)
-    if (str_eq(g->ints[i], name)) limit = g->limit[i];
-  for (int64_t i = 0; i < n; i++)
-    x[i] = limit ? (double)rng_below(key, (uint64_t)i, (uint64_t)limit)
-                 : (double)(float)(2 * rng_unit(key, (uint64_t)i) - 1);
-  return x;
-}
-
-static void add_tensor(op_case *c, const gen *g, const char *name, const ir_type *t) {
-  c->names[c->n] = name;
-  c->size[c->n] = ir_elements(t);
-  c->in[c->n++] = draw_numbers(c, g, name, t);
-}
-
-// Inputs, weights and outputs as the text has them.
-static const char *find_tensors(op_case *c, const gen *g) {
-  h_text t = h_lower(c->a, c->dsm, NULL, c->sets, SEMA_OUTPUTS);
-  if (!t.m) return t.error;
-  ir_func *f = ir_func_find(t.m, "outputs");
-  for (int i = 0; i < f->body->ops.n; i++) {
-    ir_op *op = f->body->ops.at[i];
-    if (op->code == IR_input) add_tensor(c, g, ir_attr_str(op, "name", ""), &op->out[0]->type);
-    if (op->code == IR_output) c->nout++;
-  }
-  for (int i = 0; i < t.m->states.n; i++)
-    add_tensor(c, g, t.m->states.at[i]->name, &t.m->states.at[i]->type);
-  for (int k = 0; k < c->nout; k++) {
-    const ir_type *y = &oc_output(f, k)->in[0]->type;
-    c->out_size[k] = ir_elements(y);
-    c->weight[k] = draw_numbers(c, g, arena_printf(c->a, "weight %d", k), y);
-  }
-  return NULL;
-}
-
-static double *output_of(op_case *c, ir_interp *x, const char *name, int64_t n) {
-  int64_t have = 0;
-  const double *v = ir_interp_output(x, name, &have);
-  if (!v || have != n) return NULL;
-  double *copy = arena_new(c->a, double, n + 1);
-  memcpy(copy, v, sizeof *v * (size_t)n);
-  return copy;
-}
-
-static const char *reference(op_case *c) {
-  ir_module *m;
-  ir_func *f;
-  const char *why = oc_lower(c, &m, &f);
-  if (why) return why;
-  ir_interp *x = oc_interp(c, m, f);
-  if ((why = ir_interp_run(x, f->name))) return why;
-  for (int k = 0; k < c->nout; k++)
-    if (!(c->out[k] = output_of(c, x, arena_printf(c->a, "out.%d", k), c->out_size[k])))
-      return "the interpreter has no such output";
-  if ((why = oc_lower_trainable(c, &m, &f))) return why;
-  pass_options o = pass_defaults();
-  o.after = "differentiate";
-  if ((why = pass_run(m, &o))) return why;
-  x = oc_interp(c, m, f);
-  if ((why = ir_interp_run(x, f->name))) return why;
-  for (int i = 0; i < c->n; i++) {
-    c->grad[i] = output_of(c, x, arena_printf(c->a, "grad:%s", c->names[i]), c->size[i]);
-    if (c->grad[i])
-      c->largest_gradient = fmax(c->largest_gradient, h_max_abs(c->grad[i], c->size[i]));
-  }
-  return NULL;
-}
-
 static const char *run_model(arena *a, void *ctx) {
   const request *q = ctx;
   gen g;
@@ -343,8 +270,8 @@ static const char *run_model(arena *a, void *ctx) {
                .forward = g.bf16 ? 2e-2 : 1e-5,
                .gradient = g.bf16 ? 2e-2 : 1e-5,
                .device = q->device};
-  const char *why = find_tensors(&c, &g);
-  if (!why && q->device->compiled) why = reference(&c);
+  const char *why = oc_draw(&c, g.key, g.limit, g.nlimits);
+  if (!why && q->device->compiled) why = oc_reference(&c);
   if (!why) why = oc_forward(&c);
   if (!why) why = oc_gradients(&c);
   return why ? arena_printf(a, "%s\n%s", why, c.dsm) : NULL;

@@ -110,7 +110,9 @@ static const char *load_case(op_case *c) {
     c->out[c->nout] = tensor(c, "out", c->nout, &c->out_size[c->nout]);
     if (!c->out[c->nout]) break;
     int64_t n;
-    c->weight[c->nout] = tensor(c, "grad_out", c->nout, &n);
+    double *w = c->weight[c->nout] = tensor(c, "grad_out", c->nout, &n);
+    if (!w) c->loss = NAN;
+    for (int64_t i = 0; w && i < n; i++) c->loss += w[i] * c->out[c->nout][i];
   }
   return NULL;
 }
