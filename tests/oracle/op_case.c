@@ -234,15 +234,15 @@ const char *oc_forward(op_case *c) {
 // Steps: no gradient anywhere, and the pass says that there is nothing to learn.
 bool oc_flat(const op_case *c) { return c->largest_gradient == 0; }
 
-// A loss sums errors of outputs, each below the tolerance of the largest, times weights whose signs
-// are random: a standard deviation of that.
+// A loss sums errors of outputs, each well below the tolerance of the largest, times weights whose
+// signs are random: a tenth of a standard deviation.
 static double loss_scale(const op_case *c) {
   double squares = 0;
   for (int k = 0; k < c->nout; k++) {
     double y = h_max_abs(c->out[k], c->out_size[k]);
     for (int64_t i = 0; i < c->out_size[k]; i++) squares += pow(y * c->weight[k][i], 2);
   }
-  return sqrt(squares);
+  return 0.1 * sqrt(squares);
 }
 
 const char *oc_gradients(op_case *c) {
