@@ -155,9 +155,10 @@ static const char *call_program(check *c, const prog_entry *e, int64_t first, in
     const char *why = h_give(c->p, e, g->name, x, n);
     if (why) return arena_printf(c->a, "%s: input %s: %s", name, g->name, why);
   }
-  vm_call(c->p->vm, e, &(vm_step){.past = first});
+  const char *why = h_call(c->a, c->p, e, &(vm_step){.past = first});
+  if (why) return arena_printf(c->a, "%s: %s", name, why);
   double *got = arena_new(c->a, double, count * c->vocab + 1);
-  const char *why = h_output(c->p, e, "logits", got, count * c->vocab);
+  why = h_output(c->p, e, "logits", got, count * c->vocab);
   if (why) return arena_printf(c->a, "%s: logits: %s", name, why);
   return compare_rows(c, arena_printf(c->a, "program: %s", name), got, first, known, 1e-5);
 }
@@ -205,7 +206,7 @@ static const char *program_generates(check *c, const st_file *weights, int64_t p
 }
 
 static const char *check_model(arena *a, h_text t, const st_file *weights,
-                               void (*see)(ir_module *m)) {
+                               const struct h_device *device, void (*see)(ir_module *m)) {
   if (!t.m) return t.error;
   check c = {.a = a, .m = t.m};
   c.full = ir_func_find(t.m, "outputs");
@@ -224,7 +225,7 @@ static const char *check_model(arena *a, h_text t, const st_file *weights,
   pass_options o = pass_defaults();
   if ((why = pass_run(t.m, &o))) return arena_printf(a, "passes: %s", why);
   if (see) see(t.m);
-  if ((why = h_compile(a, t.m, 1, &c.p))) return why;
+  if ((why = h_compile_for(a, t.m, 1, device, &c.p)) || !c.p) return why;
   for (int i = 0; i < 3 && !why; i++) why = program_generates(&c, weights, prompts[i]);
   h_close(c.p);
   return why;
@@ -235,13 +236,14 @@ static const char *one_sample(arena *a, const char *sets) {
 }
 
 const char *decode_check(arena *a, const char *text, const char *sets, const st_file *weights,
-                         void (*see)(ir_module *m)) {
+                         const struct h_device *device, void (*see)(ir_module *m)) {
   h_text t = h_lower(a, text, NULL, one_sample(a, sets), SEMA_OUTPUTS | SEMA_DECODE);
-  return check_model(a, t, weights, see);
+  return check_model(a, t, weights, device, see);
 }
 
 const char *decode_check_file(arena *a, const char *file_and_name, const char *sets,
-                              const st_file *weights, void (*see)(ir_module *m)) {
+                              const st_file *weights, const struct h_device *device,
+                              void (*see)(ir_module *m)) {
   h_text t = h_lower_file(a, file_and_name, one_sample(a, sets), SEMA_OUTPUTS | SEMA_DECODE);
-  return check_model(a, t, weights, see);
+  return check_model(a, t, weights, device, see);
 }

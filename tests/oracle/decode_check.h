@@ -9,9 +9,10 @@
 // is a checkpoint to take them from, or NULL for drawn ones. `see` (may be NULL) is shown the
 // module once the passes have run.
 const char *decode_check(arena *a, const char *text, const char *sets, const st_file *weights,
-                         void (*see)(ir_module *m));
+                         const struct h_device *device, void (*see)(ir_module *m));
 // The same for a file.
 const char *decode_check_file(arena *a, const char *file_and_name, const char *sets,
-                              const st_file *weights, void (*see)(ir_module *m));
+                              const st_file *weights, const struct h_device *device,
+                              void (*see)(ir_module *m));
 
 #endif

@@ -13,6 +13,7 @@
 #include "codegen/program.h"
 #include "ir/schedule.h"
 #include "runtime/dtype.h"
+#include "tests/oracle/emulated.h"
 
 // ---- texts --------------------------------------------------------------------------------------
 
@@ -93,15 +94,12 @@ static const char *start(arena *a, h_program *p, const cg_image *image, const pr
   return s ? told(a, s) : NULL;
 }
 
-const char *h_compile(arena *a, ir_module *m, int64_t batch, h_program **out) {
-  return h_compile_without(a, m, batch, 0, out);
-}
-
-const char *h_compile_without(arena *a, ir_module *m, int64_t batch, skip_set skip,
-                              h_program **out) {
+static const char *compile(arena *a, ir_module *m, int64_t batch, skip_set skip, const h_device *d,
+                           h_program **out) {
   double t = now();
   *out = NULL;
   cg_context *cg = cg_context_new(a, m);
+  if (d) cg_use_machine(cg, CG_CUDA);
   pass_options o = pass_defaults();
   o.batch = batch;
   o.stage = IR_SCHEDULE;
@@ -111,24 +109,47 @@ const char *h_compile_without(arena *a, ir_module *m, int64_t batch, skip_set sk
   o.select_ctx = cg;
   const char *why = pass_run(m, &o);
   if (why) return arena_printf(a, "schedule: %s", why);
+  h_program *p = arena_new(a, h_program, 1);
   cg_image image;
-  why = cg_compile(cg, NULL, &image);
-  if (why) return arena_printf(a, "cg_compile: %s", why);
+  why = d ? h_emulate(a, d, cg, &image, &p->emulated) : cg_compile(cg, NULL, &image);
+  if (why) return d ? why : arena_printf(a, "cg_compile: %s", why);
+  if (d && !p->emulated) return NULL;
   program_info info = {.compiler = "test", .model = m->name, .cpu = "", .plan = ""};
   program_bytes b = program_write(cg, m->schedule, &image, &info);
-  h_program *p = arena_new(a, h_program, 1);
   why = start(a, p, &image, &b);
   if (why) {
     h_close(p);
     return why;
   }
+  if (p->emulated) h_emulated_start(p->emulated, &p->p, p->vm);
   p->compile_s = now() - t;
   *out = p;
   return NULL;
 }
 
+const char *h_compile(arena *a, ir_module *m, int64_t batch, h_program **out) {
+  return compile(a, m, batch, 0, NULL, out);
+}
+
+const char *h_compile_without(arena *a, ir_module *m, int64_t batch, skip_set skip,
+                              h_program **out) {
+  return compile(a, m, batch, skip, NULL, out);
+}
+
+const char *h_compile_for(arena *a, ir_module *m, int64_t batch, const h_device *d,
+                          h_program **out) {
+  return compile(a, m, batch, 0, d, out);
+}
+
+const char *h_call(arena *a, h_program *p, const prog_entry *e, const vm_step *s) {
+  if (p->emulated) return h_emulated_call(a, p->emulated, e, s);
+  vm_call(p->vm, e, s);
+  return NULL;
+}
+
 void h_close(h_program *p) {
   if (!p) return;
+  if (p->emulated) h_emulated_close(p->emulated);
   if (p->vm) vm_close(p->vm);
   if (p->threads) pool_free(p->threads);
   if (p->code) munmap(p->code, p->code_bytes);

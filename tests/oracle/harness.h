@@ -40,7 +40,8 @@ typedef struct h_program {
   pool *threads;
   void *code;
   size_t code_bytes;
-  double compile_s;  // kernels built and compiled, program written and opened
+  double compile_s;             // kernels built and compiled, program written and opened
+  struct h_emulated *emulated;  // kernels run as CUDA kernels; NULL: as host code
 } h_program;
 
 // From LOCAL to a running program: schedule, kernels, layout, code, program, arena. `batch` is the
@@ -49,6 +50,13 @@ const char *h_compile(arena *a, ir_module *m, int64_t batch, h_program **out);
 // The same without some choices of layout and codegen.
 const char *h_compile_without(arena *a, ir_module *m, int64_t batch, skip_set skip,
                               h_program **out);
+// The same with kernels for `d` (tests/oracle/emulated.h; NULL: the host). *out is NULL without an
+// error when functions are only being collected.
+struct h_device;
+const char *h_compile_for(arena *a, ir_module *m, int64_t batch, const struct h_device *d,
+                          h_program **out);
+// vm_call; NULL or what went wrong, which only an emulated program can tell.
+const char *h_call(arena *a, h_program *p, const prog_entry *e, const vm_step *s);
 void h_close(h_program *p);
 
 // Writes an input of an entry, all micro-batches; NULL or what is wrong. Integers are rounded.

@@ -39,7 +39,7 @@ static const char *run_example(arena *a, void *ctx) {
     stem[i] = e->name[i];
   status *s = st_open(a, arena_printf(a, ORACLE_DATA "/%s/init.safetensors", stem), &weights);
   if (s) return s->message;
-  return decode_check_file(a, e->file, e->sets, &weights, NULL);
+  return decode_check_file(a, e->file, e->sets, &weights, NULL, NULL);
 }
 
 static const char *bert_is_refused(arena *a, void *ctx) {

@@ -1,6 +1,11 @@
 // Every op against numbers that owe nothing to dsmc: PyTorch's in float64 (tests/oracle/README.md).
 //
-//   oracle_ops [--here] [NAME...]       cases whose names begin so; --here: in this process
+//   oracle_ops [--here] [--cuda [--keep] [--beside]] [NAME...]   cases whose names begin so
+//
+// --here: in this process. --cuda: programs run as CUDA kernels under the emulation
+// (tests/oracle/emulated.h); what the interpreter alone has to do with is left out. --keep leaves
+// the folder with the functions, one a file, and prints its name; --beside compares each launch
+// with host code of the same kernel, to find the kernel that is wrong.
 //
 // A case is a model that computes one op. It is checked in four ways:
 //   interp    the interpreter of GRAPH gives PyTorch's values, to 1e-9 of the tensor's largest;
@@ -14,6 +19,7 @@
 // met by a case that was interpreted and compiled.
 
 #include <dirent.h>
+#include <float.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -22,7 +28,8 @@
 
 #include "runtime/base/rng.h"
 #include "tests/oracle/decode_check.h"
-#include "tests/oracle/harness.h"
+#include "tests/oracle/emulated.h"
+#include "tests/oracle/op_case.h"
 
 #ifndef ORACLE_DATA
 #define ORACLE_DATA "tests/oracle/data"
@@ -34,7 +41,8 @@ typedef struct coverage {
   int met[IR_OPCODE_COUNT];
 } coverage;
 
-static coverage *seen;  // shared with the processes of the cases
+static coverage *seen;    // shared with the processes of the cases
+static h_device *device;  // NULL: programs run on the host
 
 static void see_op(void *ctx, ir_op *op) {
   (void)ctx;
@@ -58,8 +66,6 @@ static int report_unseen(void) {
 
 // ---- a case of the data -------------------------------------------------------------------------
 
-#define MAX_TENSORS 8
-
 // Tolerances of the compiled program, relative to the tensor's largest magnitude.
 typedef struct looser {
   const char *name;
@@ -79,17 +85,6 @@ static const looser *loose_of(const char *name) {
     if (str_eq(loose[i].name, name)) return &loose[i];
   return &strict;
 }
-
-typedef struct op_case {
-  const char *name;
-  arena *a;
-  st_file file;
-  const char *op, *dsm, *names[MAX_TENSORS];
-  int n, nout;
-  double *in[MAX_TENSORS], *grad[MAX_TENSORS], *out[MAX_TENSORS], *weight[MAX_TENSORS];
-  int64_t size[MAX_TENSORS], out_size[MAX_TENSORS];
-  double largest_gradient;
-} op_case;
 
 static double *tensor(op_case *c, const char *what, int i, int64_t *n) {
   const st_tensor *t = st_find(&c->file, arena_printf(c->a, "%s.%d", what, i));
@@ -116,7 +111,10 @@ static const char *load_case(op_case *c) {
     c->out[c->nout] = tensor(c, "out", c->nout, &c->out_size[c->nout]);
     if (!c->out[c->nout]) break;
     int64_t n;
-    c->weight[c->nout] = tensor(c, "grad_out", c->nout, &n);
+    double *w = c->weight[c->nout] = tensor(c, "grad_out", c->nout, &n);
+    if (!w) c->loss = NAN;
+    for (int64_t i = 0; w && i < n; i++) c->loss += w[i] * c->out[c->nout][i];
+    if (fabs(c->loss) > FLT_MAX) c->loss = NAN;  // f32 has no such number
   }
   return NULL;
 }
@@ -132,129 +130,9 @@ static bool has_gradient(const op_case *c) {
   return false;
 }
 
-// Steps: no gradient anywhere, and the pass says that there is nothing to learn.
-static bool flat(const op_case *c) { return c->largest_gradient == 0; }
-
-// ---- modules of a case --------------------------------------------------------------------------
-
-// The k-th `output` of a function, or NULL.
-static ir_op *output_op(const ir_func *f, int k) {
-  for (int i = 0; i < f->body->ops.n; i++)
-    if (f->body->ops.at[i]->code == IR_output && k-- == 0) return f->body->ops.at[i];
-  return NULL;
-}
-
-static const char *lower_forward(op_case *c, ir_module **m, ir_func **f) {
-  h_text t = h_lower(c->a, c->dsm, NULL, "batch=1,steps=1", SEMA_OUTPUTS);
-  if (!t.m) return arena_printf(c->a, "does not lower:\n%s", t.error);
-  *m = t.m;
-  *f = ir_func_find(t.m, "outputs");
-  if (!*f) return "no function `outputs`";
-  // Outputs are numbered, so that an output `loss` is nothing special.
-  for (int k = 0; output_op(*f, k); k++)
-    ir_set_attr(t.m, output_op(*f, k), ir_attr_s("name", arena_printf(c->a, "out.%d", k)));
-  if (!output_op(*f, c->nout - 1) || output_op(*f, c->nout))
-    return "other outputs than in the data";
-  return NULL;
-}
-
-static ir_op *input_op(const ir_func *f, const char *name) {
-  for (int i = 0; i < f->body->ops.n; i++) {
-    ir_op *op = f->body->ops.at[i];
-    if (op->code == IR_input && str_eq(ir_attr_str(op, "name", ""), name)) return op;
-  }
-  return NULL;
-}
-
-// Float inputs become trained weights, and the function a train_step with a loss.
-static const char *make_trainable(op_case *c, ir_module *m, ir_func *f) {
-  for (int i = 0; i < c->n; i++) {
-    ir_op *op = input_op(f, c->names[i]);
-    if (!op || !ir_dtype_float(op->out[0]->type.dtype)) continue;
-    op->code = IR_state;
-    ir_state_add(m, (ir_state){.name = c->names[i],
-                               .type = op->out[0]->type,
-                               .trained = true,
-                               .cls = STATE_WEIGHT,
-                               .weight_decay = 1,
-                               .lr_scale = 1});
-  }
-  f->name = "train_step";
-  f->kind = ENTRY_TRAIN;
-  ir_builder b = {.m = m, .at = f->body};
-  ir_value *loss = NULL;
-  for (int k = 0; k < c->nout; k++) {
-    ir_value *y = output_op(f, k)->in[0];
-    ir_type t = y->type;
-    t.dtype = DT_f32;
-    ir_op *g = ir_op_raw(f->body, IR_input, NULL, 0, &t, 1);
-    ir_set_attr(m, g, ir_attr_s("name", arena_printf(c->a, "weight.%d", k)));
-    ir_value *part = ir_build2(&b, IR_mul, y, g->out[0]);
-    if (part && part->type.rank) {
-      int64_t axes[IR_MAX_RANK];
-      for (int d = 0; d < part->type.rank; d++) axes[d] = d;
-      ir_attr all = ir_attr_v("axes", axes, part->type.rank);
-      ir_op *sum = ir_build_full(&b, IR_sum, &part, 1, &all, 1, NULL, 0);
-      part = sum ? sum->out[0] : NULL;
-    }
-    if (part && loss) part = ir_build2(&b, IR_add, loss, part);
-    if (!part) return arena_printf(c->a, "no loss: %s", b.error);
-    loss = part;
-  }
-  ir_op *out = ir_op_raw(f->body, IR_output, &loss, 1, NULL, 0);
-  ir_set_attr(m, out, ir_attr_s("name", "loss"));
-  return NULL;
-}
-
-// ---- checks -------------------------------------------------------------------------------------
-
-static ir_interp *interp_with(op_case *c, ir_module *m, const ir_func *f) {
-  ir_interp *x = ir_interp_new(c->a, m);
-  for (int i = 0; i < c->n; i++) {
-    if (input_op(f, c->names[i]))
-      ir_interp_give(x, c->names[i], c->in[i], c->size[i]);
-    else
-      ir_interp_set_state(x, c->names[i], c->in[i], c->size[i]);
-  }
-  for (int k = 0; k < c->nout; k++)
-    if (c->weight[k])
-      ir_interp_give(x, arena_printf(c->a, "weight.%d", k), c->weight[k], c->out_size[k]);
-  return x;
-}
-
-static const char *check_interp(op_case *c, ir_interp *x, const char *what, const char *name,
-                                const double *want, int64_t n, double tolerance, double scale) {
-  int64_t have = 0;
-  const double *got = ir_interp_output(x, name, &have);
-  if (!got || have != n)
-    return arena_printf(c->a, "%s: output `%s` has %lld elements", what, name, (long long)have);
-  return h_compare(c->a, arena_printf(c->a, "%s %s", what, name), got, want, n, tolerance, scale);
-}
-
-static const char *give_program(op_case *c, h_program *p, const prog_entry *e, const ir_func *f) {
-  const char *why = NULL;
-  for (int i = 0; i < c->n && !why; i++)
-    why = input_op(f, c->names[i]) ? h_give(p, e, c->names[i], c->in[i], c->size[i])
-                                   : h_set_state(p, c->names[i], c->in[i], c->size[i]);
-  for (int k = 0; k < c->nout && !why; k++) {
-    const char *name = arena_printf(c->a, "weight.%d", k);
-    if (input_op(f, name)) why = h_give(p, e, name, c->weight[k], c->out_size[k]);
-  }
-  return why;
-}
-
-static const char *check_program(op_case *c, h_program *p, const prog_entry *e, const char *what,
-                                 const char *name, const double *want, int64_t n, double tolerance,
-                                 double scale) {
-  double *got = arena_new(c->a, double, n + 1);
-  const char *why = h_output(p, e, name, got, n);
-  if (why) return arena_printf(c->a, "%s %s: %s", what, name, why);
-  return h_compare(c->a, arena_printf(c->a, "%s %s", what, name), got, want, n, tolerance, scale);
-}
-
 // Stored in 16 bits, a value is right to half a step of that type.
 static double storage_tolerance(const ir_func *f, int k) {
-  switch (output_op(f, k)->in[0]->type.dtype) {
+  switch (oc_output(f, k)->in[0]->type.dtype) {
     case DT_bf16: return 0x1p-8;
     case DT_f16: return 0x1p-11;
     default: return 0;
@@ -264,89 +142,39 @@ static double storage_tolerance(const ir_func *f, int k) {
 static const char *forward_interp(op_case *c) {
   ir_module *m;
   ir_func *f;
-  const char *why = lower_forward(c, &m, &f);
+  const char *why = oc_lower(c, &m, &f);
   if (why) return why;
-  ir_interp *x = interp_with(c, m, f);
+  ir_interp *x = oc_interp(c, m, f);
   if ((why = ir_interp_run(x, f->name))) return arena_printf(c->a, "interp: %s", why);
   see(m);
   // The interpreter does not round to storage types, the reference does.
   for (int k = 0; k < c->nout && !why; k++)
-    why = check_interp(c, x, "interp", arena_printf(c->a, "out.%d", k), c->out[k], c->out_size[k],
-                       fmax(1e-9, storage_tolerance(f, k)), h_max_abs(c->out[k], c->out_size[k]));
-  return why;
-}
-
-static const char *forward_program(op_case *c) {
-  ir_module *m;
-  ir_func *f;
-  const char *why = lower_forward(c, &m, &f);
-  if (why) return why;
-  pass_options o = pass_defaults();
-  if ((why = pass_run(m, &o))) return arena_printf(c->a, "passes: %s", why);
-  see(m);
-  h_program *p;
-  if ((why = h_compile(c->a, m, 1, &p))) return why;
-  const prog_entry *e = prog_entry_of(&p->p, PROG_EVAL);
-  if ((why = give_program(c, p, e, f))) return why;
-  vm_call(p->vm, e, &(vm_step){0});
-  for (int k = 0; k < c->nout && !why; k++)
-    why = check_program(c, p, e, "program", arena_printf(c->a, "out.%d", k), c->out[k],
-                        c->out_size[k], loose_of(c->name)->forward,
-                        h_max_abs(c->out[k], c->out_size[k]));
-  h_close(p);
+    why =
+        oc_check_interp(c, x, "interp", arena_printf(c->a, "out.%d", k), c->out[k], c->out_size[k],
+                        fmax(1e-9, storage_tolerance(f, k)), h_max_abs(c->out[k], c->out_size[k]));
   return why;
 }
 
 // ---- gradients ----------------------------------------------------------------------------------
 
-static const char *lower_trainable(op_case *c, ir_module **m, ir_func **f) {
-  const char *why = lower_forward(c, m, f);
-  return why ? why : make_trainable(c, *m, *f);
-}
-
 static const char *gradients_interp(op_case *c) {
   ir_module *m;
   ir_func *f;
-  const char *why = lower_trainable(c, &m, &f);
+  const char *why = oc_lower_trainable(c, &m, &f);
   if (why) return why;
   pass_options o = pass_defaults();
   o.after = "differentiate";
   why = pass_run(m, &o);
-  if (why && flat(c) && strstr(why, "depends on no trained weight")) return NULL;
+  if (why && oc_flat(c) && strstr(why, "depends on no trained weight")) return NULL;
   if (why) return arena_printf(c->a, "passes: %s", why);
   see(m);
-  ir_interp *x = interp_with(c, m, f);
+  ir_interp *x = oc_interp(c, m, f);
   if ((why = ir_interp_run(x, f->name))) return arena_printf(c->a, "interp: %s", why);
   for (int i = 0; i < c->n && !why; i++)
     if (c->grad[i])
-      why = check_interp(c, x, "gradient", arena_printf(c->a, "grad:%s", c->names[i]), c->grad[i],
-                         c->size[i], 1e-8,
-                         fmax(h_max_abs(c->grad[i], c->size[i]), 1e-3 * c->largest_gradient));
-  return why;
-}
-
-static const char *gradients_program(op_case *c) {
-  ir_module *m;
-  ir_func *f;
-  const char *why = lower_trainable(c, &m, &f);
-  if (why) return why;
-  pass_options o = pass_defaults();
-  o.only = h_passes_without(c->a, "optimize");
-  why = pass_run(m, &o);
-  if (why && flat(c) && strstr(why, "depends on no trained weight")) return NULL;
-  if (why) return arena_printf(c->a, "passes: %s", why);
-  see(m);
-  h_program *p;
-  if ((why = h_compile(c->a, m, 1, &p))) return arena_printf(c->a, "gradient: %s", why);
-  const prog_entry *e = prog_entry_of(&p->p, PROG_TRAIN);
-  if ((why = give_program(c, p, e, f))) return why;
-  vm_call(p->vm, e, &(vm_step){0});
-  for (int i = 0; i < c->n && !why; i++)
-    if (c->grad[i])
-      why = check_program(c, p, e, "program's gradient", arena_printf(c->a, "grad:%s", c->names[i]),
-                          c->grad[i], c->size[i], loose_of(c->name)->gradient,
-                          fmax(h_max_abs(c->grad[i], c->size[i]), 1e-3 * c->largest_gradient));
-  h_close(p);
+      why = oc_check_interp(c, x, "gradient", arena_printf(c->a, "grad:%s", c->names[i]),
+                            c->grad[i], c->size[i], 1e-8,
+                            fmax(h_max_abs(c->grad[i], c->size[i]), 1e-3 * c->largest_gradient));
   return why;
 }
 
@@ -360,7 +188,7 @@ static const char *difference(op_case *c, ir_module *m, ir_func *f, int i, const
     double *moved = arena_new(c->a, double, c->size[i] + 1);
     for (int64_t k = 0; k < c->size[i]; k++) moved[k] = kept[k] + (side ? -h[k] : h[k]);
     c->in[i] = moved;
-    ir_interp *x = interp_with(c, m, f);
+    ir_interp *x = oc_interp(c, m, f);
     c->in[i] = kept;
     const char *why = ir_interp_run(x, f->name);
     if (why) return why;
@@ -401,7 +229,7 @@ static const char *slope_along(op_case *c, ir_module *m, ir_func *f, int i, cons
 static const char *slopes(op_case *c) {
   ir_module *m;
   ir_func *f;
-  const char *why = lower_forward(c, &m, &f);
+  const char *why = oc_lower(c, &m, &f);
   bool relative = str_eq(c->op, "log") || str_eq(c->op, "sqrt") || str_eq(c->op, "rsqrt");
   for (int i = 0; i < c->n && !why; i++) {
     if (!c->grad[i]) continue;
@@ -488,14 +316,14 @@ static const char *step_interp(op_case *c, ir_module *m, const expectation *e) {
                     h_max_abs(e->after[i], n));
   }
   if (!why && !isnan(e->norm))
-    why = check_interp(c, x, "interp", "grad_norm", &e->norm, 1, 1e-9, e->norm);
+    why = oc_check_interp(c, x, "interp", "grad_norm", &e->norm, 1, 1e-9, e->norm);
   return why;
 }
 
 static const char *step_program(op_case *c, ir_module *m, const expectation *x) {
   h_program *p;
-  const char *why = h_compile(c->a, m, 1, &p);
-  if (why) return why;
+  const char *why = h_compile_for(c->a, m, 1, device, &p);
+  if (why || !p) return why;
   const prog_entry *e = prog_entry_of(&p->p, PROG_TRAIN);
   for (int i = 0; i < c->n; i++)
     if (prog_input(&p->p, e, c->names[i]))
@@ -503,7 +331,7 @@ static const char *step_program(op_case *c, ir_module *m, const expectation *x) 
   for (int i = 0; i < x->n && !why; i++) why = h_set_state(p, x->name[i], x->before[i], x->size[i]);
   for (int i = 0; i < x->nargs; i++) vm_set_arg(p->vm, x->arg[i], x->value[i]);
   if (why) return why;
-  vm_call(p->vm, e, &(vm_step){0});
+  why = h_call(c->a, p, e, &(vm_step){0});
   for (int i = 0; i < x->n && !why; i++) {
     double *got = arena_new(c->a, double, x->size[i] + 1);
     why = h_get_state(p, x->name[i], got, x->size[i]);
@@ -512,7 +340,7 @@ static const char *step_program(op_case *c, ir_module *m, const expectation *x) 
                       x->size[i], 1e-5, h_max_abs(x->after[i], x->size[i]));
   }
   if (!why && !isnan(x->norm))
-    why = check_program(c, p, e, "program", "grad_norm", &x->norm, 1, 1e-5, x->norm);
+    why = oc_check_program(c, p, e, "program", "grad_norm", &x->norm, 1, 1e-5, x->norm);
   h_close(p);
   return why;
 }
@@ -570,17 +398,25 @@ static const char *optimizer(op_case *c) {
 }
 
 static const char *run_case(arena *a, void *ctx) {
-  op_case c = {.name = ctx, .a = a};
+  op_case c = {.name = ctx,
+               .a = a,
+               .sets = "batch=1,steps=1",
+               .forward = loose_of(ctx)->forward,
+               .gradient = loose_of(ctx)->gradient,
+               .device = device,
+               .see = see};
   const char *why = load_case(&c);
   if (why) return why;
   if (!c.dsm) return optimizer(&c);
   bool gradient = has_gradient(&c);
-  why = forward_interp(&c);
-  if (!why && gradient) why = gradients_interp(&c);
-  // The slope of rounding is nought or infinite.
-  if (!why && gradient && !str_eq(c.op, "cast")) why = slopes(&c);
-  if (!why) why = forward_program(&c);
-  if (!why && gradient) why = gradients_program(&c);
+  if (!device) {
+    why = forward_interp(&c);
+    if (!why && gradient) why = gradients_interp(&c);
+    // The slope of rounding is nought or infinite.
+    if (!why && gradient && !str_eq(c.op, "cast")) why = slopes(&c);
+  }
+  if (!why) why = oc_forward(&c);
+  if (!why && gradient) why = oc_gradients(&c);
   return why;
 }
 
@@ -689,7 +525,7 @@ static const char *against(arena *a, const char *text, int64_t micro, const run_
   if ((why = pass_run(t.m, &o))) return why;
   see(t.m);
   h_program *p;
-  if ((why = h_compile(a, t.m, batch, &p))) return why;
+  if ((why = h_compile_for(a, t.m, batch, device, &p)) || !p) return why;
   const prog_entry *e = prog_entry_of(&p->p, PROG_TRAIN);
   for (int i = 0; i < t.m->states.n && !why; i++) {
     ir_state *s = t.m->states.at[i];
@@ -698,8 +534,8 @@ static const char *against(arena *a, const char *text, int64_t micro, const run_
   for (int i = 0; i < inputs.n && !why; i++)
     if (prog_input(&p->p, e, ir_attr_str(inputs.at[i], "name", "")))
       why = h_give(p, e, ir_attr_str(inputs.at[i], "name", ""), data.at[i], size.at[i]);
+  if (!why) why = h_call(a, p, e, &(vm_step){.seed = 3});
   if (why) return why;
-  vm_call(p->vm, e, &(vm_step){.seed = 3});
   double loss, largest = 0;
   if ((why = h_output(p, e, "loss", &loss, 1))) return why;
   if ((why = h_compare(a, "loss", &loss, &r->loss, 1, 1e-5, fabs(r->loss)))) return why;
@@ -803,16 +639,17 @@ static const char *dropout_share(arena *a, void *ctx) {
   const char *why = pass_run(t.m, &o);
   if (why) return why;
   h_program *p;
-  if ((why = h_compile(a, t.m, 40, &p))) return why;
+  if ((why = h_compile_for(a, t.m, 40, device, &p)) || !p) return why;
   const prog_entry *e = prog_entry_of(&p->p, PROG_TRAIN);
   double *x = arena_new(a, double, 20000), w[500], g[500], first = 0;
   for (int i = 0; i < 20000; i++) x[i] = 1;
   for (int i = 0; i < 500; i++) w[i] = 1;
   if ((why = h_give(p, e, "x", x, 20000)) || (why = h_set_state(p, "w", w, 500))) return why;
   for (int step = 0; step < 3 && !why; step++) {
-    vm_call(p->vm, e, &(vm_step){.step = step, .seed = 9});
     double loss, sum = 0;
-    if ((why = h_output(p, e, "loss", &loss, 1)) || (why = h_output(p, e, "grad:w", g, 500))) break;
+    if ((why = h_call(a, p, e, &(vm_step){.step = step, .seed = 9})) ||
+        (why = h_output(p, e, "loss", &loss, 1)) || (why = h_output(p, e, "grad:w", g, 500)))
+      break;
     for (int i = 0; i < 500; i++) sum += g[i];
     // Standard deviation of the mean of 20000 draws: sqrt(0.3 / 0.7 / 20000) = 0.0046.
     if (fabs(loss - 1) > 5 * 0.0046) why = arena_printf(a, "the mean is %g, not 1", loss);
@@ -851,7 +688,7 @@ static const char *decode_case(arena *a, void *ctx) {
   h_text t = h_lower(a, text, NULL, NULL, SEMA_EVAL | SEMA_DECODE);
   if (!t.m) return t.error;
   see(t.m);
-  return decode_check(a, text, NULL, NULL, see);
+  return decode_check(a, text, NULL, NULL, device, see);
 }
 
 // min and max of equal numbers, `min` by its own row, and reductions of ties share the gradient.
@@ -901,7 +738,7 @@ static char **case_names(arena *a, int *n) {
 
 typedef struct tally {
   arena *a;
-  int passed, failed;
+  int passed, failed, not_lowered;
   bool here;
   char **wanted;
   int nwanted;
@@ -916,31 +753,64 @@ static bool is_wanted(const tally *t, const char *name) {
 static void try_case(tally *t, const char *name, h_case_fn *run, void *ctx) {
   if (!is_wanted(t, name)) return;
   const char *why = t->here ? h_inline(t->a, run, ctx) : h_isolated(t->a, run, ctx, 60);
-  if (why) {
-    printf("FAILED %s: %s\n", name, why);
-    t->failed++;
-  } else {
+  if (device && !device->compiled) return;  // its functions are collected; the next time it runs
+  if (!why) {
     printf("ok %s\n", name);
     t->passed++;
+    return;
   }
+  printf("FAILED %s: %s\n", name, why);
+  t->failed++;
+  t->not_lowered += strstr(why, H_NOT_LOWERED) != NULL;
+}
+
+static void try_all(tally *t, char **name, int n) {
+  for (int i = 0; i < n; i++) try_case(t, name[i], run_case, name[i]);
+  for (size_t i = 0; i < sizeof own / sizeof *own; i++) try_case(t, own[i].name, own[i].run, NULL);
+}
+
+// A device with all functions of the wanted cases.
+static const char *make_device(tally *t, h_device *d, char **name, int n) {
+  const char *why = h_device_open(t->a, d);
+  if (why) return why;
+  device = d;
+  try_all(t, name, n);
+  why = h_device_compile(t->a, d);
+  if (!why) printf("%d functions compiled in %.1f s\n", d->functions, d->compile_s);
+  return why;
+}
+
+static bool take_flag(tally *t, const char *flag) {
+  bool is = t->nwanted && str_eq(t->wanted[0], flag);
+  t->wanted += is, t->nwanted -= is;
+  return is;
 }
 
 int main(int argc, char **argv) {
   arena a;
   arena_init(&a);
   tally t = {.a = &a, .wanted = argv + 1, .nwanted = argc - 1};
-  if (t.nwanted && str_eq(t.wanted[0], "--here")) {
-    t.here = true;
-    t.wanted++, t.nwanted--;
-  }
+  t.here = take_flag(&t, "--here");
+  bool cuda = take_flag(&t, "--cuda"), keep = take_flag(&t, "--keep"),
+       beside = take_flag(&t, "--beside");
+  if (cuda && emu_missing()) return puts(emu_missing()), 77;
   seen = mmap(NULL, sizeof *seen, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
   if (seen == MAP_FAILED) return 1;
   int n;
   char **names = case_names(&a, &n);
   if (n < 300) printf("only %d cases below %s/ops\n", n, ORACLE_DATA), t.failed++;
-  for (int i = 0; i < n; i++) try_case(&t, names[i], run_case, names[i]);
-  for (size_t i = 0; i < sizeof own / sizeof *own; i++) try_case(&t, own[i].name, own[i].run, NULL);
-  if (!t.nwanted) t.failed += report_unseen();
-  printf("%d passed, %d failed\n", t.passed, t.failed);
+  h_device d = {0};
+  const char *why = cuda ? make_device(&t, &d, names, n) : NULL;
+  d.beside_host = beside;
+  if (why)
+    printf("FAILED %s\n", why), t.failed++;
+  else
+    try_all(&t, names, n);
+  if (keep) printf("functions are in %s\n", d.dir);
+  if (cuda && !keep) h_device_close(&a, &d);
+  if (!t.nwanted && !cuda) t.failed += report_unseen();
+  printf("%d passed, %d failed", t.passed, t.failed);
+  if (cuda) printf(", %d of them not lowered", t.not_lowered);
+  printf("\n");
   return t.failed != 0;
 }

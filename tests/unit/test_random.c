@@ -752,7 +752,7 @@ static const char *run_model(arena *a, void *ctx) {
   h_close(r.p);
   spent->exploded += r.explodes;
   if (!why && !r.explodes && r.g.causal_only && chance(&r.g, 50))
-    why = decode_check(a, r.text, NULL, NULL, NULL);
+    why = decode_check(a, r.text, NULL, NULL, NULL, NULL);
   t = now() - t;
   spent->total += t;
   if (t > spent->slowest) spent->slowest = t;
