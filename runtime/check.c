@@ -11,7 +11,7 @@
 
 uint32_t check_split(const prog *p, const prog_entry *e, const prog_io *const *watched, int n) {
   uint32_t split = 0;
-  while (split < e->runs && !prog_run_writes(p, e, split, 0, (int64_t)p->header->states_bytes)) {
+  while (split < e->runs && !prog_run_writes_states(p, e, split)) {
     const prog_run *r = &p->runs[e->first_run + split];
     split += r->kind == PROG_LOOP ? r->task + 1 : 1;
   }

@@ -149,6 +149,7 @@ static status *map_parts(int fd, const char *path, const prog_trailer *t, image 
   }
   const unsigned char *blob = (const unsigned char *)img->prog_map + skip;
   STATUS_TRY(prog_open(blob, t->program_bytes, t->code_bytes, &img->prog), "%s", path);
+  STATUS_TRY(prog_check_code(&img->prog, img->code), "%s", path);
   return NULL;
 }
 

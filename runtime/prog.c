@@ -13,10 +13,9 @@
 
 #include "runtime/base/str.h"
 #include "runtime/dtype.h"
+#include "runtime/prog_impl.h"
 
-#define MAX_BYTES ((int64_t)1 << 46)
 #define MAX_LAYERS ((int64_t)1 << 24)
-#define MAX_OPERANDS 256u
 
 static const struct {
   const char *name, *doc;
@@ -32,8 +31,6 @@ uint64_t prog_checksum(const void *blob, size_t n) {
   size_t from = offsetof(prog_header, checksum) + sizeof(uint64_t);
   return XXH3_64bits((const char *)blob + from, n - from);
 }
-
-#define BAD(...) return status_error("the program is damaged: " __VA_ARGS__)
 
 static status *table(const unsigned char *blob, size_t n, const prog_table *t, size_t record,
                      const char *what, const void *out_at, uint32_t *out_n) {
@@ -58,7 +55,7 @@ static bool mul(int64_t a, int64_t b, int64_t *out) { return !__builtin_mul_over
 static int64_t tensor_bytes(const int64_t *dims, uint32_t rank, uint32_t dtype) {
   int64_t n = dtype_of(dtype)->bytes;
   for (uint32_t i = 0; i < rank; i++)
-    if (dims[i] < 1 || !mul(n, dims[i], &n) || n > MAX_BYTES) return -1;
+    if (dims[i] < 1 || !mul(n, dims[i], &n) || n > PROG_MAX_BYTES) return -1;
   return n;
 }
 
@@ -124,7 +121,7 @@ static int64_t gemm_bytes(const prog_gemm *g, int t) {
   for (uint32_t a = 0; a < g->axes; a++)
     if (g->stride[t][a] < 0 || !mul(g->size[a] - 1, g->stride[t][a], &at) || !add(end, at, &end))
       return -1;
-  return end > MAX_BYTES / 4 ? -1 : 4 * end;
+  return end > PROG_MAX_BYTES / 4 ? -1 : 4 * end;
 }
 
 static status *check_gemm(const prog_gemm *g, uint32_t index) {
@@ -157,7 +154,7 @@ static status *check_gemm_operands(const prog *p, const prog_instr *in, uint32_t
   return NULL;
 }
 
-static status *check_tables(const prog *p, uint64_t code_bytes) {
+static status *check_tables(const prog *p) {
   for (uint32_t i = 0; i < p->nargs; i++) {
     const prog_arg *a = &p->args[i];
     if (!text_ok(p, a->name) || a->offset % 4 || !pieces_fit(p, a->offset, 0, 0, 4))
@@ -176,9 +173,8 @@ static status *check_tables(const prog *p, uint64_t code_bytes) {
   }
   for (uint32_t i = 0; i < p->nkernels; i++) {
     const prog_kernel *k = &p->kernels[i];
-    if (!text_ok(p, k->name) || k->nbufs > MAX_OPERANDS || k->cells < 0 || k->code_offset < 0 ||
-        (!k->gemm && (uint64_t)k->code_offset >= code_bytes))
-      BAD("kernel %u lies outside the code or has a bad shape", i);
+    if (!text_ok(p, k->name) || k->nbufs > PROG_MAX_OPERANDS || k->cells < 0)
+      BAD("kernel %u has no name or a bad shape", i);
     if (k->gemm > p->ngemms) BAD("kernel %u is an unknown product", i);
     if (!(k->flops >= 0) || !(k->bytes >= 0)) BAD("kernel %u has bad counts", i);
   }
@@ -188,8 +184,8 @@ static status *check_tables(const prog *p, uint64_t code_bytes) {
       BAD("setting %u has no name or value", i);
   for (uint32_t i = 0; i < p->noperands; i++) {
     const prog_operand *o = &p->operands[i];
-    if (o->bytes < 0 || o->bytes > MAX_BYTES || o->layer_mod < 0 || o->layer_mod > MAX_LAYERS ||
-        o->writes > 3)
+    if (o->bytes < 0 || o->bytes > PROG_MAX_BYTES || o->layer_mod < 0 ||
+        o->layer_mod > MAX_LAYERS || o->writes > 3)
       BAD("operand %u has bad sizes", i);
   }
   for (uint32_t i = 0; i < p->ninstrs; i++) {
@@ -209,7 +205,7 @@ static status *check_tables(const prog *p, uint64_t code_bytes) {
       BAD("instruction %u has %u operands, expected %d", i, in->operands, want);
     const prog_operand *o = &p->operands[in->first_operand];
     if (in->op == RTOP_gemm) STATUS_DO(check_gemm_operands(p, in, i));
-    if (in->op == RTOP_copy && o[0].bytes != o[1].bytes)
+    if (want == 2 && in->op != RTOP_launch && in->op != RTOP_gemm && o[0].bytes != o[1].bytes)
       BAD("instruction %u copies between different sizes", i);
   }
   for (uint32_t i = 0; i < p->ntasks; i++) {
@@ -282,8 +278,9 @@ static status *check_entry(const prog *p, const prog_entry *e, uint32_t index) {
       e->first_input > p->nios - e->inputs || e->outputs > p->nios ||
       e->first_output > p->nios - e->outputs)
     BAD("entry %s refers to records outside the tables", name);
-  if (e->batch < 1 || e->batch > MAX_BYTES || e->micro_batch < 1 || e->batch % e->micro_batch ||
-      e->tokens < 0 || e->tokens > MAX_BYTES || !(e->flops >= 0) || e->transient_bytes < 0)
+  if (e->batch < 1 || e->batch > PROG_MAX_BYTES || e->micro_batch < 1 ||
+      e->batch % e->micro_batch || e->tokens < 0 || e->tokens > PROG_MAX_BYTES ||
+      !(e->flops >= 0) || e->transient_bytes < 0)
     BAD("entry %s has a bad batch", name);
   int64_t micros = e->batch / e->micro_batch;
   for (uint32_t i = 0; i < e->inputs + e->outputs; i++) {
@@ -327,7 +324,7 @@ status *prog_open(const void *blob, size_t n, uint64_t code_bytes, prog *p) {
   if (h->total_bytes != n)
     BAD("it should have %llu bytes and has %zu", (unsigned long long)h->total_bytes, n);
   if (h->checksum != prog_checksum(blob, n)) BAD("its checksum is wrong");
-  if (h->arena_bytes > (uint64_t)MAX_BYTES || h->states_bytes > h->arena_bytes)
+  if (h->arena_bytes > (uint64_t)PROG_MAX_BYTES || h->states_bytes > h->arena_bytes)
     BAD("it asks for %llu bytes of memory", (unsigned long long)h->arena_bytes);
   if (h->stack_bytes > PROG_MAX_STACK)
     BAD("its kernels ask for %llu bytes of stack", (unsigned long long)h->stack_bytes);
@@ -359,7 +356,8 @@ status *prog_open(const void *blob, size_t n, uint64_t code_bytes, prog *p) {
       !text_ok(p, h->plan))
     BAD("its header has strings outside the pool");
   STATUS_DO(check_states(p));
-  STATUS_DO(check_tables(p, code_bytes));
+  STATUS_DO(check_tables(p));
+  STATUS_DO(prog_check_machine(p, code_bytes));
   for (uint32_t i = 0; i < p->nentries; i++) STATUS_DO(check_entry(p, &p->entries[i], i));
   for (uint32_t i = 0; i < p->ninstrs; i++)
     if (p->instrs[i].operands > p->max_operands) p->max_operands = p->instrs[i].operands;
@@ -433,6 +431,20 @@ bool prog_run_writes(const prog *p, const prog_entry *e, uint32_t run, int64_t l
     if (task_writes(p, r + k, r->micro_first, r->micro_first + r->micro_count - 1, low, high))
       return true;
   return false;
+}
+
+bool prog_run_writes_states(const prog *p, const prog_entry *e, uint32_t run) {
+  for (uint32_t i = 0; i < p->nstates; i++) {
+    const prog_state *s = &p->states[i];
+    if (s->cls == PROG_CACHE) continue;
+    int64_t last = (prog_state_slices(s) - 1) * (s->layers ? s->layer_stride : 0);
+    if (prog_run_writes(p, e, run, s->offset, s->offset + last + s->bytes)) return true;
+  }
+  return false;
+}
+
+int64_t prog_argument_bytes(const prog_kernel *k) {
+  return 8 * ((int64_t)k->nbufs + 4 + (k->numbers ? (int64_t)k->numbers : 1));
 }
 
 int64_t prog_io_elements(const prog_io *io) { return io->bytes / dtype_of(io->dtype)->bytes; }

@@ -42,6 +42,10 @@ typedef struct prog {
 // `blob` must be 8-aligned. `code_bytes` is the size of the code image that comes with it.
 status *prog_open(const void *blob, size_t n, uint64_t code_bytes, prog *out) STATUS_MUST_USE;
 
+// What prog_open cannot know without the code image: that texts in it end. For programs of a
+// device.
+status *prog_check_code(const prog *p, const unsigned char *code) STATUS_MUST_USE;
+
 // The checksum the header should hold for this blob (n >= sizeof(prog_header)).
 uint64_t prog_checksum(const void *blob, size_t n);
 
@@ -60,6 +64,15 @@ const char *prog_setting_text(const prog *p, const char *full_name);
 // bytes low .. high-1 of the arena. May say yes too often: it looks at the hull of what a run's
 // layers and micro-batches touch.
 bool prog_run_writes(const prog *p, const prog_entry *e, uint32_t run, int64_t low, int64_t high);
+
+// Whether it may write a state: one that persists.
+bool prog_run_writes_states(const prog *p, const prog_entry *e, uint32_t run);
+
+// Bytes of the struct that a launch of a device's kernel passes (prog_function says what is in it).
+int64_t prog_argument_bytes(const prog_kernel *k);
+// The architecture that a module's target names: "sm_90a" and "compute_90a" are 90, exact. False:
+// it names none.
+bool prog_target(const char *target, int *number, bool *exact);
 
 int64_t prog_io_elements(const prog_io *io);
 int64_t prog_state_elements(const prog_state *s);  // of one slice

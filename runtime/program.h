@@ -20,7 +20,16 @@
 //   arena + base + slot(layer) * layer_stride + micro * micro_stride,
 //   slot(layer) = layer_mod ? (layer + layer_add) mod layer_mod : layer + layer_add
 //
-// so a task is written once, whatever the depth and the number of micro-batches. The arena is one
+// so a task is written once, whatever the depth and the number of micro-batches.
+//
+// A program for a device has *streams*: queues of the device that each execute what they are given
+// in order, while the streams go on side by side. Kernels are on one, moves between host and device
+// on another; *events* order them (RTOP_record, RTOP_wait). The host has a mirror of the arena: a
+// value has the same offset in both homes, so a move names one place twice. Drivers write inputs
+// and arguments to the mirror and read outputs there; the order fetches and evicts them.
+// A program for the host has one stream, no events and no moves.
+//
+// The arena is one
 // allocation of `arena_bytes`: states first (states_bytes, the arguments included), then one region
 // that the entries overlay. Caches lie in that region: `prefill` fills them, `decode` reads and
 // extends them, and any other entry may write over them, so a driver that has called another one
@@ -44,8 +53,8 @@ typedef struct dsm_call {
   uint64_t seed;
 } dsm_call;
 
-// A kernel computes cells lo .. hi-1 of its grid; cells are independent of each other. `buf[k]` is
-// the address of operand k.
+// A kernel of the host computes cells lo .. hi-1 of its grid; cells are independent of each other.
+// `buf[k]` is the address of operand k.
 typedef void dsm_kernel(unsigned char *const *buf, const dsm_call *call, int64_t lo, int64_t hi);
 
 typedef uint32_t prog_str;  // offset into the string pool; strings are NUL-terminated
@@ -147,6 +156,8 @@ typedef struct prog_function {
   uint32_t registers, spill_bytes;  // of a thread, as the compiler reports for the first target
 } prog_function;
 
+// What a call of an entry is told, at `step_offset` of the arena. The host writes it to the mirror,
+// the call's order fetches it with the arguments.
 typedef struct prog_step {
   int64_t sample0, step, past;
   uint64_t seed;
@@ -166,8 +177,13 @@ typedef struct prog_operand {
   int64_t base, layer_stride, layer_add, layer_mod, micro_stride;
   int64_t bytes;    // extent of what may be touched from the address on
   uint32_t writes;  // bit 0: read, bit 1: written
-  uint32_t pad;
+  uint32_t home;
 } prog_operand;
+
+// Where an operand's bytes are: in the arena where kernels run, or in the host's mirror of it.
+enum { PROG_DEVICE_HOME, PROG_HOST_HOME, PROG_HOMES };  // ORDER HOME (ir/schedule.h)
+// Which queue executes an instruction. All of a host's are on the first.
+enum { PROG_COMPUTE, PROG_COPIES, PROG_COMMUNICATION, PROG_STREAMS };  // ORDER STREAM
 
 // Flags of an instruction: it runs again in backward what forward ran before (pass recompute).
 enum { PROG_RECOMPUTE = 1 };
@@ -176,7 +192,8 @@ enum { PROG_RECOMPUTE = 1 };
 typedef struct prog_instr {
   uint32_t op, kernel, first_operand, operands;
   prog_str note;  // the value it computes and its `.dsm` line, for `schedule`
-  uint32_t flags;
+  uint32_t flags, stream;
+  uint32_t event;  // of record and wait: below prog_header.events
 } prog_instr;
 
 typedef struct prog_task {
@@ -228,9 +245,11 @@ typedef struct prog_header {
   uint64_t source_digest;  // XXH3-64 of the .dsm text(s) and settings
   prog_str compiler, model, cpu,
       plan;  // version; model name; CPU features the code needs; plan text
-  uint32_t machine, pad;
+  uint32_t machine;
   prog_str targets;  // of a device: "sm_80 sm_90a"
-  uint32_t pad2;
+  uint32_t events;   // how many the order of an entry uses, at most
+  uint32_t pad;
+  uint64_t step_offset;  // of a device: where a call's prog_step lies, among the arguments
   prog_table strings, states, args, ios, kernels, gemms, operands, instrs, tasks, runs, entries,
       settings, functions, numbers, modules;  // numbers: int64_t
 } prog_header;

@@ -567,9 +567,8 @@ static void test_generate(void **state) {
 
 // Every bit of the blob: flipping one is noticed by the checksum; with the checksum put right the
 // rest of prog_open either accepts or refuses, but stays inside the blob (ASan watches).
-static void test_flipped_bits(void **state) {
-  (void)state;
-  toy *t = toy_build("next_token", true);
+static void flip_bits(int kind) {
+  toy *t = toy_build("next_token", kind);
   prog p;
   for (size_t i = 0; i < t->n; i++) {
     for (int bit = 0; bit < 8; bit += 3) {
@@ -591,6 +590,12 @@ static void test_flipped_bits(void **state) {
     status_free(s);
   }
   toy_free(t);
+}
+
+static void test_flipped_bits(void **state) {
+  (void)state;
+  flip_bits(TOY_GEMM);
+  flip_bits(TOY_DEVICE);
 }
 
 static void refuse(toy *t, const char *part) {
@@ -655,7 +660,7 @@ static void test_refuses(void **state) {
 
 static void test_refuses_products(void **state) {
   (void)state;
-  toy *t = toy_build("next_token", true);
+  toy *t = toy_build("next_token", TOY_GEMM);
   prog_header *h = (prog_header *)(void *)t->blob;
   prog p;
   status *s = prog_open(t->blob, t->n, t->code_bytes, &p);
@@ -708,6 +713,132 @@ static void test_refuses_products(void **state) {
   toy_free(t);
 }
 
+// What a program for the host may not say, and one for a device must.
+static void test_refuses_machines(void **state) {
+  world *w = *state;
+  toy *t = w->toy;
+  prog_header *h = (prog_header *)(void *)t->blob;
+  h->machine = PROG_MACHINES;
+  refuse(t, "no known machine");
+  h->machine = PROG_CUDA;
+  refuse(t, "code of the host");
+  h->machine = PROG_HOST;
+  h->events = 1;
+  refuse(t, "has 1 events");
+  h->events = 0;
+  h->step_offset = 16;
+  refuse(t, "has functions of a device");
+  h->step_offset = 0;
+  PATCH(kernels, prog_kernel, 1, function, 1, "names a function of a device");
+  PATCH(kernels, prog_kernel, 1, numbers, 1, "names a function of a device");
+  PATCH(instrs, prog_instr, 0, stream, PROG_COPIES, "unknown stream");
+  PATCH(instrs, prog_instr, 0, event, 1, "unknown event");
+  PATCH(operands, prog_operand, 0, home, PROG_HOST_HOME, "not at home");
+}
+
+static void test_refuses_devices(void **state) {
+  (void)state;
+  toy *t = toy_build("next_token", TOY_DEVICE);
+  prog_header *h = (prog_header *)(void *)t->blob;
+  prog p;
+  status *s = prog_open(t->blob, t->n, t->code_bytes, &p);
+  if (s) fail_msg("%s", s->message);
+  assert_null(prog_check_code(&p, t->code));
+  assert_int_equal(prog_argument_bytes(&p.kernels[0]), 8 * (6 + 4 + 1));
+  assert_int_equal(
+      check_split(&p, prog_entry_of(&p, PROG_TRAIN),
+                  (const prog_io *[]){prog_output(&p, prog_entry_of(&p, PROG_TRAIN), "loss")}, 1),
+      6);  // the outputs are on the host before the first weight changes
+  h->machine = PROG_HOST;
+  refuse(t, "has 3 events");
+  h->events = 0;
+  refuse(t, "has functions of a device");
+  h->events = 3;
+  h->machine = PROG_CUDA;
+  prog_str targets = h->targets;
+  h->targets = 0;
+  refuse(t, "names no target");
+  h->targets = h->model;
+  refuse(t, "names target toy and has no module");
+  h->targets = targets;
+  h->events = 2;
+  refuse(t, "unknown event");
+  h->events = 1 << 20;
+  refuse(t, "events");
+  h->events = 3;
+  h->step_offset = 20;
+  refuse(t, "step lies outside");
+  h->step_offset = AT_WORK;
+  refuse(t, "step lies outside");
+  h->step_offset = AT_STEP;
+  PATCH(functions, prog_function, 0, threads, 0, "bad shape");
+  PATCH(functions, prog_function, 0, threads, 48, "bad shape");
+  PATCH(functions, prog_function, 0, threads, 1056, "bad shape");
+  PATCH(functions, prog_function, 0, shared_bytes, (227 << 10) + 1, "bad shape");
+  PATCH(functions, prog_function, 0, registers, 256, "bad shape");
+  PATCH(functions, prog_function, 0, symbol, h->targets, "has no name");
+  PATCH(functions, prog_function, 0, symbol, 0, "has no name");
+  PATCH(kernels, prog_kernel, 0, function, K_COUNT, "unknown function");
+  PATCH(kernels, prog_kernel, 0, code_offset, 8, "code of the host");
+  PATCH(kernels, prog_kernel, 0, first_number, p.nnumbers, "numbers outside");
+  PATCH(kernels, prog_kernel, 0, numbers, p.nnumbers + 1, "numbers outside");
+  PATCH(kernels, prog_kernel, 0, cells, (int64_t)1 << 31, "one launch");
+  PATCH(modules, prog_module, 0, kind, PROG_PTX, "no architecture");
+  PATCH(modules, prog_module, 2, kind, PROG_CUBIN, "no architecture");
+  PATCH(modules, prog_module, 0, target, h->model, "no architecture");
+  PATCH(modules, prog_module, 0, functions, K_COUNT - 1, "hold 5 functions of 6");
+  PATCH(modules, prog_module, 0, functions, K_COUNT + 1, "hold 7 functions of 6");
+  PATCH(modules, prog_module, 1, first_function, 1, "from 1 on, expected 0");
+  PATCH(modules, prog_module, 1, target, p.modules[0].target, "from 0 on, expected 6");
+  PATCH(modules, prog_module, 1, offset, -8, "outside the code");
+  PATCH(modules, prog_module, 1, offset, 4, "outside the code");
+  PATCH(modules, prog_module, 2, bytes, (int64_t)t->code_bytes - 31, "outside the code");
+  PATCH(modules, prog_module, 2, bytes, 0, "outside the code");
+  uint32_t at = 0;
+  while (p.instrs[at].op != RTOP_fetch) at++;
+  uint32_t o = p.instrs[at].first_operand;
+  PATCH(instrs, prog_instr, at, op, RTOP_evict, "not at home");
+  PATCH(instrs, prog_instr, at, op, RTOP_copy, "not at home");
+  PATCH(instrs, prog_instr, at, stream, PROG_STREAMS, "unknown stream");
+  PATCH(instrs, prog_instr, at, event, 1, "unknown event");
+  PATCH(operands, prog_operand, o, home, PROG_HOST_HOME, "not at home");
+  PATCH(operands, prog_operand, o + 1, home, PROG_DEVICE_HOME, "not at home");
+  PATCH(operands, prog_operand, o, home, PROG_HOMES, "not at home");
+  PATCH(operands, prog_operand, o, writes, 1, "wrong way");
+  PATCH(operands, prog_operand, o + 1, bytes, 8, "different sizes");
+  // A text that does not end, at the end of the image.
+  prog_module *m = (prog_module *)(void *)(t->blob + h->modules.offset) + 2;
+  m->bytes--;
+  toy_seal(t);
+  assert_null(prog_open(t->blob, t->n, t->code_bytes, &p));
+  s = prog_check_code(&p, t->code);
+  assert_non_null(s);
+  has(s->message, "the text of module 2 has no end");
+  status_free(s);
+  toy_free(t);
+}
+
+static void test_targets(void **state) {
+  (void)state;
+  static const struct {
+    const char *text;
+    int number;  // 0: none
+    bool exact;
+  } cases[] = {{"sm_80", 80, false},        {"sm_90a", 90, true},   {"compute_90a", 90, true},
+               {"sm_100", 100, false},      {"sm_120f", 120, true}, {"compute_75", 75, false},
+               {"sm_", 0, false},           {"sm_8x", 0, false},    {"sm_90ab", 0, false},
+               {"sm_-80", 0, false},        {"gfx_90", 0, false},   {"sm_ 80", 0, false},
+               {"sm_99999999999", 0, false}};
+  for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+    int number;
+    bool exact, ok = prog_target(cases[i].text, &number, &exact);
+    assert_int_equal(ok, cases[i].number > 0);
+    if (!ok) continue;
+    assert_int_equal(number, cases[i].number);
+    assert_int_equal(exact, cases[i].exact);
+  }
+}
+
 // A library's product on the toy: sums that start at another operand, set, and go on.
 static void test_library_product(void **state) {
   (void)state;
@@ -716,7 +847,7 @@ static void test_library_product(void **state) {
     print_message("libopenblas.so.0 is not installed\n");
     skip();
   }
-  toy *t = toy_build("next_token", true);
+  toy *t = toy_build("next_token", TOY_GEMM);
   prog_header *h = (prog_header *)(void *)t->blob;
   prog_gemm *g = (prog_gemm *)(void *)(t->blob + h->gemms.offset);
   image img;
@@ -910,6 +1041,9 @@ int main(void) {
       T(test_refuses_products),
       T(test_library_product),
       T(test_refuses),
+      T(test_refuses_machines),
+      T(test_refuses_devices),
+      cmocka_unit_test(test_targets),
       T(test_layer_ring),
       T(test_executable_file),
       cmocka_unit_test(test_cpu),

@@ -3,6 +3,9 @@
 //
 //   logits[token] = wte[token] + sum of h.#.bias over 3 layers     (256 tokens)
 //   update        = SGD with momentum; gradients accumulate over 2 micro-batches of 2 samples
+//
+// Built for a device, its kernels are functions of made-up modules, and its entries move inputs,
+// arguments and outputs between the homes, as the compiler's do.
 #ifndef TOY_PROGRAM_H
 #define TOY_PROGRAM_H
 
@@ -114,6 +117,7 @@ enum {
   AT_LR = 0,
   AT_MOMENTUM = 4,
   AT_PAST = 8,
+  AT_STEP = 16,  // of a device: the call
   AT_WTE = 64,
   AT_BIAS = AT_WTE + 4 * TOY_V * TOY_V,
   AT_M = AT_BIAS + 4 * TOY_V * TOY_L,
@@ -142,7 +146,8 @@ typedef struct toy_table {
 
 typedef struct toy {
   toy_table strings, states, args, ios, kernels, gemms, operands, instrs, tasks, runs, entries,
-      settings;
+      settings, functions, numbers, modules;
+  bool device;
   unsigned char *blob;
   size_t n;
   uint64_t code_bytes;
@@ -229,6 +234,33 @@ static void toy_instr(toy *t, uint32_t op, uint32_t kernel, uint32_t first, uint
                          : 2;
 }
 
+// What has no kernel, on a stream.
+static void toy_other(toy *t, uint32_t op, uint32_t stream, uint32_t event, uint32_t first,
+                      uint32_t n) {
+  prog_instr in = {.op = op,
+                   .first_operand = first,
+                   .operands = n,
+                   .note = toy_str(t, ""),
+                   .stream = stream,
+                   .event = event};
+  toy_add(&t->instrs, &in, sizeof in);
+}
+
+static void toy_order(toy *t, uint32_t event, uint32_t first, uint32_t then) {
+  toy_other(t, RTOP_record, first, event, 0, 0);
+  toy_other(t, RTOP_wait, then, event, 0, 0);
+}
+
+static void toy_move(toy *t, uint32_t op, int64_t at, int64_t bytes) {
+  uint32_t first = toy_operand(t, at, bytes, 0, 0);
+  toy_operand(t, at, bytes, 0, 0);
+  prog_operand *two = (prog_operand *)(void *)t->operands.bytes + first;
+  two[0].writes = 2;
+  two[1].writes = 1;
+  two[op == RTOP_fetch ? 1 : 0].home = PROG_HOST_HOME;
+  toy_other(t, op, PROG_COPIES, 0, first, 2);
+}
+
 static void toy_task(toy *t, const char *name, const char *phase, uint32_t first) {
   prog_task k = {.name = toy_str(t, name),
                  .phase = toy_str(t, phase),
@@ -265,6 +297,28 @@ static void toy_entry(toy *t, const char *name, uint32_t kind, uint32_t run, uin
                   .transient_bytes = ARENA - AT_WORK,
                   .flops = 2e6};
   toy_add(&t->entries, &e, sizeof e);
+}
+
+// The call, its arguments and inputs to the device. What the last call left is read and written
+// before; what this one computes comes behind.
+static void toy_fetch(toy *t, int64_t inputs, int64_t bytes) {
+  if (!t->device) return;
+  uint32_t first = t->instrs.count;
+  toy_order(t, 0, PROG_COMPUTE, PROG_COPIES);
+  toy_move(t, RTOP_fetch, 0, AT_WTE);
+  toy_move(t, RTOP_fetch, inputs, bytes);
+  toy_order(t, 1, PROG_COPIES, PROG_COMPUTE);
+  toy_task(t, "fetch", "fetch", first);
+  toy_run(t, PROG_RUN, t->tasks.count - 1, 1, 0);
+}
+
+static void toy_evict(toy *t, int64_t outputs, int64_t bytes) {
+  if (!t->device) return;
+  uint32_t first = t->instrs.count;
+  toy_order(t, 2, PROG_COMPUTE, PROG_COPIES);
+  toy_move(t, RTOP_evict, outputs, bytes);
+  toy_task(t, "evict", "evict", first);
+  toy_run(t, PROG_RUN, t->tasks.count - 1, 1, 0);
 }
 
 // tokens, targets, wte, bias, grad, rows: forward and backward of a micro-batch
@@ -304,14 +358,16 @@ static void toy_update_instr(toy *t, uint32_t kernel, int64_t w, int64_t g, int6
 
 static void toy_logits_entry(toy *t, const char *name, uint32_t kind, int64_t positions,
                              uint32_t kernel) {
-  uint32_t first = t->instrs.count, run = t->runs.count, io = t->ios.count;
-  uint32_t o = toy_operand(t, AT_TOKENS, 4 * positions, 0, 0);
+  uint32_t run = t->runs.count, io = t->ios.count;
+  toy_fetch(t, AT_TOKENS, 4 * positions);
+  uint32_t first = t->instrs.count, o = toy_operand(t, AT_TOKENS, 4 * positions, 0, 0);
   toy_operand(t, AT_WTE, 4 * TOY_V * TOY_V, 0, 0);
   toy_operand(t, AT_BIAS, 4 * TOY_V * TOY_L, 0, 0);
   toy_operand(t, AT_LOGITS, 4 * TOY_V * positions, 0, 0);
   toy_instr(t, RTOP_launch, kernel, o, 4);
   toy_task(t, name, "forward", first);
   toy_run(t, PROG_RUN, t->tasks.count - 1, 1, 0);
+  toy_evict(t, AT_LOGITS, 4 * TOY_V * positions);
   toy_io(t, "tokens", PROG_I32, 2, 1, positions, 0, AT_TOKENS, false, 0);
   toy_io(t, "logits", PROG_F32, 3, 1, positions, TOY_V, AT_LOGITS, false, 0);
   toy_entry(t, name, kind, run, io, 1, 1, 1, positions);
@@ -325,7 +381,9 @@ static void toy_batch_io(toy *t) {
 }
 
 static void toy_train_entry(toy *t) {
-  uint32_t run = t->runs.count, io = t->ios.count, first = t->instrs.count;
+  uint32_t run = t->runs.count, io = t->ios.count;
+  toy_fetch(t, AT_TOKENS, 8 * TOY_B * TOY_S);
+  uint32_t first = t->instrs.count;
   toy_zero(t, AT_GRAD, 4 * TOY_V * TOY_V);
   toy_zero(t, AT_ROWS, 4 * TOY_V);
   toy_task(t, "begin", "forward", first);
@@ -344,6 +402,7 @@ static void toy_train_entry(toy *t) {
   toy_reduce_instr(t);
   toy_task(t, "reduce", "backward", first);
   toy_run(t, PROG_RUN, t->tasks.count - 1, 1, 0);
+  toy_evict(t, AT_LOSS, 8);
 
   first = t->instrs.count;
   toy_update_instr(t, K_UPDATE, AT_WTE, AT_GRAD, AT_M, AT_COPY, 4 * TOY_V * TOY_V, 0);
@@ -392,7 +451,9 @@ static void toy_gemm(toy *t) {
 }
 
 static void toy_eval_entry(toy *t, bool gemm) {
-  uint32_t run = t->runs.count, io = t->ios.count, first = t->instrs.count;
+  uint32_t run = t->runs.count, io = t->ios.count;
+  toy_fetch(t, AT_TOKENS, 8 * TOY_B * TOY_S);
+  uint32_t first = t->instrs.count;
   toy_zero(t, AT_GRAD, 4 * TOY_V * TOY_V);
   toy_zero(t, AT_ROWS, 4 * TOY_V);
   toy_task(t, "eval.begin", "forward", first);
@@ -407,8 +468,36 @@ static void toy_eval_entry(toy *t, bool gemm) {
   if (gemm) toy_gemm(t);
   toy_task(t, "eval.end", "forward", first);
   toy_run(t, PROG_RUN, t->tasks.count - 1, 1, 0);
+  toy_evict(t, AT_LOSS, 8);
   toy_batch_io(t);
   toy_entry(t, "evaluate", PROG_EVAL, run, io, 2, TOY_B, TOY_MB, TOY_S);
+}
+
+// Functions, and a module for each of three targets; nobody looks at the bytes.
+static const unsigned char toy_modules[] =
+    "binary one\0\0\0\0\0\0binary two\0\0\0\0\0\0.version 8.0";
+
+static void toy_functions(toy *t) {
+  static const char *const names[] = {"toy_grad",   "toy_column", "toy_reduce",
+                                      "toy_update", "toy_logits", "toy_end"};
+  for (uint32_t i = 0; i < K_COUNT; i++) {
+    prog_function f = {.symbol = toy_str(t, names[i]),
+                       .threads = 32 + 32 * i,
+                       .shared_bytes = i == K_GRAD ? 65536 : 0,
+                       .registers = 40 + i};
+    toy_add(&t->functions, &f, sizeof f);
+  }
+  static const char *const targets[] = {"sm_80", "sm_90a", "compute_80"};
+  for (uint32_t i = 0; i < 3; i++) {
+    prog_module m = {.target = toy_str(t, targets[i]),
+                     .kind = i == 2 ? PROG_PTX : PROG_CUBIN,
+                     .functions = K_COUNT,
+                     .offset = 16 * (int64_t)i,
+                     .bytes = i == 2 ? (int64_t)sizeof toy_modules - 32 : 16};
+    toy_add(&t->modules, &m, sizeof m);
+  }
+  t->code = toy_modules;
+  t->code_bytes = sizeof toy_modules;
 }
 
 static void toy_kernels(toy *t) {
@@ -426,13 +515,22 @@ static void toy_kernels(toy *t) {
   }
   t->code = (const unsigned char *)low;
   t->code_bytes = high - low + 1;
+  if (t->device) toy_functions(t);
   for (int i = 0; i < 8; i++) {
     prog_kernel k = {.name = toy_str(t, names[i]),
                      .nbufs = nbufs[i],
-                     .code_offset = (int64_t)(at[which[i]] - low),
                      .cells = cells[i],
                      .flops = 1e3,
                      .bytes = 1e3};
+    if (t->device) {
+      // The number of the kernel, so that launches of one function differ.
+      int64_t number = i;
+      k.function = (uint32_t)which[i];
+      k.first_number = toy_add(&t->numbers, &number, sizeof number);
+      k.numbers = 1;
+    } else {
+      k.code_offset = (int64_t)(at[which[i]] - low);
+    }
     toy_add(&t->kernels, &k, sizeof k);
   }
 }
@@ -456,11 +554,15 @@ static void toy_seal(toy *t) {
   memcpy(t->blob + offsetof(prog_header, checksum), &sum, sizeof sum);
 }
 
-// Builds the whole program; `gemm`: with an instruction that needs a library, to be checked and not
-// to be run. Free with toy_free.
-static toy *toy_build(const char *read, bool gemm) {
+enum { TOY_PLAIN, TOY_GEMM, TOY_DEVICE };
+
+// Builds the whole program. TOY_GEMM: with an instruction that needs a library, to be checked and
+// not to be run. TOY_DEVICE: for a GPU. Free with toy_free.
+static toy *toy_build(const char *read, int kind) {
   toy *t = calloc(1, sizeof *t);
   if (!t) abort();
+  bool gemm = kind == TOY_GEMM;
+  t->device = kind == TOY_DEVICE;
   prog_header h = {.version = PROG_VERSION, .header_bytes = sizeof h};
   memcpy(h.magic, PROG_MAGIC, sizeof h.magic);
   toy_str(t, "");
@@ -503,8 +605,15 @@ static toy *toy_build(const char *read, bool gemm) {
   toy_setting(t, "train.schedule.floor", "0.1");
   toy_setting(t, "train.clip", "none");
   h.code_bytes = t->code_bytes;
+  h.targets = 0;
+  if (t->device) {
+    h.machine = PROG_CUDA;
+    h.targets = toy_str(t, "sm_80 sm_90a");
+    h.events = 3;
+    h.step_offset = AT_STEP;
+  }
 
-  t->blob = calloc(1, 12 * 65536);
+  t->blob = calloc(1, 15 * 65536);
   t->n = sizeof h;
   h.strings = toy_lay(t, &t->strings, 1);
   h.states = toy_lay(t, &t->states, sizeof(prog_state));
@@ -518,6 +627,9 @@ static toy *toy_build(const char *read, bool gemm) {
   h.runs = toy_lay(t, &t->runs, sizeof(prog_run));
   h.entries = toy_lay(t, &t->entries, sizeof(prog_entry));
   h.settings = toy_lay(t, &t->settings, sizeof(prog_setting));
+  h.functions = toy_lay(t, &t->functions, sizeof(prog_function));
+  h.numbers = toy_lay(t, &t->numbers, sizeof(int64_t));
+  h.modules = toy_lay(t, &t->modules, sizeof(prog_module));
   t->n = (t->n + 7) & ~(size_t)7;
   h.total_bytes = t->n;
   memcpy(t->blob, &h, sizeof h);
@@ -525,7 +637,7 @@ static toy *toy_build(const char *read, bool gemm) {
   return t;
 }
 
-__attribute__((unused)) static toy *toy_new(const char *read) { return toy_build(read, false); }
+__attribute__((unused)) static toy *toy_new(const char *read) { return toy_build(read, TOY_PLAIN); }
 
 __attribute__((unused)) static void toy_free(toy *t) {
   free(t->blob);
