@@ -21,6 +21,8 @@ enum {
   RTOP_COUNT
 };
 
+_Static_assert(SCHED_CALL_BYTES == sizeof(prog_step), "schedules leave room for the call");
+
 const char *cg_select(void *ctx, sched *s, skip_set skip) {
   cg_context *cg = ctx;
   cg_skip(cg, skip);
@@ -28,6 +30,7 @@ const char *cg_select(void *ctx, sched *s, skip_set skip) {
   for (int t = 0; t < s->tasks.n; t++)
     for (int i = 0; i < s->tasks.at[t].instrs.n; i++) {
       sched_instr *in = &s->tasks.at[t].instrs.at[i];
+      if (in->code != SCHED_OP) continue;
       if (in->op->code == IR_set || in->op->code == IR_zeros) continue;  // opcodes of the VM
       cg_launches *l = arena_new(a, cg_launches, 1);
       const char *why = cg_build(cg, in->op, l);
@@ -162,6 +165,33 @@ static void add_instr(writer *w, uint32_t opcode, uint32_t kernel, uint32_t firs
   table_add(w, &w->instrs, &r, sizeof r);
 }
 
+// A move between homes, or an event. The bytes of a move have the same place in both.
+static void add_other(writer *w, const sched_instr *in) {
+  static const uint32_t opcode[] = {
+      [SCHED_FETCH] = RTOP_fetch,
+      [SCHED_EVICT] = RTOP_evict,
+      [SCHED_RECORD] = RTOP_record,
+      [SCHED_WAIT] = RTOP_wait,
+  };
+  bool moves = in->code == SCHED_FETCH || in->code == SCHED_EVICT;
+  const char *note = "";
+  if (moves) note = "the call and its arguments";
+  if (in->moved) note = in->moved->name ? arena_printf(w->arena, "%%%s", in->moved->name) : "";
+  prog_instr r = {.op = opcode[in->code],
+                  .first_operand = w->operands.count,
+                  .operands = moves ? 2 : 0,
+                  .note = intern(w, note),
+                  .stream = (uint32_t)in->stream,
+                  .event = (uint32_t)in->event};
+  for (uint32_t k = 0; k < r.operands; k++) {
+    bool host = (k == 0) == (in->code == SCHED_EVICT);
+    prog_operand o = {.writes = k ? 1 : 2, .home = host ? PROG_HOST_HOME : PROG_DEVICE_HOME};
+    sched_moved(w->s, in, &o.base, &o.bytes);
+    table_add(w, &w->operands, &o, sizeof o);
+  }
+  table_add(w, &w->instrs, &r, sizeof r);
+}
+
 static bool same_place(const sched_place *a, const sched_place *b) {
   return a->base == b->base && a->layer_stride == b->layer_stride && a->layer_mod == b->layer_mod &&
          a->micro_stride == b->micro_stride;
@@ -292,6 +322,10 @@ static void add_task(writer *w, const sched_task *t) {
       .name = intern(w, t->name), .phase = intern(w, t->phase), .first_instr = w->instrs.count};
   for (int i = 0; i < t->instrs.n; i++) {
     const sched_instr *in = &t->instrs.at[i];
+    if (in->code != SCHED_OP) {
+      add_other(w, in);
+      continue;
+    }
     r.flops += ir_op_flops(in->op);
     r.bytes += ir_op_bytes(in->op);
     if (in->op->code == IR_set) {
@@ -404,6 +438,8 @@ program_bytes program_write(cg_context *cg, const sched *s, const cg_image *imag
   h.arena_bytes = (uint64_t)s->arena_bytes;
   h.states_bytes = (uint64_t)s->states_bytes;
   h.stack_bytes = (uint64_t)image->stack;
+  h.events = (uint32_t)s->events;
+  h.step_offset = s->device ? (uint64_t)s->call_base : 0;
   IR_CHECK(h.stack_bytes <= PROG_MAX_STACK);
   h.code_bytes = (uint64_t)image->n;
 

@@ -221,6 +221,7 @@ static bool lower_and_optimise(cli *c, compiled *k, const pins *pin, int64_t mic
   o.nesterov = k->job->optimizer.nesterov;
   o.batch = k->job->batch;
   o.micro_batch = micro;
+  o.device = cg_machine_of(k->cg) != CG_HOST;
   o.stream = pin->stream;
   o.recompute = pin->recompute;
   o.recompute_bytes = pin->recompute_bytes;

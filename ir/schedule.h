@@ -2,9 +2,9 @@
 //
 // A *task* is a straight line of instructions for one body and one phase: a stretch of ops at the
 // top of a function, or the body of a repeat, which is executed once per layer. An *order* is a
-// run-length list of (task, layers, micro-batches). One device and one stream so far: an entry has
-// one order. Codegen turns tasks into launches and writes the program (runtime/program.h); it
-// decides nothing that changes bytes, order or bits.
+// run-length list of (task, layers, micro-batches). One device so far: an entry has one order, in
+// which the host gives each instruction to the stream it names. Codegen turns tasks into launches
+// and writes the program (runtime/program.h); it decides nothing that changes bytes, order or bits.
 //
 //   entry train_step                              ; text (dsmc ir --form schedule)
 //     run forward.0                               ; embedding
@@ -17,28 +17,68 @@
 //     matmul  %c_attn : f32[...] at 131072  <- %ln_1 at 98304, %h.#.attn.c_attn.weight at 4096 +
 //     layer*196608
 //
-// Made by pass `order`, given kernels by `select` (which asks codegen), placed by `layout`.
+// Streams and homes. A device executes what it is given in *streams*: queues that go on side by
+// side, each in order. Inputs, outputs and the arguments of a call have home host; instructions
+// `fetch` and `evict` move them, on a stream of their own, and `record` and `wait` order streams:
+//
+//   task train_step.fetch.0
+//     record event 0                      ; on compute: all that earlier calls were given
+//     wait   event 0                      ; on copies: they may still read what is overwritten now
+//     fetch  the call and its arguments
+//     fetch  %tokens
+//     record event 1                      ; on copies
+//     wait   event 1                      ; on compute
+//
+// The host itself is a machine with one stream, on which everything is at home already: its
+// schedules have none of these.
+//
+// Made by pass `order`, moved between homes by `homes`, given kernels by `select` (which asks
+// codegen), placed by `layout`.
 #ifndef DSM_IR_SCHEDULE_H
 #define DSM_IR_SCHEDULE_H
 
 #include "ir/ir.h"
 
-// Where a value is during an interval of its life. One device so far: all is HOME_DEVICE, but every
-// place has a home, and a move between homes is an instruction like any other.
+// Where a value is during an interval of its life. Instructions compute on what is at HOME_DEVICE
+// (the host's own arena, in a program for the host); a move between homes is an instruction like
+// any other. The host has a mirror of a device's arena: a value has one place, whatever its home.
 typedef enum sched_home { HOME_DEVICE, HOME_HOST, HOME_DISK, HOME_ABSENT } sched_home;
+// Bytes of what a call is told (prog_step of runtime/program.h).
+enum { SCHED_CALL_BYTES = 32 };
+// Which queue executes an instruction.
+typedef enum sched_stream {
+  STREAM_COMPUTE,
+  STREAM_COPIES,         // between homes
+  STREAM_COMMUNICATION,  // between devices: nothing so far
+  STREAM_COUNT
+} sched_stream;  // ORDER STREAM (runtime/program.h)
 
 // Address of a value's root: arena + base + slot(layer)*layer_stride + micro*micro_stride with
 // slot(layer) = layer_mod ? (layer + layer_add) mod layer_mod : layer + layer_add. Bytes.
 typedef struct sched_place {
   bool known;
-  sched_home home;
   int64_t base, layer_stride, layer_add, layer_mod, micro_stride, bytes;
 } sched_place;
 
-// One op of a task. `scratch` are buffers that codegen asks for; they live during this op only.
+// What an instruction is: an op, or what a device needs besides.
+typedef enum sched_code {
+  SCHED_OP,
+  SCHED_FETCH,   // `moved` from the host to the device
+  SCHED_EVICT,   // from the device to the host
+  SCHED_RECORD,  // `event` is the end of what the stream was given so far
+  SCHED_WAIT     // the stream goes on when `event`, as recorded last, has come
+} sched_code;
+
+// An instruction of a task. `scratch` are buffers that codegen asks for; they live during this op
+// only.
 typedef struct sched_instr {
-  ir_op *op;
-  int position;  // in the entry's order; all ops of a repeat body share one
+  sched_code code;
+  sched_stream stream;
+  int event;              // of SCHED_RECORD, SCHED_WAIT
+  const ir_value *moved;  // a root; NULL: the call and its arguments
+  int64_t micros;         // of a move: all of them are moved
+  ir_op *op;              // of SCHED_OP, else NULL
+  int position;           // in the entry's order; all ops of a repeat body share one
   int nscratch;
   int64_t *scratch_bytes, *scratch_base;
   void *launches;       // owned by codegen
@@ -46,7 +86,7 @@ typedef struct sched_instr {
 } sched_instr;
 
 typedef struct sched_task {
-  const char *name, *phase;  // phase: forward, backward, update, ...
+  const char *name, *phase;  // phase: forward, backward, update, fetch, evict
   ir_op *loop;               // the repeat whose body this is, or NULL
   int segment;
   VEC(sched_instr) instrs;
@@ -90,6 +130,8 @@ typedef struct sched_item {
 
 typedef struct sched {
   ir_module *m;
+  bool device;  // for a device other than the host
+  int events;   // that the order of an entry uses, at most
   VEC(sched_task) tasks;
   VEC(sched_entry) entries;
   VEC(const char *) args;  // names of the argument block's scalars
@@ -98,6 +140,8 @@ typedef struct sched {
   sched_place *state_place;  // by number in m->states
   sched_place *arg_place;    // by number in args
   int nplaces;
+  // Of a device: the call and the arguments behind it.
+  int64_t call_base, call_bytes;
   // The arena: persistent states and the argument block, states_bytes; then what entries overlay.
   // An entry that uses caches (STATE_CACHE) has them first, at places all such entries agree on,
   // and its transients behind; the others have transients there: a cache does not survive them.
@@ -105,9 +149,12 @@ typedef struct sched {
 } sched;
 
 // Executes the places (passes/replay.c): NULL, or a message naming the value whose bytes were
-// written over before they were read, and by what.
+// written over before they were read, and by what; or that no chain of events orders two streams
+// which touch the same bytes.
 const char *sched_replay(const sched *s);
 const char *sched_print(const sched *s, arena *a);
+// The bytes that a fetch or an eviction moves; they have the same place in both homes.
+void sched_moved(const sched *s, const sched_instr *in, int64_t *base, int64_t *bytes);
 // The place of the root of `v`.
 const sched_place *sched_place_of(const sched *s, const ir_value *v);
 

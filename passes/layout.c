@@ -3,10 +3,10 @@
 // needs: the scratch sizes that `select` has asked codegen for. keeps: the order. breaks: nothing.
 //
 // The arena is the persistent states (weights, their copies, the optimizer's), then the argument
-// block, then one region that the entries overlay. Caches (STATE_CACHE) are part of that region:
-// prefill fills them before decode reads them, and no other entry knows them, so their bytes are
-// transients of other entries. Entries that use caches have them all at its beginning, and their
-// transients behind.
+// block (of a device: the call and its arguments), then one region that the entries overlay. Caches
+// (STATE_CACHE) are part of that region: prefill fills them before decode reads them, and no other
+// entry knows them, so their bytes are transients of other entries. Entries that use caches have
+// them all at its beginning, and their transients behind.
 //
 // In an entry, every storage object has a lifetime in positions (an instruction at the top level is
 // one position, a whole repeat is one) and sched_pack finds offsets. layout_lives.c has lifetimes,
@@ -233,8 +233,11 @@ const char *pass_layout(ir_module *m, const pass_options *o) {
   s->arg_place = arena_new(m->arena, sched_place, s->args.n + 1);
   int64_t at = place_states(s, false, 0);
   if (!overlaid) at = place_states(s, true, at);
+  s->call_base = at;
+  if (s->device) at += SCHED_CALL_BYTES;
   for (int i = 0; i < s->args.n; i++, at += 4)
     s->arg_place[i] = (sched_place){.known = true, .base = at, .bytes = 4};
+  s->call_bytes = at - s->call_base;
   s->states_bytes = lay_align(at);
   if (overlaid) s->cache_bytes = place_states(s, true, s->states_bytes) - s->states_bytes;
   s->arena_bytes = s->states_bytes + s->cache_bytes;

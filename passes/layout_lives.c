@@ -47,6 +47,7 @@ void lives_find(lay *l) {
     if (run->kind == SCHED_LOOP) continue;
     sched_task *t = &s->tasks.at[run->task];
     for (int i = 0; i < t->instrs.n; i++) {
+      if (t->instrs.at[i].code != SCHED_OP) continue;
       int p = t->instrs.at[i].position;
       if (!t->loop) t->instrs.at[i].op->mark = p;
       if (t->loop) t->loop->mark = p;

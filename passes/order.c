@@ -140,6 +140,7 @@ static void build_entry(sched *s, ir_func *f, int64_t batch) {
 const char *pass_order(ir_module *m, const pass_options *o) {
   sched *s = arena_new(m->arena, sched, 1);
   s->m = m;
+  s->device = o->device;
   for (int i = 0; i < m->funcs.n; i++) build_entry(s, m->funcs.at[i], o->batch);
   m->schedule = s;
   return NULL;

@@ -43,6 +43,7 @@ typedef struct pass_options {
   recompute_mode recompute;
   int64_t recompute_bytes;  // RECOMPUTE_BYTES: most that the saved stacks of a micro-batch may take
   recompute_result *recomputed;  // filled in when not NULL
+  bool device;     // for a device other than this host: inputs and outputs move between homes
   int64_t stream;  // largest value, in bytes, that is made at once where a stream can help it;
                    // 0: no limit
   ir_stage stage;  // no pass that leads beyond this stage is run; IR_LOCAL by default

@@ -83,8 +83,30 @@ static void put_glued(sb *s, const sched *sc, int entry) {
   }
 }
 
+static void put_other(sb *s, const sched *sc, const sched_instr *in) {
+  static const char *const code[] = {"", "fetch", "evict", "record", "wait"};
+  static const char *const stream[] = {"compute", "copies", "communication"};  // ORDER STREAM
+  sb_printf(s, "    %-14s ", code[in->code]);
+  if (in->code == SCHED_RECORD || in->code == SCHED_WAIT)
+    sb_printf(s, "event %d", in->event);
+  else if (in->moved)
+    put_name(s, in->moved);
+  else
+    sb_puts(s, "the call and its arguments");
+  if ((in->code == SCHED_FETCH || in->code == SCHED_EVICT) && sc->place) {
+    int64_t base, bytes;
+    sched_moved(sc, in, &base, &bytes);
+    sb_printf(s, "@%lld, %lld bytes", (long long)base, (long long)bytes);
+  }
+  sb_printf(s, "  ; on %s\n", stream[in->stream]);
+}
+
 static void put_instr(sb *s, const sched *sc, const sched_instr *in) {
   const ir_op *op = in->op;
+  if (in->code != SCHED_OP) {
+    put_other(s, sc, in);
+    return;
+  }
   sb_printf(s, "    %-14s", in->library ? "gemm" : ir_info(op->code)->name);
   if (op->code == IR_set) sb_printf(s, " %s", ir_attr_str(op, "name", ""));
   for (int k = 0; k < op->nout; k++) {
@@ -110,6 +132,7 @@ static void put_instr(sb *s, const sched *sc, const sched_instr *in) {
 const char *sched_print(const sched *sc, arena *a) {
   sb s = {.arena = a};
   bool placed = sc->place != NULL;
+  if (sc->device) sb_puts(&s, "; for a device; the host has a mirror of its arena\n");
   if (!placed) sb_puts(&s, "; before `layout`: nothing has a place yet\n");
   if (placed)
     sb_printf(&s,
@@ -120,6 +143,8 @@ const char *sched_print(const sched *sc, arena *a) {
     sb_printf(&s, "state %s at %lld, %lld bytes\n", st->name, (long long)sc->state_place[i].base,
               (long long)sc->state_place[i].bytes);
   }
+  if (placed && sc->device)
+    sb_printf(&s, "call at %lld, %d bytes\n", (long long)sc->call_base, SCHED_CALL_BYTES);
   for (int i = 0; placed && i < sc->args.n; i++)
     sb_printf(&s, "arg %s at %lld\n", sc->args.at[i], (long long)sc->arg_place[i].base);
   for (int i = 0; i < sc->entries.n; i++) {

@@ -15,6 +15,10 @@
 //   - An op that updates an operand in place makes a new version over the same bytes.
 //   - `set` on the state's own bytes moves nothing; elsewhere it copies versions.
 //   - At the end, outputs and all states are read: those not set must hold what they held.
+//   - Of a device, inputs and arguments begin on the host, and outputs are read there at the end: a
+//     move between homes copies versions. What streams do to the same bytes must be ordered by
+//     events (races.h). Of earlier calls, which may have been of other entries, nothing is known
+//     but that every stream may still read and write every byte of the device.
 // An instruction reads and writes at once, in any order: what it writes may overlap what it reads
 // only as ir_may_overwrite allows, and its results and scratch may not overlap each other.
 
@@ -24,6 +28,7 @@
 #include "ir/rule.h"
 #include "ir/schedule.h"
 #include "ir/view.h"
+#include "passes/races.h"
 
 typedef struct author {
   const char *name;  // of what wrote it
@@ -52,7 +57,11 @@ typedef struct replay {
   const sched *s;
   const sched_entry *e;
   arena *arena;
-  VEC(stamp) memory;    // sorted, disjoint
+  VEC(stamp) memory[RACES_HOMES];  // sorted, disjoint
+  sched_home home;                 // the one that is looked at
+  races *races;                    // NULL: one stream, or nothing is executed now
+  sched_stream stream;
+  int call;             // version of the call and what lies behind it up to the arguments
   VEC(author) authors;  // of versions, by number
   content *held;        // by value id
   content *state_held;  // by number of the state
@@ -89,15 +98,26 @@ static void fail(replay *r, const char *text) {
 
 // The first stamp that ends behind `at`.
 static int find(const replay *r, int64_t at) {
-  int lo = 0, hi = r->memory.n;
+  int lo = 0, hi = r->memory[r->home].n;
   while (lo < hi) {
     int mid = (lo + hi) / 2;
-    if (r->memory.at[mid].hi > at)
+    if (r->memory[r->home].at[mid].hi > at)
       hi = mid;
     else
       lo = mid + 1;
   }
   return lo;
+}
+
+static void order(replay *r, int64_t lo, int64_t hi, bool write) {
+  static const char *const name[] = {"compute", "copies", "communication"};  // ORDER STREAM
+  int other = r->races ? races_access(r->races, (int)r->stream, (int)r->home, lo, hi, write) : -1;
+  if (other >= 0)
+    fail(r, arena_printf(r->s->m->arena,
+                         "%s bytes %lld..%lld of the %s on stream %s: no event orders that with "
+                         "what stream %s does to them",
+                         write ? "writes" : "reads", (long long)lo, (long long)hi - 1,
+                         r->home == HOME_HOST ? "host" : "device", name[r->stream], name[other]));
 }
 
 // Bytes [lo, lo + bytes) now hold the piece; what they held is gone.
@@ -109,29 +129,32 @@ static void put(replay *r, int64_t lo, int64_t bytes, piece p) {
                          (long long)lo, (long long)hi - 1));
     return;
   }
+  order(r, lo, hi, true);
   stamp left = {0}, right = {0};
-  int first = find(r, lo), last = first;
-  while (last < r->memory.n && r->memory.at[last].lo < hi) {
-    const stamp *old = &r->memory.at[last++];
+  int first = find(r, lo), last = first, n = r->memory[r->home].n;
+  while (last < n && r->memory[r->home].at[last].lo < hi) {
+    const stamp *old = &r->memory[r->home].at[last++];
     if (old->lo < lo) left = *old, left.hi = lo;
     if (old->hi > hi) right = *old, right.lo = hi;
   }
   stamp fresh[3];
-  int n = 0;
-  if (left.hi > left.lo) fresh[n++] = left;
-  fresh[n++] = (stamp){lo, hi, lo - p.offset, p.version};
-  if (right.hi > right.lo) fresh[n++] = right;
-  int more = n - (last - first), rest = r->memory.n - last;
-  for (int i = 0; i < more; i++) vec_push(r->arena, &r->memory, (stamp){0});
-  if (more < 0) r->memory.n += more;
-  memmove(&r->memory.at[first + n], &r->memory.at[last], (size_t)rest * sizeof(stamp));
-  memcpy(&r->memory.at[first], fresh, (size_t)n * sizeof(stamp));
+  int nfresh = 0;
+  if (left.hi > left.lo) fresh[nfresh++] = left;
+  fresh[nfresh++] = (stamp){lo, hi, lo - p.offset, p.version};
+  if (right.hi > right.lo) fresh[nfresh++] = right;
+  int more = nfresh - (last - first), rest = n - last;
+  for (int i = 0; i < more; i++) vec_push(r->arena, &r->memory[r->home], (stamp){0});
+  if (more < 0) r->memory[r->home].n += more;
+  stamp *at = r->memory[r->home].at;
+  memmove(&at[first + nfresh], &at[last], (size_t)rest * sizeof(stamp));
+  memcpy(&at[first], fresh, (size_t)nfresh * sizeof(stamp));
 }
 
 static void check_piece(replay *r, const char *what, int64_t lo, int64_t bytes, piece p) {
   int64_t at = lo;
+  order(r, lo, lo + bytes, false);
   for (int i = find(r, lo); at < lo + bytes; i++) {
-    const stamp *s = i < r->memory.n ? &r->memory.at[i] : NULL;
+    const stamp *s = i < r->memory[r->home].n ? &r->memory[r->home].at[i] : NULL;
     const char *holds = NULL;
     if (!s || s->lo > at)
       holds = "nothing yet";
@@ -273,8 +296,44 @@ static void run_set(replay *r) {
   IR_BUG("set: no state %s", name);
 }
 
+// Copies versions from one home to the other: of an input all micro-batches, of an output the
+// value.
+static void run_move(replay *r, const sched_instr *in) {
+  sched_home from = in->code == SCHED_FETCH ? HOME_HOST : HOME_DEVICE;
+  sched_home to = in->code == SCHED_FETCH ? HOME_DEVICE : HOME_HOST;
+  content c = in->moved ? r->held[in->moved->id] : whole(r->call, r->s->call_bytes);
+  int64_t base, bytes, stride = in->moved ? r->s->place[in->moved->id].micro_stride : 0;
+  sched_moved(r->s, in, &base, &bytes);
+  if (!c.n) fail(r, "moves a value that nothing made");
+  for (int64_t k = 0; k < c.n && !r->error; k++) {
+    int64_t at = base + k * (stride ? stride : c.bytes);
+    if (at + c.bytes > base + bytes) fail(r, "moves only a part of a value");
+    r->home = from;
+    check_piece(r, "what it moves", at, c.bytes, *piece_of(&c, k));
+    r->home = to;
+    if (!r->error) put(r, at, c.bytes, *piece_of(&c, k));
+  }
+  r->home = HOME_DEVICE;
+}
+
 static void run_instr(replay *r, const sched_instr *in) {
+  r->op = NULL;
+  r->stream = in->stream;
+  if (r->races) races_step(r->races, (int)in->stream);
+  switch (in->code) {
+    case SCHED_RECORD:
+    case SCHED_WAIT:
+      if (r->races)
+        (in->code == SCHED_WAIT ? races_wait : races_record)(r->races, (int)in->stream, in->event);
+      return;
+    case SCHED_FETCH:
+    case SCHED_EVICT: run_move(r, in); return;
+    case SCHED_OP: break;
+  }
   const ir_op *op = r->op = in->op;
+  // A launch is told where the call lies.
+  if (r->s->device)
+    check_piece(r, "the call", r->s->call_base, SCHED_CALL_BYTES, (piece){r->call, 0});
   for (int k = 0; k < op->nin && !r->error; k++) {
     const ir_value *root = ir_view_of(op->in[k]).root;
     if (stored(root)) read_value(r, root);
@@ -360,6 +419,7 @@ static void begin(replay *r) {
   const sched *s = r->s;
   const ir_region *body = r->e->func->body;
   int64_t micros = r->e->batch / r->e->micro_batch;
+  r->call = new_version(r, "the call", -1, -1);
   for (int i = 0; i < body->ops.n; i++) {
     const ir_op *op = body->ops.at[i];
     if (op->code != IR_state && op->code != IR_set) continue;
@@ -381,28 +441,53 @@ static void begin(replay *r) {
         if (str_eq(s->m->states.at[k]->name, ir_attr_str(op, "name", "")))
           r->held[v->id] = r->state_held[k];
     } else if (op->code == IR_arg) {
-      r->held[v->id] = whole(new_version(r, v->name, v->id, -1), ir_bytes(&v->type));
-      put(r, address(r, &s->place[v->id], 0), ir_bytes(&v->type), r->held[v->id].one);
+      int64_t at = address(r, &s->place[v->id], 0), bytes = ir_bytes(&v->type);
+      piece p = {new_version(r, v->name, v->id, -1), 0};
+      if (s->device) p = (piece){r->call, at - s->call_base};  // they move with the call
+      r->held[v->id] = (content){.n = 1, .bytes = bytes, .one = p};
+      if (!s->device) put(r, at, bytes, p);
     } else if (op->code == IR_input) {
       const sched_place *p = &s->place[v->id];
       int64_t n = p->micro_stride ? micros : 1;
       content c = {.n = n, .bytes = ir_bytes(&v->type), .many = arena_new(r->arena, piece, n)};
+      if (s->device) r->home = HOME_HOST;
       for (int64_t k = 0; k < n; k++) {
         c.many[k] = (piece){new_version(r, v->name, v->id, -1), 0};
         put(r, address(r, p, k), c.bytes, c.many[k]);
       }
       r->held[v->id] = c;
+      r->home = HOME_DEVICE;
     }
+  }
+  if (!s->device) return;
+  r->home = HOME_HOST;
+  put(r, s->call_base, s->call_bytes, (piece){r->call, 0});
+  r->home = HOME_DEVICE;
+  r->races = races_new(r->arena, STREAM_COUNT, s->events);
+  bool used[STREAM_COUNT] = {false};
+  for (int t = 0; t < s->tasks.n; t++)
+    for (int k = 0; k < s->tasks.at[t].instrs.n; k++)
+      used[s->tasks.at[t].instrs.at[k].stream] = true;
+  for (int k = 0; k < STREAM_COUNT; k++) {
+    if (!used[k]) continue;
+    races_step(r->races, k);
+    races_access(r->races, k, HOME_DEVICE, 0, s->arena_bytes, true);
+    races_access(r->races, k, HOME_DEVICE, 0, s->arena_bytes, false);
   }
 }
 
 // What must lie there after it: outputs, states, the inputs of all micro-batches.
 static void end(replay *r) {
   const sched *s = r->s;
+  r->races = NULL;  // the host has waited for all streams
   const ir_region *body = r->e->func->body;
   for (int i = 0; i < body->ops.n && !r->error; i++) {
     const ir_op *op = r->op = body->ops.at[i];
-    if (op->code == IR_output) read_value(r, ir_view_of(op->in[0]).root);
+    if (op->code == IR_output) {
+      if (s->device) r->home = HOME_HOST;
+      read_value(r, ir_view_of(op->in[0]).root);
+      r->home = HOME_DEVICE;
+    }
     if (op->code != IR_input) continue;
     const content *c = &r->held[op->out[0]->id];
     for (int64_t k = 0; k < c->n && !r->error; k++)

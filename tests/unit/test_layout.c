@@ -16,6 +16,7 @@
 #include "ir/schedule.h"
 #include "ir/view.h"
 #include "passes/pass.h"
+#include "passes/races.h"
 
 // ---- the packer ---------------------------------------------------------------------------------
 
@@ -134,6 +135,28 @@ static void build_one(built *b, const char *file, const char *sets, int64_t batc
   o.select = cg_select;
   o.select_ctx = cg_context_new(&b->a, m);
   why = pass_run(m, &o);
+  if (why) fail_msg("%s", why);
+  b->s = m->schedule;
+}
+
+// The same job for a device: as the command line makes it.
+static void build_device(built *b, int64_t micro) {
+  arena_init(&b->a);
+  diags d;
+  diags_init(&d, &b->a);
+  sema_program *p = sema_open(&b->a, &d, "examples/tiny.dsm");
+  static const char sets[] = "layers=4,hidden=32,heads=2,vocab=64,seq=16,batch=4";
+  setting_list list =
+      parse_settings(&b->a, &d, source_from_text(&b->a, "--set", sets, strlen(sets)));
+  ir_module *m =
+      sema_lower(p, sema_job(p, p->asked, list), SEMA_TRAIN | SEMA_EVAL | SEMA_TRY_DECODE);
+  assert_non_null(m);
+  pass_options o = pass_defaults();
+  o.batch = 4;
+  o.micro_batch = micro;
+  o.device = true;
+  o.stage = IR_SCHEDULE;
+  const char *why = pass_run(m, &o);
   if (why) fail_msg("%s", why);
   b->s = m->schedule;
 }
@@ -420,6 +443,126 @@ static void test_replay_meets_overwriting(void **state) {
   arena_free(&b.a);
 }
 
+// ---- streams ------------------------------------------------------------------------------------
+
+static sched_instr *first_of(const built *b, sched_code code) {
+  for (int t = 0; t < b->s->tasks.n; t++)
+    for (int i = 0; i < b->s->tasks.at[t].instrs.n; i++)
+      if (b->s->tasks.at[t].instrs.at[i].code == code) return &b->s->tasks.at[t].instrs.at[i];
+  fail_msg("no such instruction");
+  return NULL;
+}
+
+// Every event and every move of a schedule for a device is needed: without any one of them, or with
+// it on another stream, the replay says what is not ordered, or not there.
+static void test_streams(void **state) {
+  (void)state;
+  for (int64_t micro = 1; micro <= 4; micro *= 4) {
+    built b;
+    build_device(&b, micro);
+    assert_null(sched_replay(b.s));
+    assert_int_equal(b.s->events, 4);
+    int dropped = 0, moves = 0;
+    for (int t = 0; t < b.s->tasks.n; t++) {
+      sched_task *task = &b.s->tasks.at[t];
+      for (int i = 0; i < task->instrs.n; i++) {
+        sched_instr right = task->instrs.at[i], *in = &task->instrs.at[i];
+        if (right.code == SCHED_OP) continue;
+        // An event that is recorded again, of nothing, stands for no instruction at all.
+        *in = (sched_instr){.code = SCHED_RECORD, .stream = right.stream, .event = b.s->events - 1};
+        if (right.event == b.s->events - 1) in->event = 0;
+        if (right.code == SCHED_WAIT) in->event = right.event, in->stream = STREAM_COMMUNICATION;
+        const char *said = sched_replay(b.s);
+        assert_non_null(said);
+        if (right.code == SCHED_WAIT || right.code == SCHED_RECORD) {
+          if (!strstr(said, "no event orders that")) fail_msg("%s", said);
+          dropped++;
+        } else {
+          moves++;
+        }
+        *in = right;
+        if (right.code == SCHED_FETCH || right.code == SCHED_EVICT) {
+          in->stream = STREAM_COMMUNICATION;
+          said = sched_replay(b.s);
+          assert_non_null(said);
+          if (!strstr(said, "no event orders that")) fail_msg("%s", said);
+          *in = right;
+        }
+        assert_null(sched_replay(b.s));
+      }
+    }
+    // Two pairs for what comes in and one for outputs, of four entries; loss and norm go apart.
+    assert_int_equal(dropped, 4 * 6 + 2);
+    // Inputs and the call of four entries; loss and norm, loss, and twice the logits.
+    assert_int_equal(moves, (3 + 2) + (3 + 1) + (2 + 1) + (2 + 1));
+    arena_free(&b.a);
+  }
+}
+
+// What the messages say: of each kind one.
+static void test_streams_say(void **state) {
+  (void)state;
+  built b;
+  build_device(&b, 2);
+  sched_instr *in = first_of(&b, SCHED_WAIT), right = *in;
+  in->stream = STREAM_COMMUNICATION;
+  const char *said = sched_replay(b.s);
+  assert_non_null(strstr(said, "train_step, task train_step.fetch.0 writes bytes "));
+  assert_non_null(strstr(said,
+                         "of the device on stream copies: no event orders that with what "
+                         "stream compute does to them"));
+  *in = right;
+  in = first_of(&b, SCHED_EVICT);
+  right = *in;
+  in->moved = NULL;
+  said = sched_replay(b.s);
+  assert_non_null(said);
+  assert_non_null(strstr(said, "it holds nothing yet"));  // the loss never came to the host
+  *in = right;
+  in = first_of(&b, SCHED_FETCH);
+  right = *in;
+  in->code = SCHED_EVICT;
+  said = sched_replay(b.s);
+  assert_non_null(strstr(said, "reads what it moves, made as %the call"));
+  *in = right;
+  assert_null(sched_replay(b.s));
+  arena_free(&b.a);
+}
+
+// The clocks themselves: chains over a third stream, reads beside reads, bytes of one span.
+static void test_races(void **state) {
+  (void)state;
+  arena a;
+  arena_init(&a);
+  races *r = races_new(&a, 3, 2);
+  races_step(r, 0);
+  assert_int_equal(races_access(r, 0, 0, 0, 100, true), -1);
+  races_step(r, 1);
+  assert_int_equal(races_access(r, 1, 1, 0, 100, true), -1);  // another home
+  assert_int_equal(races_access(r, 1, 0, 100, 101, true), -1);
+  assert_int_equal(races_access(r, 1, 0, 99, 100, false), 0);  // read behind a write
+  races_record(r, 0, 0);
+  races_wait(r, 2, 0);
+  races_step(r, 2);
+  assert_int_equal(races_access(r, 2, 0, 40, 60, false), -1);
+  races_record(r, 2, 1);
+  races_wait(r, 1, 1);  // it knows of stream 0 through stream 2
+  races_step(r, 1);
+  assert_int_equal(races_access(r, 1, 0, 0, 99, false), -1);
+  races_step(r, 0);
+  assert_int_equal(races_access(r, 0, 0, 0, 10, false), -1);  // reads need no order
+  assert_int_equal(races_access(r, 0, 0, 59, 70, true), 1);   // write behind reads of 1 and 2
+  races_record(r, 1, 0);
+  races_wait(r, 0, 0);
+  races_step(r, 0);
+  assert_int_equal(races_access(r, 0, 0, 0, 200, true), -1);
+  races_step(r, 1);
+  assert_int_equal(races_access(r, 1, 0, 199, 300, true), 0);  // write behind a write
+  races_wait(r, 1, 1);                                         // of earlier: orders nothing new
+  assert_int_equal(races_access(r, 1, 0, 0, 1, false), 0);
+  arena_free(&a);
+}
+
 int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(test_pack_plain),
@@ -435,6 +578,9 @@ int main(void) {
       cmocka_unit_test(test_choices),
       cmocka_unit_test(test_replay_meets_scratch),
       cmocka_unit_test(test_replay_meets_overwriting),
+      cmocka_unit_test(test_streams),
+      cmocka_unit_test(test_streams_say),
+      cmocka_unit_test(test_races),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }
