@@ -65,18 +65,19 @@ static void look(void *ctx, vm_moment when, const vm_where *at) {
   }
 }
 
-void check_clear(const prog *p, vm *m) {
+status *check_clear(const prog *p, vm *m) {
   int64_t from = (int64_t)p->header->states_bytes, to = (int64_t)p->header->arena_bytes;
-  memset(vm_at(m, from), 0, (size_t)(to - from));
+  return vm_zero(m, from, to - from);
 }
 
-void check_again(check_values *c, const prog *p, vm *m, const prog_entry *e, const vm_step *s,
-                 uint32_t split) {
+status *check_again(check_values *c, const prog *p, vm *m, const prog_entry *e, const vm_step *s,
+                    uint32_t split) {
   *c = (check_values){.prog = p};
-  vm_observer o = {look, c};
+  vm_observer o = {look, c, .reads = true};
   vm_observe(m, &o);
-  vm_call_part(m, e, s, 0, split);
+  status *failed = vm_call_part(m, e, s, 0, split);
   vm_observe(m, NULL);
+  return failed;
 }
 
 static void print_hit(sb *out, const check_values *c, const check_hit *h, const prog_entry *e) {

@@ -13,8 +13,8 @@
 //     vm_call_part(m, e, &s, split, e->runs);
 //   } else {
 //     check_values c;
-//     check_clear(p, m);                            // then fill the inputs as before
-//     check_again(&c, p, m, e, &s, split);
+//     STATUS_DO(check_clear(p, m));                 // then fill the inputs as before
+//     STATUS_DO(check_again(&c, p, m, e, &s, split));
 //     check_print(&text, &c, e);
 //   }
 #ifndef DSM_CHECK_H
@@ -48,14 +48,15 @@ typedef struct check_values {
 
 // Zeros what calls left in the work region: instructions that write only a part of an operand must
 // not be blamed for the rest. Inputs lie there too.
-void check_clear(const prog *p, vm *m);
+status *check_clear(const prog *p, vm *m) STATUS_MUST_USE;
 // Executes runs 0 .. split-1 and checks what each instruction wrote.
-void check_again(check_values *c, const prog *p, vm *m, const prog_entry *e, const vm_step *s,
-                 uint32_t split);
+status *check_again(check_values *c, const prog *p, vm *m, const prog_entry *e, const vm_step *s,
+                    uint32_t split) STATUS_MUST_USE;
 // A line for each hit, without newline at the end; nothing when there was none.
 void check_print(sb *out, const check_values *c, const prog_entry *e);
 
-// The first value of a state that is not finite. Weights and optimizer only: caches are work.
+// The first value of a state that is not finite. Weights and optimizer only: caches are work. With
+// a GPU, vm_pull_states comes first.
 typedef struct check_state {
   const prog_state *state;  // NULL: all are finite
   int64_t slice, element;

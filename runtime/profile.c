@@ -23,7 +23,7 @@ static void end_instr(profile *f, const vm_where *at, int64_t now) {
   profile_time *t = &f->current->kernel[k];
   t->ns += now - f->instr_begin;
   t->count++;
-  if (moves)  // a copy reads as much as it writes
+  if (moves && in->operands)  // a copy reads as much as it writes
     t->bytes += (double)f->prog->operands[in->first_operand].bytes * (in->op == RTOP_copy ? 2 : 1);
   f->current->instr_ns += now - f->instr_begin;
   if (in->flags & PROG_RECOMPUTE) f->current->again_ns += now - f->instr_begin;
@@ -72,7 +72,7 @@ profile *profile_new(const prog *p) {
   profile *f = calloc(1, sizeof *f);
   if (!f) return NULL;
   f->prog = p;
-  f->observer = (vm_observer){see, f};
+  f->observer = (vm_observer){see, f, .reads = false};
   f->current = &f->first;
   if (make_times(&f->first, p) && make_times(&f->rest, p)) return f;
   profile_free(f);

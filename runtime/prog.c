@@ -27,6 +27,16 @@ static const struct {
 
 const char *prog_opcode_name(uint32_t op) { return opcodes[op].name; }
 
+const char *prog_stream_name(uint32_t stream) {
+  static const char *const name[PROG_STREAMS] = {"compute", "copies", "communication"};
+  return name[stream];
+}
+
+const char *prog_machine_name(uint32_t machine) {
+  static const char *const name[PROG_MACHINES] = {"host", "cuda"};
+  return name[machine];
+}
+
 uint64_t prog_checksum(const void *blob, size_t n) {
   size_t from = offsetof(prog_header, checksum) + sizeof(uint64_t);
   return XXH3_64bits((const char *)blob + from, n - from);

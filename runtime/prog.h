@@ -84,8 +84,10 @@ int64_t prog_class_bytes(const prog *p, uint32_t cls);
 // Size of the vocabulary: setting "*.vocab" when there is one, else the last dimension of an
 // output `logits`; 0 when the program has neither.
 int64_t prog_vocab(const prog *p);
-// Opcode names, for listings.
+// Names for listings: of opcodes, of streams ("compute", "copies"), of machines ("host", "cuda").
 const char *prog_opcode_name(uint32_t op);
+const char *prog_stream_name(uint32_t stream);
+const char *prog_machine_name(uint32_t machine);
 
 enum {
 #define RTOP(name, operands, doc) RTOP_##name,

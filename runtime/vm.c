@@ -6,6 +6,7 @@
 #include <sys/mman.h>
 
 #include "runtime/base/str.h"
+#include "runtime/cuda.h"
 #include "runtime/dtype.h"
 #include "runtime/external.h"
 
@@ -20,11 +21,13 @@ struct vm {
   const prog *prog;
   const unsigned char *code;
   pool *threads;
-  external *library;  // NULL: the program needs none
-  unsigned char *arena;
+  external *library;     // NULL: the program needs none
+  cuda *gpu;             // NULL: the host executes the program
+  unsigned char *arena;  // of the host; the mirror of a GPU's
   void *map;
   size_t map_bytes;
-  unsigned char **buf;          // operands of the running instruction
+  unsigned char **buf;          // operands of the running instruction, in `arena`
+  unsigned char **home;         // the same where they are at home
   const vm_observer *observer;  // NULL: nobody looks on
 };
 
@@ -61,9 +64,18 @@ uint64_t vm_available_bytes(void) {
   return free_bytes;
 }
 
+// Bytes of the mirror that drivers touch: states and what goes in and out.
+static uint64_t mirror_bytes(const prog *p) {
+  uint64_t n = p->header->states_bytes;
+  for (uint32_t i = 0; i < p->nios; i++) n += (uint64_t)p->ios[i].bytes;
+  return n < p->header->arena_bytes ? n : p->header->arena_bytes;
+}
+
 status *vm_open(const prog *p, const unsigned char *code, pool *threads, vm **out) {
   *out = NULL;
-  uint64_t need = p->header->arena_bytes, have = vm_available_bytes();
+  bool host = p->header->machine == PROG_HOST;
+  uint64_t whole = p->header->arena_bytes, need = host ? whole : mirror_bytes(p);
+  uint64_t have = vm_available_bytes();
   if (have && need > have)
     return status_exit(3, "the program needs %.2f GiB of memory, this machine has %.2f GiB free",
                        (double)need / 0x1p30, (double)have / 0x1p30);
@@ -78,26 +90,35 @@ status *vm_open(const prog *p, const unsigned char *code, pool *threads, vm **ou
     return missing;
   }
   m->buf = calloc(p->max_operands + 1u, sizeof *m->buf);
+  m->home = calloc(p->max_operands + 1u, sizeof *m->home);
   // One page more than needed lets the arena start on a huge page.
-  m->map_bytes = ((size_t)need + HUGE_PAGE - 1) / HUGE_PAGE * HUGE_PAGE + HUGE_PAGE;
-  m->map = mmap(NULL, m->map_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  m->map_bytes = ((size_t)whole + HUGE_PAGE - 1) / HUGE_PAGE * HUGE_PAGE + HUGE_PAGE;
+  // Of a mirror only a part is ever touched, so it need not be there in full.
+  int flags = MAP_PRIVATE | MAP_ANONYMOUS | (host ? 0 : MAP_NORESERVE);
+  m->map = mmap(NULL, m->map_bytes, PROT_READ | PROT_WRITE, flags, -1, 0);
   if (m->map == MAP_FAILED) m->map = NULL;
-  if (!m->buf || !m->map) {
+  if (!m->buf || !m->home || !m->map) {
     status *s = status_errno("cannot get %.2f GiB of memory", (double)need / 0x1p30);
     vm_close(m);
     return s;
   }
   uintptr_t at = ((uintptr_t)m->map + HUGE_PAGE - 1) / HUGE_PAGE * HUGE_PAGE;
   m->arena = (unsigned char *)at;
-  madvise(m->arena, (size_t)need, MADV_HUGEPAGE);  // a wish; small pages work too
-  *out = m;
-  return NULL;
+  if (host) madvise(m->arena, (size_t)whole, MADV_HUGEPAGE);  // a wish; small pages work too
+  status *lacks = host ? NULL : cuda_open(p, code, m->arena, &m->gpu);
+  if (lacks)
+    vm_close(m);
+  else
+    *out = m;
+  return lacks;
 }
 
 void vm_close(vm *m) {
   if (!m) return;
+  cuda_close(m->gpu);
   if (m->map) munmap(m->map, m->map_bytes);
   free(m->buf);
+  free(m->home);
   external_close(m->library);
   free(m);
 }
@@ -128,6 +149,7 @@ static void touch_stacks(void *ctx, int64_t lo, int64_t hi) {
 }
 
 void vm_touch(vm *m) {
+  if (m->gpu) return;
   int64_t n = (int64_t)m->prog->header->arena_bytes;
   pool_run(m->threads, (n + BLOCK - 1) / BLOCK, touch_blocks, m);
   // Which thread runs which cell is up to the moment: each may need all of a kernel's stack.
@@ -174,6 +196,44 @@ void vm_make_copies(vm *m) {
 
 unsigned char *vm_at(const vm *m, int64_t offset) { return m->arena + offset; }
 
+const char *vm_device(const vm *m) { return m->gpu ? cuda_name(m->gpu) : NULL; }
+
+// ---- states of a GPU ----------------------------------------------------------------------------
+
+typedef status *move_range(cuda *g, int64_t offset, int64_t bytes);
+
+static status *move_states(vm *m, move_range *move) {
+  const prog *p = m->prog;
+  for (uint32_t i = 0; m->gpu && i < p->nstates; i++) {
+    const prog_state *s = &p->states[i];
+    if (s->cls == PROG_CACHE) continue;
+    bool dense = s->layers == 0 || s->layer_stride == s->bytes;
+    int64_t slices = prog_state_slices(s), pieces = dense ? 1 : slices;
+    int64_t bytes = s->bytes * (dense ? slices : 1);
+    for (int64_t k = 0; k < pieces; k++)
+      STATUS_TRY(move(m->gpu, s->offset + k * s->layer_stride, bytes), "state %s",
+                 prog_text(p, s->name));
+  }
+  return NULL;
+}
+
+status *vm_push_states(vm *m) { return move_states(m, cuda_push); }
+status *vm_pull_states(vm *m) { return move_states(m, cuda_pull); }
+
+status *vm_zero(vm *m, int64_t offset, int64_t bytes) {
+  if (!m->gpu) {
+    memset(m->arena + offset, 0, (size_t)bytes);
+    return NULL;
+  }
+  // Pages of the mirror that nobody touched stay so.
+  for (uint32_t i = 0; i < m->prog->nios; i++) {
+    const prog_io *io = &m->prog->ios[i];
+    bool inside = io->offset >= offset && io->offset + io->bytes <= offset + bytes;
+    if (inside) memset(m->arena + io->offset, 0, (size_t)io->bytes);
+  }
+  return cuda_zero(m->gpu, offset, bytes);
+}
+
 // ---- stepping ---------------------------------------------------------------------------------
 
 typedef struct launch {
@@ -219,8 +279,21 @@ static void find_operands(vm *m, const prog_instr *in, const dsm_call *call, int
   for (uint32_t k = 0; k < in->operands; k++, o++) {
     int64_t slot = layer + o->layer_add;
     if (o->layer_mod) slot %= o->layer_mod;
-    m->buf[k] = m->arena + o->base + slot * o->layer_stride + call->micro * o->micro_stride;
+    int64_t at = o->base + slot * o->layer_stride + call->micro * o->micro_stride;
+    m->buf[k] = m->arena + at;
+    if (m->gpu) m->home[k] = o->home == PROG_HOST_HOME ? m->buf[k] : cuda_at(m->gpu, at);
   }
+}
+
+// What the observer sees of an instruction of a GPU is finished, and on the host. A failure stays
+// with the device until the end of the call.
+static void show_instr(vm *m, const prog_instr *in) {
+  const prog_operand *o = &m->prog->operands[in->first_operand];
+  status *failed = cuda_finish(m->gpu);
+  for (uint32_t k = 0; k < in->operands && m->observer->reads && !failed; k++)
+    if ((o[k].writes & 2) && o[k].home == PROG_DEVICE_HOME)
+      failed = cuda_pull(m->gpu, m->buf[k] - m->arena, o[k].bytes);
+  status_free(failed);
 }
 
 static void run_gemm(vm *m, const prog_instr *in, const dsm_call *call) {
@@ -251,7 +324,7 @@ static void run_instr(vm *m, const prog_instr *in, const dsm_call *call) {
   }
 }
 
-static void run_one(vm *m, const prog_run *r, bool loop, dsm_call *call) {
+static void run_one(vm *m, const prog_run *r, bool loop, dsm_call *call, int64_t sample) {
   const prog_task *t = &m->prog->tasks[r->task];
   vm_where at = {.run = r, .loop = loop, .task = r->task, .call = call, .buf = m->buf};
   for (int64_t i = 0, layer = r->layer_first; i < r->layer_count; i++, layer += r->layer_dir) {
@@ -262,36 +335,48 @@ static void run_one(vm *m, const prog_run *r, bool loop, dsm_call *call) {
       const prog_instr *in = &m->prog->instrs[at.instr];
       find_operands(m, in, call, layer);
       tell(m, VM_INSTR_BEGIN, &at);
-      run_instr(m, in, call);
+      if (m->gpu)
+        cuda_instr(m->gpu, in, m->home, call, sample);
+      else
+        run_instr(m, in, call);
+      if (m->gpu && m->observer) show_instr(m, in);
       tell(m, VM_INSTR_END, &at);
     }
     tell(m, VM_TASK_END, &at);
   }
 }
 
-void vm_call_part(vm *m, const prog_entry *e, const vm_step *s, uint32_t from, uint32_t to) {
+status *vm_call_part(vm *m, const prog_entry *e, const vm_step *s, uint32_t from, uint32_t to) {
   dsm_call call = {.sample0 = s->sample0, .step = s->step, .past = s->past, .seed = s->seed};
   const prog_run *r = &m->prog->runs[e->first_run + from], *end = r + (to - from);
   vm_where whole = {.call = &call};
   tell(m, VM_CALL_BEGIN, &whole);
+  if (m->gpu) {
+    prog_step step = {s->sample0, s->step, s->past, s->seed};
+    memcpy(m->arena + m->prog->header->step_offset, &step, sizeof step);
+  }
   while (r < end) {
     if (r->kind == PROG_RUN) {
-      run_one(m, r++, false, &call);
+      run_one(m, r++, false, &call, 0);
       continue;
     }
     for (int64_t k = r->micro_first; k < r->micro_first + r->micro_count; k++) {
       call.micro = k;
       call.sample0 = s->sample0 + k * e->micro_batch;
-      for (uint32_t i = 1; i <= r->task; i++) run_one(m, r + i, true, &call);
+      for (uint32_t i = 1; i <= r->task; i++) run_one(m, r + i, true, &call, k * e->micro_batch);
     }
     call.micro = 0;
     call.sample0 = s->sample0;
     r += r->task + 1;
   }
+  status *failed = m->gpu ? cuda_finish(m->gpu) : NULL;
   tell(m, VM_CALL_END, &whole);
+  return failed;
 }
 
-void vm_call(vm *m, const prog_entry *e, const vm_step *s) { vm_call_part(m, e, s, 0, e->runs); }
+status *vm_call(vm *m, const prog_entry *e, const vm_step *s) {
+  return vm_call_part(m, e, s, 0, e->runs);
+}
 
 void vm_observe(vm *m, const vm_observer *o) { m->observer = o; }
 

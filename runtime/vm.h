@@ -1,5 +1,11 @@
 // The schedule VM: one allocation, then steps.
 //
+// A program says what executes it: this host, by its threads, or a GPU (cuda.h). Drivers see the
+// same either way: memory at vm_at, which holds states, arguments, inputs and outputs. On the host
+// that is the arena. With a GPU it is the host's mirror of the arena: the order of an entry fetches
+// arguments and inputs from there and evicts outputs to it, while states move only when a driver
+// says so (vm_push_states, vm_pull_states).
+//
 // The arena is made once, zeroed; a call of an entry walks its runs, tasks and instructions and
 // launches kernels over the pool. Nothing is allocated, checked or decided inside a call: prog_open
 // has proved every address.
@@ -7,7 +13,8 @@
 //   vm *m;
 //   STATUS_DO(vm_open(&img->prog, img->code, pool, &m));
 //   vm_touch(m);                                      // all pages present before the first step
-//   vm_call(m, entry, &(vm_step){.sample0 = 0, .step = 0, .seed = 1});
+//   STATUS_DO(vm_push_states(m));                     // made or loaded before
+//   STATUS_DO(vm_call(m, entry, &(vm_step){.sample0 = 0, .step = 0, .seed = 1}));
 //   float loss = vm_scalar(m, prog_output(p, entry, "loss"));
 #ifndef DSM_VM_H
 #define DSM_VM_H
@@ -27,13 +34,14 @@ typedef struct vm_step {
 } vm_step;
 
 // Reserves the arena, and opens the library that products of the program need, if any do
-// (external.h). `code` is the mapped code image. Exit code 3 when the machine clearly has less
-// memory than the program needs.
+// (external.h), or the GPU (cuda.h). `code` is the mapped code image. Exit code 3 when the machine
+// clearly has less memory than the program needs.
 status *vm_open(const prog *p, const unsigned char *code, pool *threads, vm **out) STATUS_MUST_USE;
 void vm_close(vm *m);
 
 // Touches every page of the arena, and of the stack that kernels use on each thread, so that the
-// kernel has to find the memory now and not later.
+// kernel has to find the memory now and not later. With a GPU there is nothing to do: its arena is
+// there since vm_open, and of the mirror most is never used.
 void vm_touch(vm *m);
 
 // Makes every copy (PROG_COPY) the rounding of its weight, to nearest, ties to even, bit for bit
@@ -42,11 +50,21 @@ void vm_touch(vm *m);
 void vm_make_copies(vm *m);
 
 unsigned char *vm_at(const vm *m, int64_t offset);
-// Executes an entry.
-void vm_call(vm *m, const prog_entry *e, const vm_step *s);
+// The GPU's name; NULL: this host executes the program.
+const char *vm_device(const vm *m);
+
+// States (caches are none) from vm_at to where calls find them, and back. Nothing on the host.
+status *vm_push_states(vm *m) STATUS_MUST_USE;
+status *vm_pull_states(vm *m) STATUS_MUST_USE;
+// Zeros bytes at vm_at and where calls find them.
+status *vm_zero(vm *m, int64_t offset, int64_t bytes) STATUS_MUST_USE;
+
+// Executes an entry, and waits until it is done. NULL always with a program for the host; a GPU can
+// fail, and then stays failed.
+status *vm_call(vm *m, const prog_entry *e, const vm_step *s);
 // Executes its runs from .. to-1, counted from its first one; neither may lie inside a loop. So a
 // driver can look at what the first part computed before it lets the second one change the states.
-void vm_call_part(vm *m, const prog_entry *e, const vm_step *s, uint32_t from, uint32_t to);
+status *vm_call_part(vm *m, const prog_entry *e, const vm_step *s, uint32_t from, uint32_t to);
 
 // The first element of a float or integer output.
 double vm_scalar(const vm *m, const prog_io *io);
@@ -57,7 +75,8 @@ bool vm_set_arg(vm *m, const char *name, double value);
 //
 // One observer may look on while a call runs: it is told of every task and instruction, on the
 // thread that called, before and after. It must not change the arena. Nobody looking costs a
-// comparison an instruction.
+// comparison an instruction. With a GPU, instructions that are looked at run one after another, and
+// addresses are those of the mirror.
 
 typedef enum vm_moment {
   VM_CALL_BEGIN,
@@ -73,12 +92,13 @@ typedef struct vm_where {
   bool loop;                  // the run is inside a loop over micro-batches
   uint32_t task, instr;       // numbers in the program; instr only of an instruction
   const dsm_call *call;       // layer, micro-batch, first sample
-  unsigned char *const *buf;  // addresses of the instruction's operands
+  unsigned char *const *buf;  // addresses of the instruction's operands, at vm_at
 } vm_where;
 
 typedef struct vm_observer {
   void (*see)(void *ctx, vm_moment when, const vm_where *at);
   void *ctx;
+  bool reads;  // what an instruction wrote: with a GPU it is brought to the mirror
 } vm_observer;
 
 // NULL: nobody. The observer must live until it is replaced.

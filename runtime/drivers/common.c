@@ -123,12 +123,13 @@ status *rt_open_data(rt *r, const prog_entry *e, const char *path, bool shuffle,
 
 status *rt_first_weights(rt *r) {
   // A load that succeeds has set every weight.
-  if (!r->opt.load) {
+  if (r->opt.load) {
+    checkpoint c = {r->prog, r->vm, r->env->io, r->opt.quiet ? NULL : r->env->err};
+    STATUS_DO(ck_load_weights(&c, r->opt.load));
+  } else {
     init_states(r->vm, r->prog, r->threads, r->seed);
-    return NULL;
   }
-  checkpoint c = {r->prog, r->vm, r->env->io, r->opt.quiet ? NULL : r->env->err};
-  return ck_load_weights(&c, r->opt.load);
+  return vm_push_states(r->vm);
 }
 
 // A batch whose loss is not finite, done again to find the first such value.
@@ -136,6 +137,7 @@ static status *bad_batch(rt *r, data *d, const prog_entry *e, int64_t sample0, d
   char word[32];
   sb text = {.arena = r->arena};
   sb_printf(&text, "the evaluation loss is %s", check_word(loss, word));
+  STATUS_DO(vm_pull_states(r->vm));
   check_state bad = check_states(r->prog, r->vm);
   if (bad.state) {
     sb_puts(&text, "\n  ");
@@ -143,10 +145,10 @@ static status *bad_batch(rt *r, data *d, const prog_entry *e, int64_t sample0, d
   }
   check_values values;
   int64_t predicted = 0;
-  check_clear(r->prog, r->vm);
+  STATUS_DO(check_clear(r->prog, r->vm));
   STATUS_DO(data_fill(d, vm_at(r->vm, 0), sample0, &predicted));
   vm_step s = {.sample0 = sample0, .seed = r->seed};
-  check_again(&values, r->prog, r->vm, e, &s, e->runs);
+  STATUS_DO(check_again(&values, r->prog, r->vm, e, &s, e->runs));
   check_print(&text, &values, e);
   return status_exit(5, "%s", sb_str(&text));
 }
@@ -165,7 +167,7 @@ status *rt_evaluate(rt *r, data *d, double *loss, int64_t *batches) {
     int64_t predicted = 0;
     rt_begin_step(r, i + 1);
     STATUS_DO(data_fill(d, vm_at(r->vm, 0), i * e->batch, &predicted));
-    vm_call(r->vm, e, &(vm_step){.sample0 = i * e->batch, .seed = r->seed});
+    STATUS_DO(vm_call(r->vm, e, &(vm_step){.sample0 = i * e->batch, .seed = r->seed}));
     rt_end_step(r);
     // A batch's loss is a mean over its predicted positions.
     double w = prog_input(r->prog, e, "targets") ? (double)predicted : 1,

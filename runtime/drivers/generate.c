@@ -198,7 +198,7 @@ static status *first_token(generation *g, int32_t *out) {
   for (int64_t i = 0; i < g->n; i++) put_token(r, g->prefill_tokens, i, g->ids[i]);
   STATUS_DO(other_inputs(g, g->prefill));
   set_past(r, 0);
-  vm_call(r->vm, g->prefill, &(vm_step){.seed = r->seed});
+  STATUS_DO(vm_call(r->vm, g->prefill, &(vm_step){.seed = r->seed}));
   const prog_io *io = g->prefill_logits;
   // An entry that computes only the last row says so by its shape.
   return choose(g, io, io->rank >= 3 && io->dims[1] == g->context ? g->n - 1 : 0, out);
@@ -210,7 +210,7 @@ static status *next_token(generation *g, int32_t *out) {
   put_token(r, g->decode_tokens, 0, g->ids[g->n - 1]);
   STATUS_DO(other_inputs(g, g->decode));
   set_past(r, g->n - 1);
-  vm_call(r->vm, g->decode, &(vm_step){.past = g->n - 1, .seed = r->seed});
+  STATUS_DO(vm_call(r->vm, g->decode, &(vm_step){.past = g->n - 1, .seed = r->seed}));
   return choose(g, g->decode_logits, 0, out);
 }
 

@@ -50,6 +50,32 @@ static json_t *kernels_json(const prog *p) {
   return list;
 }
 
+static json_t *functions_json(const prog *p) {
+  json_t *list = json_array();
+  for (uint32_t i = 0; i < p->nfunctions; i++) {
+    const prog_function *f = &p->functions[i];
+    json_array_append_new(
+        list,
+        json_pack("{s:s, s:I, s:I, s:I, s:I}", "symbol", prog_text(p, f->symbol), "threads",
+                  (json_int_t)f->threads, "shared_bytes", (json_int_t)f->shared_bytes, "registers",
+                  (json_int_t)f->registers, "spill_bytes", (json_int_t)f->spill_bytes));
+  }
+  return list;
+}
+
+static json_t *modules_json(const prog *p) {
+  json_t *list = json_array();
+  for (uint32_t i = 0; i < p->nmodules; i++) {
+    const prog_module *m = &p->modules[i];
+    json_array_append_new(
+        list, json_pack("{s:s, s:s, s:I, s:I, s:I}", "target", prog_text(p, m->target), "kind",
+                        m->kind == PROG_PTX ? "ptx" : "cubin", "first_function",
+                        (json_int_t)m->first_function, "functions", (json_int_t)m->functions,
+                        "bytes", (json_int_t)m->bytes));
+  }
+  return list;
+}
+
 static json_t *states_json(const prog *p) {
   json_t *list = json_array();
   for (uint32_t i = 0; i < p->nstates; i++) {
@@ -87,6 +113,12 @@ static status *print_json(const rt *r) {
       prog_text(p, h->plan), "memory_bytes", memory, "settings", set, "entries", entries_json(p),
       "states", states_json(p), "kernels", kernels_json(p));
   if (!root) return status_error("the program's texts are not UTF-8");
+  json_object_set_new(root, "machine", json_string(prog_machine_name(h->machine)));
+  if (h->machine != PROG_HOST) {
+    json_object_set_new(root, "targets", json_string(prog_text(p, h->targets)));
+    json_object_set_new(root, "functions", functions_json(p));
+    json_object_set_new(root, "modules", modules_json(p));
+  }
   json_dumpf(root, r->env->out, JSON_INDENT(1) | JSON_REAL_PRECISION(17));
   fputc('\n', r->env->out);
   json_decref(root);
@@ -98,7 +130,8 @@ static void print_memory(const rt *r) {
   const prog_header *h = p->header;
   FILE *out = r->env->out;
   char a[32];
-  fprintf(out, "\nMEMORY  %10s  one arena\n", rt_bytes((double)h->arena_bytes, a));
+  fprintf(out, "\nMEMORY  %10s  one arena%s\n", rt_bytes((double)h->arena_bytes, a),
+          h->machine == PROG_HOST ? "" : ", on the device");
   for (uint32_t cls = PROG_WEIGHT; cls < PROG_COPY; cls++)
     fprintf(out, "        %10s  %s\n", rt_bytes((double)prog_class_bytes(p, cls), a),
             class_name[cls]);
@@ -133,6 +166,28 @@ static void print_entries(const rt *r) {
   }
 }
 
+static void print_functions(const rt *r) {
+  const prog *p = r->prog;
+  FILE *out = r->env->out;
+  char a[32];
+  if (p->header->machine == PROG_HOST) return;
+  fprintf(out, "\nFUNCTIONS  %u\n", p->nfunctions);
+  for (uint32_t i = 0; i < p->nfunctions && (r->opt.verbose || i < 40); i++) {
+    const prog_function *f = &p->functions[i];
+    fprintf(out, "  %-40s %5u threads  %4u registers  %10s shared", prog_text(p, f->symbol),
+            f->threads, f->registers, rt_bytes((double)f->shared_bytes, a));
+    if (f->spill_bytes) fprintf(out, "  %u bytes spilled", f->spill_bytes);
+    fputc('\n', out);
+  }
+  if (p->nfunctions > 40 && !r->opt.verbose)
+    fprintf(out, "  and %u more; -v lists all\n", p->nfunctions - 40);
+  fprintf(out, "\nMODULES\n");
+  for (uint32_t i = 0; i < p->nmodules; i++)
+    fprintf(out, "  %-12s %-6s %5u functions  %10s\n", prog_text(p, p->modules[i].target),
+            p->modules[i].kind == PROG_PTX ? "PTX" : "binary", p->modules[i].functions,
+            rt_bytes((double)p->modules[i].bytes, a));
+}
+
 static status *print_text(const rt *r) {
   const prog *p = r->prog;
   const prog_header *h = p->header;
@@ -141,7 +196,8 @@ static status *print_text(const rt *r) {
   fprintf(out, "%s, %s parameters (%" PRId64 ")\n", prog_text(p, h->model),
           rt_count((double)prog_parameters(p), a), prog_parameters(p));
   fprintf(out, "made by %s from source %016" PRIx64 ", for %s\n", prog_text(p, h->compiler),
-          h->source_digest, prog_text(p, h->cpu));
+          h->source_digest, prog_text(p, h->machine == PROG_HOST ? h->cpu : h->targets));
+  if (h->machine == PROG_CUDA) fprintf(out, "runs on one NVIDIA GPU\n");
   fprintf(out, "\nSETTINGS\n");
   for (uint32_t i = 0; i < p->nsettings; i++)
     fprintf(out, "  %-28s %s\n", prog_text(p, p->settings[i].name),
@@ -155,6 +211,7 @@ static status *print_text(const rt *r) {
             rt_bytes(p->kernels[i].bytes, b));
   if (p->nkernels > 40 && !r->opt.verbose)
     fprintf(out, "  and %u more; -v lists all\n", p->nkernels - 40);
+  print_functions(r);
   const char *plan = prog_text(p, h->plan);
   if (*plan) fprintf(out, "\nPLAN\n%s%s", plan, str_ends(plan, "\n") ? "" : "\n");
   return NULL;

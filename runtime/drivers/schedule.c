@@ -6,14 +6,20 @@
 //
 //   task h.forward [forward]
 //     launch  ln.1  r 0x400+layer*0x80  w 0x9000+micro*0x200      ; h.ln_1, line 14
+//
+// Of a program for a device, instructions on another stream than the first say so, and operands
+// that are on the host have an `h` in front of their address. --json has all numbers of the program
+// that say what a call does: what a device is told can be checked against it.
 #include <inttypes.h>
+#include <jansson.h>
 
 #include "runtime/base/str.h"
 #include "runtime/drivers/driver.h"
 
 static void print_operand(FILE *out, const prog_operand *o) {
   static const char *const access[] = {"-", "r", "w", "rw"};
-  fprintf(out, "  %s 0x%" PRIx64, access[o->writes], (uint64_t)o->base);
+  const char *home = o->home == PROG_HOST_HOME ? "h:" : "";
+  fprintf(out, "  %s %s0x%" PRIx64, access[o->writes], home, (uint64_t)o->base);
   if (o->layer_stride) {
     fprintf(out, "+");
     if (o->layer_add || o->layer_mod) fprintf(out, "(");
@@ -70,6 +76,9 @@ static void print_task(FILE *out, const prog *p, const prog_task *t) {
     if (k) fprintf(out, " %s x%" PRId64, prog_text(p, k->name), k->cells);
     for (uint32_t o = 0; o < in->operands; o++)
       print_operand(out, &p->operands[in->first_operand + o]);
+    if (in->op == RTOP_record || in->op == RTOP_wait) fprintf(out, " event %u", in->event);
+    if (in->stream != PROG_COMPUTE || in->op == RTOP_record || in->op == RTOP_wait)
+      fprintf(out, "  on %s", prog_stream_name(in->stream));
     const char *note = prog_text(p, in->note);
     const char *again = in->flags & PROG_RECOMPUTE ? " recompute" : "";
     fprintf(out, "%s%s%s\n", *note || *again ? "  ; " : "", note, again);
@@ -77,9 +86,98 @@ static void print_task(FILE *out, const prog *p, const prog_task *t) {
   fputc('\n', out);
 }
 
+// ---- as JSON ------------------------------------------------------------------------------------
+
+static json_t *whole(int64_t n) { return json_integer((json_int_t)n); }
+
+static json_t *operand_json(const prog_operand *o) {
+  return json_pack("{s:I, s:I, s:I, s:I, s:I, s:I, s:b, s:b, s:s}", "base", (json_int_t)o->base,
+                   "bytes", (json_int_t)o->bytes, "layer_stride", (json_int_t)o->layer_stride,
+                   "layer_add", (json_int_t)o->layer_add, "layer_mod", (json_int_t)o->layer_mod,
+                   "micro_stride", (json_int_t)o->micro_stride, "reads", (int)(o->writes & 1),
+                   "writes", (int)(o->writes >> 1), "home",
+                   o->home == PROG_HOST_HOME ? "host" : "device");
+}
+
+static json_t *instr_json(const prog *p, const prog_instr *in) {
+  json_t *operands = json_array();
+  for (uint32_t k = 0; k < in->operands; k++)
+    json_array_append_new(operands, operand_json(&p->operands[in->first_operand + k]));
+  json_t *j =
+      json_pack("{s:s, s:s, s:s, s:o}", "op", prog_opcode_name(in->op), "stream",
+                prog_stream_name(in->stream), "note", prog_text(p, in->note), "operands", operands);
+  if (prog_kernel_of(p, in)) json_object_set_new(j, "kernel", whole(in->kernel));
+  if (in->op == RTOP_record || in->op == RTOP_wait)
+    json_object_set_new(j, "event", whole(in->event));
+  return j;
+}
+
+static json_t *task_json(const prog *p, const prog_task *t) {
+  json_t *instrs = json_array();
+  for (uint32_t i = 0; i < t->instrs; i++)
+    json_array_append_new(instrs, instr_json(p, &p->instrs[t->first_instr + i]));
+  return json_pack("{s:s, s:s, s:o}", "name", prog_text(p, t->name), "phase",
+                   prog_text(p, t->phase), "instrs", instrs);
+}
+
+static json_t *run_json(const prog_run *r) {
+  if (r->kind == PROG_LOOP)
+    return json_pack("{s:I, s:I, s:I}", "loop", (json_int_t)r->task, "micro_first",
+                     (json_int_t)r->micro_first, "micro_count", (json_int_t)r->micro_count);
+  return json_pack("{s:I, s:I, s:I, s:I, s:I, s:I}", "task", (json_int_t)r->task, "layer_first",
+                   (json_int_t)r->layer_first, "layer_count", (json_int_t)r->layer_count,
+                   "layer_dir", (json_int_t)r->layer_dir, "number_first",
+                   (json_int_t)r->number_first, "number_step", (json_int_t)r->number_step);
+}
+
+static json_t *entry_json(const prog *p, const prog_entry *e) {
+  json_t *runs = json_array();
+  for (uint32_t i = 0; i < e->runs; i++)
+    json_array_append_new(runs, run_json(&p->runs[e->first_run + i]));
+  return json_pack("{s:s, s:I, s:I, s:o}", "name", prog_text(p, e->name), "batch",
+                   (json_int_t)e->batch, "micro_batch", (json_int_t)e->micro_batch, "runs", runs);
+}
+
+static json_t *kernel_json(const prog *p, const prog_kernel *k) {
+  json_t *j = json_pack("{s:s, s:I}", "name", prog_text(p, k->name), "cells", (json_int_t)k->cells);
+  if (p->header->machine == PROG_HOST) return j;
+  const prog_function *f = &p->functions[k->function];
+  json_t *numbers = json_array();
+  for (uint32_t i = 0; i < k->numbers; i++)
+    json_array_append_new(numbers, whole(p->numbers[k->first_number + i]));
+  json_object_set_new(j, "function", json_string(prog_text(p, f->symbol)));
+  json_object_set_new(j, "threads", whole(f->threads));
+  json_object_set_new(j, "shared_bytes", whole(f->shared_bytes));
+  json_object_set_new(j, "numbers", numbers);
+  return j;
+}
+
+static status *print_json(const rt *r) {
+  const prog *p = r->prog;
+  const prog_header *h = p->header;
+  json_t *kernels = json_array(), *tasks = json_array(), *entries = json_array();
+  for (uint32_t i = 0; i < p->nkernels; i++)
+    json_array_append_new(kernels, kernel_json(p, &p->kernels[i]));
+  for (uint32_t i = 0; i < p->ntasks; i++) json_array_append_new(tasks, task_json(p, &p->tasks[i]));
+  for (uint32_t i = 0; i < p->nentries; i++)
+    json_array_append_new(entries, entry_json(p, &p->entries[i]));
+  json_t *root =
+      json_pack("{s:s, s:s, s:s, s:I, s:I, s:I, s:I, s:o, s:o, s:o}", "schema", "dsm-schedule-1",
+                "model", prog_text(p, h->model), "machine", prog_machine_name(h->machine),
+                "arena_bytes", (json_int_t)h->arena_bytes, "states_bytes",
+                (json_int_t)h->states_bytes, "step_offset", (json_int_t)h->step_offset, "events",
+                (json_int_t)h->events, "entries", entries, "tasks", tasks, "kernels", kernels);
+  if (!root) return status_error("the program's texts are not UTF-8");
+  json_dumpf(root, r->env->out, JSON_INDENT(1));
+  fputc('\n', r->env->out);
+  json_decref(root);
+  return NULL;
+}
+
 status *drive_schedule(rt *r) {
   const prog *p = r->prog;
   FILE *out = r->env->out;
+  if (r->opt.json) return print_json(r);
   for (uint32_t i = 0; i < p->nentries; i++) print_entry(out, p, &p->entries[i]);
   for (uint32_t i = 0; i < p->ntasks; i++) print_task(out, p, &p->tasks[i]);
   return NULL;

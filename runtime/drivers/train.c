@@ -112,6 +112,7 @@ static status *take_up(training *t) {
       return status_error("the checkpoint in %s was made with seed %" PRIu64 ", not %" PRId64
                           ": leave --seed out, or start anew with --load",
                           o->resume, t->state.seed, o->seed);
+    STATUS_DO(vm_push_states(r->vm));
     r->seed = t->state.seed;
     t->saved_step = o->save && !str_eq(o->save, o->resume) ? -1 : t->state.step;
   } else {
@@ -156,15 +157,19 @@ static status *prepare(training *t) {
 static void print_head(const training *t) {
   const rt *r = t->r;
   const prog_header *h = r->prog->header;
-  char a[32], b[32], c[32], d[32];
-  fprintf(r->env->out, "%s: %s parameters; %s planned (states %s, work %s); %d thread%s; %s\n",
+  char a[32], b[32], c[32], d[32], threads[32];
+  const char *device = vm_device(r->vm);
+  int n = pool_threads(r->threads);
+  snprintf(threads, sizeof threads, "%d thread%s", n, n > 1 ? "s" : "");
+  fprintf(r->env->out, "%s: %s parameters; %s planned (states %s, work %s); %s; %s\n",
           prog_text(r->prog, h->model), rt_count((double)prog_parameters(r->prog), a),
           rt_bytes((double)h->arena_bytes, b), rt_bytes((double)h->states_bytes, c),
-          rt_bytes((double)(h->arena_bytes - h->states_bytes), d), pool_threads(r->threads),
-          pool_threads(r->threads) > 1 ? "s" : "", data_summary(t->data));
+          rt_bytes((double)(h->arena_bytes - h->states_bytes), d), device ? device : threads,
+          data_summary(t->data));
   if (t->peak > 0)
-    fprintf(r->env->out, "MFU is a share of %.0f GFLOP/s, what these threads reach here%s\n",
-            t->peak * 1e-9, r->opt.has_peak ? " (--peak)" : ", measured now");
+    fprintf(r->env->out, "MFU is a share of %.0f GFLOP/s, what %s here%s\n", t->peak * 1e-9,
+            device ? "this GPU reaches" : "these threads reach",
+            r->opt.has_peak ? " (--peak)" : ", measured now");
   if (t->first)
     fprintf(r->env->out, "resumed at step %" PRId64 " of %" PRId64 "\n", t->first, t->steps);
 }
@@ -183,6 +188,7 @@ static void write_arguments(training *t, double lr) {
 static status *save(training *t) {
   rt *r = t->r;
   if (!t->save_dir || t->saved_step == t->state.step) return NULL;
+  STATUS_DO(vm_pull_states(r->vm));
   // An update can overflow though loss and gradients are finite; resuming from that is no use.
   check_state bad = check_states(r->prog, r->vm);
   if (bad.state) {
@@ -253,9 +259,9 @@ static status *find_origin(training *t, sb *text, const vm_step *s, double loss,
   }
   check_values values;
   int64_t predicted = 0;
-  check_clear(r->prog, r->vm);
+  STATUS_DO(check_clear(r->prog, r->vm));
   STATUS_DO(data_fill(t->data, vm_at(r->vm, 0), s->sample0, &predicted));
-  check_again(&values, r->prog, r->vm, t->entry, s, t->split);
+  STATUS_DO(check_again(&values, r->prog, r->vm, t->entry, s, t->split));
   check_print(text, &values, t->entry);
   if (!same_number(loss, vm_scalar(r->vm, t->loss)) ||
       (t->norm && !same_number(norm, vm_scalar(r->vm, t->norm))))
@@ -269,6 +275,7 @@ static status *bad_step(training *t, const vm_step *s, double lr, double loss, d
   char a[32], b[32];
   sb text = {.arena = r->arena};
   progress_break(&t->bar);
+  STATUS_DO(vm_pull_states(r->vm));
   bool by_loss = !isfinite(loss);
   sb_printf(&text, "%s is %s at step %" PRId64 " (lr %g", by_loss ? "loss" : "the gradient norm",
             check_word(by_loss ? loss : norm, a), s->step + 1, lr);
@@ -299,10 +306,10 @@ static status *one_step(training *t) {
   STATUS_TRY(data_fill(t->data, vm_at(r->vm, 0), t->state.samples, &predicted), "step %" PRId64,
              t->state.step + 1);
   write_arguments(t, lr);
-  vm_call_part(r->vm, e, &s, 0, t->split);
+  STATUS_DO(vm_call_part(r->vm, e, &s, 0, t->split));
   double loss = vm_scalar(r->vm, t->loss), norm = t->norm ? vm_scalar(r->vm, t->norm) : NAN;
   bool bad = !isfinite(loss) || (t->norm && !isfinite(norm));
-  if (!bad) vm_call_part(r->vm, e, &s, t->split, e->runs);
+  if (!bad) STATUS_DO(vm_call_part(r->vm, e, &s, t->split, e->runs));
   log_scalar more[MAX_SCALARS];
   for (int i = 0; i < t->nscalars; i++) {
     more[i].name = prog_text(r->prog, t->scalar[i]->name);
@@ -392,7 +399,7 @@ static void print_end(training *t, double seconds) {
 static status *run(training *t) {
   rt *r = t->r;
   STATUS_DO(prepare(t));
-  if (t->peak <= 0 && !r->opt.quiet) t->peak = peak_flops(r->threads);
+  if (t->peak <= 0 && !r->opt.quiet && !vm_device(r->vm)) t->peak = peak_flops(r->threads);
   if (!r->opt.quiet) print_head(t);
   if (t->first >= t->steps) {
     if (!r->opt.quiet)
