@@ -73,8 +73,8 @@ status *check_clear(const prog *p, vm *m) {
 status *check_again(check_values *c, const prog *p, vm *m, const prog_entry *e, const vm_step *s,
                     uint32_t split) {
   *c = (check_values){.prog = p};
-  vm_observer o = {look, c, .reads = true};
-  vm_observe(m, &o);
+  vm_observer o = {look, c};
+  vm_observe_writes(m, &o);
   status *failed = vm_call_part(m, e, s, 0, split);
   vm_observe(m, NULL);
   return failed;

@@ -72,7 +72,7 @@ profile *profile_new(const prog *p) {
   profile *f = calloc(1, sizeof *f);
   if (!f) return NULL;
   f->prog = p;
-  f->observer = (vm_observer){see, f, .reads = false};
+  f->observer = (vm_observer){see, f};
   f->current = &f->first;
   if (make_times(&f->first, p) && make_times(&f->rest, p)) return f;
   profile_free(f);

@@ -28,6 +28,7 @@ struct vm {
   size_t map_bytes;
   unsigned char **buf;          // operands of the running instruction, in `arena`
   unsigned char **home;         // the same where they are at home
+  bool shows;                   // to the observer what was written
   const vm_observer *observer;  // NULL: nobody looks on
 };
 
@@ -290,7 +291,7 @@ static void find_operands(vm *m, const prog_instr *in, const dsm_call *call, int
 static void show_instr(vm *m, const prog_instr *in) {
   const prog_operand *o = &m->prog->operands[in->first_operand];
   status *failed = cuda_finish(m->gpu);
-  for (uint32_t k = 0; k < in->operands && m->observer->reads && !failed; k++)
+  for (uint32_t k = 0; k < in->operands && m->shows && !failed; k++)
     if ((o[k].writes & 2) && o[k].home == PROG_DEVICE_HOME)
       failed = cuda_pull(m->gpu, m->buf[k] - m->arena, o[k].bytes);
   status_free(failed);
@@ -378,7 +379,15 @@ status *vm_call(vm *m, const prog_entry *e, const vm_step *s) {
   return vm_call_part(m, e, s, 0, e->runs);
 }
 
-void vm_observe(vm *m, const vm_observer *o) { m->observer = o; }
+void vm_observe(vm *m, const vm_observer *o) {
+  m->observer = o;
+  m->shows = false;
+}
+
+void vm_observe_writes(vm *m, const vm_observer *o) {
+  m->observer = o;
+  m->shows = true;
+}
 
 double vm_scalar(const vm *m, const prog_io *io) {
   double d = 0;

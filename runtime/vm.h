@@ -98,11 +98,13 @@ typedef struct vm_where {
 typedef struct vm_observer {
   void (*see)(void *ctx, vm_moment when, const vm_where *at);
   void *ctx;
-  bool reads;  // what an instruction wrote: with a GPU it is brought to the mirror
 } vm_observer;
 
 // NULL: nobody. The observer must live until it is replaced.
 void vm_observe(vm *m, const vm_observer *o);
+// The same for one who reads what an instruction has written, when it has ended: with a GPU that is
+// brought to the mirror then.
+void vm_observe_writes(vm *m, const vm_observer *o);
 
 // Bytes a new process could get now: MemAvailable, or less when a cgroup says so; 0 when unknown.
 uint64_t vm_available_bytes(void);
