@@ -478,8 +478,8 @@ static const unsigned char toy_modules[] =
     "binary one\0\0\0\0\0\0binary two\0\0\0\0\0\0.version 8.0";
 
 static void toy_functions(toy *t) {
-  static const char *const names[] = {"toy_grad",   "toy_column", "toy_reduce",
-                                      "toy_update", "toy_logits", "toy_end"};
+  static const char *const names[] = {"gpu_grad",   "gpu_column", "gpu_reduce",
+                                      "gpu_update", "gpu_logits", "gpu_end"};
   for (uint32_t i = 0; i < K_COUNT; i++) {
     prog_function f = {.symbol = toy_str(t, names[i]),
                        .threads = 32 + 32 * i,
