@@ -25,6 +25,11 @@
 // event is a wrong result for some seed; and a race (passes/races.h) for all, whatever the order
 // was.
 //
+// Kernels may read what was copied to the device or computed there. What only cuMemsetD8 made, as
+// the runtime does with the whole arena when it opens, counts as never written: an order that needs
+// those zeros would need them again in its next call. (Operands that are both read and written are
+// not looked at so: sums over micro-batches are, and begin with nothing.)
+//
 // Device memory has addresses that nothing is mapped at: a host that looks through one is stopped
 // by SIGSEGV.
 //
@@ -58,6 +63,7 @@ typedef struct fake_block {  // of device memory; freed ones stay, to tell of th
   uint64_t at;
   size_t bytes;
   unsigned char *store;
+  unsigned char *written;  // a byte for each: whether a copy or a kernel made it
   bool freed;
 } fake_block;
 
@@ -151,6 +157,8 @@ int fake_wrong(fake *f, const char *fmt, ...) __attribute__((format(printf, 2, 3
 // The host's address of bytes of the device, or NULL after telling that they are not there. `what`
 // names the access.
 unsigned char *fake_store(fake *f, uint64_t at, int64_t bytes, const char *what);
+// The marks of the same bytes (fake_block.written); the address must be one of the device.
+unsigned char *fake_marks(fake *f, uint64_t at);
 
 // ---- fake_queue.c ----
 void fake_push(fake *f, fake_work *w);

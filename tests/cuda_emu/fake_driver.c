@@ -25,8 +25,8 @@ int fake_wrong(fake *f, const char *fmt, ...) {
   va_start(args, fmt);
   vsnprintf(text, sizeof text, fmt, args);
   va_end(args);
-  fprintf(stderr, "fake CUDA driver: %s\n", text);
-  f->mistakes++;
+  enum { SHOWN = 20 };  // one mistake may lead to many
+  if (f->mistakes++ < SHOWN) fprintf(stderr, "fake CUDA driver: %s\n", text);
   if (f->log) fprintf(f->log, "wrong: %s\n", text);
   return FAKE_WRONG;
 }
@@ -66,7 +66,8 @@ static const char *setting(const char *name) {
 static void forget(fake *f) {
   for (int i = 0; i < f->blocks.n; i++) {
     munmap((void *)(uintptr_t)f->blocks.at[i].at, f->blocks.at[i].bytes + PAGE);
-    if (!f->blocks.at[i].freed) free(f->blocks.at[i].store);
+    free(f->blocks.at[i].store);
+    free(f->blocks.at[i].written);
   }
   for (int i = 0; i < FAKE_STREAMS; i++) free(f->streams[i].at);
   fake_walk_close(f->walk);
@@ -246,11 +247,11 @@ EXPORT int cuMemAlloc_v2(uint64_t *at, size_t bytes) {
   if (bytes > f->memory - f->used) return FAKE_MEMORY;
   void *hole =
       mmap(NULL, bytes + PAGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-  unsigned char *store = malloc(bytes);
-  if (hole == MAP_FAILED || !store) return FAKE_MEMORY;
+  unsigned char *store = malloc(bytes), *written = calloc(1, bytes);
+  if (hole == MAP_FAILED || !store || !written) return FAKE_MEMORY;
   memset(store, 0xcb, bytes);
   *at = (uint64_t)(uintptr_t)hole;
-  vec_push(&f->arena, &f->blocks, (fake_block){*at, bytes, store, false});
+  vec_push(&f->arena, &f->blocks, (fake_block){*at, bytes, store, written, false});
   f->used += bytes;
   note("alloc %zu bytes", bytes);
   return FAKE_OK;
@@ -266,7 +267,8 @@ EXPORT int cuMemFree_v2(uint64_t at) {
     b->freed = true;
     f->used -= b->bytes;
     free(b->store);
-    b->store = NULL;
+    free(b->written);
+    b->store = b->written = NULL;
     note("free %zu bytes", b->bytes);
     return FAKE_OK;
   }
@@ -290,6 +292,14 @@ unsigned char *fake_store(fake *f, uint64_t at, int64_t bytes, const char *what)
     return b->store + from;
   }
   fake_wrong(f, "%s: no memory of the device", what);
+  return NULL;
+}
+
+unsigned char *fake_marks(fake *f, uint64_t at) {
+  for (int i = 0; i < f->blocks.n; i++) {
+    const fake_block *b = &f->blocks.at[i];
+    if (!b->freed && at >= b->at && at < b->at + b->bytes) return b->written + (at - b->at);
+  }
   return NULL;
 }
 
@@ -351,6 +361,7 @@ EXPORT int cuMemcpyHtoD_v2(uint64_t to, const void *from, size_t bytes) {
   if (!at) return FAKE_WRONG;
   note("push %zu bytes", bytes);
   memcpy(at, from, bytes);
+  if (bytes) memset(fake_marks(&the, to), 1, bytes);
   return at_once(to, bytes, true, "cuMemcpyHtoD");
 }
 

@@ -35,7 +35,13 @@ static int execute_launch(fake *f, fake_work *w) {
     unsigned char *at = fake_store(f, w->range[i].at, w->range[i].bytes, w->function->name);
     if (!at) return FAKE_WRONG;
     args[i] = (uint64_t)(uintptr_t)at;
-    buffer[i] = (emu_buffer){.at = at, .bytes = w->range[i].bytes, .use = w->range[i].use};
+    // The first micro-batch's part of a sum reads what it then leaves out.
+    if (w->range[i].use == (EMU_READ | EMU_WRITE) && w->range[i].bytes)
+      memset(fake_marks(f, w->range[i].at), 1, (size_t)w->range[i].bytes);
+    buffer[i] = (emu_buffer){.at = at,
+                             .bytes = w->range[i].bytes,
+                             .use = w->range[i].use,
+                             .written = fake_marks(f, w->range[i].at)};
   }
   unsigned char *step = fake_store(f, args[n], sizeof(prog_step), w->function->name);
   if (!step) return FAKE_WRONG;
@@ -59,16 +65,20 @@ static int execute(fake *f, fake_work *w) {
     case FAKE_LAUNCH: return execute_launch(f, w);
     case FAKE_SET:
       to = fake_store(f, w->to, (int64_t)w->bytes, "memset");
-      if (to) memset(to, w->value, w->bytes);
+      if (to) memset(to, w->value, w->bytes), memset(fake_marks(f, w->to), 1, w->bytes);
       return to ? FAKE_OK : FAKE_WRONG;
     case FAKE_COPY:
       to = fake_store(f, w->to, (int64_t)w->bytes, "copy to");
       from = fake_store(f, w->from, (int64_t)w->bytes, "copy from");
-      if (to && from) memcpy(to, from, w->bytes);
+      if (to && from) {
+        memcpy(to, from, w->bytes);
+        memcpy(fake_marks(f, w->to), fake_marks(f, w->from), w->bytes);
+      }
       return to && from ? FAKE_OK : FAKE_WRONG;
     case FAKE_IN:
       to = fake_store(f, w->to, (int64_t)w->bytes, "copy to the device");
       if (to) memcpy(to, w->copied ? w->copied : (unsigned char *)(uintptr_t)w->from, w->bytes);
+      if (to) memset(fake_marks(f, w->to), 1, w->bytes);
       return to ? FAKE_OK : FAKE_WRONG;
     case FAKE_OUT:
       from = fake_store(f, w->from, (int64_t)w->bytes, "copy from the device");
