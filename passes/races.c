@@ -4,7 +4,7 @@
 
 #include "runtime/base/vec.h"
 
-enum { MAX_STREAMS = 4 };
+enum { MAX_STREAMS = 5 };
 
 typedef struct clocks {
   int64_t at[MAX_STREAMS];

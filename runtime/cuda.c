@@ -1,11 +1,11 @@
 #include "runtime/cuda.h"
 
-#include <dlfcn.h>
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "runtime/base/dynlib.h"
 #include "runtime/base/str.h"
 
 // Numbers of the driver's interface.
@@ -36,6 +36,7 @@ typedef struct span {
 
 struct cuda {
   const prog *prog;
+  arena texts;
   driver api;
   void *context;
   int device;
@@ -55,33 +56,27 @@ struct cuda {
 
 // ---- the driver ---------------------------------------------------------------------------------
 
-static status *open_driver(driver *d) {
+static status *open_driver(cuda *g) {
+  static const char *const names[] = {"libcuda.so.1", NULL};
+  dynlib l;
   const char *file = getenv("DSM_CUDA_DRIVER");
-  bool named = file && *file;
-  if (!named) file = "libcuda.so.1";
-  void *library = dlopen(file, RTLD_NOW | RTLD_LOCAL);
-  if (!library && named)
+  if (!dynlib_find(&g->texts, "DSM_CUDA_DRIVER", names, &l)) {
+    if (file && *file)
+      return status_error(
+          "this executable needs an NVIDIA GPU: the driver that DSM_CUDA_DRIVER names cannot be "
+          "opened: %s",
+          l.why);
     return status_error(
-        "this executable needs an NVIDIA GPU: the driver that DSM_CUDA_DRIVER names cannot be "
-        "opened: %s",
-        dlerror());
-  if (!library)
-    return status_error(
-        "this executable needs an NVIDIA GPU: %s is not installed here (it comes with NVIDIA's "
-        "driver); `dsmc build --target cpu` makes one for this machine",
-        file);
-  const char *missing = NULL;
-  // Function pointers come out of dlsym as object pointers; POSIX makes this copy well defined.
-#define SYMBOL(name, exported, parameters)   \
-  {                                          \
-    void *at = dlsym(library, exported);     \
-    memcpy(&d->name, &at, sizeof at);        \
-    if (!at && !missing) missing = exported; \
+        "this executable needs an NVIDIA GPU: libcuda.so.1 is not installed (it comes with "
+        "NVIDIA's "
+        "driver); `dsmc build --target cpu` makes one for this host");
   }
+#define SYMBOL(name, exported, parameters)        \
+  if (!dynlib_symbol(&l, exported, &g->api.name)) \
+    return status_error(                          \
+        "this executable needs a newer NVIDIA driver: %s has no function " exported, l.path);
 #include "runtime/cuda.def"
-  if (!missing) return NULL;
-  return status_error("this executable needs a newer NVIDIA driver: %s has no function %s", file,
-                      missing);
+  return NULL;
 }
 
 static const char *reason(const cuda *g, int code) {
@@ -215,8 +210,7 @@ static status *get_memory(cuda *g) {
     s->exit_code = 3;  // what is free may be in pieces
     return s;
   }
-  TRY(cuMemsetD8, g->arena, 0, need);
-  return NULL;
+  return cuda_zero(g, 0, (int64_t)need);
 }
 
 static int by_address(const void *a, const void *b) {
@@ -265,7 +259,7 @@ static status *make_queues(cuda *g) {
 static status *open_all(cuda *g, const unsigned char *code) {
   const prog *p = g->prog;
   int major = 0, minor = 0;
-  STATUS_DO(open_driver(&g->api));
+  STATUS_DO(open_driver(g));
   g->modules = calloc(p->nmodules + 1u, sizeof *g->modules);
   g->functions = calloc(p->nfunctions + 1u, sizeof *g->functions);
   g->events = calloc(p->header->events + 1u, sizeof *g->events);
@@ -288,6 +282,7 @@ status *cuda_open(const prog *p, const unsigned char *code, unsigned char *mirro
   cuda *g = calloc(1, sizeof *g);
   if (!g) return status_error("out of memory");
   g->prog = p;
+  arena_init(&g->texts);
   g->mirror = mirror;
   status *s = open_all(g, code);
   if (s)
@@ -310,6 +305,7 @@ void cuda_close(cuda *g) {
   if (g->arena) g->api.cuMemFree(g->arena);
   for (uint32_t i = 0; i < g->nmodules; i++) g->api.cuModuleUnload(g->modules[i]);
   if (g->retained) g->api.cuDevicePrimaryCtxRelease(g->device);
+  arena_free(&g->texts);
   free(g->modules);
   free(g->functions);
   free(g->events);
@@ -378,9 +374,12 @@ status *cuda_finish(cuda *g) {
   return g->failed ? status_exit(g->failed->exit_code, "%s", g->failed->message) : NULL;
 }
 
+// Copies into the device and memsets return before they are done, and streams do not wait for them:
+// they are on the default stream.
 status *cuda_push(cuda *g, int64_t offset, int64_t bytes) {
   STATUS_DO(cuda_finish(g));
   if (bytes > 0) TRY(cuMemcpyHtoD, g->arena + (uint64_t)offset, g->mirror + offset, (size_t)bytes);
+  TRY(cuCtxSynchronize, );
   return NULL;
 }
 
@@ -393,5 +392,6 @@ status *cuda_pull(cuda *g, int64_t offset, int64_t bytes) {
 status *cuda_zero(cuda *g, int64_t offset, int64_t bytes) {
   STATUS_DO(cuda_finish(g));
   if (bytes > 0) TRY(cuMemsetD8, g->arena + (uint64_t)offset, 0, (size_t)bytes);
+  TRY(cuCtxSynchronize, );
   return NULL;
 }

@@ -4,21 +4,24 @@
 // names. An executable uses it when DSM_CUDA_DRIVER names its file. What it does is set by the
 // environment:
 //
-//   DSM_FAKE_CUDA_DEVICE    compute capability, "9.0" when not set; "none": no device
-//   DSM_FAKE_CUDA_MEMORY    bytes the device has; 16 GiB when not set
-//   DSM_FAKE_CUDA_PROGRAM   the executable whose schedule the calls must follow
-//   DSM_FAKE_CUDA_KERNELS   a shared object with its kernels (emu_api.h); without it launches are
-//                           recorded and checked, not executed
-//   DSM_FAKE_CUDA_SEED      in which order streams go on, as far as events leave it open
-//   DSM_FAKE_CUDA_RACES     "off": races are not told of, to see what they do
-//   DSM_FAKE_CUDA_LOG       a file for a line a call
-//   DSM_FAKE_CUDA_FAULT     a mistake to make, as if the runtime had made it, to see it caught:
-//                           no-wait:N     the N-th wait is not made
-//                           lost-wait:N   it is made and has no effect, as if the schedule had it
-//                           not address:N     the N-th launch has another address argument:N    or
-//                           another number at its end stream:N      or is on another stream twice:N
-//                           or is made twice early-free:N  memory is freed in front of it no-free
-//                           memory is not freed at all
+//   DSM_FAKE_CUDA_DEVICE   compute capability, "9.0" when not set; "none": no device
+//   DSM_FAKE_CUDA_MEMORY   bytes the device has; 16 GiB when not set
+//   DSM_FAKE_CUDA_PROGRAM  the executable whose schedule the calls must follow
+//   DSM_FAKE_CUDA_KERNELS  a shared object with its kernels (emu_api.h); without it launches are
+//                          recorded and checked, not executed
+//   DSM_FAKE_CUDA_SEED     in which order streams go on, as far as events leave it open
+//   DSM_FAKE_CUDA_LOG      a file for a line a call
+//   DSM_FAKE_CUDA_RACES    "off": races are not told of, to see what they do
+//   DSM_FAKE_CUDA_FAULT    a mistake to make, as if the runtime had made it, to see it caught:
+//     no-wait:N            the N-th wait is not made
+//     lost-wait:N          it is made and has no effect, as if the schedule had it not
+//     address:N            the N-th launch has another address
+//     argument:N           or another number at its end
+//     stream:N             or is on another stream
+//     twice:N              or is made twice
+//     early-free:N         memory is freed in front of it
+//     no-sync:N            the N-th wait for the whole device is not made
+//     no-free              memory is not freed at all
 //
 // Work is carried out late: a stream is a queue, and nothing of it happens before the host waits
 // for something; then streams take turns in seeded order, as far as events allow. So a missing
@@ -57,7 +60,8 @@ enum {
   FAKE_NOT_FOUND = 500,
   FAKE_WRONG = 999
 };
-enum { FAKE_STREAMS = 3, FAKE_HOST = 3, FAKE_MAX_RANGES = EMU_MAX_BUFFERS };
+// For races, the host and the default stream are streams too.
+enum { FAKE_STREAMS = 3, FAKE_HOST = 3, FAKE_DEFAULT, FAKE_MAX_RANGES = EMU_MAX_BUFFERS };
 
 typedef struct fake_block {  // of device memory; freed ones stay, to tell of their use
   uint64_t at;

@@ -175,6 +175,9 @@ with tempfile.TemporaryDirectory() as folder:
         caught(f"memory is freed before launch {n}", "bytes of the device that were freed", f"early-free:{n}",
                "--threads", "1")
     caught("launch 3 is made twice", "is not what the schedule has next", "twice:3")
+    # The last wait before the first call is for the states that are pushed: zeros, then six of them.
+    caught("the host does not wait for what it pushed", "the default stream touches, and nothing orders them",
+           "no-sync:7")
     caught("memory is not freed", "bytes of the device were never freed", "no-free")
     # The same where no schedule is known: what the queues and the kernels notice by themselves.
     caught("a lost wait, without a schedule", "nothing orders them", "lost-wait:3", program=None)

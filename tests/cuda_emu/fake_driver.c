@@ -101,7 +101,7 @@ EXPORT int cuInit(unsigned flags) {
   if ((v = setting("DSM_FAKE_CUDA_LOG"))) f->log = fopen(v, "we");
   f->races_off = (v = setting("DSM_FAKE_CUDA_RACES")) && str_eq(v, "off");
   f->fault = setting("DSM_FAKE_CUDA_FAULT");
-  f->races = races_new(&f->arena, FAKE_STREAMS + 1, EVENT_STREAM);
+  f->races = races_new(&f->arena, FAKE_DEFAULT + 1, EVENT_STREAM);
   races_step(f->races, FAKE_HOST);
   char error[600];
   if ((v = setting("DSM_FAKE_CUDA_PROGRAM")) && !(f->walk = fake_walk_open(v, error, sizeof error)))
@@ -330,7 +330,8 @@ static bool is_pinned(const void *at, size_t bytes) {
 // ---- races --------------------------------------------------------------------------------------
 
 static const char *stream_name(int stream) {
-  static const char *const name[] = {"stream 0", "stream 1", "stream 2", "the host"};
+  static const char *const name[] = {"stream 0", "stream 1", "stream 2", "the host",
+                                     "the default stream"};
   return name[stream];
 }
 
@@ -350,10 +351,30 @@ static void enter(int stream) {
   races_step(the.races, stream);
 }
 
-// What the host does at once.
-static int at_once(uint64_t device, size_t bytes, bool write, const char *what) {
-  races_step(the.races, FAKE_HOST);
-  return access_bytes(FAKE_HOST, 0, device, bytes, write, what);
+// The host knows all that this stream was given.
+static void joined(int stream) {
+  races_record(the.races, stream, EVENT_STREAM);
+  races_wait(the.races, FAKE_HOST, EVENT_STREAM);
+}
+
+// What is on the default stream. Only copies to the host are done when the driver returns.
+static int on_default(uint64_t device, size_t bytes, bool write, const char *what) {
+  enter(FAKE_DEFAULT);
+  int code = access_bytes(FAKE_DEFAULT, 0, device, bytes, write, what);
+  if (!write) joined(FAKE_DEFAULT);
+  return code;
+}
+
+EXPORT int cuCtxSynchronize(void) {
+  int code = FAKE_OK;
+  if (fault("no-sync")) return code;
+  for (int i = 0; i < the.nstreams; i++)
+    if (the.streams[i].live) {
+      code |= fake_drain(&the, i);
+      joined(i);
+    }
+  joined(FAKE_DEFAULT);
+  return code ? FAKE_WRONG : FAKE_OK;
 }
 
 EXPORT int cuMemcpyHtoD_v2(uint64_t to, const void *from, size_t bytes) {
@@ -362,7 +383,7 @@ EXPORT int cuMemcpyHtoD_v2(uint64_t to, const void *from, size_t bytes) {
   note("push %zu bytes", bytes);
   memcpy(at, from, bytes);
   if (bytes) memset(fake_marks(&the, to), 1, bytes);
-  return at_once(to, bytes, true, "cuMemcpyHtoD");
+  return on_default(to, bytes, true, "cuMemcpyHtoD");
 }
 
 EXPORT int cuMemcpyDtoH_v2(void *to, uint64_t from, size_t bytes) {
@@ -370,7 +391,7 @@ EXPORT int cuMemcpyDtoH_v2(void *to, uint64_t from, size_t bytes) {
   if (!at) return FAKE_WRONG;
   note("pull %zu bytes", bytes);
   memcpy(to, at, bytes);
-  return at_once(from, bytes, false, "cuMemcpyDtoH");
+  return on_default(from, bytes, false, "cuMemcpyDtoH");
 }
 
 EXPORT int cuMemsetD8_v2(uint64_t to, unsigned char value, size_t bytes) {
@@ -378,7 +399,7 @@ EXPORT int cuMemsetD8_v2(uint64_t to, unsigned char value, size_t bytes) {
   if (!at) return FAKE_WRONG;
   note("set %zu bytes", bytes);
   memset(at, value, bytes);
-  return at_once(to, bytes, true, "cuMemsetD8");
+  return on_default(to, bytes, true, "cuMemsetD8");
 }
 
 // ---- streams and events -------------------------------------------------------------------------
@@ -414,8 +435,7 @@ EXPORT int cuStreamSynchronize(void *handle) {
   if (s < 0) return FAKE_WRONG;
   note("wait for stream %d", s);
   int code = fake_drain(&the, s);
-  races_record(the.races, s, EVENT_STREAM);
-  races_wait(the.races, FAKE_HOST, EVENT_STREAM);
+  joined(s);
   return code;
 }
 
