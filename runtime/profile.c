@@ -19,12 +19,12 @@ static void trace_slice(profile *f, trace_kind kind, uint32_t index, const dsm_c
 static void end_instr(profile *f, const vm_where *at, int64_t now) {
   const prog_instr *in = &f->prog->instrs[at->instr];
   bool moves = !prog_kernel_of(f->prog, in);
-  uint32_t k = moves ? f->prog->nkernels + (in->op == RTOP_zero ? 0u : 1u) : in->kernel;
+  uint32_t k = moves ? f->prog->nkernels + in->op : in->kernel;
   profile_time *t = &f->current->kernel[k];
   t->ns += now - f->instr_begin;
   t->count++;
   if (moves && in->operands)  // a copy reads as much as it writes
-    t->bytes += (double)f->prog->operands[in->first_operand].bytes * (in->op == RTOP_copy ? 2 : 1);
+    t->bytes += (double)f->prog->operands[in->first_operand].bytes * (in->op == RTOP_zero ? 1 : 2);
   f->current->instr_ns += now - f->instr_begin;
   if (in->flags & PROG_RECOMPUTE) f->current->again_ns += now - f->instr_begin;
   trace_slice(f, TRACE_INSTR, at->instr, at->call, f->instr_begin, now);
@@ -59,7 +59,7 @@ static void see(void *ctx, vm_moment when, const vm_where *at) {
 
 static bool make_times(profile_times *t, const prog *p) {
   t->task = calloc(p->ntasks + 1u, sizeof *t->task);
-  t->kernel = calloc(p->nkernels + 2u, sizeof *t->kernel);
+  t->kernel = calloc(p->nkernels + (uint32_t)RTOP_COUNT, sizeof *t->kernel);
   return t->task && t->kernel;
 }
 
@@ -126,6 +126,6 @@ const profile_times *profile_result(profile *f, bool warm, bool *left_out) {
   f->rest.instr_ns += f->first.instr_ns;
   f->rest.again_ns += f->first.again_ns;
   add_times(f->rest.task, f->first.task, f->prog->ntasks);
-  add_times(f->rest.kernel, f->first.kernel, f->prog->nkernels + 2u);
+  add_times(f->rest.kernel, f->first.kernel, f->prog->nkernels + (uint32_t)RTOP_COUNT);
   return &f->rest;
 }

@@ -29,7 +29,7 @@ typedef struct profile_times {
   int64_t instr_ns;      // in instructions
   int64_t again_ns;      // of it in those that run again what forward ran (PROG_RECOMPUTE)
   profile_time *task;    // one a task
-  profile_time *kernel;  // one a kernel, then zero, then copy
+  profile_time *kernel;  // one a kernel, then one an opcode that has none (RTOP_)
 } profile_times;
 
 typedef struct profile {

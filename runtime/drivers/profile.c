@@ -88,6 +88,10 @@ static void print_numbers(FILE *out, const ceilings *c, const row *r) {
 // The share of the ceiling that is nearer. Returns whether it is more than memory can give.
 static bool print_ceiling(FILE *out, const ceilings *c, const row *r) {
   double s = r->ns > 0 ? 1e-9 * (double)r->ns : 1;
+  if (c->flops <= 0 && c->bytes <= 0) {
+    fprintf(out, "  %15s", "unknown");
+    return false;
+  }
   double compute = c->flops > 0 ? r->flops / s / c->flops : 0;
   double memory = c->bytes > 0 ? r->bytes / s / c->bytes : 0;
   bool nearer = compute > memory;
@@ -141,16 +145,25 @@ static void print_tasks(const rt *r, const profile_times *t, const ceilings *c) 
   print_rest(out, c, rows, shown, n);
 }
 
+// What has no kernel, by opcode.
+static const char *other_name(uint32_t op) {
+  switch (op) {
+    case RTOP_zero: return "(fill with zeros)";
+    case RTOP_copy: return "(copy)";
+    case RTOP_fetch: return "(fetch to the device)";
+    case RTOP_evict: return "(evict to the host)";
+    default: return "(events)";
+  }
+}
+
 // Kernels of one name (the same work on other shapes) share a row.
 static int kernel_rows(const rt *r, const profile_times *t, row *rows) {
   const prog *p = r->prog;
   map by_name = {.arena = r->arena};
-  for (uint32_t i = 0; i < p->nkernels + 2u; i++) {
+  for (uint32_t i = 0; i < p->nkernels + (uint32_t)RTOP_COUNT; i++) {
     const profile_time *one = &t->kernel[i];
     const prog_kernel *kernel = i < p->nkernels ? &p->kernels[i] : NULL;
-    const char *name = kernel             ? prog_text(p, kernel->name)
-                       : i == p->nkernels ? "(fill with zeros)"
-                                          : "(copy)";
+    const char *name = kernel ? prog_text(p, kernel->name) : other_name(i - p->nkernels);
     int k = map_find(&by_name, name);
     if (k < 0) {
       k = by_name.n;
@@ -168,7 +181,7 @@ static int kernel_rows(const rt *r, const profile_times *t, row *rows) {
 
 static void print_kernels(const rt *r, const profile_times *t, const ceilings *c) {
   FILE *out = r->env->out;
-  row *rows = arena_new(r->arena, row, r->prog->nkernels + 2u);
+  row *rows = arena_new(r->arena, row, r->prog->nkernels + (uint32_t)RTOP_COUNT);
   int n = kernel_rows(r, t, rows);
   qsort(rows, (size_t)n, sizeof *rows, slowest_first);
   fprintf(out, "  %9s %7s %9s %9s %9s  %-15s  kernel\n", "seconds", "share", "calls", "GFLOP/s",
@@ -208,16 +221,21 @@ void rt_print_profile(rt *r, const char *what, bool warm) {
   const profile_times *t = profile_result(r->profile, warm, &left_out);
   if (t->steps == 0) return;
   // Last of all: the arrays of the memory probe must not count as memory of the run.
-  ceilings c = {(double)t->ns, peak_flops(r->threads), peak_bandwidth(r->threads)};
+  const char *device = vm_device(r->vm);
+  ceilings c = {.ns = (double)t->ns};
+  if (!device) c.flops = peak_flops(r->threads), c.bytes = peak_bandwidth(r->threads);
   fprintf(out, "PROFILE %.3f ms a %s, mean of %" PRId64, 1e-6 * (double)t->ns / (double)t->steps,
           what, t->steps);
   if (left_out)
     fprintf(out, "; the first one, %.3f ms, is left out", 1e-6 * (double)r->profile->first.ns);
-  fprintf(out,
-          "\nceiling: %.0f GFLOP/s of f32 multiply-adds, %.1f GB/s of memory, measured now with %d "
-          "thread%s\n\n",
-          1e-9 * c.flops, 1e-9 * c.bytes, pool_threads(r->threads),
-          pool_threads(r->threads) > 1 ? "s" : "");
+  if (device)
+    fprintf(out, "\non %s, one instruction after another: streams do not overlap here\n\n", device);
+  else
+    fprintf(out,
+            "\nceiling: %.0f GFLOP/s of f32 multiply-adds, %.1f GB/s of memory, measured now with "
+            "%d thread%s\n\n",
+            1e-9 * c.flops, 1e-9 * c.bytes, pool_threads(r->threads),
+            pool_threads(r->threads) > 1 ? "s" : "");
   print_tasks(r, t, &c);
   fputc('\n', out);
   print_kernels(r, t, &c);

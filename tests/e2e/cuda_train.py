@@ -48,9 +48,9 @@ class Gpu:
     def run(self, *args, **fake):
         return exe.run([self.program, *args], env=self.environment(**fake))
 
-    def fails(self, code, *args, **fake):
+    def fails(self, code, *args, program=None, **fake):
         """What a run that must end with `code` says."""
-        done = subprocess.run([self.program, *args], env=self.environment(**fake), timeout=300,
+        done = subprocess.run([program or self.program, *args], env=self.environment(**fake), timeout=300,
                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT, universal_newlines=True)
         if done.returncode != code:
             raise RuntimeError("%s gave %d, expected %d\n%s" % (
@@ -138,6 +138,10 @@ def does_the_rest(gpu, folder, checks):
     out = gpu.fails(5, "train", "--data", data, "--set", "lr=1e39", "--steps", "4")
     checks.check("gpt2 a bad update", "is NaN at step 2" in out and "the update of step 1 or one before" in out,
                  out)
+    bad = ["train", "--data", data, "--set", "lr=1e15", "--steps", "4", "-q"]
+    out, host_out = gpu.fails(5, *bad), gpu.fails(5, *bad, program=gpu.host)
+    checks.check("gpt2 finds what made the first NaN, as the host does",
+                 out == host_out and "the first NaN is made by `" in out, out + host_out)
     names = gpu.fails(99, *arguments("gpt2", log), fault="argument:7")
     checks.check("gpt2 caught: a wrong number", "is not what the schedule has next" in names, names)
     names = gpu.fails(99, *arguments("gpt2", log), fault="address:20")
