@@ -129,7 +129,7 @@ static cg_tensor tensor_of(bld *b, ir_value *v, k_use use) {
     return t;
   }
   t.buffer = buffer_of(b, t.view.root, 0, v->type.dtype, use);
-  t.base = k_int(b->k, t.view.offset);
+  t.base = b_number(b, t.view.offset);
   if (t.view.past_stride)
     t.base = k_add(b->k, t.base, k_muli(b->k, k_call(b->k, K_PAST), t.view.past_stride));
   return t;

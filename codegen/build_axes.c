@@ -176,6 +176,8 @@ b_cut b_cut_even(int64_t extent, int max, int multiple) {
   return c;
 }
 
+k_value *b_number(bld *b, int64_t v) { return b->limit->powers ? k_open(b->k, v) : k_int(b->k, v); }
+
 k_value *b_grid_of(bld *b, int64_t extent) {
   return b->limit->powers ? k_grid_open(b->k, extent) : k_grid(b->k, extent);
 }
@@ -184,7 +186,7 @@ k_value *b_grid(bld *b, const b_cut *c) { return b_grid_of(b, c->count); }
 
 k_value *b_start(bld *b, const b_cut *c, k_value *i) {
   if (!b->limit->powers) return k_muli(b->k, k_modi(b->k, i, c->count), c->size);
-  return k_muli(b->k, k_scalar(b->k, IR_mod, i, k_open(b->k, c->count), NULL), c->size);
+  return k_muli(b->k, k_scalar(b->k, IR_mod, i, b_number(b, c->count), NULL), c->size);
 }
 
 k_value *b_left(bld *b, const b_cut *c, k_value *start) {

@@ -161,7 +161,7 @@ void b_copy_kernel(bld *b, const char *name, ir_value *dst, const ir_view *dst_v
   b_begin(b, "%s", name);
   cg_tensor y = b_write(b, dst), x = {0};
   y.view = *dst_view;
-  y.base = k_int(b->k, dst_view->offset);
+  y.base = b_number(b, dst_view->offset);
   if (dst_view->past_stride)
     y.base = k_add(b->k, y.base, k_muli(b->k, k_call(b->k, K_PAST), dst_view->past_stride));
   b_axes axes = {0};

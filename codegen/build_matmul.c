@@ -316,7 +316,7 @@ static void build_tiled(bld *b, const product *p, cell c) {
   int64_t chunks = b_product(&p->k) * c.ck.count;
   if (b->limit->powers) {
     // No dot stores by itself there: all tiles go through one loop.
-    b_loop l = b_loop_begin(b, k_int(k, 0), k_open(k, chunks), 1, 0, &sum, 1);
+    b_loop l = b_loop_begin(b, k_int(k, 0), b_number(b, chunks), 1, 0, &sum, 1);
     k_value *next = multiply(b, p, &c, l.carry[0], l.i);
     b_loop_end(b, &l, &next);
     finish(b, p, l.carry[0], c.base, m, n, limits);

@@ -90,8 +90,8 @@ static bool begin_rows(rows *w, int64_t n) {
     extent = w->outer.size[last];
     b_drop(&w->outer, last);
   }
-  w->rc = b_cut_tile(b, extent, tile_rows > 0 ? tile_rows : 1, 1);
-  if (limit->powers && w->rc.size < tile_rows) w->rc = b_cut_rows(extent, tile_rows);
+  if (tile_rows < 1) tile_rows = 1;
+  w->rc = limit->powers ? b_cut_rows(extent, tile_rows) : b_cut_even(extent, tile_rows, 1);
   k_value *cell = k_grid(b->k, b_product(&w->outer));
   w->r0 = k_muli(b->k, b_grid(w->b, &w->rc), w->rc.size);
   b_coordinates(b, &w->outer, cell, w->coord);

@@ -188,11 +188,12 @@ void cg_build_rope(bld *b) {
   }
   int64_t rs[2], cs[2], hs[2] = {0};
   for (int t = 0; t < 2; t++) {
-    rs[t] = seq.stride[t][0];
+    rs[t] = seq.size[0] > 1 ? seq.stride[t][0] : heads * n;  // one row: as of many
     cs[t] = last.stride[t][last.n - 1];
     if (last.n == 2) hs[t] = last.stride[t][0];
   }
-  b_cut rc = b_cut_tile(b, seq.size[0], half >= 64 ? 16 : 32, 1);
+  int tile = half >= 64 ? 16 : 32;
+  b_cut rc = b->limit->powers ? b_cut_rows(seq.size[0], tile) : b_cut_even(seq.size[0], tile, 1);
   // Heads of one position share its angles: they are a loop of the cell.
   k_value *o = k_grid(k, b_product(&outer)), *r0 = k_muli(k, b_grid(b, &rc), rc.size),
           *coord[B_MAX_AXES];
@@ -206,7 +207,8 @@ void cg_build_rope(bld *b) {
   int nr = rc.size, nc = (int)half;
   k_value *th = k_table(k, hi, 1, nc), *tl = k_table(k, lo, 1, nc);
   k_value *pos = r0;
-  if (ir_attr_int(op, "past", 0)) pos = k_add(k, pos, k_call(k, K_PAST));
+  // Where nothing came before, `past` is 0.
+  if (b->limit->powers || ir_attr_int(op, "past", 0)) pos = k_add(k, pos, k_call(k, K_PAST));
   k_value *p = k_cast(k, k_add(k, pos, k_iota(k, K_I64, nr, 1)), K_F32);
   k_value *turns = k_mul(k, p, th);
   k_value *error = k_fma(k, p, th, k_scalar(k, IR_neg, turns, NULL, NULL));

@@ -83,11 +83,12 @@ const char *cu_literal(cu *c, k_type t, double v) {
                         : arena_printf(c->arena, "%lldll", (long long)i);
 }
 
-const char *cu_number(cu *c, int64_t v) {
-  if (v == 0) return "0";
+static const char *new_number(cu *c, int64_t v) {
   vec_push(c->arena, &c->number, v);
   return arena_printf(c->arena, "a.number[%d]", c->number.n - 1);
 }
+
+const char *cu_number(cu *c, int64_t v) { return v == 0 ? "0" : new_number(c, v); }
 
 // ---- expressions -------------------------------------------------------------------------------
 
@@ -206,7 +207,9 @@ const char *cu_scalar(cu *c, const k_value *v) {
 
 static void constant(cu *c, const k_stmt *s) {
   const k_value *v = s->out[0];
-  if (v->type == K_I64)
+  if (s->open)
+    set_scalar(c, v, new_number(c, s->i));
+  else if (v->type == K_I64)
     set_scalar(c, v, cu_is_scalar(v) ? cu_number(c, s->i) : cu_literal(c, K_I64, (double)s->i));
   else
     set_scalar(c, v, cu_literal(c, v->type, v->type == K_F32 ? s->f : (double)s->i));
@@ -514,7 +517,8 @@ static void run(cu *c, const k_kernel *k, arena *a, int scratch_bytes) {
   lower_block(c, k->body);
 }
 
-// The kernel's name without its numbers.
+// The kernel's name without its numbers, and without what says which step of several it is: other
+// steps may have the same text.
 static const char *base_name(arena *a, const char *name) {
   sb s = {.arena = a};
   for (const char *p = name; *p; p++) {
@@ -522,7 +526,11 @@ static const char *base_name(arena *a, const char *name) {
     bool plain = (*p >= 'a' && *p <= 'z') || (*p >= 'A' && *p <= 'Z') || (*p >= '0' && *p <= '9');
     sb_put(&s, plain ? *p : '_');
   }
-  return s.n ? sb_str(&s) : "kernel";
+  const char *text = s.n ? sb_str(&s) : "kernel";
+  static const char *const step[] = {"_of_parts", "_parts"};
+  for (size_t i = 0; i < sizeof step / sizeof *step; i++)
+    if (str_ends(text, step[i])) return arena_strndup(a, text, strlen(text) - strlen(step[i]));
+  return text;
 }
 
 const char *cuda_lower(arena *a, const k_kernel *k, cuda_kernel *out) {
