@@ -73,19 +73,27 @@ void b_begin(bld *b, const char *fmt, ...) {
   memset(&b->launch, 0, sizeof b->launch);
 }
 
+k_kernel *cg_shared(cg_context *cg, k_kernel *k) {
+  sb text = {.arena = cg->arena};
+  k_print(&text, k);
+  const char *key = sb_str(&text);
+  k_kernel *same = map_get(&cg->by_text, key);
+  if (same) return same;
+  map_set(&cg->by_text, arena_strdup(cg->arena, key), k);
+  vec_push(cg->arena, &cg->kernels, k);
+  return k;
+}
+
+void cg_forget_kernels(cg_context *cg) {
+  cg->by_text = (map){.arena = cg->arena};
+  cg->kernels.n = 0;
+}
+
 void b_end(bld *b) {
   if (b->why) return;
+  b->k->op = b->op;
   k_finish(b->k);
-  sb text = {.arena = b->arena};
-  k_print(&text, b->k);
-  const char *key = sb_str(&text);
-  k_kernel *same = map_get(&b->cg->by_text, key);
-  if (!same) {
-    same = b->k;
-    map_set(&b->cg->by_text, arena_strdup(b->arena, key), same);
-    vec_push(b->arena, &b->cg->kernels, same);
-  }
-  b->launch.kernel = same;
+  b->launch.kernel = cg_shared(b->cg, b->k);
   vec_push(b->arena, &b->out->l, b->launch);
 }
 
@@ -145,7 +153,7 @@ int b_new_scratch(bld *b, ir_dtype t, int64_t elements) {
 }
 
 cg_tensor b_scratch(bld *b, int scratch, ir_dtype t, int64_t elements, k_use use) {
-  cg_tensor x = {.dtype = t, .buffer = buffer_of(b, NULL, scratch, t, use), .base = k_int(b->k, 0)};
+  cg_tensor x = {.dtype = t, .buffer = buffer_of(b, NULL, scratch, t, use), .base = b_number(b, 0)};
   x.view.nleaves = 1;
   x.view.size[0] = elements;
   x.view.stride[0] = 1;

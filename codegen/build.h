@@ -17,6 +17,7 @@
 #include "runtime/program.h"
 
 #define CG_MAX_OPERANDS 40
+#define CG_MAX_ALSO 12
 
 typedef struct cg_operand {
   ir_value *root;  // storage; NULL: scratch number `scratch` of this op
@@ -37,6 +38,8 @@ typedef struct cg_launch {
   const cg_gemm *gemm;  // shared too; NULL: the kernel does it, else there is none
   int n;
   cg_operand operand[CG_MAX_OPERANDS];  // in the order of the kernel's buffers
+  const ir_op *also[CG_MAX_ALSO];       // ops that it does besides its own (codegen/join.h)
+  int nalso;
 } cg_launch;
 
 typedef struct cg_launches {
@@ -72,6 +75,10 @@ bool cg_by_library(void *cg, const ir_op *op);
 const char *cg_build(cg_context *cg, ir_op *op, cg_launches *out);
 // All distinct kernels, and products for the library, built so far, in order of first use.
 int cg_kernels(cg_context *cg, k_kernel *const **out);
+// The kernel of that text, which is this one if it is the first.
+k_kernel *cg_shared(cg_context *cg, k_kernel *k);
+// Begins the list of cg_kernels anew, and what cg_shared knows.
+void cg_forget_kernels(cg_context *cg);
 int cg_gemms(cg_context *cg, const cg_gemm *const **out);
 
 #endif

@@ -67,9 +67,7 @@ static void choose_tiles(const bld *b, const product *p, const b_axes *m, const 
   if (!limit->powers && (across_k || skips(b->skip, SKIP_tall))) tm /= 2;
   if (!limit->powers && across_k && pairs && !skips(b->skip, SKIP_broad)) tn *= 2;
   if (limit->powers) {
-    // Two sizes, so that there are few functions.
-    int64_t cells = others * ((m->size[0] + tm - 1) / tm) * ((n->size[0] + tn - 1) / tn);
-    if (cells < limit->cells) tm = tn = limit->dot_n / 2;
+    // One size, so that there are few functions.
     c->cm = b_cut_tile(b, m->size[0], tm, 8);
     c->cn = b_cut_tile(b, n->size[0], tn, 16);
     c->ck = b_cut_tile(b, k->size[0], limit->dot_k, 16);

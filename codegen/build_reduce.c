@@ -36,13 +36,16 @@ static bool by_rows(const reduction *r) {
 static b_cut cut_last(const bld *b, b_axes *x, int max, int multiple, int64_t *stride,
                       int tensors) {
   if (x->n == 0) {
-    for (int t = 0; t < tensors; t++) stride[t] = 0;
-    return b_cut_even(1, 1, 1);
+    // What is reduced may be one element where it could be many (then its stride is any); results
+    // are what they are.
+    bool many = b->limit->powers && tensors == 1;
+    for (int t = 0; t < tensors; t++) stride[t] = many ? 16 : 0;
+    return many ? b_cut_rows(1, max) : b_cut_even(1, 1, 1);
   }
   int64_t size = x->size[x->n - 1];
   for (int t = 0; t < tensors; t++) stride[t] = x->stride[t][x->n - 1];
   b_drop(x, x->n - 1);
-  return b_cut_tile(b, size, max, multiple);
+  return b->limit->powers ? b_cut_rows(size, max) : b_cut_even(size, max, multiple);
 }
 
 // log-sum-exp of what was seen so far as (m, s): the sum is s * exp(m). A row of -inf alone keeps
@@ -95,12 +98,12 @@ static void reduce_body(bld *b, const reduction *r) {
 
   k_value *outer = k_grid(k, b_product(&keep));
   k_value *start = k_muli(k, b_grid(b, &own), own.size);
-  k_value *p = k_grid(k, r->parts);
+  k_value *p = b_grid_of(b, r->parts);
   k_value *coord[B_MAX_AXES];
   b_coordinates(b, &keep, outer, coord);
   k_value *base = k_add(k, b_at(b, &keep, 0, coord), k_muli(k, start, kept[0]));
   k_value *to = k_add(k, b_at(b, &keep, 1, coord), k_muli(k, start, kept[1]));
-  to = k_add(k, to, k_muli(k, p, r->part_stride));
+  to = k_add(k, to, k_mul(k, p, b_number(b, r->part_stride)));
 
   k_type t = k_type_of(r->x.dtype);
   double neutral = neutral_of(r->kind, t);
@@ -110,8 +113,9 @@ static void reduce_body(bld *b, const reduction *r) {
   if (n == 2) init[1] = k_full(k, K_F32, nr, nc, 0);
   // Chunk number -> coordinates of the outer reduced axes and the tile of the inner one.
   int64_t chunks = b_product(&over) * part.count;
-  k_value *lo = k_divi(k, k_muli(k, p, chunks), r->parts);
-  k_value *hi = k_divi(k, k_muli(k, k_addi(k, p, 1), chunks), r->parts);
+  k_value *all = b_number(b, chunks), *parts = b_number(b, r->parts);
+  k_value *lo = k_scalar(k, IR_floordiv, k_mul(k, p, all), parts, NULL);
+  k_value *hi = k_scalar(k, IR_floordiv, k_mul(k, k_addi(k, p, 1), all), parts, NULL);
   b_loop l = b_loop_begin(b, lo, hi, 1, r->parts == 1 && !b->limit->powers ? chunks : 0, init, n);
   k_value *first = b_start(b, &part, l.i);
   b_coordinates(b, &over, k_divi(k, l.i, part.count), coord);
@@ -159,6 +163,20 @@ static bool constant(ir_value *x, double *number) {
   return true;
 }
 
+void b_reduce_parts(bld *b, ir_opcode kind, int scratch, ir_dtype t, int64_t parts, ir_value *out,
+                    const b_axes *keep) {
+  int64_t results = b_product(keep);
+  reduction r = {.kind = kind,
+                 .keep = *keep,
+                 .over = {.n = 1, .tensors = 1, .size = {parts}, .stride = {{results}}},
+                 .parts = 1};
+  b_begin(b, "%s_of_parts", kind == IR_sum ? "sum" : "max");
+  r.x = b_scratch(b, scratch, t, parts * results, K_READ);
+  r.out = b_write(b, out);
+  reduce_body(b, &r);
+  b_end(b);
+}
+
 void b_reduce_kernels(bld *b, ir_opcode kind, ir_value *x, ir_region *of, ir_value *out,
                       b_axes keep, b_axes over) {
   reduction r = {.kind = kind, .keep = keep, .over = over, .parts = 1, .of = of};
@@ -201,14 +219,7 @@ void b_reduce_kernels(bld *b, ir_opcode kind, ir_value *x, ir_region *of, ir_val
   reduce_body(b, &r);
   b_end(b);
 
-  b_begin(b, "%s_of_parts", name);
-  last.of = NULL;
-  last.over = (b_axes){.n = 1, .tensors = 1, .size = {parts}};
-  last.over.stride[0][0] = results;
-  last.x = b_scratch(b, scratch, t, parts * results, K_READ);
-  last.out = b_write(b, out);
-  reduce_body(b, &last);
-  b_end(b);
+  b_reduce_parts(b, kind, scratch, t, parts, out, &last.keep);
 }
 
 void cg_build_reduce(bld *b) {

@@ -391,21 +391,6 @@ static void sums_body(bld *b, column_sums *s) {
   if (s->layer) b_store(b, &s->bias, l.carry[1], o);
 }
 
-// Adds the parts of one result.
-static void add_parts(bld *b, int scratch, ir_value *out, int64_t parts, int64_t n) {
-  k_kernel *k;
-  b_begin(b, "sum_of_parts_%lld", (long long)n);
-  k = b->k;
-  cg_tensor x = b_scratch(b, scratch, DT_f32, parts * n, K_READ), y = b_write(b, out);
-  b_cut cc = b_cut_tile(b, n, 128, 16);
-  k_value *c0 = k_muli(k, b_grid(b, &cc), cc.size), *left = b_left(b, &cc, c0);
-  k_value *v = b_load(b, &x, (int)parts, cc.size,
-                      (k_access){.base = c0, .row_stride = n, .col_stride = 1, .col_limit = left});
-  b_store(b, &y, k_reduce(k, IR_add, v, 0),
-          (k_access){.base = c0, .col_stride = 1, .col_limit = left});
-  b_end(b);
-}
-
 void cg_build_norm_w(bld *b) {
   ir_op *op = b->op;
   column_sums s = {.layer = op->code == IR_layernorm_grad_w, .parts = 1};
@@ -449,8 +434,9 @@ void cg_build_norm_w(bld *b) {
   b->k->flops = (s.layer ? 5.0 : 3.0) * (double)ir_elements(&op->in[0]->type);
   b->k->bytes = (double)(ir_bytes(&op->in[0]->type) + ir_bytes(&op->in[1]->type));
   b_end(b);
+  b_axes dense = {.n = 1, .tensors = 2, .size = {s.n}, .stride = {{1}, {1}}};
   for (int i = 0; i < op->nout && s.parts > 1; i++)
-    add_parts(b, scratch[i], op->out[i], s.parts, s.n);
+    b_reduce_parts(b, IR_sum, scratch[i], DT_f32, s.parts, op->out[i], &dense);
 }
 
 // ---- negative log likelihood -------------------------------------------------------------------

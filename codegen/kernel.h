@@ -169,6 +169,9 @@ int64_t k_cells(const k_kernel *k);
 // Ends the kernel: verifies it (aborts on a mistake: builders are ours) and, where they are still
 // 0, estimates flops and bytes from the statements.
 void k_finish(k_kernel *k);
+// Adds the statements of `from`, a finished kernel of one cell, behind those of `to` and a barrier;
+// buffer i there is number buffer[i] of `to`. kernel_join.c.
+void k_append(k_kernel *to, const k_kernel *from, const int *buffer);
 // The first thing wrong with it, or NULL.
 const char *k_verify(const k_kernel *k);
 void k_estimate(const k_kernel *k, double *flops, double *bytes);

@@ -22,8 +22,8 @@ typedef struct cg_limits {
 } cg_limits;
 
 // The same rows for every machine. The host's were measured on a Zen 4 (docs/performance.md). The
-// GPU's: 132 cells are one for each multiprocessor of an H100; 128 x 128 results are 64 registers
-// in each of 256 threads.
+// GPU's were chosen by registers: 128 x 64 results of a product are 64 in each of 128 threads,
+// other tiles 16 or 32, so that several blocks fit a multiprocessor.
 #define CG_LIMITS                   \
   {[CG_HOST] = {.map = 4096,        \
                 .map_cols = 4096,   \
@@ -53,8 +53,7 @@ typedef struct cg_limits {
                 .table_rows = 4,    \
                 .weight_rows = 32,  \
                 .dot_m = 128,       \
-                .dot_n = 128,       \
-                .dot_k = 32,        \
-                .cells = 132}}
+                .dot_n = 64,        \
+                .dot_k = 32}}
 
 #endif

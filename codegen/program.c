@@ -12,6 +12,7 @@
 #include <xxhash.h>
 
 #include "codegen/cuda_emit.h"
+#include "codegen/join.h"
 #include "ir/cost.h"
 #include "runtime/program.h"
 
@@ -41,6 +42,7 @@ const char *cg_select(void *ctx, sched *s, skip_set skip) {
       in->scratch_bytes = l->scratch.at;
       in->scratch_base = arena_new(a, int64_t, l->scratch.n + 1);
     }
+  if (cg_machine_of(cg) == CG_CUDA && !skips(skip, SKIP_joins)) cg_join(cg, s);
   return NULL;
 }
 
@@ -145,22 +147,30 @@ static uint32_t add_operand(writer *w, const sched_place *p, bool read, bool wri
   return table_add(w, &w->operands, &r, sizeof r);
 }
 
-static prog_str note_of(writer *w, const ir_op *op) {
-  sb s = {.arena = w->arena};
-  sb_puts(&s, ir_info(op->code)->name);
+static void add_note(sb *s, const ir_op *op) {
+  sb_puts(s, ir_info(op->code)->name);
   for (int k = 0; k < op->nout; k++)
-    if (op->out[k]->name) sb_printf(&s, "%s%s", k ? "," : " %", op->out[k]->name);
-  if (op->span.line) sb_printf(&s, " line %d", op->span.line);
+    if (op->out[k]->name) sb_printf(s, "%s%s", k ? "," : " %", op->out[k]->name);
+  if (op->span.line) sb_printf(s, " line %d", op->span.line);
+}
+
+static prog_str note_of(writer *w, const ir_op *op, const cg_launch *l) {
+  sb s = {.arena = w->arena};
+  add_note(&s, op);
+  for (int i = 0; l && i < l->nalso; i++) {
+    sb_puts(&s, "; ");
+    add_note(&s, l->also[i]);
+  }
   return intern(w, sb_str(&s));
 }
 
 static void add_instr(writer *w, uint32_t opcode, uint32_t kernel, uint32_t first, uint32_t n,
-                      const ir_op *op) {
+                      const ir_op *op, const cg_launch *l) {
   prog_instr r = {.op = opcode,
                   .kernel = kernel,
                   .first_operand = first,
                   .operands = n,
-                  .note = note_of(w, op),
+                  .note = note_of(w, op, l),
                   .flags = op->recompute ? PROG_RECOMPUTE : 0};
   table_add(w, &w->instrs, &r, sizeof r);
 }
@@ -206,7 +216,7 @@ static void add_set(writer *w, const ir_op *op) {
     if (same_place(from, to)) return;
     uint32_t first = add_operand(w, to, false, true);
     add_operand(w, from, true, false);
-    add_instr(w, RTOP_copy, 0, first, 2, op);
+    add_instr(w, RTOP_copy, 0, first, 2, op, NULL);
     return;
   }
   IR_BUG("set: no state %s", name);
@@ -313,7 +323,7 @@ static void add_launches(writer *w, const sched_instr *in) {
       add_operand(w, &p, o->read, o->write);
     }
     add_instr(w, one->gemm ? RTOP_gemm : RTOP_launch, number_of(w, one), first, (uint32_t)one->n,
-              in->op);
+              in->op, one);
   }
 }
 
@@ -332,7 +342,7 @@ static void add_task(writer *w, const sched_task *t) {
       add_set(w, in->op);
     } else if (in->op->code == IR_zeros) {
       const sched_place *p = sched_place_of(w->s, in->op->out[0]);
-      add_instr(w, RTOP_zero, 0, add_operand(w, p, false, true), 1, in->op);
+      add_instr(w, RTOP_zero, 0, add_operand(w, p, false, true), 1, in->op, NULL);
     } else {
       add_launches(w, in);
     }
