@@ -812,5 +812,6 @@ int main(int argc, char **argv) {
   printf("%d passed, %d failed", t.passed, t.failed);
   if (cuda) printf(", %d of them not lowered", t.not_lowered);
   printf("\n");
+  arena_free(&a);
   return t.failed != 0;
 }
