@@ -403,6 +403,7 @@ static const char *run_case(arena *a, void *ctx) {
                .sets = "batch=1,steps=1",
                .forward = loose_of(ctx)->forward,
                .gradient = loose_of(ctx)->gradient,
+               .share = 1e-3,
                .device = device,
                .see = see};
   const char *why = load_case(&c);
