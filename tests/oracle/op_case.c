@@ -220,7 +220,7 @@ const char *oc_forward(op_case *c) {
   if ((why = pass_run(m, &o))) return arena_printf(c->a, "passes: %s", why);
   if (c->see) c->see(m);
   h_program *p;
-  if ((why = h_compile_for(c->a, m, 1, c->device, &p)) || !p) return why;
+  if ((why = h_compile_for(c->a, m, 1, 0, c->device, &p)) || !p) return why;
   const prog_entry *e = prog_entry_of(&p->p, PROG_EVAL);
   if ((why = give_program(c, p, e, f))) return why;
   why = h_call(c->a, p, e, &(vm_step){0});
@@ -257,7 +257,7 @@ const char *oc_gradients(op_case *c) {
   if (why) return arena_printf(c->a, "passes: %s", why);
   if (c->see) c->see(m);
   h_program *p;
-  if ((why = h_compile_for(c->a, m, 1, c->device, &p)))
+  if ((why = h_compile_for(c->a, m, 1, 0, c->device, &p)))
     return arena_printf(c->a, "gradient: %s", why);
   if (!p) return NULL;
   const prog_entry *e = prog_entry_of(&p->p, PROG_TRAIN);
