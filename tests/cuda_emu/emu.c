@@ -140,9 +140,10 @@ __attribute__((destructor)) static void unload(void) {
 void emu_fail(int thread, int line, const char *format, ...) {
   emu_run *e = &emu_it;
   e->failed = true;
+  bool prelude = line >= EMU_PRELUDE;
   int n = snprintf(e->error, e->error_room,
-                   "%s: block %lld, thread %d, line %d: ", e->launch->kernel->name, emu_now.block,
-                   thread, line);
+                   "%s: block %lld, thread %d, line %d%s: ", e->launch->kernel->name, emu_now.block,
+                   thread, prelude ? line - EMU_PRELUDE : line, prelude ? " of the prelude" : "");
   va_list args;
   va_start(args, format);
   if (n >= 0 && (size_t)n < e->error_room)

@@ -46,6 +46,10 @@ extern "C" {
 
 enum { EMU_MAX_BUFFERS = 64, EMU_MAX_THREADS = 1024 };
 
+// Lines of messages are those the compiler counts. With `#line EMU_PRELUDE` before the prelude and
+// `#line 1` before each function they say which of the two is meant.
+enum { EMU_PRELUDE = 1000000 };
+
 // What D_KERNEL defines under a kernel's symbol.
 typedef struct emu_kernel {
   const char *name;

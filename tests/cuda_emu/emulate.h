@@ -1,11 +1,16 @@
 // From texts of CUDA kernels to something that runs here (emu_api.h).
 //
-//   if (emu_missing()) return puts(emu_missing()), 77;          // no clang++-19: the test is
-//   skipped const char *text = arena_printf(a, "%s#line 1 \"%s\"\n%s", cuda_prelude(), c.symbol,
-//   c.source); emu_code code; const char *why = emu_compile(a, dir, &text, 1, "dir/kernels.so"); if
-//   (!why) why = emu_open(a, "dir/kernels.so", &code); emu_launch_info l = {.kernel =
-//   emu_find(&code, c.symbol), ...}; char error[EMU_ERROR]; if (code.launch(&l, error, sizeof
-//   error)) ...
+//   if (emu_missing()) return puts(emu_missing()), 77;  // the test is skipped
+//   sb text = {.arena = a};
+//   sb_printf(&text, "#line %d\n%s", EMU_PRELUDE + 1, cuda_prelude());
+//   sb_printf(&text, "#line 1 \"%s\"\n%s", c.symbol, c.source);
+//   const char *one = sb_str(&text);
+//   emu_code code;
+//   const char *why = emu_compile(a, dir, &one, 1, "dir/kernels.so");
+//   if (!why) why = emu_open(a, "dir/kernels.so", &code);
+//   emu_launch_info l = {.kernel = emu_find(&code, c.symbol), ...};
+//   char error[EMU_ERROR];
+//   if (code.launch(&l, error, sizeof error)) puts(error);
 //
 // The object has ASan and UBSan inside when this program has them.
 #ifndef DSM_TESTS_CUDA_EMU_EMULATE_H

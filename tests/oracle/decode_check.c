@@ -225,7 +225,7 @@ static const char *check_model(arena *a, h_text t, const st_file *weights,
   pass_options o = pass_defaults();
   if ((why = pass_run(t.m, &o))) return arena_printf(a, "passes: %s", why);
   if (see) see(t.m);
-  if ((why = h_compile_for(a, t.m, 1, device, &c.p)) || !c.p) return why;
+  if ((why = h_compile_for(a, t.m, 1, 0, device, &c.p)) || !c.p) return why;
   for (int i = 0; i < 3 && !why; i++) why = program_generates(&c, weights, prompts[i]);
   h_close(c.p);
   return why;

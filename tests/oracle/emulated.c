@@ -91,7 +91,10 @@ const char *h_device_compile(arena *a, h_device *d) {
   n += (int)(bytes / TEXT_BYTES);
   n = n > MAX_TEXTS ? MAX_TEXTS : n % 2 ? n + 1 : n;
   sb *part = arena_new(a, sb, n);
-  for (int i = 0; i < n; i++) part[i].arena = a, sb_puts(&part[i], cuda_prelude());
+  for (int i = 0; i < n; i++) {
+    part[i].arena = a;
+    sb_printf(&part[i], "#line %d\n%s", EMU_PRELUDE + 1, cuda_prelude());
+  }
   for (int i = 0; i < all; i++)
     sb_printf(&part[i % n], "#line 1 \"%s\"\n%s\n", f[i].symbol, f[i].text);
   const char **text = arena_new(a, const char *, n);

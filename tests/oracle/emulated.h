@@ -6,9 +6,9 @@
 //
 //   h_device d;
 //   h_device_open(&a, &d);                        // collects
-//   h_compile_for(&a, m, 4, &d, &p);              // p NULL and no error: written down
+//   h_compile_for(&a, m, 4, 0, &d, &p);              // p NULL and no error: written down
 //   h_device_compile(&a, &d);                     // all functions collected so far
-//   h_compile_for(&a, m2, 4, &d, &p);             // now it is a program; m2 is lowered again
+//   h_compile_for(&a, m2, 4, 0, &d, &p);             // now it is a program; m2 is lowered again
 //   const char *why = h_call(&a, p, entry, &step);
 //   h_device_close(&a, &d);
 //

@@ -136,9 +136,9 @@ const char *h_compile_without(arena *a, ir_module *m, int64_t batch, skip_set sk
   return compile(a, m, batch, skip, NULL, out);
 }
 
-const char *h_compile_for(arena *a, ir_module *m, int64_t batch, const h_device *d,
+const char *h_compile_for(arena *a, ir_module *m, int64_t batch, skip_set skip, const h_device *d,
                           h_program **out) {
-  return compile(a, m, batch, 0, d, out);
+  return compile(a, m, batch, skip, d, out);
 }
 
 const char *h_call(arena *a, h_program *p, const prog_entry *e, const vm_step *s) {

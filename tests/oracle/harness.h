@@ -53,8 +53,8 @@ const char *h_compile_without(arena *a, ir_module *m, int64_t batch, skip_set sk
 // The same with kernels for `d` (tests/oracle/emulated.h; NULL: the host). *out is NULL without an
 // error when functions are only being collected.
 struct h_device;
-const char *h_compile_for(arena *a, ir_module *m, int64_t batch, const struct h_device *d,
-                          h_program **out);
+const char *h_compile_for(arena *a, ir_module *m, int64_t batch, skip_set skip,
+                          const struct h_device *d, h_program **out);
 // vm_call; NULL or what went wrong, which only an emulated program can tell.
 const char *h_call(arena *a, h_program *p, const prog_entry *e, const vm_step *s);
 void h_close(h_program *p);

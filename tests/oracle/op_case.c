@@ -220,7 +220,7 @@ const char *oc_forward(op_case *c) {
   if ((why = pass_run(m, &o))) return arena_printf(c->a, "passes: %s", why);
   if (c->see) c->see(m);
   h_program *p;
-  if ((why = h_compile_for(c->a, m, 1, c->device, &p)) || !p) return why;
+  if ((why = h_compile_for(c->a, m, 1, 0, c->device, &p)) || !p) return why;
   const prog_entry *e = prog_entry_of(&p->p, PROG_EVAL);
   if ((why = give_program(c, p, e, f))) return why;
   why = h_call(c->a, p, e, &(vm_step){0});
@@ -235,14 +235,14 @@ const char *oc_forward(op_case *c) {
 bool oc_flat(const op_case *c) { return c->largest_gradient == 0; }
 
 // A loss sums errors of outputs, each well below the tolerance of the largest, times weights whose
-// signs are random: a tenth of a standard deviation.
+// signs are random: a quarter of a standard deviation.
 static double loss_scale(const op_case *c) {
   double squares = 0;
   for (int k = 0; k < c->nout; k++) {
     double y = h_max_abs(c->out[k], c->out_size[k]);
     for (int64_t i = 0; i < c->out_size[k]; i++) squares += pow(y * c->weight[k][i], 2);
   }
-  return 0.1 * sqrt(squares);
+  return 0.25 * sqrt(squares);
 }
 
 const char *oc_gradients(op_case *c) {
@@ -257,7 +257,7 @@ const char *oc_gradients(op_case *c) {
   if (why) return arena_printf(c->a, "passes: %s", why);
   if (c->see) c->see(m);
   h_program *p;
-  if ((why = h_compile_for(c->a, m, 1, c->device, &p)))
+  if ((why = h_compile_for(c->a, m, 1, 0, c->device, &p)))
     return arena_printf(c->a, "gradient: %s", why);
   if (!p) return NULL;
   const prog_entry *e = prog_entry_of(&p->p, PROG_TRAIN);
@@ -267,10 +267,10 @@ const char *oc_gradients(op_case *c) {
     why = oc_check_program(c, p, e, "program's", "loss", &c->loss, 1, c->forward, loss_scale(c));
   for (int i = 0; i < c->n && !why; i++)
     if (c->grad[i])
-      why = oc_check_program(c, p, e, "program's gradient",
-                             arena_printf(c->a, "grad:%s", c->names[i]), c->grad[i], c->size[i],
-                             c->gradient,
-                             fmax(h_max_abs(c->grad[i], c->size[i]), 1e-3 * c->largest_gradient));
+      why = oc_check_program(
+          c, p, e, "program's gradient", arena_printf(c->a, "grad:%s", c->names[i]), c->grad[i],
+          c->size[i], c->gradient,
+          fmax(h_max_abs(c->grad[i], c->size[i]), c->share * c->largest_gradient));
   h_close(p);
   return why;
 }

@@ -5,7 +5,7 @@
 // an output and of a gradient is checked:
 //
 //   op_case c = {.name = "matmul", .a = a, .dsm = text, .sets = "batch=1,steps=1", .forward = 1e-5,
-//                .gradient = 1e-4};
+//                .gradient = 1e-4, .share = 1e-3};
 //   c.names[0] = "x", c.in[0] = ..., c.size[0] = ...;             // inputs and weights: n of them
 //   c.out[0] = ..., c.out_size[0] = ..., c.weight[0] = ...;       // outputs: nout of them
 //   c.grad[0] = ...;                                              // NULL: not of a float
@@ -27,7 +27,9 @@ typedef struct op_case {
   double *in[MAX_TENSORS], *grad[MAX_TENSORS], *out[MAX_TENSORS], *weight[MAX_TENSORS];
   int64_t size[MAX_TENSORS], out_size[MAX_TENSORS];
   double largest_gradient, loss;  // NAN: not looked at
-  double forward, gradient;  // tolerances of programs, relative to a tensor's largest magnitude
+  // Tolerances of programs, relative to a tensor's largest magnitude; for a gradient that is small
+  // beside the others, to `share` of the largest of all: it is what numbers of that size leave.
+  double forward, gradient, share;
   const struct h_device *device;  // what programs run on (h_compile_for)
   void (*see)(ir_module *m);      // is shown the module that is compiled; may be NULL
 } op_case;

@@ -269,6 +269,7 @@ static const char *run_model(arena *a, void *ctx) {
                .sets = g.bf16 ? "batch=1,steps=1,precision=bf16" : "batch=1,steps=1",
                .forward = g.bf16 ? 2e-2 : 1e-5,
                .gradient = g.bf16 ? 2e-2 : 1e-5,
+               .share = 0.1,
                .device = q->device};
   const char *why = oc_draw(&c, g.key, g.limit, g.nlimits);
   if (!why && q->device->compiled) why = oc_reference(&c);

@@ -322,7 +322,7 @@ static const char *step_interp(op_case *c, ir_module *m, const expectation *e) {
 
 static const char *step_program(op_case *c, ir_module *m, const expectation *x) {
   h_program *p;
-  const char *why = h_compile_for(c->a, m, 1, device, &p);
+  const char *why = h_compile_for(c->a, m, 1, 0, device, &p);
   if (why || !p) return why;
   const prog_entry *e = prog_entry_of(&p->p, PROG_TRAIN);
   for (int i = 0; i < c->n; i++)
@@ -403,6 +403,7 @@ static const char *run_case(arena *a, void *ctx) {
                .sets = "batch=1,steps=1",
                .forward = loose_of(ctx)->forward,
                .gradient = loose_of(ctx)->gradient,
+               .share = 1e-3,
                .device = device,
                .see = see};
   const char *why = load_case(&c);
@@ -525,7 +526,7 @@ static const char *against(arena *a, const char *text, int64_t micro, const run_
   if ((why = pass_run(t.m, &o))) return why;
   see(t.m);
   h_program *p;
-  if ((why = h_compile_for(a, t.m, batch, device, &p)) || !p) return why;
+  if ((why = h_compile_for(a, t.m, batch, 0, device, &p)) || !p) return why;
   const prog_entry *e = prog_entry_of(&p->p, PROG_TRAIN);
   for (int i = 0; i < t.m->states.n && !why; i++) {
     ir_state *s = t.m->states.at[i];
@@ -639,7 +640,7 @@ static const char *dropout_share(arena *a, void *ctx) {
   const char *why = pass_run(t.m, &o);
   if (why) return why;
   h_program *p;
-  if ((why = h_compile_for(a, t.m, 40, device, &p)) || !p) return why;
+  if ((why = h_compile_for(a, t.m, 40, 0, device, &p)) || !p) return why;
   const prog_entry *e = prog_entry_of(&p->p, PROG_TRAIN);
   double *x = arena_new(a, double, 20000), w[500], g[500], first = 0;
   for (int i = 0; i < 20000; i++) x[i] = 1;
@@ -812,5 +813,6 @@ int main(int argc, char **argv) {
   printf("%d passed, %d failed", t.passed, t.failed);
   if (cuda) printf(", %d of them not lowered", t.not_lowered);
   printf("\n");
+  arena_free(&a);
   return t.failed != 0;
 }

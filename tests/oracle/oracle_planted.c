@@ -70,6 +70,7 @@ static const char *run_model(arena *a, void *ctx) {
                .sets = q->m->bf16 ? "batch=1,steps=1,precision=bf16" : "batch=1,steps=1",
                .forward = tolerance,
                .gradient = tolerance,
+               .share = 1e-3,
                .device = q->device};
   const char *why = oc_draw(&c, 7, NULL, 0);
   if (!why && q->device->compiled) why = oc_reference(&c);

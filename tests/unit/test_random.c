@@ -1,6 +1,6 @@
 // Random models: what the interpreter says in float64, the compiled program says in f32.
 //
-//   test_random [--count N] [--seed S] [--here] [--print] [--times] [--text FILE]
+//   test_random [--count N] [--seed S] [--here] [--print] [--times] [--text FILE] [--cuda]
 //
 // Model number k is a pure function of seed S+k. Each is lowered, differentiated and optimised; two
 // steps of the interpreter over the whole batch are compared with two steps of the program: loss,
@@ -8,8 +8,9 @@
 // cut into random micro-batches, a random set of optional passes is left out, and half of the
 // programs make saved values again in backward: their states must be those of the program that does
 // not, to the bit. One in four also compares `evaluate`, and one in eight generation against the
-// full forward. A failure prints the
-// seed and the text: `--seed S --count 1` replays it, `--here` in this process for a debugger,
+// full forward. --cuda: programs run as CUDA kernels under the emulation (tests/oracle/emulated.h).
+// A failure prints the seed and the text: `--seed S --count 1` replays it, `--here` in this process
+// for a debugger,
 // `--text` with another text (a shorter one) on the same data.
 
 #include <math.h>
@@ -21,6 +22,7 @@
 
 #include "runtime/base/rng.h"
 #include "tests/oracle/decode_check.h"
+#include "tests/oracle/emulated.h"
 #include "tests/oracle/harness.h"
 
 // ---- drawing ------------------------------------------------------------------------------------
@@ -395,7 +397,8 @@ typedef struct times {
   double slowest;
   int n, exploded, recomputed;
 } times;
-static times *spent;  // shared with the processes of the models
+static times *spent;      // shared with the processes of the models
+static h_device *device;  // NULL: programs run on the host
 
 typedef struct array {
   const char *name;
@@ -587,8 +590,8 @@ static const char *make_program(model_run *r, recompute_mode mode, job **j, h_pr
   *j = text.job;
   skip_set skip = 0;
   skip_add(&skip, r->skip);
-  why = h_compile_without(r->a, text.m, r->g.batch, skip, out);
-  if (why) return why;
+  why = h_compile_for(r->a, text.m, r->g.batch, skip, device, out);
+  if (why || !*out) return why;
   spent->compile += (*out)->compile_s;
   array_list states = states_of(r->a, r->seed, text.m);
   for (int i = 0; i < states.n; i++) {
@@ -684,8 +687,9 @@ static const char *steps(model_run *r, const job *j) {
     if (r->explodes) return NULL;
     if ((why = give_all(r, r->p, e))) return why;
     t = now();
-    vm_call(r->p->vm, e, &(vm_step){.step = step, .seed = r->seed});
+    why = h_call(r->a, r->p, e, &(vm_step){.step = step, .seed = r->seed});
     spent->run += now() - t;
+    if (why) return why;
     if ((why = same_scalar(r, e, "loss", step))) return why;
     if (j->clip == 0 && (why = same_moments(r, step))) return why;  // says which weight it is
     if ((why = same_scalar(r, e, "grad_norm", step))) return why;
@@ -704,7 +708,7 @@ static const char *same_bits(model_run *r) {
     array_list args = args_of(r->a, j, step);
     for (int i = 0; i < args.n; i++) vm_set_arg(p->vm, args.at[i].name, *args.at[i].data);
     why = give_all(r, p, e);
-    if (!why) vm_call(p->vm, e, &(vm_step){.step = step, .seed = r->seed});
+    if (!why) why = h_call(r->a, p, e, &(vm_step){.step = step, .seed = r->seed});
   }
   for (int i = 0; i < r->graph->states.n && !why; i++) {
     const ir_state *s = r->graph->states.at[i];
@@ -726,7 +730,7 @@ static const char *evaluates(model_run *r) {
   if (!why) why = ir_interp_run(r->moved, "evaluate");
   if (why) return arena_printf(r->a, "interp: evaluate: %s", why);
   if ((why = give_all(r, r->p, e))) return why;
-  vm_call(r->p->vm, e, &(vm_step){0});
+  if ((why = h_call(r->a, r->p, e, &(vm_step){0}))) return why;
   return same_scalar(r, e, "loss", 2);
 }
 
@@ -734,6 +738,15 @@ typedef struct request {
   uint64_t seed;
   const char *text;  // instead of the seed's, with its data and sizes; NULL: the seed's
 } request;
+
+// Everything that run_model may compile, for the device.
+static const char *collect(model_run *r) {
+  job *j;
+  h_program *none;
+  const char *why = r->recompute ? make_program(r, RECOMPUTE_NONE, &j, &none) : NULL;
+  if (!why && r->g.causal_only) why = decode_check(r->a, r->text, NULL, NULL, device, NULL);
+  return why;
+}
 
 static const char *run_model(arena *a, void *ctx) {
   double t = now();
@@ -746,13 +759,14 @@ static const char *run_model(arena *a, void *ctx) {
   job *j = NULL;
   const char *why = prepare_interp(&r);
   if (!why) why = prepare_program(&r, &j);
+  if (!why && !r.p) return collect(&r);
   if (!why) why = steps(&r, j);
   if (!why && r.recompute && !r.explodes) why = same_bits(&r);
   if (!why && eval && !r.explodes) why = evaluates(&r);
   h_close(r.p);
   spent->exploded += r.explodes;
   if (!why && !r.explodes && r.g.causal_only && chance(&r.g, 50))
-    why = decode_check(a, r.text, NULL, NULL, NULL, NULL);
+    why = decode_check(a, r.text, NULL, NULL, device, NULL);
   t = now() - t;
   spent->total += t;
   if (t > spent->slowest) spent->slowest = t;
@@ -772,52 +786,79 @@ static const char *read_text(arena *a, const char *path) {
   return arena_strndup(a, (const char *)m.bytes, m.n);
 }
 
-int main(int argc, char **argv) {
-  uint64_t seed = 1;
-  long count = 60;
-  bool here = false, print = false, show_times = false;
-  const char *path = NULL;
-  for (int i = 1; i < argc; i++) {
-    if (str_eq(argv[i], "--count") && i + 1 < argc)
-      count = strtol(argv[++i], NULL, 10);
-    else if (str_eq(argv[i], "--seed") && i + 1 < argc)
-      seed = strtoull(argv[++i], NULL, 10);
-    else if (str_eq(argv[i], "--here"))
-      here = true;
-    else if (str_eq(argv[i], "--print"))
-      print = true;
-    else if (str_eq(argv[i], "--text") && i + 1 < argc)
-      path = argv[++i];
-    else if (str_eq(argv[i], "--times"))
-      show_times = true;
-    else
-      return fprintf(
-                 stderr,
-                 "usage: %s [--count N] [--seed S] [--here] [--print] [--times] [--text FILE]\n",
-                 argv[0]),
-             2;
-  }
-  spent = mmap(NULL, sizeof *spent, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-  if (spent == MAP_FAILED) return 1;
+typedef struct options {
+  uint64_t seed;
+  long count;
+  bool here, print, show_times, cuda;
+  const char *path;
+} options;
+
+// How many failed; nothing is said while functions are collected.
+static long run_all(const options *o) {
+  bool quiet = device && !device->compiled;
   long failed = 0;
-  for (long k = 0; k < count; k++) {
+  for (long k = 0; k < o->count; k++) {
     arena a;
     arena_init(&a);
-    uint64_t s = seed + (uint64_t)k;
+    uint64_t s = o->seed + (uint64_t)k;
     gen g;
     const char *text = generate(&g, &a, s);
     request q = {.seed = s};
-    if (path) text = q.text = read_text(&a, path);
-    if (print) printf("# seed %llu\n%s", (unsigned long long)s, text);
-    const char *why = here ? h_inline(&a, run_model, &q) : h_isolated(&a, run_model, &q, 60);
-    if (why) {
-      failed++;
+    if (o->path) text = q.text = read_text(&a, o->path);
+    if (o->print && !quiet) printf("# seed %llu\n%s", (unsigned long long)s, text);
+    const char *why = o->here ? h_inline(&a, run_model, &q) : h_isolated(&a, run_model, &q, 60);
+    failed += why != NULL;
+    if (why && !quiet)
       printf("FAILED seed %llu (batch %d, micro_batch %d): %s\n%s", (unsigned long long)s, g.batch,
-             g.micro, why, print ? "" : text);
-    }
+             g.micro, why, o->print ? "" : text);
     arena_free(&a);
   }
-  if (show_times && spent->n)
+  return failed;
+}
+
+int main(int argc, char **argv) {
+  options o = {.seed = 1, .count = 60};
+  for (int i = 1; i < argc; i++) {
+    if (str_eq(argv[i], "--count") && i + 1 < argc)
+      o.count = strtol(argv[++i], NULL, 10);
+    else if (str_eq(argv[i], "--seed") && i + 1 < argc)
+      o.seed = strtoull(argv[++i], NULL, 10);
+    else if (str_eq(argv[i], "--here"))
+      o.here = true;
+    else if (str_eq(argv[i], "--print"))
+      o.print = true;
+    else if (str_eq(argv[i], "--text") && i + 1 < argc)
+      o.path = argv[++i];
+    else if (str_eq(argv[i], "--times"))
+      o.show_times = true;
+    else if (str_eq(argv[i], "--cuda"))
+      o.cuda = true;
+    else
+      return fprintf(stderr,
+                     "usage: %s [--count N] [--seed S] [--here] [--print] [--times] [--text FILE] "
+                     "[--cuda]\n",
+                     argv[0]),
+             2;
+  }
+  if (o.cuda && emu_missing()) return puts(emu_missing()), 77;
+  spent = mmap(NULL, sizeof *spent, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+  if (spent == MAP_FAILED) return 1;
+  arena own;
+  arena_init(&own);
+  h_device d;
+  const char *broken = NULL;
+  if (o.cuda) {
+    broken = h_device_open(&own, &d);
+    device = &d;
+    if (!broken) run_all(&o);
+    if (!broken) broken = h_device_compile(&own, &d);
+    memset(spent, 0, sizeof *spent);
+  }
+  long failed = broken ? 1 : run_all(&o);
+  if (broken) printf("FAILED %s\n", broken);
+  if (o.cuda) h_device_close(&own, &d);
+  arena_free(&own);
+  if (o.show_times && spent->n)
     printf(
         "ms per model: %.1f (lower %.1f, passes %.1f, compile %.1f, interp %.1f, run %.1f); "
         "slowest %.0f\n",
@@ -825,17 +866,17 @@ int main(int argc, char **argv) {
         1e3 * spent->passes / spent->n, 1e3 * spent->compile / spent->n,
         1e3 * spent->interp / spent->n, 1e3 * spent->run / spent->n, 1e3 * spent->slowest);
   // A check that checks nothing must not look like one.
-  if (count >= 20 && spent->exploded * 5 > count) {
-    printf("FAILED: %d of %ld models leave the range of f32\n", spent->exploded, count);
+  if (o.count >= 20 && spent->exploded * 5 > o.count) {
+    printf("FAILED: %d of %ld models leave the range of f32\n", spent->exploded, o.count);
     failed++;
   }
   printf("%d of %ld models left the range of f32 and were compared no further\n", spent->exploded,
-         count);
-  if (count >= 20 && spent->recomputed * 5 < count) {
-    printf("FAILED: only %d of %ld models make something again\n", spent->recomputed, count);
+         o.count);
+  if (o.count >= 20 && spent->recomputed * 5 < o.count) {
+    printf("FAILED: only %d of %ld models make something again\n", spent->recomputed, o.count);
     failed++;
   }
-  printf("%d of %ld models make saved values again\n", spent->recomputed, count);
-  printf("%ld passed, %ld failed\n", count - failed, failed);
+  printf("%d of %ld models make saved values again\n", spent->recomputed, o.count);
+  printf("%ld passed, %ld failed\n", o.count - failed, failed);
   return failed != 0;
 }
