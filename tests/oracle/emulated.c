@@ -223,8 +223,12 @@ static void fail(h_emulated *e, const char *what, int64_t from, int64_t to) {
            e->now ? prog_text(e->p, e->now->note) : "?", (long long)from, (long long)to, what);
 }
 
+// A launch may do small ops besides, which its note names behind semicolons: what counts is the
+// first.
 static bool same_op(const h_emulated *e, const prog_instr *a, const prog_instr *b) {
-  return str_eq(prog_text(e->p, a->note), prog_text(e->p, b->note));
+  const char *x = prog_text(e->p, a->note), *y = prog_text(e->p, b->note);
+  size_t n = strcspn(x, ";");
+  return strcspn(y, ";") == n && memcmp(x, y, n) == 0;
 }
 
 // Is instruction i the first (last) of its op in the task?
@@ -254,7 +258,7 @@ static void poison(h_emulated *e, const prog_instr *in, unsigned char *const *bu
   const prog_operand *o = &e->p->operands[in->first_operand];
   for (uint32_t i = 0; i < in->operands; i++)
     if (o[i].writes & EMU_READ) mark(e, &o[i], buf[i], TOUCHED);
-  bool part = str_starts(prog_text(e->p, in->note), "append");
+  bool part = strstr(prog_text(e->p, in->note), "append") != NULL;
   for (uint32_t i = 0; i < in->operands; i++) {
     int64_t first = buf[i] - vm_at(e->vm, 0), end = first + o[i].bytes;
     if (o[i].writes == (EMU_READ | EMU_WRITE)) {
