@@ -342,17 +342,17 @@ D_FN d_i64 d_to_i64(float v) {
 
 // ---- whole numbers ------------------------------------------------------------------------------
 
-// Rounded down; division by 0 gives 0.
+// Rounded down; division by 0 gives 0. What is out of range wraps round, as on the host.
 template <class T>
 D_FN T d_floordiv(T x, T y) {
   if (y == 0) return 0;
-  if (y == -1) return -x;
+  if (y == -1) return (T)(0 - (d_u64)x);
   T q = x / y, rest = x - q * y;
   return rest != 0 && ((rest ^ y) < 0) ? q - 1 : q;
 }
 template <class T>
 D_FN T d_mod(T x, T y) {
-  return x - y * d_floordiv(x, y);
+  return (T)((d_u64)x - (d_u64)y * (d_u64)d_floordiv(x, y));
 }
 
 // ---- functions of f32 ---------------------------------------------------------------------------
