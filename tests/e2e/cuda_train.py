@@ -102,6 +102,19 @@ def rounds(tools, folder, checks):
     compare(checks, "gpt2 bf16 and the host's", read(logs[0]), read(logs[1]), 2e-3, 2e-2)
 
 
+def drops(tools, folder, checks):
+    """With dropout: the same numbers are drawn, whatever the machine."""
+    job = exe.expected("gpt2")
+    settings = exe.job_settings(job).replace("drop=0", "drop=0.1")
+    gpu = Gpu(tools, folder, "drop", job["model"], settings, "micro_batch=2")
+    logs = [os.path.join(folder, n) for n in ("gpu.jsonl", "host.jsonl")]
+    gpu.run(*arguments("gpt2", logs[0]))
+    exe.run([gpu.host, *arguments("gpt2", logs[1])])
+    compare(checks, "gpt2 drop=0.1 and the host's", read(logs[0]), read(logs[1]))
+    apart = max(abs(a - b) for a, b in zip(read(logs[0])[0], job["losses_f64"]))
+    checks.check("gpt2 drop=0.1 is not drop=0", apart > 1e-3, str(apart))
+
+
 def text_of(run, *args):
     return run("generate", "--prompt-tokens", "1,2,3,4,5", "--tokens", "6", "-q", *args).split()
 
@@ -196,6 +209,7 @@ def main():
                     does_the_rest(gpu, folder, checks)
                     without_a_driver(gpu, checks)
                     rounds(tools, folder, checks)
+                    drops(tools, folder, checks)
             except (RuntimeError, OSError, ValueError, KeyError) as e:
                 checks.check(model, False, str(e))
     sys.exit(checks.end())
