@@ -1,5 +1,6 @@
 #include "passes/races.h"
 
+#include <stdlib.h>
 #include <string.h>
 
 #include "runtime/base/vec.h"
@@ -28,7 +29,8 @@ struct races {
 races *races_new(arena *a, int streams, int events) {
   races *r = arena_new(a, races, 1);
   r->arena = a;
-  r->streams = streams < MAX_STREAMS ? streams : MAX_STREAMS;
+  if (streams > MAX_STREAMS) abort();
+  r->streams = streams;
   r->stream = arena_new(a, clocks, MAX_STREAMS);
   r->event = arena_new(a, clocks, events + 1);
   return r;

@@ -7,8 +7,10 @@
 // write of all reads and writes.
 //
 //   races *r = races_new(a, STREAM_COUNT, events);
+//   races_step(r, STREAM_COMPUTE);
 //   races_access(r, STREAM_COMPUTE, HOME_DEVICE, 0, 64, true);              // -1
 //   races_record(r, STREAM_COMPUTE, 0);
+//   races_step(r, STREAM_COPIES);
 //   races_access(r, STREAM_COPIES, HOME_DEVICE, 0, 4, false);               // STREAM_COMPUTE
 //   races_wait(r, STREAM_COPIES, 0);
 //   races_access(r, STREAM_COPIES, HOME_DEVICE, 0, 4, false);               // -1

@@ -29,11 +29,10 @@
 // and arguments to the mirror and read outputs there; the order fetches and evicts them.
 // A program for the host has one stream, no events and no moves.
 //
-// The arena is one
-// allocation of `arena_bytes`: states first (states_bytes, the arguments included), then one region
-// that the entries overlay. Caches lie in that region: `prefill` fills them, `decode` reads and
-// extends them, and any other entry may write over them, so a driver that has called another one
-// starts again with `prefill`.
+// The arena is one allocation of `arena_bytes`: states first (states_bytes, the arguments
+// included), then one region that the entries overlay. Caches lie in that region: `prefill` fills
+// them, `decode` reads and extends them, and any other entry may write over them, so a driver that
+// has called another one starts again with `prefill`.
 #ifndef DSM_PROGRAM_H
 #define DSM_PROGRAM_H
 

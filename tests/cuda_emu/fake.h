@@ -9,7 +9,8 @@
 //   DSM_FAKE_CUDA_PROGRAM  the executable whose schedule the calls must follow
 //   DSM_FAKE_CUDA_KERNELS  a shared object with its kernels (emu_api.h); without it launches are
 //                          recorded and checked, not executed
-//   DSM_FAKE_CUDA_SEED     in which order streams go on, as far as events leave it open
+//   DSM_FAKE_CUDA_SEED     in which order streams go on, as far as events leave it open, and blocks
+//                          and threads of kernels; 0: those in the order of their numbers
 //   DSM_FAKE_CUDA_LOG      a file for a line a call
 //   DSM_FAKE_CUDA_RACES    "off": races are not told of, to see what they do
 //   DSM_FAKE_CUDA_FAULT    a mistake to make, as if the runtime had made it, to see it caught:
@@ -134,7 +135,7 @@ typedef struct fake {
   bool open, retained;
   int major, minor;
   size_t memory, used;
-  uint64_t seed;
+  uint64_t seed, kernel_seed;
   FILE *log;
   const char *fault;
   int64_t fault_at, fault_seen;

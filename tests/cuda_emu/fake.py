@@ -155,6 +155,9 @@ with tempfile.TemporaryDirectory() as folder:
     gpu("train", "--data", corpus, "--steps", "3", "-q", kernels=None, log=at("log"))
     log = read("log").decode("latin-1")
     launches = log.count("\nlaunch ")
+    check("the log says where to and with what", log.count("\nfetch ") == 6 and " from 0x" in log and
+          all(len(line.split(" with ")[1].split()) >= 5 for line in log.splitlines() if line.startswith("launch")), log)
+    check("what moves is pinned", "not pinned" not in log, log)
     # Of a step: gradients of two micro-batches, column, reduce, update, three biases, end.
     check("the log has every launch", launches == 3 * 9 and f"released after {launches} launches" in log, log)
     gpu("train", "--data", corpus, "--steps", "3", "-q", program=None)

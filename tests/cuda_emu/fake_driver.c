@@ -97,7 +97,7 @@ EXPORT int cuInit(unsigned flags) {
   if (device && sscanf(device, "%d.%d", &f->major, &f->minor) != 2)
     return fake_wrong(f, "DSM_FAKE_CUDA_DEVICE=%s", device);
   if ((v = setting("DSM_FAKE_CUDA_MEMORY"))) f->memory = strtoull(v, NULL, 10);
-  if ((v = setting("DSM_FAKE_CUDA_SEED"))) f->seed = strtoull(v, NULL, 10);
+  if ((v = setting("DSM_FAKE_CUDA_SEED"))) f->seed = f->kernel_seed = strtoull(v, NULL, 10);
   if ((v = setting("DSM_FAKE_CUDA_LOG"))) f->log = fopen(v, "we");
   f->races_off = (v = setting("DSM_FAKE_CUDA_RACES")) && str_eq(v, "off");
   f->fault = setting("DSM_FAKE_CUDA_FAULT");
@@ -520,12 +520,16 @@ static int move(fake_kind kind, uint64_t to, uint64_t from, size_t bytes, unsign
   static const char *const name[] = {"", "set", "copy", "fetch", "evict"};
   fake_work *w = new_work(kind, stream);
   if (!w) return FAKE_WRONG;
-  note("%s %zu bytes on stream %d", name[kind], bytes, w->stream);
+  uint64_t host = kind == FAKE_IN ? from : to;
+  bool moves = kind == FAKE_IN || kind == FAKE_OUT;
+  bool pinned = !moves || is_pinned((void *)(uintptr_t)host, bytes);
+  note("%s %zu bytes on stream %d, to %#llx from %#llx%s", name[kind], bytes, w->stream,
+       (unsigned long long)to, (unsigned long long)from, pinned ? "" : ", not pinned");
   w->to = to;
   w->from = from;
   w->bytes = bytes;
   w->value = value;
-  if (kind == FAKE_IN && !is_pinned((void *)(uintptr_t)from, bytes)) {
+  if (kind == FAKE_IN && !pinned) {
     w->copied = malloc(bytes);
     if (!w->copied) abort();
     memcpy(w->copied, (void *)(uintptr_t)from, bytes);
@@ -620,6 +624,15 @@ static void make_faults(fake_work *w) {
     for (int i = 0; i < the.blocks.n; i++) cuMemFree_v2(the.blocks.at[i].at);
 }
 
+static void note_launch(const fake_work *w) {
+  if (!the.log) return;
+  fprintf(the.log, "launch %s, %u blocks of %u threads, %u bytes, on stream %d, with",
+          w->function->name, w->grid, w->block, w->shared, w->stream);
+  for (size_t i = 0; i < w->bytes / 8; i++)
+    fprintf(the.log, " %#llx", (unsigned long long)((const uint64_t *)(const void *)w->args)[i]);
+  note("%s", "");
+}
+
 EXPORT int cuLaunchKernel(void *function, unsigned grid_x, unsigned grid_y, unsigned grid_z,
                           unsigned block_x, unsigned block_y, unsigned block_z, unsigned shared,
                           void *stream, void **parameters, void **extra) {
@@ -645,8 +658,7 @@ EXPORT int cuLaunchKernel(void *function, unsigned grid_x, unsigned grid_y, unsi
   make_faults(w);
   int times = fault("twice") ? 2 : 1;
   the.launches++;
-  note("launch %s, %u blocks of %u threads, %u bytes, on stream %d", fn->name, grid_x, block_x,
-       shared, w->stream);
+  note_launch(w);
   if (find_ranges(w) != FAKE_OK) {
     drop(w);
     return FAKE_WRONG;

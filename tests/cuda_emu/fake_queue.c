@@ -52,7 +52,9 @@ static int execute_launch(fake *f, fake_work *w) {
                        .shared_bytes = (int)w->shared,
                        .args = args,
                        .buffer = buffer,
-                       .nbuffers = n};
+                       .nbuffers = n,
+                       .order = f->kernel_seed ? EMU_SEEDED : EMU_FORWARD,
+                       .seed = f->kernel_seed + (uint64_t)f->executed};
   char error[512] = "";
   f->executed++;
   if (f->launch(&l, error, sizeof error)) return fake_wrong(f, "%s", error);

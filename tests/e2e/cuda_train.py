@@ -6,7 +6,7 @@
 
 For each of the four example models, reduced: the losses of the first steps within 1e-4 of PyTorch's in
 float64 and of the same model's executable for this host, gradient norms within 1e-3; micro-batches;
-streams in other orders give the same bits. For GPT-2 also bf16, evaluation, generation, a resumed run,
+streams, blocks and threads in other orders give the same bits. For GPT-2 also bf16, evaluation, generation, a resumed run,
 a step that goes wrong, and planted mistakes. Every call of the driver follows the schedule of the
 executable: the driver checks that itself, and ends the process with code 99 when one does not.
 """
@@ -87,7 +87,7 @@ def model_trains(tools, folder, checks, model):
         compare(checks, name, read(logs[0]), torch)
         compare(checks, name + " and the host's", read(logs[0]), read(logs[1]))
         gpu.run(*arguments(model, logs[2]), seed=micro + 7)
-        checks.check(name + " same bits in another order of streams", read(logs[2]) == read(logs[0]),
+        checks.check(name + " same bits in other orders", read(logs[2]) == read(logs[0]),
                      "%s and %s" % (read(logs[2]), read(logs[0])))
     return gpu
 
@@ -100,6 +100,19 @@ def rounds(tools, folder, checks):
     gpu.run(*arguments("gpt2", logs[0]))
     exe.run([gpu.host, *arguments("gpt2", logs[1])])
     compare(checks, "gpt2 bf16 and the host's", read(logs[0]), read(logs[1]), 2e-3, 2e-2)
+
+
+def drops(tools, folder, checks):
+    """With dropout: the same numbers are drawn, whatever the machine."""
+    job = exe.expected("gpt2")
+    settings = exe.job_settings(job).replace("drop=0", "drop=0.1")
+    gpu = Gpu(tools, folder, "drop", job["model"], settings, "micro_batch=2")
+    logs = [os.path.join(folder, n) for n in ("gpu.jsonl", "host.jsonl")]
+    gpu.run(*arguments("gpt2", logs[0]))
+    exe.run([gpu.host, *arguments("gpt2", logs[1])])
+    compare(checks, "gpt2 drop=0.1 and the host's", read(logs[0]), read(logs[1]))
+    apart = max(abs(a - b) for a, b in zip(read(logs[0])[0], job["losses_f64"]))
+    checks.check("gpt2 drop=0.1 is not drop=0", apart > 1e-3, str(apart))
 
 
 def text_of(run, *args):
@@ -196,6 +209,7 @@ def main():
                     does_the_rest(gpu, folder, checks)
                     without_a_driver(gpu, checks)
                     rounds(tools, folder, checks)
+                    drops(tools, folder, checks)
             except (RuntimeError, OSError, ValueError, KeyError) as e:
                 checks.check(model, False, str(e))
     sys.exit(checks.end())
