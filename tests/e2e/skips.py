@@ -7,7 +7,7 @@ Trains the tiny example, reduced, and the oracle's other models for a few steps 
 `dsmc help skip` left out in turn, and with all of them: losses, gradient norms, the final weights and
 what is generated with them must be the same bytes. With and without the weights' rounded copies
 (`narrow`) a run that is stopped and resumed must end so too, and `eval` must agree. Each name must change the code or the schedule of
-some job (or the test would test nothing). `recompute` does nothing without a pin: recompute.py skips it.
+some job (or the test would test nothing), or the kernels for a GPU. `recompute` does nothing without a pin: recompute.py skips it.
 """
 import glob
 import os
@@ -94,6 +94,11 @@ def test(dsmc, folder, checks, chosen):
             checks.check("%s without %s" % (name, skip or "nothing"), got == want,
                          "%s, not %s; weights %s; generated %s" % (
                              got[0][-1], want[0][-1], *("equal" if got[i] == want[i] else "differ" for i in (1, 2))))
+    # What is for a GPU alone shows in the kernels for one.
+    for skip in sorted(idle):
+        kernels = [dsmc, "ir", os.path.join(exe.ROOT, "examples/tiny.dsm"), "--form", "kernel", "--target", "sm_80"]
+        if exe.run(kernels) != exe.run(kernels + ["--skip", skip]):
+            idle.discard(skip)
     if not chosen:
         checks.check("each pass and choice does something", not idle, " ".join(sorted(idle)))
 
