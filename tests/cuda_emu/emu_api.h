@@ -1,11 +1,11 @@
 // Running generated CUDA kernels on a CPU, every access checked.
 //
 // The text of the kernels (codegen/prelude.cuh, then functions made by codegen/cuda.h) is compiled
-// as C++ with emu.h in front, and linked with the runner (emu.c, emu_memory.c) into one shared
-// object:
+// as C++ with emu.h in front, and linked with the runner (emu.c: fibers and turns, emu_memory.c:
+// checks, emu_warp.c: what a warp does together) into one shared object:
 //
 //   clang++-19 -std=c++17 -O1 -DDSM_EMULATED -include tests/cuda_emu/emu.h -ffp-contract=off
-//              -shared -fPIC kernels.cc emu.o emu_memory.o -o kernels.so
+//              -shared -fPIC kernels.cc emu.o emu_memory.o emu_warp.o -o kernels.so
 //
 // (tests/cuda_emu/emulate.h does that.) Each such object stands alone:
 //
