@@ -125,7 +125,12 @@ static int buffer_of(bld *b, ir_value *root, int scratch, ir_dtype t, k_use use)
   IR_CHECK(l->n < CG_MAX_OPERANDS);
   l->operand[l->n] = (cg_operand){root, scratch, (use & K_READ) != 0, (use & K_WRITE) != 0};
   l->n++;
-  return k_buffer(b->k, arena_printf(b->arena, "%s%d", root ? "b" : "s", l->n - 1), t, use);
+  int i = k_buffer(b->k, arena_printf(b->arena, "%s%d", root ? "b" : "s", l->n - 1), t, use);
+  // Slices of a stack lie side by side: only the first one's address is a multiple of more than its
+  // size. The host's vectors may lie anywhere.
+  int64_t bytes = root ? ir_bytes(&root->type) : 0;
+  if (b->limit->powers && bytes % 16) b->k->buffer[i].align = (int)(bytes & -bytes);
+  return i;
 }
 
 static cg_tensor tensor_of(bld *b, ir_value *v, k_use use) {

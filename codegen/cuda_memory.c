@@ -100,7 +100,8 @@ static int width_of(const cu *c, const cu_place *p, const k_access *x, bool *by_
   if (x->mask && (cols ? x->mask->cols : x->mask->rows) > 1) return 1;
   z = least(z, zeros_of(cols ? l->cols : l->rows));
   int n = 1, size = cu_dtype_bytes(c->k->buffer[x->buffer].dtype);
-  while (2 * n <= p->vec && 2 * n * size <= 16 && z >= __builtin_ctz(2u * (unsigned)n)) n *= 2;
+  int most = c->k->buffer[x->buffer].align ? c->k->buffer[x->buffer].align : 16;
+  while (2 * n <= p->vec && 2 * n * size <= most && z >= __builtin_ctz(2u * (unsigned)n)) n *= 2;
   *by_end = n > 1 && !c->dots && end_of(p, x);
   return n;
 }

@@ -63,8 +63,10 @@ static bool unite(cg_launch *to, const cg_launch *from, int *buffer) {
 
 static void give_buffers(k_kernel *k, const cg_launch *l, const k_kernel *from, const int *buffer) {
   for (int i = 0; i < from->nbuffers; i++)
-    if (buffer[i] == k->nbuffers)
+    if (buffer[i] == k->nbuffers) {
       k_buffer(k, arena_printf(k->arena, "b%d", buffer[i]), from->buffer[i].dtype, 0);
+      k->buffer[buffer[i]].align = from->buffer[i].align;
+    }
   for (int i = 0; i < k->nbuffers; i++)
     k->buffer[i].use = (l->operand[i].read ? K_READ : 0) | (l->operand[i].write ? K_WRITE : 0);
 }

@@ -15,7 +15,7 @@ k_kernel *k_new(arena *a, const char *name) {
 
 int k_buffer(k_kernel *k, const char *name, ir_dtype t, k_use use) {
   IR_CHECK(k->nbuffers < K_MAX_BUFFERS);
-  k->buffer[k->nbuffers] = (k_buffer_info){name, t, use};
+  k->buffer[k->nbuffers] = (k_buffer_info){name, t, use, 0};
   return k->nbuffers++;
 }
 

@@ -145,6 +145,7 @@ typedef struct k_buffer_info {
   const char *name;
   ir_dtype dtype;
   k_use use;
+  int align;  // bytes that its address is a multiple of, where that is less than 16; 0: it is not
 } k_buffer_info;
 
 typedef struct k_kernel {

@@ -154,9 +154,11 @@ static void print_block(sb *out, const k_kernel *k, const k_block *b, int depth)
 void k_print(sb *out, const k_kernel *k) {
   static const char *const use[] = {"", "in", "out", "inout"};
   sb_printf(out, "kernel %s(", k->name);
-  for (int i = 0; i < k->nbuffers; i++)
+  for (int i = 0; i < k->nbuffers; i++) {
     sb_printf(out, "%s%s: %s %s", i ? ", " : "", k->buffer[i].name,
               ir_dtype_name(k->buffer[i].dtype), use[k->buffer[i].use]);
+    if (k->buffer[i].align) sb_printf(out, " align %d", k->buffer[i].align);
+  }
   sb_puts(out, ") grid(");
   for (int i = 0; i < k->ngrid; i++) sb_printf(out, "%s%lld", i ? ", " : "", (long long)k->grid[i]);
   sb_put(out, ')');
