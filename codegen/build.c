@@ -12,6 +12,8 @@ struct cg_context {
   map by_text;              // text of a kernel -> the kernel
   VEC(k_kernel *) kernels;  // in order of first use
   cg_machine machine;
+  bool *looped;  // by value id: a loop's operand or result; made when first asked for
+  int nlooped;
   cg_library library;
   VEC(const cg_gemm *) gemms;  // in order of first use
 };
@@ -112,6 +114,28 @@ void b_gemm(bld *b, const cg_gemm *g) {
   vec_push(b->arena, &b->out->l, b->launch);
 }
 
+static void mark_loops(const ir_region *r, bool *looped) {
+  for (int i = 0; i < r->ops.n; i++) {
+    const ir_op *op = r->ops.at[i];
+    if (op->code != IR_repeat) continue;
+    for (int k = 0; k < op->nin; k++) looped[ir_view_of(op->in[k]).root->id] = true;
+    for (int k = 0; k < op->nout; k++) looped[op->out[k]->id] = true;
+    mark_loops(op->region[0], looped);
+  }
+}
+
+// Does a loop have to do with v's storage?
+static bool in_a_loop(cg_context *cg, const ir_value *v) {
+  const ir_region *of = v->def ? v->def->parent : v->region;
+  if (of && of->owner) return true;
+  if (!cg->looped) {
+    cg->looped = arena_new(cg->arena, bool, cg->m->next_value + 1);
+    cg->nlooped = cg->m->next_value;
+    for (int i = 0; i < cg->m->funcs.n; i++) mark_loops(cg->m->funcs.at[i]->body, cg->looped);
+  }
+  return v->id >= cg->nlooped || cg->looped[v->id];
+}
+
 // The buffer for a root or scratch; one that the kernel has already gets the further use.
 static int buffer_of(bld *b, ir_value *root, int scratch, ir_dtype t, k_use use) {
   cg_launch *l = &b->launch;
@@ -126,10 +150,10 @@ static int buffer_of(bld *b, ir_value *root, int scratch, ir_dtype t, k_use use)
   l->operand[l->n] = (cg_operand){root, scratch, (use & K_READ) != 0, (use & K_WRITE) != 0};
   l->n++;
   int i = k_buffer(b->k, arena_printf(b->arena, "%s%d", root ? "b" : "s", l->n - 1), t, use);
-  // Slices of a stack lie side by side: only the first one's address is a multiple of more than its
-  // size. The host's vectors may lie anywhere.
-  int64_t bytes = root ? ir_bytes(&root->type) : 0;
-  if (b->limit->powers && bytes % 16) b->k->buffer[i].align = (int)(bytes & -bytes);
+  // What loops read, carry and write may be slices of a stack, side by side: only the first one's
+  // address is a multiple of more than their size. The host's vectors may lie anywhere.
+  int64_t bytes = b->limit->powers && root && in_a_loop(b->cg, root) ? ir_bytes(&root->type) : 0;
+  if (bytes % 16) b->k->buffer[i].align = (int)(bytes & -bytes);
   return i;
 }
 

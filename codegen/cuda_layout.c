@@ -311,7 +311,7 @@ static void unite(cu *c, const k_value *a, const k_value *b) {
 
 typedef struct survey {
   int most;  // elements of the largest tile that is no dot's operand
-  int dots;
+  int dots, adds;
   double sums;  // elements of results of dots
   bool narrow;  // buffers of two bytes or fewer
   VEC(k_stmt *) all;
@@ -369,17 +369,19 @@ static void look_at(cu *c, survey *w, const k_stmt *s) {
     w->dots++;
     w->sums += (double)s->out[0]->rows * s->out[0]->cols;
   }
+  w->adds += s->code == K_STORE_ADD;
   if (s->code == K_LOAD || s->code == K_STORE)
     w->narrow |= cu_dtype_bytes(c->k->buffer[s->access.buffer].dtype) <= 2;
 }
 
 // Threads: about 16 elements of the largest tile for each; with dots so many that the sums of all
-// results, which live in registers, take at most 96 of them.
+// results, which live in registers, take at most 96 of them. (What is added to memory is computed
+// by long formulas.)
 static int choose_threads(const survey *w) {
   int t = 32;
   if (w->dots) {
     t = 128;
-    while (t < 256 && w->sums / t > 96) t *= 2;
+    while (t < 256 && (w->adds || w->sums / t > 96)) t *= 2;
   } else {
     while (t < 256 && t * 16 < w->most) t *= 2;
   }

@@ -13,6 +13,37 @@
 // More operands or statements are work that deserves a launch.
 enum { MOST_OPERANDS = 24, MOST_STATEMENTS = 300, MOST_ELEMENTS = 64 };
 
+// What a kernel's layouts depend on besides its tiles' shapes (codegen/cuda_layout.c).
+typedef struct traits {
+  int most;  // elements of the largest tile
+  bool dots, reduces, narrow;
+} traits;
+
+static void look(const k_kernel *k, const k_block *b, traits *t) {
+  for (int i = 0; i < b->stmts.n; i++) {
+    const k_stmt *s = b->stmts.at[i];
+    for (int j = 0; j < s->nout; j++)
+      if (s->out[j]->rows * s->out[j]->cols > t->most) t->most = s->out[j]->rows * s->out[j]->cols;
+    t->dots |= s->code == K_DOT;
+    t->reduces |= s->code == K_REDUCE;
+    if (s->code == K_LOAD || s->code == K_STORE)
+      t->narrow |= ir_dtype_bytes(k->buffer[s->access.buffer].dtype) <= 2;
+    for (int j = 0; j < 2; j++)
+      if (s->body[j]) look(k, s->body[j], t);
+  }
+}
+
+// A sum's bits depend on its layout: in company it must have the one that it has alone, so that it
+// makes no difference whether something stands between two ops.
+static bool keeps_bits(const k_kernel *x, const k_kernel *y) {
+  traits a = {0}, b = {0};
+  look(x, x->body, &a);
+  look(y, y->body, &b);
+  if (a.dots || b.dots) return false;
+  if (a.narrow != b.narrow && (a.reduces || b.reduces)) return false;
+  return (!a.reduces || b.most <= a.most) && (!b.reduces || a.most <= b.most);
+}
+
 static const cg_launch *last_of(const sched_instr *in) {
   const cg_launches *l = in->launches;
   return l && l->l.n ? &l->l.at[l->l.n - 1] : NULL;
@@ -79,7 +110,7 @@ static const char *joint_name(arena *a, const k_kernel *x, const k_kernel *y) {
 // Launch `next` behind `first`, or NULL.
 static const cg_launch *joined(cg_context *cg, const cg_launch *first, const cg_launch *next,
                                const ir_op *op) {
-  if (first->nalso == CG_MAX_ALSO) return NULL;
+  if (first->nalso == CG_MAX_ALSO || !keeps_bits(first->kernel, next->kernel)) return NULL;
   if (first->kernel->next_seq + next->kernel->next_seq > MOST_STATEMENTS) return NULL;
   arena *a = cg_arena(cg);
   cg_launch *l = arena_new(a, cg_launch, 1);

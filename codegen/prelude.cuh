@@ -54,8 +54,9 @@ struct d_args {
 #ifndef DSM_EMULATED
 
 #define D_FN __device__ __forceinline__
+// One block on a multiprocessor is enough: without that number ptxas spills a register or two to fit more.
 #define D_KERNEL(name, threads, buffers, numbers)                   \
-  extern "C" __global__ void __launch_bounds__(threads) name(       \
+  extern "C" __global__ void __launch_bounds__(threads, 1) name(       \
       const __grid_constant__ d_args<buffers, numbers> a)
 #define D_TABLE __device__ const
 #define D_UNROLL _Pragma("unroll")
