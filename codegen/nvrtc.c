@@ -14,9 +14,17 @@ static const char *const options[] = {"--fmad=false", "--std=c++17", "--ptxas-op
                                       "--no-cache", "--minimal"};
 enum { OPTIONS = sizeof options / sizeof *options, OLD_OPTIONS = OPTIONS - 2 };
 
+// What is tried, in this order, until ptxas keeps nothing in local memory. By itself it holds
+// registers back to have two blocks on a multiprocessor, and then spills a few; asked for more
+// effort it mostly finds them; else the block gets all the registers it can use.
+static const char *const tries[] = {NULL, "--ptxas-options=--register-usage-level=10",
+                                    "--define-macro=D_ALONE"};
+enum { TRIES = sizeof tries / sizeof *tries };
+
 const char *nvrtc_options(const nvrtc *n, arena *a) {
   sb s = {.arena = a};
   for (int i = 0; i < n->options; i++) sb_printf(&s, "%s%s", i ? " " : "", options[i]);
+  for (int i = 1; i < TRIES; i++) sb_printf(&s, " | %s", tries[i]);
   return sb_str(&s);
 }
 
@@ -85,17 +93,19 @@ static bool take_code(const nvrtc *n, arena *a, void *program, bool ptx, nvrtc_o
   return (ptx ? n->nvrtcGetPTX(program, at) : n->nvrtcGetCUBIN(program, at)) == SUCCESS;
 }
 
-void nvrtc_compile(const nvrtc *n, arena *a, const char *name, const char *text,
-                   const char *architecture, nvrtc_output *out) {
+static void compile_once(const nvrtc *n, arena *a, const char *name, const char *text,
+                         const char *architecture, const char *more, nvrtc_output *out) {
   *out = (nvrtc_output){.outcome = NVRTC_UNABLE, .log = ""};
   bool ptx = str_starts(architecture, "compute_");
-  const char *option[OPTIONS + 1];
+  const char *option[OPTIONS + 2];
+  int options_given = n->options;
   memcpy(option, options, sizeof options);
-  option[n->options] = arena_printf(a, "--gpu-architecture=%s", architecture);
+  option[options_given++] = arena_printf(a, "--gpu-architecture=%s", architecture);
+  if (more) option[options_given++] = more;
   void *program = NULL;
   int rc = n->nvrtcCreateProgram(&program, text, name, 0, NULL, NULL);
   if (rc == SUCCESS) {
-    rc = n->nvrtcCompileProgram(program, n->options + 1, option);
+    rc = n->nvrtcCompileProgram(program, options_given, option);
     out->log = log_of(n, a, program);
   }
   if (rc == SUCCESS && take_code(n, a, program, ptx, out) &&
@@ -106,4 +116,15 @@ void nvrtc_compile(const nvrtc *n, arena *a, const char *name, const char *text,
   else if (!*out->log)
     out->log = arena_strdup(a, rc == SUCCESS ? "it gave no code" : n->nvrtcGetErrorString(rc));
   if (program) n->nvrtcDestroyProgram(&program);
+}
+
+void nvrtc_compile(const nvrtc *n, arena *a, const char *name, const char *text,
+                   const char *architecture, nvrtc_output *out) {
+  compile_once(n, a, name, text, architecture, tries[0], out);
+  for (int i = 1; i < TRIES && out->outcome == NVRTC_DONE && out->usage.stack; i++) {
+    nvrtc_output other;
+    compile_once(n, a, name, text, architecture, tries[i], &other);
+    // An option that this NVRTC does not know brings nothing.
+    if (other.outcome == NVRTC_DONE && other.usage.stack < out->usage.stack) *out = other;
+  }
 }

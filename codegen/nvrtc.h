@@ -50,7 +50,8 @@ const char *nvrtc_open(arena *a, nvrtc *out);
 // depends on.
 const char *nvrtc_options(const nvrtc *n, arena *a);
 // Compiles one text, called `name` in the log. `architecture`: "sm_90a" gives a cubin, "compute_80"
-// PTX.
+// PTX. When registers do not suffice a cubin is made again with other options, the last of which is
+// the macro D_ALONE of codegen/prelude.cuh; the one with the least local memory is given.
 void nvrtc_compile(const nvrtc *n, arena *a, const char *name, const char *text,
                    const char *architecture, nvrtc_output *out);
 // Reads ptxas's report out of a log: bytes are sums over the functions in it, registers the most of

@@ -54,9 +54,14 @@ struct d_args {
 #ifndef DSM_EMULATED
 
 #define D_FN __device__ __forceinline__
-// One block on a multiprocessor is enough: without that number ptxas spills a register or two to fit more.
-#define D_KERNEL(name, threads, buffers, numbers)                   \
-  extern "C" __global__ void __launch_bounds__(threads, 1) name(       \
+// D_ALONE: a block may have as many registers as it uses, though none fits beside it.
+#ifdef D_ALONE
+#define D_BOUNDS(threads) __launch_bounds__(threads, 1)
+#else
+#define D_BOUNDS(threads) __launch_bounds__(threads)
+#endif
+#define D_KERNEL(name, threads, buffers, numbers)     \
+  extern "C" __global__ void D_BOUNDS(threads) name(  \
       const __grid_constant__ d_args<buffers, numbers> a)
 #define D_TABLE __device__ const
 #define D_UNROLL _Pragma("unroll")
