@@ -71,7 +71,7 @@ const char *cu_literal(cu *c, k_type t, double v) {
     uint32_t u;
     memcpy(&u, &f, sizeof u);
     if (!isfinite(f)) return arena_printf(c->arena, "d_real(0x%08xu)", u);
-    // Seventeen digits of the double nearest to nothing else than this float.
+    // Nine digits tell every float from its neighbours.
     const char *s = arena_printf(c->arena, "%.9g", (double)f);
     return arena_printf(c->arena, "%s%s%sf%s", signbit(f) ? "(" : "", s,
                         strpbrk(s, ".e") ? "" : ".0", signbit(f) ? ")" : "");
@@ -164,7 +164,6 @@ static const char *cast_to(cu *c, const char *x, k_type from, k_type to) {
   return arena_printf(c->arena, "(%s)%s", cu_type(to), x);
 }
 
-// A number of a statement that is not part of the text either: keys of random draws.
 const char *cu_expr(cu *c, const k_stmt *s, const char *const *in) {
   switch (s->code) {
     case K_SCALAR: return scalar_row(c, s, in);
@@ -431,7 +430,7 @@ static void lower_stmt(cu *c, k_stmt *s) {
       if (!cu_is_scalar(first)) return;
       break;
     case K_SPREAD:
-      if (cu_is_scalar(s->in[0])) {
+      if (cu_is_scalar(s->in[0]) || c->at[s->in[0]->id].kind == CU_UNIFORM) {
         set_scalar(c, first, cu_scalar(c, s->in[0]));
         return;
       }

@@ -81,11 +81,10 @@ static bool is_position(const k_value *v) {
   return v->def && (v->def->code == K_IOTA || v->def->code == K_TABLE);
 }
 
-// A value that costs nothing in any layout: what it stands for.
+// What a staged or spread value stands for, where that costs nothing in any layout.
 static const k_value *seen_through(const k_value *v) {
-  while (v->def && (v->def->code == K_SPREAD || v->def->code == K_STAGE) &&
-         (cu_is_scalar(v->def->in[0]) || v->def->code == K_STAGE ||
-          (v->def->in[0]->rows == v->rows && v->def->in[0]->cols == v->cols)))
+  while (v->def &&
+         (v->def->code == K_STAGE || (v->def->code == K_SPREAD && cu_is_scalar(v->def->in[0]))))
     v = v->def->in[0];
   return v;
 }

@@ -282,15 +282,20 @@ const char *cu_owner(cu *c, int layout) {
 // layout. Results of dots say theirs; reductions say those of what they leave; other tiles are read
 // and written by memory best as blocks.
 
+// Is it there in any layout at no cost: the same number everywhere, or the position itself?
 static bool is_free(const k_value *v) {
-  // In any layout at no cost: the same number everywhere, or the position itself.
   if (cu_is_scalar(v)) return true;
   const k_stmt *d = v->def;
   if (!d) return false;
-  if (d->code == K_CONST || d->code == K_IOTA || d->code == K_TABLE) return true;
-  return (d->code == K_SPREAD || d->code == K_STAGE) && is_free(d->in[0]) &&
-         (cu_is_scalar(d->in[0]) || d->in[0]->def->code == K_CONST || d->code == K_STAGE ||
-          (d->in[0]->rows == v->rows && d->in[0]->cols == v->cols));
+  switch (d->code) {
+    case K_CONST:
+    case K_IOTA:
+    case K_TABLE: return true;
+    case K_STAGE: return is_free(d->in[0]);
+    case K_SPREAD:
+      return cu_is_scalar(d->in[0]) || (d->in[0]->def && d->in[0]->def->code == K_CONST);
+    default: return false;
+  }
 }
 
 static int find(cu *c, const k_value *v) {
