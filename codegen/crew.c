@@ -60,7 +60,7 @@ static int largest_first(const void *a, const void *b) {
   return x->number - y->number;
 }
 
-const int *crew_order(arena *a, const int64_t *size, int n) {
+int *crew_order(arena *a, const int64_t *size, int n) {
   sized *all = arena_new(a, sized, n);
   for (int i = 0; i < n; i++) all[i] = (sized){size[i], i};
   qsort(all, (size_t)n, sizeof *all, largest_first);

@@ -21,6 +21,6 @@ typedef const char *crew_fn(void *ctx, int i, arena *own);
 // what libraries held for it is lost, as the process is about to end.
 void crew_run(crew_job *job, const int *order, int n, int threads, crew_fn *fn, void *ctx);
 // Such an order by the sizes of the jobs; equal ones by number.
-const int *crew_order(arena *a, const int64_t *size, int n);
+int *crew_order(arena *a, const int64_t *size, int n);
 
 #endif

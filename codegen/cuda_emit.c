@@ -166,6 +166,15 @@ static const char *limits(arena *a, const function_job *j, const gpu_target *t) 
                       t->name, t->shared);
 }
 
+// Jobs first .. first + n - 1, by several threads.
+static void run_jobs(arena *a, everything *all, crew_job *crew, int first, int n, int threads) {
+  int64_t *size = arena_new(a, int64_t, n);
+  for (int i = 0; i < n; i++) size[i] = (int64_t)strlen(all->job[first + i].function->source);
+  int *order = crew_order(a, size, n);
+  for (int i = 0; i < n; i++) order[i] += first;
+  crew_run(crew, order, n, threads, run_job, all);
+}
+
 static void join_modules(arena *a, cuda_unit *u, const function_job *job, int n, cg_image *out) {
   u->nmodules = n;
   u->module = arena_new(a, cuda_module, n);
@@ -198,14 +207,10 @@ bool cuda_compile(arena *a, cuda_unit *u, const cuda_options *o, cg_image *out,
     if (all.identity) all.cache = cache_open(a, o->cache);
   }
   int jobs = make_jobs(a, &all, u, o, &all.job);
-  int64_t *size = arena_new(a, int64_t, jobs);
-  for (int i = 0; i < jobs; i++) {
-    // PTX is before the half of the work that makes machine code of it.
-    size[i] = (int64_t)strlen(all.job[i].function->source);
-    if (!str_eq(all.job[i].architecture, GPU_PTX)) size[i] *= 2;
-  }
   crew_job *crew = arena_new(a, crew_job, jobs);
-  crew_run(crew, crew_order(a, size, jobs), jobs, o->threads, run_job, &all);
+  int cubins = o->ptx ? jobs - u->nfunctions : jobs;
+  run_jobs(a, &all, crew, 0, cubins, o->threads);
+  run_jobs(a, &all, crew, cubins, jobs - cubins, o->threads);  // not beside cubins: nvrtc.h
   const gpu_target *t;
   gpu_targets(&t);
   for (int i = 0; i < jobs; i++) {

@@ -52,6 +52,10 @@ const char *nvrtc_options(const nvrtc *n, arena *a);
 // Compiles one text, called `name` in the log. `architecture`: "sm_90a" gives a cubin, "compute_80"
 // PTX. When registers do not suffice a cubin is made again with other options, the last of which is
 // the macro D_ALONE of codegen/prelude.cuh; the one with the least local memory is given.
+//
+// Cubins and PTX must not be compiled at the same time: PTX is optimised less, and NVRTC keeps such
+// settings where all its threads see them. (Levels above the one used here even stay on for what is
+// compiled later; this one does not.)
 void nvrtc_compile(const nvrtc *n, arena *a, const char *name, const char *text,
                    const char *architecture, nvrtc_output *out);
 // Reads ptxas's report out of a log: bytes are sums over the functions in it, registers the most of
