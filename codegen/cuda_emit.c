@@ -60,11 +60,12 @@ void cuda_print(const cuda_unit *u, sb *out) {
   }
 }
 
-// ---- one function for one architecture ----------------------------------------------------------
+// ---- functions for one architecture -------------------------------------------------------------
 
 typedef struct function_job {
   const struct everything *all;
-  const cuda_function *function;
+  const cuda_function *function;  // the first of
+  int functions;                  // so many: of a cubin one
   const char *architecture;
   nvrtc_usage usage;
   cache_bytes code;
@@ -80,9 +81,12 @@ typedef struct everything {
 } everything;
 
 // Lines are counted by function, so that messages say what they are about.
-static const char *program_of(arena *a, const cuda_function *f) {
-  return arena_printf(a, "#line 1 \"prelude.cuh\"\n%s\n#line 1 \"%s\"\n%s", cuda_prelude(),
-                      f->symbol, f->source);
+static const char *program_of(arena *a, const function_job *j) {
+  sb s = {.arena = a};
+  sb_printf(&s, "#line 1 \"prelude.cuh\"\n%s\n", cuda_prelude());
+  for (int i = 0; i < j->functions; i++)
+    sb_printf(&s, "#line 1 \"%s\"\n%s", j->function[i].symbol, j->function[i].source);
+  return sb_str(&s);
 }
 
 // An entry of the cache: what ptxas reported, then the code.
@@ -122,7 +126,7 @@ static const char *compile_function(arena *a, function_job *j, const char *text)
 static const char *run_job(void *ctx, int i, arena *own) {
   const everything *all = ctx;
   function_job *j = &all->job[i];
-  const char *text = program_of(own, j->function);
+  const char *text = program_of(own, j);
   if (!all->cache) return compile_function(own, j, text);
   const char *const depends[] = {all->identity, j->architecture, text};
   cache_key key = cache_key_of(depends, 3);
@@ -143,6 +147,9 @@ static const char *identity_of(arena *a, const nvrtc *n) {
   return ids ? arena_printf(a, "nvrtc\n%s\n%s%s", n->version, ids, nvrtc_options(n, a)) : NULL;
 }
 
+// Nothing is read from PTX's compilation but the text, so functions share the prelude's cost there.
+enum { PTX_FUNCTIONS = 8 };
+
 // The jobs: for each target and then for PTX, all functions.
 static int make_jobs(arena *a, const everything *all, const cuda_unit *u, const cuda_options *o,
                      function_job **out) {
@@ -150,9 +157,12 @@ static int make_jobs(arena *a, const everything *all, const cuda_unit *u, const 
   int nt = gpu_targets(&t), n = 0;
   function_job *job = arena_new(a, function_job, u->nfunctions * (nt + 1));
   for (int i = 0; i <= nt; i++)
-    for (int f = 0; f < u->nfunctions && (i == nt ? o->ptx : o->targets >> i & 1); f++)
-      job[n++] = (function_job){
-          .all = all, .function = &u->function[f], .architecture = i == nt ? GPU_PTX : t[i].name};
+    for (int f = 0, each = i == nt ? PTX_FUNCTIONS : 1;
+         f < u->nfunctions && (i == nt ? o->ptx : o->targets >> i & 1); f += each)
+      job[n++] = (function_job){.all = all,
+                                .function = &u->function[f],
+                                .functions = each < u->nfunctions - f ? each : u->nfunctions - f,
+                                .architecture = i == nt ? GPU_PTX : t[i].name};
   *out = job;
   return n;
 }
@@ -183,6 +193,7 @@ static void join_modules(arena *a, cuda_unit *u, const function_job *job, int n,
     u->module[i] = (cuda_module){.target = j->architecture,
                                  .ptx = str_eq(j->architecture, GPU_PTX),
                                  .function = (int)(j->function - u->function),
+                                 .functions = j->functions,
                                  .offset = out->n,
                                  .bytes = (int64_t)j->code.n};
     out->n += (u->module[i].bytes + 63) / 64 * 64;
@@ -208,7 +219,8 @@ bool cuda_compile(arena *a, cuda_unit *u, const cuda_options *o, cg_image *out,
   }
   int jobs = make_jobs(a, &all, u, o, &all.job);
   crew_job *crew = arena_new(a, crew_job, jobs);
-  int cubins = o->ptx ? jobs - u->nfunctions : jobs;
+  int cubins = 0;
+  while (cubins < jobs && !str_eq(all.job[cubins].architecture, GPU_PTX)) cubins++;
   run_jobs(a, &all, crew, 0, cubins, o->threads);
   run_jobs(a, &all, crew, cubins, jobs - cubins, o->threads);  // not beside cubins: nvrtc.h
   const gpu_target *t;

@@ -293,7 +293,7 @@ static void add_modules(writer *w, const cuda_unit *u, prog_header *h) {
     prog_module r = {.target = intern(w, m->target),
                      .kind = m->ptx ? PROG_PTX : PROG_CUBIN,
                      .first_function = (uint32_t)m->function,
-                     .functions = 1,
+                     .functions = (uint32_t)m->functions,
                      .offset = m->offset,
                      .bytes = m->bytes};
     table_add(w, &w->modules, &r, sizeof r);

@@ -145,13 +145,15 @@ static void makes_modules(void **state) {
   cg_image image = compiled(f);
   assert_ptr_equal(image.cuda, &f->unit);
   static const char *const target[] = {"sm_80", "sm_90a", GPU_PTX};
-  assert_int_equal(f->unit.nmodules, 9);
-  for (int i = 0; i < 9; i++) {
+  // A cubin for each function and target; PTX of several functions together.
+  assert_int_equal(f->unit.nmodules, 7);
+  for (int i = 0; i < 7; i++) {
     const cuda_module *m = &f->unit.module[i];
     const cuda_function *fn = &f->unit.function[i % 3];
     const char *code = (const char *)image.bytes + m->offset;
     assert_string_equal(m->target, target[i / 3]);
     assert_int_equal(m->function, i % 3);
+    assert_int_equal(m->functions, m->ptx ? 3 : 1);
     assert_int_equal(m->offset % 64, 0);
     assert_true(m->bytes > 0 && m->offset + m->bytes <= image.n);
     assert_int_equal(m->ptx, i >= 6);
@@ -159,7 +161,9 @@ static void makes_modules(void **state) {
       assert_int_equal(code[m->bytes - 1], 0);
       assert_int_equal(strlen(code) + 1, m->bytes);
       assert_non_null(strstr(code, ".target sm_80"));
-      assert_non_null(strstr(code, arena_printf(&f->a, ".entry %s(", fn->symbol)));
+      for (int k = 0; k < 3; k++)
+        assert_non_null(
+            strstr(code, arena_printf(&f->a, ".entry %s(", f->unit.function[k].symbol)));
     } else {
       assert_memory_equal(code, ELFMAG, SELFMAG);
       assert_true(fn->usage[gpu_find(m->target)].registers > 0);
@@ -207,7 +211,7 @@ static void mistakes_are_mapped(void **state) {
   assert_non_null(strstr(why.text, "exponential(2): error: "));
   assert_non_null(strstr(why.text, "  no_such(a);"));
   // More than a block of an A100 has.
-  f->unit.function[1] = f->unit.function[0];
+  f->unit.function[1] = mapping(f, "exponential", "d_exp(x[i])");
   f->unit.function[1].shared_bytes = 200 << 10;
   assert_false(cuda_compile(&f->a, &f->unit, &f->options, &image, &why));
   assert_true(why.ours);
@@ -240,14 +244,14 @@ static void cached_or_not_the_same_bytes(void **state) {
     got = compiled(f);
     same_image(&got, &want);
     assert_true(got.cached);
-    assert_int_equal(got.hits, threads ? 9 : 0);
-    assert_int_equal(got.misses, threads ? 0 : 9);
+    assert_int_equal(got.hits, threads ? 7 : 0);
+    assert_int_equal(got.misses, threads ? 0 : 7);
     assert_memory_equal(&f->unit.function[1].usage[GPU_sm_90a], &usage, sizeof usage);
   }
   // One more target: PTX and the other cubins are known.
   f->options.targets |= 1u << GPU_sm_100;
   got = compiled(f);
-  assert_int_equal(got.hits, 9);
+  assert_int_equal(got.hits, 7);
   assert_int_equal(got.misses, 3);
   f->options.targets &= ~(1u << GPU_sm_100);
   f->options.ptx = false;
@@ -258,12 +262,12 @@ static void cached_or_not_the_same_bytes(void **state) {
   cuda_function before = f->unit.function[2];
   f->unit.function[2] = mapping(f, "logarithm", "d_log(x[i]) + 1.0f");
   got = compiled(f);
-  assert_int_equal(got.hits, 6);
+  assert_int_equal(got.hits, 4);
   f->unit.function[2] = before;
   // Every entry is damaged.
   file_names names = {0};
   assert_null(file_list(&f->a, f->options.cache, &names));
-  assert_int_equal(names.n, 15);
+  assert_int_equal(names.n, 13);
   for (int i = 0; i < names.n; i++) {
     FILE *e = fopen(arena_printf(&f->a, "%s/%s", f->options.cache, names.at[i]), "r+");
     assert_non_null(e);
@@ -277,7 +281,7 @@ static void cached_or_not_the_same_bytes(void **state) {
   same_image(&got, &want);
   assert_int_equal(got.hits, 0);
   got = compiled(f);
-  assert_int_equal(got.hits, 9);
+  assert_int_equal(got.hits, 7);
 }
 
 int main(void) {
