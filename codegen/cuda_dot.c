@@ -298,8 +298,16 @@ void cu_dot(cu *c, k_stmt *s) {
   const cu_layout l = *cu_lay(c, layout);
   bool scalar = cu_is_scalar(out);
   const char *acc = arena_printf(c->arena, scalar ? "w%d" : "v%d", out->id);
-  cu_declare(c, out, acc, layout);
-  if (scalar)
+  const cu_value *from = &c->at[s->in[0]->id];
+  // Nobody else reads what is added to: it is added to where it is.
+  bool in_place = from->kind == CU_ARRAY && from->layout == layout && s->in[0]->uses.n == 1;
+  if (in_place)
+    acc = from->text;
+  else
+    cu_declare(c, out, acc, layout);
+  if (in_place) {
+    // nothing to copy
+  } else if (scalar)
     cu_line(c, "D_UNROLL for (int i = 0; i < %d; i++) %s[i] = %s;", cu_registers(&l), acc,
             cu_scalar(c, s->in[0]));
   else

@@ -488,6 +488,9 @@ void cu_assign_to(cu *c, const char *to, const k_value *v, int layout) {
   }
   cu_place p = {.layout = layout, .vec = 1};
   const char *from = NULL;
+  if (c->at[v->id].kind == CU_ARRAY && c->at[v->id].layout == layout &&
+      str_eq(c->at[v->id].text, to))
+    return;  // it was computed there
   if (c->at[v->id].kind == CU_ARRAY)
     from = arena_printf(c->arena, "%s[i]", cu_in_layout(c, v, layout));
   else
