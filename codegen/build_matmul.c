@@ -60,19 +60,18 @@ typedef struct cell {
 static void choose_tiles(const bld *b, const product *p, const b_axes *m, const b_axes *n,
                          const b_axes *k, cell *c) {
   const cg_limits *limit = b->limit;
-  int64_t others = b_product(&p->batch) * b_product(&p->m) * b_product(&p->n);
-  bool across_k = m->stride[A][0] < k->stride[A][0];
-  bool pairs = p->round == DT_bf16;
-  int tm = limit->dot_m, tn = limit->dot_n;
-  if (!limit->powers && (across_k || skips(b->skip, SKIP_tall))) tm /= 2;
-  if (!limit->powers && across_k && pairs && !skips(b->skip, SKIP_broad)) tn *= 2;
   if (limit->powers) {
     // One size, so that there are few functions.
-    c->cm = b_cut_tile(b, m->size[0], tm, 8);
-    c->cn = b_cut_tile(b, n->size[0], tn, 16);
+    c->cm = b_cut_tile(b, m->size[0], limit->dot_m, 8);
+    c->cn = b_cut_tile(b, n->size[0], limit->dot_n, 16);
     c->ck = b_cut_tile(b, k->size[0], limit->dot_k, 16);
     return;
   }
+  int64_t others = b_product(&p->batch) * b_product(&p->m) * b_product(&p->n);
+  bool across_k = m->stride[A][0] < k->stride[A][0];
+  bool pairs = p->round == DT_bf16;
+  int tm = across_k || skips(b->skip, SKIP_tall) ? limit->dot_m / 2 : limit->dot_m;
+  int tn = across_k && pairs && !skips(b->skip, SKIP_broad) ? 2 * limit->dot_n : limit->dot_n;
   while (tm > 32 &&
          others * ((m->size[0] + tm - 1) / tm) * ((n->size[0] + tn - 1) / tn) < limit->cells) {
     if (tm > 256 || tn == 64) {

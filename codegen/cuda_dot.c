@@ -55,12 +55,6 @@ static bool is_operand(const k_stmt *s, const k_value *v) {
   return s->code == K_DOT && (s->in[1] == v || s->in[2] == v);
 }
 
-bool cu_feeds_dot(const k_value *v) {
-  for (int i = 0; i < v->uses.n; i++)
-    if (is_operand(v->uses.at[i], v)) return true;
-  return false;
-}
-
 // The layout of a dot's result. (A single element has no class: it is a scalar.)
 static int layout_of_dot(cu *c, const k_stmt *s) {
   if (!cu_is_scalar(s->out[0])) return cu_layout_for(c, s->out[0]);

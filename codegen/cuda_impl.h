@@ -176,7 +176,6 @@ void cu_will_write(cu *c, cu_shared *s);  // a barrier when somebody may still r
 void cu_will_read(cu *c, cu_shared *s);   // a barrier when somebody wrote it
 // At the head of a loop or behind a branch nothing is known.
 void cu_forget_barriers(cu *c);
-bool cu_feeds_dot(const k_value *v);
 // Writes the chunk of v to its place in shared memory, which exists.
 void cu_stage_chunk(cu *c, const cu_place *p, const k_value *v);
 void cu_stage_place(cu *c, const k_value *v, ir_dtype t);
