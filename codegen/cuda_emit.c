@@ -62,12 +62,16 @@ void cuda_print(const cuda_unit *u, sb *out) {
 
 // ---- functions for one architecture -------------------------------------------------------------
 
+// What NVRTC takes for a program as such is a third of what it takes for a small function. So
+// functions share one, until it is so many or so many bytes of text.
+enum { MOST_FUNCTIONS = 8, MOST_TEXT = 12000 };
+
 typedef struct function_job {
   const struct everything *all;
   const cuda_function *function;  // the first of
-  int functions;                  // so many: of a cubin one
+  int functions;                  // so many
   const char *architecture;
-  nvrtc_usage usage;
+  nvrtc_usage usage[MOST_FUNCTIONS];
   cache_bytes code;
   bool hit, ours;
 } function_job;
@@ -89,36 +93,54 @@ static const char *program_of(arena *a, const function_job *j) {
   return sb_str(&s);
 }
 
-// An entry of the cache: what ptxas reported, then the code.
+// An entry of the cache: what ptxas reported of each function, then the code.
+static size_t report_bytes(const function_job *j) {
+  return (size_t)j->functions * sizeof j->usage[0];
+}
+
 static bool from_cache(arena *a, function_job *j, cache_key key) {
   cache_bytes b;
-  if (!cache_get(j->all->cache, a, key, &b) || b.n <= sizeof j->usage) return false;
-  memcpy(&j->usage, b.at, sizeof j->usage);
-  j->code = (cache_bytes){b.at + sizeof j->usage, b.n - sizeof j->usage};
+  size_t n = report_bytes(j);
+  if (!cache_get(j->all->cache, a, key, &b) || b.n <= n) return false;
+  memcpy(j->usage, b.at, n);
+  j->code = (cache_bytes){b.at + n, b.n - n};
   return true;
 }
 
 static void to_cache(arena *a, const function_job *j, cache_key key) {
-  cache_bytes b = {.n = sizeof j->usage + j->code.n};
+  size_t n = report_bytes(j);
+  cache_bytes b = {.n = n + j->code.n};
   b.at = arena_alloc(a, b.n);
-  memcpy(b.at, &j->usage, sizeof j->usage);
-  memcpy(b.at + sizeof j->usage, j->code.at, j->code.n);
+  memcpy(b.at, j->usage, n);
+  memcpy(b.at + n, j->code.at, j->code.n);
   cache_put(j->all->cache, a, key, b);
 }
 
-static const char *compile_function(arena *a, function_job *j, const char *text) {
-  const cuda_function *f = j->function;
+// Which of a program's functions an error is in: the log's lines say.
+static const cuda_function *guilty(const function_job *j, const char *log) {
+  for (int i = 0; i < j->functions; i++) {
+    const char *symbol = j->function[i].symbol;
+    size_t n = strlen(symbol);
+    for (const char *p = log; (p = strstr(p, symbol)); p += n)
+      if ((p == log || p[-1] == '\n') && p[n] == '(') return &j->function[i];
+  }
+  return j->function;
+}
+
+static const char *compile_functions(arena *a, function_job *j, const char *text) {
   nvrtc_output o;
-  nvrtc_compile(j->all->nvrtc, a, f->symbol, text, j->architecture, &o);
+  nvrtc_compile(j->all->nvrtc, a, j->function->symbol, text, j->architecture, &o);
   j->ours = o.outcome == NVRTC_REJECTED;
   if (o.outcome == NVRTC_UNABLE)
     return arena_printf(a, "NVRTC %s (%s) cannot compile for %s: %.*s", j->all->nvrtc->version,
                         j->all->nvrtc->library.path, j->architecture, (int)strcspn(o.log, "\n"),
                         o.log);
+  const cuda_function *f = guilty(j, o.log);
   if (o.outcome != NVRTC_DONE)
     return arena_printf(a, "NVRTC %s, %s: function %s, made for %s:\n%s", j->all->nvrtc->version,
                         j->architecture, f->symbol, cuda_made_for(a, f->kernel), o.log);
-  j->usage = o.usage;
+  for (int i = 0; i < j->functions; i++)
+    nvrtc_read_usage(o.log, j->function[i].symbol, &j->usage[i]);
   j->code = (cache_bytes){o.bytes, o.n};
   return NULL;
 }
@@ -127,12 +149,12 @@ static const char *run_job(void *ctx, int i, arena *own) {
   const everything *all = ctx;
   function_job *j = &all->job[i];
   const char *text = program_of(own, j);
-  if (!all->cache) return compile_function(own, j, text);
+  if (!all->cache) return compile_functions(own, j, text);
   const char *const depends[] = {all->identity, j->architecture, text};
   cache_key key = cache_key_of(depends, 3);
   j->hit = from_cache(own, j, key);
   if (j->hit) return NULL;
-  const char *why = compile_function(own, j, text);
+  const char *why = compile_functions(own, j, text);
   if (!why) to_cache(own, j, key);
   return why;
 }
@@ -147,8 +169,16 @@ static const char *identity_of(arena *a, const nvrtc *n) {
   return ids ? arena_printf(a, "nvrtc\n%s\n%s%s", n->version, ids, nvrtc_options(n, a)) : NULL;
 }
 
-// Nothing is read from PTX's compilation but the text, so functions share the prelude's cost there.
-enum { PTX_FUNCTIONS = 8 };
+static int functions_from(const cuda_unit *u, int f) {
+  int n = 0;
+  size_t text = 0;
+  while (f + n < u->nfunctions && n < MOST_FUNCTIONS) {
+    text += strlen(u->function[f + n].source);
+    if (n && text > MOST_TEXT) break;
+    n++;
+  }
+  return n;
+}
 
 // The jobs: for each target and then for PTX, all functions.
 static int make_jobs(arena *a, const everything *all, const cuda_unit *u, const cuda_options *o,
@@ -156,30 +186,36 @@ static int make_jobs(arena *a, const everything *all, const cuda_unit *u, const 
   const gpu_target *t;
   int nt = gpu_targets(&t), n = 0;
   function_job *job = arena_new(a, function_job, u->nfunctions * (nt + 1));
-  for (int i = 0; i <= nt; i++)
-    for (int f = 0, each = i == nt ? PTX_FUNCTIONS : 1;
-         f < u->nfunctions && (i == nt ? o->ptx : o->targets >> i & 1); f += each)
-      job[n++] = (function_job){.all = all,
-                                .function = &u->function[f],
-                                .functions = each < u->nfunctions - f ? each : u->nfunctions - f,
-                                .architecture = i == nt ? GPU_PTX : t[i].name};
+  for (int i = 0; i <= nt; i++) {
+    if (!(i == nt ? o->ptx : o->targets >> i & 1)) continue;
+    for (int f = 0; f < u->nfunctions; f += job[n++].functions)
+      job[n] = (function_job){.all = all,
+                              .function = &u->function[f],
+                              .functions = functions_from(u, f),
+                              .architecture = i == nt ? GPU_PTX : t[i].name};
+  }
   *out = job;
   return n;
 }
 
 // What no compiler refuses and no device launches.
 static const char *limits(arena *a, const function_job *j, const gpu_target *t) {
-  const cuda_function *f = j->function;
-  if (f->shared_bytes + j->usage.shared <= t->shared) return NULL;
-  return arena_printf(a, "function %s, made for %s: %d bytes of shared memory, %s has %d",
-                      f->symbol, cuda_made_for(a, f->kernel), f->shared_bytes + j->usage.shared,
-                      t->name, t->shared);
+  for (int i = 0; i < j->functions; i++) {
+    const cuda_function *f = &j->function[i];
+    int shared = f->shared_bytes + j->usage[i].shared;
+    if (shared > t->shared)
+      return arena_printf(a, "function %s, made for %s: %d bytes of shared memory, %s has %d",
+                          f->symbol, cuda_made_for(a, f->kernel), shared, t->name, t->shared);
+  }
+  return NULL;
 }
 
 // Jobs first .. first + n - 1, by several threads.
 static void run_jobs(arena *a, everything *all, crew_job *crew, int first, int n, int threads) {
   int64_t *size = arena_new(a, int64_t, n);
-  for (int i = 0; i < n; i++) size[i] = (int64_t)strlen(all->job[first + i].function->source);
+  for (int i = 0; i < n; i++)
+    for (int k = 0; k < all->job[first + i].functions; k++)
+      size[i] += (int64_t)strlen(all->job[first + i].function[k].source);
   int *order = crew_order(a, size, n);
   for (int i = 0; i < n; i++) order[i] += first;
   crew_run(crew, order, n, threads, run_job, all);
@@ -198,7 +234,8 @@ static void join_modules(arena *a, cuda_unit *u, const function_job *job, int n,
                                  .bytes = (int64_t)j->code.n};
     out->n += (u->module[i].bytes + 63) / 64 * 64;
     int row = gpu_find(j->architecture);
-    if (row >= 0) u->function[u->module[i].function].usage[row] = j->usage;
+    for (int k = 0; row >= 0 && k < j->functions; k++)
+      u->function[u->module[i].function + k].usage[row] = j->usage[k];
   }
   out->bytes = arena_alloc(a, (size_t)out->n);
   for (int i = 0; i < n; i++)

@@ -9,11 +9,9 @@
 //   if (!cuda_compile(a, &u, &o, &image, &f)) say(f.text);
 //   use(image.bytes + u.module[0].offset, u.module[0].bytes);
 //
-// Each function is an NVRTC program and a module of its own, so that its code depends on nothing
-// but its text, and comes from the cache by itself (codegen/cache.h). That costs little: of 40
-// functions of middling size on 2 processors, by themselves compiled in 2.5 s, ten to a program in
-// 1.9 s (NVRTC 13.5). For every architecture there is a cubin, and PTX for those to come (GPU_PTX),
-// some functions to a module, because there the prelude is most of the work.
+// A few functions together are an NVRTC program and a module, so that code depends on nothing but
+// their text, and comes from the cache program by program (codegen/cache.h). For every architecture
+// there is a cubin, and PTX for those to come (GPU_PTX).
 //
 // Compiling twice gives the same bytes, whatever the threads and whether or not from the cache.
 #ifndef DSM_CODEGEN_CUDA_EMIT_H
@@ -35,7 +33,7 @@ typedef struct cuda_module {
   const char *target;  // "sm_90a", or GPU_PTX
   bool ptx;            // NUL-terminated text
   int function;        // the first that it holds
-  int functions;       // of a cubin one
+  int functions;       // so many
   int64_t offset, bytes;
 } cuda_module;
 

@@ -69,10 +69,22 @@ static int number_before(const char *line, const char *end, const char *what) {
   return 0;
 }
 
-bool nvrtc_read_usage(const char *log, nvrtc_usage *out) {
+bool nvrtc_read_usage(const char *log, const char *symbol, nvrtc_usage *out) {
+  static const char begin[] = "entry function '";
+  bool inside = !symbol;
   *out = (nvrtc_usage){0};
   for (const char *line = log; *line;) {
     const char *end = line + strcspn(line, "\n");
+    const char *name = strstr(line, begin);
+    if (symbol && name && name < end) {
+      name += sizeof begin - 1;
+      size_t n = strlen(symbol);
+      inside = strncmp(name, symbol, n) == 0 && name[n] == '\'';
+    }
+    if (!inside) {
+      line = *end ? end + 1 : end;
+      continue;
+    }
     int registers = number_before(line, end, " registers");
     if (registers > out->registers) out->registers = registers;
     out->shared += number_before(line, end, " bytes smem");
@@ -115,7 +127,7 @@ static void compile_once(const nvrtc *n, arena *a, const char *name, const char 
     out->log = log_of(n, a, program);
   }
   if (rc == SUCCESS && take_code(n, a, program, ptx, out) &&
-      (ptx || nvrtc_read_usage(out->log, &out->usage)))
+      (ptx || nvrtc_read_usage(out->log, NULL, &out->usage)))
     out->outcome = NVRTC_DONE;
   else if (rc == ERROR_COMPILATION)
     out->outcome = NVRTC_REJECTED;

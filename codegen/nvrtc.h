@@ -58,8 +58,8 @@ const char *nvrtc_options(const nvrtc *n, arena *a);
 // compiled later; this one does not.)
 void nvrtc_compile(const nvrtc *n, arena *a, const char *name, const char *text,
                    const char *architecture, nvrtc_output *out);
-// Reads ptxas's report out of a log: bytes are sums over the functions in it, registers the most of
-// one. False when there is no report.
-bool nvrtc_read_usage(const char *log, nvrtc_usage *out);
+// Reads ptxas's report on a function out of a log; `symbol` NULL: on all of them, bytes are sums
+// then and registers the most of one. False when there is no report.
+bool nvrtc_read_usage(const char *log, const char *symbol, nvrtc_usage *out);
 
 #endif

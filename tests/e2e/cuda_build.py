@@ -71,25 +71,23 @@ def same_bytes(dsmc, folder, checks):
     want, said = build(dsmc, out, "none", "-j", "7", *target)
     checks.check("--cache none -j 7", said == "off", said)
     got, (hits, n) = build(dsmc, out, kernels, *target)
-    # A cubin a function and target, PTX of eight functions together (codegen/cuda_emit.c).
-    functions = next((f for f in range(n) if 2 * f + -(-f // 8) == n), 0)
-    ptx = n - 2 * functions
-    checks.check("empty cache: same bytes", got == want and hits == 0 and functions > 20, (hits, n))
+    # A few functions are a program, compiled for each target and as PTX (codegen/cuda_emit.c).
+    checks.check("empty cache: same bytes", got == want and hits == 0 and n >= 15 and n % 3 == 0, (hits, n))
     for jobs in ("1", "2", "7"):
         got, said = build(dsmc, out, kernels, "-j", jobs, *target)
         checks.check("full cache, -j %s: same bytes" % jobs, got == want and said == (n, 0), said)
     got, said = build(dsmc, out, kernels, "--target", "sm_90a,sm_80")
     checks.check("targets in another order: same bytes", got == want and said == (n, 0), said)
     entries = cache.entries(kernels)
-    checks.check("one entry a module", len(entries) == n)
+    checks.check("one entry a program and architecture", len(entries) == n)
     rng = random.Random(2)
     bad = cache.damage(rng.sample(entries, 15), rng)
     got, said = build(dsmc, out, kernels, *target)
     checks.check("damaged entries: same bytes, compiled again", got == want and said == (n - bad, bad), said)
     _, said = build(dsmc, out, kernels, "--target", "sm_80")
-    checks.check("fewer targets: all known", said == (functions + ptx, 0), said)
+    checks.check("fewer targets: all known", said == (n * 2 // 3, 0), said)
     _, (hits, misses) = build(dsmc, out, kernels, "--target", "sm_80,sm_100")
-    checks.check("another target: what is new", (hits, misses) == (functions + ptx, functions), (hits, misses))
+    checks.check("another target: what is new", (hits, misses) == (n * 2 // 3, n // 3), (hits, misses))
     host, _ = build(dsmc, out, kernels)
     checks.check("host code lies in the same cache", host != want)
     return want
@@ -166,8 +164,7 @@ def timed(dsmc, folder, checks):
     # On a machine that others keep busy a build waits: on two cores of its own it would take half its
     # processor seconds, as compiling is spread evenly over them.
     cold = min(min(wall, cpu / 2) for wall, cpu in (once("none") for _ in range(3)))
-    # The aim is 5 s; these machines' cores are at times half as fast as at others.
-    checks.check("gpt2 for sm_90a without a cache: %.2f s (aim 5, limit 8)" % cold, cold < 8)
+    checks.check("gpt2 for sm_90a without a cache: %.2f s (limit 5)" % cold, cold < 5)
     once(kernels)
     warm = min(min(wall, cpu) for wall, cpu in (once(kernels) for _ in range(3)))
     checks.check("gpt2 for sm_90a with a full cache: %.2f s (limit 0.5)" % warm, warm < 0.5)

@@ -85,15 +85,17 @@ static void reads_reports(void **state) {
   (void)state;
   nvrtc_usage u;
   // As 13.5 and 12.9 print them.
-  assert_true(nvrtc_read_usage(
+  const char *two =
       "ptxas info    : 0 bytes gmem\n"
       "ptxas info    : Compiling entry function 'f' for 'sm_80'\n"
       "ptxas info    : Function properties for f\n"
       "ptxas         .     288 bytes stack frame, 284 bytes spill stores, 280 bytes spill loads\n"
       "ptxas info    : Used 64 registers, used 1 barriers, 288 bytes cumulative stack size, 40 "
       "bytes smem, 400 bytes cmem[0]\n"
-      "ptxas info    : Compile time = 21.828 ms\n",
-      &u));
+      "ptxas info    : Compile time = 21.828 ms\n"
+      "ptxas info    : Compiling entry function 'ff' for 'sm_80'\n"
+      "ptxas info    : Used 90 registers, used 1 barriers\n";
+  assert_true(nvrtc_read_usage(two, "f", &u));
   assert_int_equal(u.registers, 64);
   assert_int_equal(u.shared, 40);
   assert_int_equal(u.stack, 288);
@@ -102,11 +104,18 @@ static void reads_reports(void **state) {
   assert_true(
       nvrtc_read_usage("    0 bytes stack frame, 0 bytes spill stores, 0 bytes spill "
                        "loads\nptxas info    : Used 32 registers, 376 bytes cmem[0]",
-                       &u));
+                       NULL, &u));
   assert_int_equal(u.registers, 32);
   assert_int_equal(u.stack + u.shared + u.spill_stores + u.spill_loads, 0);
-  assert_false(nvrtc_read_usage("", &u));
-  assert_false(nvrtc_read_usage("registers\n bytes smem", &u));
+  assert_true(nvrtc_read_usage(two, "ff", &u));
+  assert_int_equal(u.registers, 90);
+  assert_int_equal(u.stack, 0);
+  assert_true(nvrtc_read_usage(two, NULL, &u));
+  assert_int_equal(u.registers, 90);
+  assert_int_equal(u.stack, 288);
+  assert_false(nvrtc_read_usage(two, "fff", &u));
+  assert_false(nvrtc_read_usage("", NULL, &u));
+  assert_false(nvrtc_read_usage("registers\n bytes smem", NULL, &u));
 }
 
 static void targets_are_known(void **state) {
@@ -145,18 +154,17 @@ static void makes_modules(void **state) {
   cg_image image = compiled(f);
   assert_ptr_equal(image.cuda, &f->unit);
   static const char *const target[] = {"sm_80", "sm_90a", GPU_PTX};
-  // A cubin for each function and target; PTX of several functions together.
-  assert_int_equal(f->unit.nmodules, 7);
-  for (int i = 0; i < 7; i++) {
+  // Three small functions are one program.
+  assert_int_equal(f->unit.nmodules, 3);
+  for (int i = 0; i < 3; i++) {
     const cuda_module *m = &f->unit.module[i];
-    const cuda_function *fn = &f->unit.function[i % 3];
     const char *code = (const char *)image.bytes + m->offset;
-    assert_string_equal(m->target, target[i / 3]);
-    assert_int_equal(m->function, i % 3);
-    assert_int_equal(m->functions, m->ptx ? 3 : 1);
+    assert_string_equal(m->target, target[i]);
+    assert_int_equal(m->function, 0);
+    assert_int_equal(m->functions, 3);
     assert_int_equal(m->offset % 64, 0);
     assert_true(m->bytes > 0 && m->offset + m->bytes <= image.n);
-    assert_int_equal(m->ptx, i >= 6);
+    assert_int_equal(m->ptx, i == 2);
     if (m->ptx) {
       assert_int_equal(code[m->bytes - 1], 0);
       assert_int_equal(strlen(code) + 1, m->bytes);
@@ -166,8 +174,10 @@ static void makes_modules(void **state) {
             strstr(code, arena_printf(&f->a, ".entry %s(", f->unit.function[k].symbol)));
     } else {
       assert_memory_equal(code, ELFMAG, SELFMAG);
-      assert_true(fn->usage[gpu_find(m->target)].registers > 0);
-      assert_int_equal(fn->usage[gpu_find(m->target)].stack, 0);
+      for (int k = 0; k < 3; k++) {
+        assert_true(f->unit.function[k].usage[gpu_find(m->target)].registers > 0);
+        assert_int_equal(f->unit.function[k].usage[gpu_find(m->target)].stack, 0);
+      }
     }
   }
 }
@@ -244,30 +254,30 @@ static void cached_or_not_the_same_bytes(void **state) {
     got = compiled(f);
     same_image(&got, &want);
     assert_true(got.cached);
-    assert_int_equal(got.hits, threads ? 7 : 0);
-    assert_int_equal(got.misses, threads ? 0 : 7);
+    assert_int_equal(got.hits, threads ? 3 : 0);
+    assert_int_equal(got.misses, threads ? 0 : 3);
     assert_memory_equal(&f->unit.function[1].usage[GPU_sm_90a], &usage, sizeof usage);
   }
   // One more target: PTX and the other cubins are known.
   f->options.targets |= 1u << GPU_sm_100;
   got = compiled(f);
-  assert_int_equal(got.hits, 7);
-  assert_int_equal(got.misses, 3);
+  assert_int_equal(got.hits, 3);
+  assert_int_equal(got.misses, 1);
   f->options.targets &= ~(1u << GPU_sm_100);
   f->options.ptx = false;
   got = compiled(f);
-  assert_int_equal(f->unit.nmodules, 6);
+  assert_int_equal(f->unit.nmodules, 2);
   f->options.ptx = true;
   // One function changes.
   cuda_function before = f->unit.function[2];
   f->unit.function[2] = mapping(f, "logarithm", "d_log(x[i]) + 1.0f");
   got = compiled(f);
-  assert_int_equal(got.hits, 4);
+  assert_int_equal(got.hits, 0);
   f->unit.function[2] = before;
   // Every entry is damaged.
   file_names names = {0};
   assert_null(file_list(&f->a, f->options.cache, &names));
-  assert_int_equal(names.n, 13);
+  assert_int_equal(names.n, 7);
   for (int i = 0; i < names.n; i++) {
     FILE *e = fopen(arena_printf(&f->a, "%s/%s", f->options.cache, names.at[i]), "r+");
     assert_non_null(e);
@@ -281,7 +291,7 @@ static void cached_or_not_the_same_bytes(void **state) {
   same_image(&got, &want);
   assert_int_equal(got.hits, 0);
   got = compiled(f);
-  assert_int_equal(got.hits, 7);
+  assert_int_equal(got.hits, 3);
 }
 
 int main(void) {
