@@ -9,63 +9,17 @@
 //     ...                                            // stores
 //   }
 //
-// Once unrolled, all of it is registers. As in the host lowering (host_group.c), statements wait in
-// pending groups, so that work on a row or column between two statements on whole tiles does not
-// split a loop. Reductions add up inside the loop and are finished behind it: lanes by shuffles,
-// warps through shared memory.
+// Once unrolled, all of it is registers. Which statements go together is codegen/group.h's; a
+// group's key is its layout. Reductions add up inside the loop and are finished behind it: lanes by
+// shuffles, warps through shared memory.
 #include <string.h>
 
 #include "codegen/cuda_impl.h"
 
-static const k_value *shape_of(const k_stmt *s) {
-  return s->code == K_STORE || s->code == K_REDUCE ? s->in[0] : s->out[0];
-}
-
-static bool defined_in(const cu_group *g, const k_value *v) {
-  for (int i = 0; g && i < g->stmts.n; i++)
-    if (g->stmts.at[i] == v->def) return true;
-  return false;
-}
-
-static bool reads_from(const cu_group *g, const k_stmt *s) {
-  k_value *in[K_MAX_OPERANDS];
-  int n = k_operands(s, in);
-  for (int i = 0; i < n; i++)
-    if (defined_in(g, in[i])) return true;
-  return false;
-}
-
-static bool same_place(const k_access *a, const k_access *b) {
-  return a->base == b->base && a->offset == b->offset && a->row_stride == b->row_stride &&
-         a->col_stride == b->col_stride;
-}
-
-static bool is_memory(const k_stmt *s) { return s->code == K_LOAD || s->code == K_STORE; }
-
-static bool fits(cu *c, const cu_group *g, const k_stmt *s) {
-  k_value *in[K_MAX_OPERANDS];
-  int n = k_operands(s, in);
-  const k_value *shape = shape_of(s);
-  for (int i = 0; i < n; i++) {
-    if (!defined_in(g, in[i])) continue;
-    if (in[i]->rows != shape->rows || in[i]->cols != shape->cols || in[i]->def->code == K_REDUCE)
-      return false;
-  }
-  if (!is_memory(s)) return true;
-  // Where threads hold copies, all of them must have loaded before one stores.
-  if (s->code == K_STORE && g->loads && cu_copies(cu_lay(c, g->layout))) return false;
-  for (int i = 0; i < g->stmts.n; i++) {
-    const k_stmt *o = g->stmts.at[i];
-    if (!is_memory(o) || (s->code == K_LOAD && o->code == K_LOAD)) continue;
-    if (o->access.buffer == s->access.buffer && !same_place(&o->access, &s->access)) return false;
-  }
-  return true;
-}
-
-static void join(cu *c, cu_group *g, k_stmt *s) {
-  g->loads |= s->code == K_LOAD;
-  g->stores |= s->code == K_STORE;
-  vec_push(c->arena, &g->stmts, s);
+// Where threads hold copies, all of them must have loaded before one stores.
+static bool may_store(void *ctx, const k_group *g, const k_stmt *s) {
+  const cu *c = ctx;
+  return !(s->code == K_STORE && g->loads && cu_copies(cu_lay(c, g->key[0])));
 }
 
 // The layout in which a group reads operand v.
@@ -101,22 +55,7 @@ void cu_group_add(cu *c, k_stmt *s, int layout) {
       cu_flush(c);  // another layout: it is converted, so it must exist
     }
   }
-  for (int i = c->pending.n - 1; i >= 0; i--) {
-    cu_group *g = c->pending.at[i];
-    bool same = g->layout == layout;
-    if (same && fits(c, g, s)) {
-      join(c, g, s);
-      return;
-    }
-    // Moving in front of group g is fine when g neither computes nor touches what s needs.
-    if (same || reads_from(g, s)) break;
-    if (s->code == K_LOAD && g->stores) break;
-    if (s->code == K_STORE && (g->loads || g->stores)) break;
-  }
-  cu_group *g = arena_new(c->arena, cu_group, 1);
-  g->layout = layout;
-  vec_push(c->arena, &c->pending, g);
-  join(c, g, s);
+  k_group_add(c->arena, &c->pending, s, layout, 0, may_store, c);
 }
 
 // ---- references --------------------------------------------------------------------------------
@@ -139,22 +78,13 @@ static const char *element_of(cu *c, const cu_place *p, const char *name, const 
                                        : arena_printf(c->arena, "%s[i + %s]", name, j);
 }
 
-static bool outside_reader(const cu_group *g, const k_value *v) {
-  for (int i = 0; i < v->uses.n; i++) {
-    bool inside = false;
-    for (int j = 0; j < g->stmts.n && !inside; j++) inside = g->stmts.at[j] == v->uses.at[i];
-    if (!inside) return true;
-  }
-  return false;
-}
-
 static const char *table_name(cu *c, const k_stmt *s) {
   return arena_printf(c->arena, "t%d", s->out[0]->id);
 }
 
 const char *cu_ref(cu *c, const cu_place *p, const k_value *v, const char *j) {
-  if (defined_in(p->group, v))
-    return outside_reader(p->group, v)
+  if (k_group_defines(p->group, v))
+    return k_group_read_outside(p->group, v)
                ? element_of(c, p, arena_printf(c->arena, "v%d", v->id), j)
                : arena_printf(c->arena, "v%d[%s]", v->id, p->vec == 1 ? "0" : j);
   if (c->at[v->id].kind == CU_UNIFORM) return c->at[v->id].text;
@@ -327,15 +257,15 @@ typedef struct converted {
   cu_value before;
 } converted;
 
-static void convert_operands(cu *c, const cu_group *g, void *list) {
+static void convert_operands(cu *c, const k_group *g, void *list) {
   VEC(converted) *undo = list;
   for (int i = 0; i < g->stmts.n; i++) {
     k_value *in[K_MAX_OPERANDS];
     int n = k_operands(g->stmts.at[i], in);
     for (int k = 0; k < n; k++) {
       const k_value *v = in[k];
-      if (cu_is_scalar(v) || defined_in(g, v) || c->at[v->id].kind != CU_ARRAY) continue;
-      int want = wanted(c, g->layout, v);
+      if (cu_is_scalar(v) || k_group_defines(g, v) || c->at[v->id].kind != CU_ARRAY) continue;
+      int want = wanted(c, g->key[0], v);
       if (c->at[v->id].layout == want) continue;
       converted d = {v->id, c->at[v->id]};
       const char *name = cu_in_layout(c, v, want);
@@ -346,9 +276,9 @@ static void convert_operands(cu *c, const cu_group *g, void *list) {
   }
 }
 
-static void emit_group(cu *c, cu_group *g) {
-  const cu_layout l = *cu_lay(c, g->layout);
-  cu_place p = {.layout = g->layout, .group = g};
+static void emit_group(cu *c, k_group *g) {
+  const cu_layout l = *cu_lay(c, g->key[0]);
+  cu_place p = {.layout = g->key[0], .group = g};
   p.vec = cu_vector(&l, &p.vaxis);
   int n = cu_registers(&l), bulk = 0;
   VEC(converted) undo = {0};
@@ -357,19 +287,19 @@ static void emit_group(cu *c, cu_group *g) {
   for (int i = 0; i < g->stmts.n; i++) {
     k_stmt *s = g->stmts.at[i];
     bulk += is_pointwise(s) ? 1 : 3;
-    if (s->code == K_STORE) cu_before_store(c, s->in[0]->rows, s->in[0]->cols, g->layout);
+    if (s->code == K_STORE) cu_before_store(c, s->in[0]->rows, s->in[0]->cols, g->key[0]);
     if (s->code == K_STAGE && c->at[s->out[0]->id].shared)
       cu_will_write(c, c->at[s->out[0]->id].shared);
     if (s->code == K_REDUCE) {
-      begin_reduction(c, s, g->layout);
+      begin_reduction(c, s, g->key[0]);
       arrays |= !cu_is_scalar(s->out[0]);
-    } else if (s->nout && s->code != K_STAGE && outside_reader(g, s->out[0])) {
-      cu_declare(c, s->out[0], arena_printf(c->arena, "v%d", s->out[0]->id), g->layout);
+    } else if (s->nout && s->code != K_STAGE && k_group_read_outside(g, s->out[0])) {
+      cu_declare(c, s->out[0], arena_printf(c->arena, "v%d", s->out[0]->id), g->key[0]);
       arrays = true;
     }
     k_value *in[K_MAX_OPERANDS];
     int operands = k_operands(s, in);
-    for (int k = 0; k < operands; k++) arrays |= !defined_in(g, in[k]) && !cu_is_scalar(in[k]);
+    for (int k = 0; k < operands; k++) arrays |= !k_group_defines(g, in[k]) && !cu_is_scalar(in[k]);
   }
   // Long chains that keep no array are not unrolled: code grows, nothing is gained.
   const char *unroll = !arrays && bulk * n > 2000 ? "D_NO_UNROLL" : "D_UNROLL";
@@ -377,7 +307,7 @@ static void emit_group(cu *c, cu_group *g) {
   c->depth++;
   for (int i = 0; i < g->stmts.n; i++) {
     const k_stmt *s = g->stmts.at[i];
-    if (s->nout && s->code != K_REDUCE && s->code != K_STAGE && !outside_reader(g, s->out[0]))
+    if (s->nout && s->code != K_REDUCE && s->code != K_STAGE && !k_group_read_outside(g, s->out[0]))
       cu_line(c, "%s v%d[%d];", cu_type(s->out[0]->type), s->out[0]->id, p.vec);
   }
   bool open = false;
@@ -411,18 +341,18 @@ static void emit_group(cu *c, cu_group *g) {
   for (int i = 0; i < g->stmts.n; i++) {
     const k_stmt *s = g->stmts.at[i];
     if (s->code == K_LOAD) {
-      cu_seen seen = {s->out[0]->rows, s->out[0]->cols, g->layout};
+      cu_seen seen = {s->out[0]->rows, s->out[0]->cols, g->key[0]};
       vec_push(c->arena, &c->seen, seen);
     }
     if (!s->nout) continue;
     if (s->code == K_REDUCE) {
-      end_reduction(c, s, g->layout);
-    } else if (s->code != K_STAGE && outside_reader(g, s->out[0]) &&
+      end_reduction(c, s, g->key[0]);
+    } else if (s->code != K_STAGE && k_group_read_outside(g, s->out[0]) &&
                c->at[s->out[0]->id].kind == CU_ABSENT) {
       cu_value *at = &c->at[s->out[0]->id];
       at->kind = CU_ARRAY;
       at->text = arena_printf(c->arena, "v%d", s->out[0]->id);
-      at->layout = g->layout;
+      at->layout = g->key[0];
     }
     if (s->code == K_STAGE && c->at[s->out[0]->id].shared)
       c->at[s->out[0]->id].shared->written = true;
@@ -433,8 +363,8 @@ static void emit_group(cu *c, cu_group *g) {
 void cu_flush(cu *c) {
   // A group may flush while it is written (a scalar it needs): what is pending then is older.
   while (c->pending.n) {
-    cu_group *g = c->pending.at[0];
-    memmove(&c->pending.at[0], &c->pending.at[1], sizeof(cu_group *) * (size_t)(c->pending.n - 1));
+    k_group *g = c->pending.at[0];
+    memmove(&c->pending.at[0], &c->pending.at[1], sizeof(k_group *) * (size_t)(c->pending.n - 1));
     c->pending.n--;
     emit_group(c, g);
   }

@@ -22,6 +22,7 @@
 #define DSM_CODEGEN_CUDA_IMPL_H
 
 #include "codegen/cuda.h"
+#include "codegen/group.h"
 
 enum { CU_ROW, CU_COL, CU_NONE };
 enum { CU_REG_BITS = 8, CU_LANE_BITS = 5, CU_WARP_BITS = 4 };
@@ -60,13 +61,6 @@ struct cu_shared {
   bool read, written;
 };
 
-// A run of pointwise statements in one layout, not written yet.
-typedef struct cu_group {
-  int layout;
-  bool loads, stores;
-  VEC(k_stmt *) stmts;
-} cu_group;
-
 // A load whose bytes a store may write in place; a store by other threads waits for it.
 typedef struct cu_seen {
   int rows, cols, layout;
@@ -81,11 +75,11 @@ typedef struct cu {
   int depth, loops;  // of the text; of loops around the statement
   VEC(int64_t) number;
   VEC(cu_layout) layouts;
-  VEC(bool) named;  // by layout: its r and c are declared
-  int *class_of;    // by value id: representative
-  int *layout_of;   // by representative: number of the layout; -1: not known yet
-  cu_value *at;     // by value id
-  VEC(cu_group *) pending;
+  VEC(bool) named;   // by layout: its r and c are declared
+  int *class_of;     // by value id: representative
+  int *layout_of;    // by representative: number of the layout; -1: not known yet
+  cu_value *at;      // by value id
+  k_groups pending;  // a group's key is its layout
   VEC(cu_shared *) shared;
   int shared_bytes;
   cu_shared *scratch;  // of reductions and conversions
@@ -152,7 +146,7 @@ void cu_assign_to(cu *c, const char *to, const k_value *v, int layout);
 // A value's element inside a group's loop, at register i + j.
 typedef struct cu_place {
   int layout;
-  const cu_group *group;
+  const k_group *group;
   int vec, vaxis;
 } cu_place;
 const char *cu_ref(cu *c, const cu_place *p, const k_value *v, const char *j);

@@ -171,14 +171,14 @@ h_value h_in_memory(host *h, const k_value *v) {
   return tile;
 }
 
-static bool in_group(const h_group *g, const k_stmt *s) {
+static bool in_group(const k_group *g, const k_stmt *s) {
   for (int i = 0; g && i < g->stmts.n; i++)
     if (g->stmts.at[i] == s) return true;
   return false;
 }
 
 // Nobody but `now` and statements already lowered reads v; reads by `except` do not count.
-static bool is_dead(host *h, const k_value *v, const h_group *now, const k_stmt *except) {
+static bool is_dead(host *h, const k_value *v, const k_group *now, const k_stmt *except) {
   for (int i = 0; i < v->uses.n; i++) {
     const k_stmt *u = v->uses.at[i];
     if (u != except && !h->done[u->seq] && !in_group(now, u)) return false;
@@ -192,7 +192,7 @@ static bool yields(const k_block *b, const k_value *v) {
   return false;
 }
 
-h_value h_home(host *h, const k_value *v, const h_group *now) {
+h_value h_home(host *h, const k_value *v, const k_group *now) {
   const h_value none = {0};
   for (int i = 0; i < v->uses.n; i++) {
     const k_stmt *u = v->uses.at[i];

@@ -11,7 +11,7 @@
 
 #include <llvm-c/Core.h>
 
-#include "codegen/kernel.h"
+#include "codegen/group.h"
 #include "runtime/base/map.h"
 
 // Where a kernel value is while the kernel is lowered.
@@ -33,13 +33,6 @@ typedef struct h_value {
   const k_stmt *load;  // H_LOADED: whose limits hold
   h_band *band;        // H_BANDED: how; `v` is the tile of its H_BAND rows
 } h_value;
-
-// A run of pointwise statements over one tile shape, not lowered yet.
-typedef struct h_group {
-  int rows, cols;
-  bool loads, stores;
-  VEC(k_stmt *) stmts;
-} h_group;
 
 // A stack array that a FOR or IF keeps a result in.
 typedef struct h_slot {
@@ -69,7 +62,7 @@ typedef struct host {
   h_value *at;           // by value id
   bool *done;            // by statement number: lowered
   h_slot **slot;         // by statement number: slots of FOR and IF
-  VEC(h_group *) pending;
+  k_groups pending;
   int64_t stack;  // bytes of tiles so far
 } host;
 
@@ -95,7 +88,7 @@ h_value h_in_memory(host *h, const k_value *v);
 void h_copy(host *h, h_value to, h_value from, const k_value *like);
 // Where v may be written so that no copy is needed later: the slot of the loop or branch that
 // yields it. kind H_NONE when there is none that is free. `now` are statements about to be lowered.
-h_value h_home(host *h, const k_value *v, const h_group *now);
+h_value h_home(host *h, const k_value *v, const k_group *now);
 // A helper function of this module by name, or NULL; made helpers are internal and never unwind.
 LLVMValueRef h_helper(host *h, const char *name, LLVMTypeRef *type);
 LLVMValueRef h_new_helper(host *h, const char *name, LLVMTypeRef type);

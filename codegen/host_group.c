@@ -4,86 +4,14 @@
 //   for r: for c in steps of 16:  a = load ..; b = exp(a); part += b; tile[r][c] = b
 //          sum[r] = tree(part)
 //
-// Statements are held back in *pending* groups, one per shape, so that index arithmetic on columns
-// between two statements on whole tiles does not split a nest. A statement joins the newest group
-// of its shape unless a later group computes something it reads, or memory order forbids it.
+// Which statements go together is codegen/group.h's; a group's key is its tiles' rows and columns.
 #include <string.h>
 
 #include "codegen/host.h"
 
-// The shape a statement is computed over: its result's, or its operand's for stores and reductions.
-static const k_value *shape_of(const k_stmt *s) {
-  return s->code == K_STORE || s->code == K_STORE_ADD || s->code == K_REDUCE ? s->in[0] : s->out[0];
-}
-
-static bool defined_in(const h_group *g, const k_value *v) {
-  for (int i = 0; i < g->stmts.n; i++)
-    if (g->stmts.at[i] == v->def) return true;
-  return false;
-}
-
-static bool reads_from(const h_group *g, const k_stmt *s) {
-  k_value *in[K_MAX_OPERANDS];
-  int n = k_operands(s, in);
-  for (int i = 0; i < n; i++)
-    if (defined_in(g, in[i])) return true;
-  return false;
-}
-
-static bool same_place(const k_access *a, const k_access *b) {
-  return a->base == b->base && a->offset == b->offset && a->row_stride == b->row_stride &&
-         a->col_stride == b->col_stride;
-}
-
-static bool is_memory(const k_stmt *s) {
-  return s->code == K_LOAD || s->code == K_STORE || s->code == K_STORE_ADD;
-}
-
-// May `s` be computed element by element in the same nest as what is in g already?
-static bool fits(const h_group *g, const k_stmt *s) {
-  k_value *in[K_MAX_OPERANDS];
-  int n = k_operands(s, in);
-  const k_value *shape = shape_of(s);
-  for (int i = 0; i < n; i++) {
-    if (!defined_in(g, in[i])) continue;
-    // A value of another shape (a reduction's result) is there only after the nest.
-    if (in[i]->rows != shape->rows || in[i]->cols != shape->cols || in[i]->def->code == K_REDUCE)
-      return false;
-  }
-  if (!is_memory(s)) return true;
-  for (int i = 0; i < g->stmts.n; i++) {
-    const k_stmt *o = g->stmts.at[i];
-    if (!is_memory(o) || (s->code == K_LOAD && o->code == K_LOAD)) continue;
-    if (o->access.buffer == s->access.buffer && !same_place(&o->access, &s->access)) return false;
-  }
-  return true;
-}
-
-static void join(host *h, h_group *g, k_stmt *s) {
-  g->loads |= s->code == K_LOAD || s->code == K_STORE_ADD;
-  g->stores |= s->code == K_STORE || s->code == K_STORE_ADD;
-  vec_push(h->arena, &g->stmts, s);
-}
-
 void h_group_add(host *h, k_stmt *s) {
-  const k_value *shape = shape_of(s);
-  for (int i = h->pending.n - 1; i >= 0; i--) {
-    h_group *g = h->pending.at[i];
-    bool same = g->rows == shape->rows && g->cols == shape->cols;
-    if (same && fits(g, s)) {
-      join(h, g, s);
-      return;
-    }
-    // Moving in front of group g is fine when g neither computes nor touches what s needs.
-    if (same || reads_from(g, s)) break;
-    if (s->code == K_LOAD && g->stores) break;
-    if (is_memory(s) && s->code != K_LOAD && (g->loads || g->stores)) break;
-  }
-  h_group *g = arena_new(h->arena, h_group, 1);
-  g->rows = shape->rows;
-  g->cols = shape->cols;
-  vec_push(h->arena, &h->pending, g);
-  join(h, g, s);
+  const k_value *shape = k_group_shape(s);
+  k_group_add(h->arena, &h->pending, s, shape->rows, shape->cols, NULL, NULL);
 }
 
 // ---- one nest ----------------------------------------------------------------------------------
@@ -91,7 +19,7 @@ void h_group_add(host *h, k_stmt *s) {
 // What is known while the inside of a nest is made.
 typedef struct nest {
   host *h;
-  h_group *g;
+  k_group *g;
   h_lanes at;
   bool linear;        // the tile is a column: vectors run along rows
   LLVMValueRef *vec;  // by value id: its vector in this chunk
@@ -342,15 +270,6 @@ static LLVMValueRef tree(host *h, const k_stmt *s, LLVMValueRef v, int lanes) {
   return v;
 }
 
-static bool has_reader_outside(const h_group *g, const k_value *v) {
-  for (int i = 0; i < v->uses.n; i++) {
-    bool inside = false;
-    for (int j = 0; j < g->stmts.n && !inside; j++) inside = g->stmts.at[j] == v->uses.at[i];
-    if (!inside) return true;
-  }
-  return false;
-}
-
 // Before the nest: tiles for what others read, cleared partials.
 static void prepare(nest *n) {
   host *h = n->h;
@@ -359,7 +278,7 @@ static void prepare(nest *n) {
     if (!s->nout) continue;
     const k_value *v = s->out[0];
     bool scalar = v->rows == 1 && v->cols == 1;
-    if (!scalar && has_reader_outside(n->g, v)) {
+    if (!scalar && k_group_read_outside(n->g, v)) {
       h_value home = h_home(h, v, n->g);
       n->to[v->id] = home.kind == H_MEMORY ? home : h_tile(h, v);
     }
@@ -402,7 +321,7 @@ static void finish_partials(nest *n, bool single) {
 // Dots that wait for this nest: those that it alone reads are computed by bands, others now.
 static void take_dots(nest *n) {
   host *h = n->h;
-  h_group *g = n->g;
+  k_group *g = n->g;
   bool reduces = false;
   for (int i = 0; i < g->stmts.n; i++) reduces |= g->stmts.at[i]->code == K_REDUCE;
   for (int i = 0; i < g->stmts.n; i++) {
@@ -414,7 +333,7 @@ static void take_dots(nest *n) {
       bool had = false;
       for (int j = 0; j < n->banded.n; j++) had |= n->banded.at[j] == in[k];
       if (had) continue;
-      if (has_reader_outside(g, in[k]) || in[k]->rows != g->rows || in[k]->cols != g->cols ||
+      if (k_group_read_outside(g, in[k]) || in[k]->rows != g->key[0] || in[k]->cols != g->key[1] ||
           (reduces && h_dot_ragged(at))) {
         h_dot_whole(h, in[k]);
       } else {
@@ -433,16 +352,16 @@ static void nest_rows(nest *n, LLVMValueRef from, LLVMValueRef to, int length) {
   h_loop_end(n->h, &l, 1);
 }
 
-static void lower_group(host *h, h_group *g) {
+static void lower_group(host *h, k_group *g) {
   int ids = h->k->next_id + 1;
-  nest n = {.h = h, .g = g, .linear = g->cols == 1};
+  nest n = {.h = h, .g = g, .linear = g->key[1] == 1};
   n.vec = arena_new(h->arena, LLVMValueRef, ids);
   n.stamp = arena_new(h->arena, int, ids);
   n.row_vec = arena_new(h->arena, LLVMValueRef, ids);
   n.row_stamp = arena_new(h->arena, int, ids);
   n.to = arena_new(h->arena, h_value, ids);
   n.part = arena_new(h->arena, LLVMValueRef, ids);
-  int length = n.linear ? g->rows : g->cols, rows = n.linear ? 1 : g->rows;
+  int length = n.linear ? g->key[0] : g->key[1], rows = n.linear ? 1 : g->key[0];
   n.at.lanes = length > 8 ? 16 : length > 4 ? 8 : length > 2 ? 4 : 2;
   n.at.along_rows = n.linear;
   n.at.r = n.at.c = h_i64(h, 0);
@@ -472,7 +391,7 @@ static void lower_group(host *h, h_group *g) {
 void h_flush(host *h) {
   // Lowering may ask for scalars, which flushes again: take the list first.
   int count = h->pending.n;
-  h_group **groups = h->pending.at;
+  k_group **groups = h->pending.at;
   h->pending.at = NULL;
   h->pending.n = h->pending.cap = 0;
   for (int i = 0; i < count; i++) {
