@@ -227,18 +227,7 @@ static void end_reduction(cu *c, const k_stmt *s, int layout) {
 
 // ---- one group ---------------------------------------------------------------------------------
 
-static bool is_pointwise(const k_stmt *s) {
-  switch (s->code) {
-    case K_SCALAR:
-    case K_FMA:
-    case K_CAST:
-    case K_SPREAD:
-    case K_KEY:
-    case K_DRAW:
-    case K_REDUCE: return true;
-    default: return false;
-  }
-}
+static bool in_inner_loop(const k_stmt *s) { return k_pointwise(s) || s->code == K_REDUCE; }
 
 static void pointwise(cu *c, const cu_place *p, const k_stmt *s, const char *j) {
   if (s->code == K_REDUCE) {
@@ -286,7 +275,7 @@ static void emit_group(cu *c, k_group *g) {
   bool arrays = false;
   for (int i = 0; i < g->stmts.n; i++) {
     k_stmt *s = g->stmts.at[i];
-    bulk += is_pointwise(s) ? 1 : 3;
+    bulk += in_inner_loop(s) ? 1 : 3;
     if (s->code == K_STORE) cu_before_store(c, s->in[0]->rows, s->in[0]->cols, g->key[0]);
     if (s->code == K_STAGE && c->at[s->out[0]->id].shared)
       cu_will_write(c, c->at[s->out[0]->id].shared);
@@ -313,7 +302,7 @@ static void emit_group(cu *c, k_group *g) {
   bool open = false;
   for (int i = 0; i < g->stmts.n; i++) {
     const k_stmt *s = g->stmts.at[i];
-    bool inner = is_pointwise(s) && p.vec > 1;
+    bool inner = in_inner_loop(s) && p.vec > 1;
     if (open && !inner) {
       c->depth--;
       cu_line(c, "}");
@@ -322,7 +311,7 @@ static void emit_group(cu *c, k_group *g) {
       c->depth++;
     }
     open = inner;
-    if (is_pointwise(s)) {
+    if (in_inner_loop(s)) {
       pointwise(c, &p, s, "j");
     } else if (s->code == K_LOAD) {
       cu_load(c, &p, s);

@@ -333,16 +333,9 @@ static void list_block(cu *c, survey *w, const k_block *b) {
 
 static void unite_stmt(cu *c, const k_stmt *s) {
   const k_value *out = s->nout ? s->out[0] : s->nin ? s->in[0] : NULL;
+  if (k_pointwise(s) || s->code == K_STAGE)
+    for (int i = 0; i < s->nin; i++) unite(c, s->in[i], out);
   switch (s->code) {
-    case K_SCALAR:
-    case K_FMA:
-    case K_CAST:
-    case K_SPREAD:
-    case K_KEY:
-    case K_DRAW:
-    case K_STAGE:
-      for (int i = 0; i < s->nin; i++) unite(c, s->in[i], out);
-      break;
     case K_LOAD:
     case K_STORE:
       if (s->access.offset) unite(c, s->access.offset, out);

@@ -178,8 +178,7 @@ static void chunk_stmt(nest *n, const k_stmt *s) {
   int lanes = n->at.lanes;
   const k_value *out = s->nout ? s->out[0] : NULL;
   LLVMValueRef in[3] = {0};
-  if (s->code == K_SCALAR || s->code == K_FMA || s->code == K_CAST || s->code == K_SPREAD ||
-      s->code == K_KEY || s->code == K_DRAW)
+  if (k_pointwise(s))
     for (int i = 0; i < s->nin; i++) in[i] = get(n, s->in[i]);
   switch (s->code) {
     case K_SCALAR:

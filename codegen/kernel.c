@@ -31,6 +31,18 @@ k_type k_type_of(ir_dtype t) {
   return t == DT_i64 ? K_I64 : K_I32;
 }
 
+bool k_pointwise(const k_stmt *s) {
+  switch (s->code) {
+    case K_SCALAR:
+    case K_FMA:
+    case K_CAST:
+    case K_SPREAD:
+    case K_KEY:
+    case K_DRAW: return true;
+    default: return false;
+  }
+}
+
 const char *k_type_name(k_type t) {
   static const char *const name[] = {"f32", "i32", "i64", "bool"};
   return name[t];

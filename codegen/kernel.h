@@ -179,6 +179,9 @@ void k_estimate(const k_kernel *k, double *flops, double *bytes);
 // The readable text. Equal texts mean equal kernels.
 void k_print(sb *out, const k_kernel *k);
 const char *k_type_name(k_type t);
+// Computed element by element from operands of the same element: SCALAR, FMA, CAST, SPREAD, KEY,
+// DRAW.
+bool k_pointwise(const k_stmt *s);
 k_type k_type_of(ir_dtype t);  // the type an element of that storage has in a kernel
 // Bytes of stack a cell's tiles take at most on the host (every tile kept in memory).
 int64_t k_scratch_bound(const k_kernel *k);

@@ -1,13 +1,8 @@
 // What the 32 lanes of a warp do together, once all have come: shuffles, votes, ldmatrix, mma.
 #include <string.h>
 
+#include "runtime/dtype.h"
 #include "tests/cuda_emu/emu_run.h"
-
-static uint32_t bits_of(float v) {
-  uint32_t u;
-  memcpy(&u, &v, sizeof u);
-  return u;
-}
 
 static float real_of(uint32_t u) {
   float v;
@@ -15,26 +10,10 @@ static float real_of(uint32_t u) {
   return v;
 }
 
-// A number is a mantissa of 24 bits, cut so that the last bit kept is worth one step of f16; what
-// was cut off decides. A carry out of the mantissa is the next power of two, or infinity.
-uint16_t emu_half_bits(float v) {
-  uint32_t u = bits_of(v), sign = (u >> 16) & 0x8000u, a = u & 0x7fffffffu, e = a >> 23;
-  if (a > 0x7f800000u) return 0x7fff;                       // NaN, as the machine gives it
-  if (a >= 0x47800000u) return (uint16_t)(sign | 0x7c00u);  // 2^16 and more
-  if (e < 102) return (uint16_t)sign;                       // below half of the least, 2^-24
-  uint32_t m = (a & 0x7fffffu) | 0x800000u, cut = e < 113 ? 126 - e : 13;
-  uint32_t rest = m & ((1u << cut) - 1), half = 1u << (cut - 1);
-  uint32_t r = (m >> cut) + (e < 113 ? 0 : (e - 113) << 10);
-  r += rest > half || (rest == half && (r & 1));
-  return (uint16_t)(sign | r);
-}
+// A NaN as the machine gives it; what rounds is the runtime's own.
+uint16_t emu_half_bits(float v) { return v != v ? 0x7fff : dtype_to_f16(v); }
 
-float emu_half_real(uint16_t v) {
-  uint32_t sign = (uint32_t)(v & 0x8000u) << 16, a = v & 0x7fffu;
-  if (a >= 0x7c00u) return real_of(sign | 0x7f800000u | (a & 0x3ffu) << 13);
-  if (a < 0x400u) return real_of(sign | bits_of((float)a * 0x1p-24f));
-  return real_of(sign | ((a << 13) + (112u << 23)));
-}
+float emu_half_real(uint16_t v) { return dtype_from_f16(v); }
 
 static float widened(uint32_t pair, int which, bool half) {
   uint32_t v = which ? pair >> 16 : pair & 0xffffu;

@@ -163,6 +163,15 @@ void emu_close(emu_code *c) {
 
 const emu_kernel *emu_find(const emu_code *c, const char *symbol) { return dlsym(c->so, symbol); }
 
+const emu_turn *emu_turn_at(int i) {
+  static const emu_turn turns[EMU_TURNS] = {{"forward", EMU_FORWARD, 0},
+                                            {"reverse", EMU_REVERSE, 0},
+                                            {"seed 1", EMU_SEEDED, 1},
+                                            {"seed 2", EMU_SEEDED, 2},
+                                            {"seed 3", EMU_SEEDED, 3}};
+  return &turns[i];
+}
+
 const char *emu_make_folder(arena *a) {
   const char *tmp = getenv("TMPDIR");
   char *dir = arena_printf(a, "%s/dsm_emu.XXXXXX", tmp && *tmp ? tmp : "/tmp");

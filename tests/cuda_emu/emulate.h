@@ -43,6 +43,15 @@ void emu_close(emu_code *c);
 // NULL: the object has no such kernel.
 const emu_kernel *emu_find(const emu_code *c, const char *symbol);
 
+// Orders that tests run a launch in; what the first gives the others must give.
+typedef struct emu_turn {
+  const char *name;
+  emu_order order;
+  uint64_t seed;
+} emu_turn;
+enum { EMU_TURNS = 5 };
+const emu_turn *emu_turn_at(int i);
+
 // A folder of its own below the temporary ones; emu_remove_folder also removes its files.
 const char *emu_make_folder(arena *a);
 void emu_remove_folder(arena *a, const char *dir);

@@ -344,21 +344,9 @@ static const char *edited(arena *a, const char *text, const planted *b, const ch
 
 // ---- runs ---------------------------------------------------------------------------------------
 
-typedef struct turn {
-  const char *name;
-  emu_order order;
-  uint64_t seed;
-} turn;
-static const turn turns[] = {{"forward", EMU_FORWARD, 0},
-                             {"reverse", EMU_REVERSE, 0},
-                             {"seed 1", EMU_SEEDED, 1},
-                             {"seed 2", EMU_SEEDED, 2},
-                             {"seed 3", EMU_SEEDED, 3}};
-enum { TURNS = sizeof turns / sizeof *turns };
-
 // Everything written and right, or what is not. `out` is the job after the launch.
 static const char *run(arena *a, const emu_code *code, const char *symbol, const kernel_test *t,
-                       const turn *w, job *out) {
+                       const emu_turn *w, job *out) {
   *out = (job){.a = a};
   t->make(out);
   const emu_kernel *k = emu_find(code, symbol);
@@ -387,13 +375,13 @@ static const char *run(arena *a, const emu_code *code, const char *symbol, const
 
 static int check_right(arena *a, const emu_code *code, const kernel_test *t) {
   job first = {0}, other;
-  for (int i = 0; i < TURNS; i++) {
-    const char *why = run(a, code, t->name, t, &turns[i], i ? &other : &first);
+  for (int i = 0; i < EMU_TURNS; i++) {
+    const char *why = run(a, code, t->name, t, emu_turn_at(i), i ? &other : &first);
     for (int k = 0; i && !why && k < first.nbuffers; k++)
       if (memcmp(first.buffer[k].at, other.buffer[k].at, (size_t)first.buffer[k].bytes))
         why = "other bits than forward";
     if (!why) continue;
-    printf("FAILED %s, %s: %s\n", t->name, turns[i].name, why);
+    printf("FAILED %s, %s: %s\n", t->name, emu_turn_at(i)->name, why);
     return 1;
   }
   printf("ok %s\n", t->name);
@@ -409,11 +397,11 @@ static const kernel_test *test_of(const char *name) {
 static int check_bug(arena *a, const emu_code *code, const planted *b, const char *symbol) {
   job j;
   const char *first = NULL;
-  for (int i = 0; i < TURNS; i++) {
-    const char *why = run(a, code, symbol, test_of(b->kernel), &turns[i], &j);
+  for (int i = 0; i < EMU_TURNS; i++) {
+    const char *why = run(a, code, symbol, test_of(b->kernel), emu_turn_at(i), &j);
     if (!why || !says_one_of(a, why, b->says)) {
-      printf("FAILED %s, %s: %s, not \"%s\"\n", b->what, turns[i].name, why ? why : "nothing said",
-             b->says);
+      printf("FAILED %s, %s: %s, not \"%s\"\n", b->what, emu_turn_at(i)->name,
+             why ? why : "nothing said", b->says);
       return 1;
     }
     if (!first) first = why;

@@ -118,18 +118,6 @@ typedef struct one_kernel {
   int64_t host;  // where its host code lies
 } one_kernel;
 
-// Orders that a call runs in; the first says what the others must give.
-typedef struct turn {
-  const char *name;
-  emu_order order;
-  uint64_t seed;
-} turn;
-static const turn turns[] = {{"forward", EMU_FORWARD, 0},
-                             {"reverse", EMU_REVERSE, 0},
-                             {"seeded (1)", EMU_SEEDED, 1},
-                             {"seeded (2)", EMU_SEEDED, 2}};
-enum { TURNS = sizeof turns / sizeof *turns };
-
 // What is known of a byte of the arena.
 enum {
   WRITTEN = 1,   // may be read; the emulation sets it
@@ -145,7 +133,7 @@ struct h_emulated {
   int64_t arena_bytes;
   unsigned char *written, *known;  // a byte for each of the arena: WRITTEN; the other two
   const prog_instr *now;
-  const turn *turn;
+  const emu_turn *turn;
   prog_step step;
   char *error;          // room for EMU_ERROR; "": none
   unsigned char *host;  // code for h_device.beside_host, or NULL
@@ -445,22 +433,22 @@ const char *h_emulated_call(arena *a, h_emulated *e, const prog_entry *en, const
   unsigned char *before = copied(at, e->arena_bytes), *known = copied(e->written, e->arena_bytes);
   e->step = (prog_step){.sample0 = s->sample0, .step = s->step, .past = s->past, .seed = s->seed};
   const char *why = before && known ? NULL : "out of memory";
-  for (int i = 0; i < TURNS && !why; i++) {
+  for (int i = 0; i < EMU_TURNS && !why; i++) {
     memcpy(at, before, (size_t)e->arena_bytes);
     memcpy(e->written, known, (size_t)e->arena_bytes);
-    e->turn = &turns[i];
+    e->turn = emu_turn_at(i);
     *e->error = 0;
     vm_call(e->vm, en, s);
     if (*e->error) {
-      why = arena_printf(a, "%s: %s", turns[i].name, e->error);
+      why = arena_printf(a, "%s: %s", emu_turn_at(i)->name, e->error);
     } else if (!after) {
       after = copied(at, e->arena_bytes);
       if (!after) why = "out of memory";
     } else if (memcmp(at, after, (size_t)e->arena_bytes)) {
       int64_t k = 0;
       while (at[k] == after[k]) k++;
-      why = arena_printf(a, "%s: other bits than forward at byte %lld of the arena", turns[i].name,
-                         (long long)k);
+      why = arena_printf(a, "%s: other bits than forward at byte %lld of the arena",
+                         emu_turn_at(i)->name, (long long)k);
     }
   }
   free(before);
