@@ -88,79 +88,42 @@ static const char *new_number(cu *c, int64_t v) {
   return arena_printf(c->arena, "a.number[%d]", c->number.n - 1);
 }
 
-const char *cu_number(cu *c, int64_t v) { return v == 0 ? "0" : new_number(c, v); }
+const char *cu_number(cu *c, int64_t v) { return v == 0 ? "0ll" : new_number(c, v); }
 
 // ---- expressions -------------------------------------------------------------------------------
 
-static const char *binary(cu *c, const char *x, const char *op, const char *y) {
-  return arena_printf(c->arena, "(%s %s %s)", x, op, y);
-}
+// Rows of the op table that C++ has an operator for; all others are functions of the prelude,
+// d_NAME.
+static const char *const operator_of[IR_OPCODE_COUNT] = {
+    [IR_add] = "+", [IR_sub] = "-", [IR_mul] = "*", [IR_lt] = "<",  [IR_le] = "<=", [IR_gt] = ">",
+    [IR_ge] = ">=", [IR_eq] = "==", [IR_ne] = "!=", [IR_and] = "&", [IR_or] = "|",
+};
 
-static const char *call1(cu *c, const char *fn, const char *x) {
-  return arena_printf(c->arena, "%s(%s)", fn, x);
-}
-
-static const char *call2(cu *c, const char *fn, const char *x, const char *y) {
-  return arena_printf(c->arena, "%s(%s, %s)", fn, x, y);
-}
-
-// Division where both are known to be small: 32 bits.
-static const char *divided(cu *c, const k_stmt *s, const char *x, const char *y) {
-  bool mod = s->op == IR_mod;
-  int64_t n;
-  if (s->out[0]->type == K_I64 && cu_bound(c, s->in[0]) >= 0 &&
-      cu_bound(c, s->in[0]) <= UINT32_MAX && (n = cu_bound(c, s->in[1])) > 0 && n <= UINT32_MAX &&
-      s->in[1]->def && s->in[1]->def->code == K_CONST)
-    return arena_printf(c->arena, "(d_i64)((d_u32)%s %s (d_u32)%s)", x, mod ? "%" : "/", y);
-  return call2(c, mod ? "d_mod" : "d_floordiv", x, y);
+// Of whole numbers, where both are known to be small: 32 bits.
+static bool divides_small(const cu *c, const k_stmt *s) {
+  if ((s->op != IR_floordiv && s->op != IR_mod) || s->out[0]->type != K_I64) return false;
+  int64_t x = cu_bound(c, s->in[0]), y = cu_bound(c, s->in[1]);
+  return x >= 0 && x <= UINT32_MAX && y > 0 && y <= UINT32_MAX && s->in[1]->def &&
+         s->in[1]->def->code == K_CONST;
 }
 
 static const char *scalar_row(cu *c, const k_stmt *s, const char *const *in) {
-  const char *x = in[0], *y = in[1];
-  bool real = s->in[s->op == IR_where]->type == K_F32, truth = s->in[0]->type == K_BOOL;
-  switch (s->op) {
-    case IR_add: return binary(c, x, "+", y);
-    case IR_sub: return binary(c, x, "-", y);
-    case IR_mul: return binary(c, x, "*", y);
-    case IR_lt: return binary(c, x, "<", y);
-    case IR_le: return binary(c, x, "<=", y);
-    case IR_gt: return binary(c, x, ">", y);
-    case IR_ge: return binary(c, x, ">=", y);
-    case IR_eq: return binary(c, x, "==", y);
-    case IR_ne: return binary(c, x, "!=", y);
-    case IR_and: return binary(c, x, truth ? "&&" : "&", y);
-    case IR_or: return binary(c, x, truth ? "||" : "|", y);
-    case IR_not: return arena_printf(c->arena, "%s%s", truth ? "!" : "~", x);
-    case IR_where: return arena_printf(c->arena, "(%s ? %s : %s)", x, y, in[2]);
-    case IR_max: return arena_printf(c->arena, "(%s > %s ? %s : %s)", x, y, x, y);
-    case IR_min: return arena_printf(c->arena, "(%s < %s ? %s : %s)", x, y, x, y);
-    case IR_neg: return arena_printf(c->arena, "(-%s)", x);
-    case IR_abs:
-      return real ? call1(c, "d_abs", x) : arena_printf(c->arena, "(%s < 0 ? -%s : %s)", x, x, x);
-    case IR_div: return call2(c, "d_div", x, y);
-    case IR_floordiv:
-      return real ? call1(c, "d_floor", call2(c, "d_div", x, y)) : divided(c, s, x, y);
-    case IR_mod:
-      if (!real) return divided(c, s, x, y);
-      return arena_printf(c->arena, "d_fma(-%s, d_floor(d_div(%s, %s)), %s)", y, x, y, x);
-    case IR_pow: return call2(c, "d_pow", x, y);
-    case IR_floor: return call1(c, "d_floor", x);
-    case IR_sqrt:
-    case IR_rsqrt:
-    case IR_exp:
-    case IR_log:
-    case IR_tanh:
-    case IR_erf:
-    case IR_sin:
-    case IR_cos: return call1(c, arena_printf(c->arena, "d_%s", ir_info(s->op)->name), x);
-    default: IR_BUG("no CUDA lowering of %s", ir_info(s->op)->name);
-  }
+  if (divides_small(c, s))
+    return arena_printf(c->arena, "(d_i64)((d_u32)%s %s (d_u32)%s)", in[0],
+                        s->op == IR_mod ? "%" : "/", in[1]);
+  if (operator_of[s->op])
+    return arena_printf(c->arena, "(%s %s %s)", in[0], operator_of[s->op], in[1]);
+  sb text = {.arena = c->arena};
+  sb_printf(&text, "d_%s(", ir_info(s->op)->name);
+  for (int i = 0; i < s->nin; i++) sb_printf(&text, "%s%s", i ? ", " : "", in[i]);
+  sb_put(&text, ')');
+  return sb_str(&text);
 }
 
 static const char *cast_to(cu *c, const char *x, k_type from, k_type to) {
   if (from == to) return x;
-  if (to == K_BOOL) return binary(c, x, "!=", "0");
-  if (from == K_F32) return call1(c, to == K_I32 ? "d_to_i32" : "d_to_i64", x);
+  if (to == K_BOOL) return arena_printf(c->arena, "(%s != 0)", x);
+  if (from == K_F32) return arena_printf(c->arena, "d_to_%s(%s)", to == K_I32 ? "i32" : "i64", x);
   return arena_printf(c->arena, "(%s)%s", cu_type(to), x);
 }
 

@@ -98,7 +98,7 @@ ir_dtype cu_natural(k_type t);  // the storage type that holds it as it is
 // The text of an expression of statement s (pointwise) on operands' texts.
 const char *cu_expr(cu *c, const k_stmt *s, const char *const *in);
 const char *cu_literal(cu *c, k_type t, double v);
-// The text of a number that is not part of the function's text: 0 and 1 as they are.
+// The text of an i64 that is not part of the function's text; 0 is.
 const char *cu_number(cu *c, int64_t v);
 // The scalar's text; flushes when it is the result of a pending reduction.
 const char *cu_scalar(cu *c, const k_value *v);

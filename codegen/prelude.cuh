@@ -361,6 +361,38 @@ D_FN T d_mod(T x, T y) {
   return (T)((d_u64)x - (d_u64)y * (d_u64)d_floordiv(x, y));
 }
 
+// ---- rows of the op table that are no operators -------------------------------------------------
+// d_NAME for each row of ir/ops.def, on all types that it takes; those of f32 alone are below.
+
+template <class T>
+D_FN T d_where(bool c, T x, T y) {
+  return c ? x : y;
+}
+template <class T>
+D_FN T d_max(T x, T y) {
+  return x > y ? x : y;
+}
+template <class T>
+D_FN T d_min(T x, T y) {
+  return x < y ? x : y;
+}
+template <class T>
+D_FN T d_neg(T x) {
+  return -x;
+}
+template <class T>
+D_FN T d_not(T x) {
+  return ~x;
+}
+template <>
+D_FN bool d_not<bool>(bool x) {
+  return !x;
+}
+D_FN float d_floordiv(float x, float y) { return d_floor(d_div(x, y)); }
+D_FN float d_mod(float x, float y) { return d_fma(-y, d_floordiv(x, y), x); }
+D_FN int d_abs(int v) { return v < 0 ? -v : v; }
+D_FN d_i64 d_abs(d_i64 v) { return v < 0 ? -v : v; }
+
 // ---- functions of f32 ---------------------------------------------------------------------------
 // The formulas of codegen/host_math.c step by step, so that both lowerings give the same bits.
 
