@@ -66,11 +66,11 @@ static bool goes_on(const cg_launch *first, const cg_launch *next) {
   return reads && little;
 }
 
-// The whole of an op, without scratch of its own.
+// The whole of an op, without scratch of its own; not one that writes a part of what was there.
 static bool can_follow(const cg_launch *first, const sched_instr *in) {
   const cg_launches *l = in->launches;
-  return l && l->l.n == 1 && l->scratch.n == 0 && is_small(&l->l.at[0]) && is_small(first) &&
-         goes_on(first, &l->l.at[0]);
+  return l && l->l.n == 1 && l->scratch.n == 0 && ir_updated(in->op) < 0 && is_small(&l->l.at[0]) &&
+         is_small(first) && goes_on(first, &l->l.at[0]);
 }
 
 // Adds the operands of `from` to those of `to`; buffer[i] is where operand i is then. False: too

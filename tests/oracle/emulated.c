@@ -246,7 +246,7 @@ static void poison(h_emulated *e, const prog_instr *in, unsigned char *const *bu
   const prog_operand *o = &e->p->operands[in->first_operand];
   for (uint32_t i = 0; i < in->operands; i++)
     if (o[i].writes & EMU_READ) mark(e, &o[i], buf[i], TOUCHED);
-  bool part = strstr(prog_text(e->p, in->note), "append") != NULL;
+  bool part = str_starts(prog_text(e->p, in->note), "append");
   for (uint32_t i = 0; i < in->operands; i++) {
     int64_t first = buf[i] - vm_at(e->vm, 0), end = first + o[i].bytes;
     if (o[i].writes == (EMU_READ | EMU_WRITE)) {
