@@ -1,0 +1,141 @@
+// Clusters: devices, the links between them, and what lies beside them.
+//
+// A cluster is a tree of *levels*. The leaves are devices; a level says how many members it has,
+// and what link joins them, per member and direction. Devices are numbered from left to right, so
+// that a mesh of axes, outer to inner, lays consecutive devices along its innermost axis:
+//
+//   cluster selene {                          level 0  group pod, 280 members, fat tree at the
+//   speed
+//     node  dgx { members = 8 * a100_80g            of the network cards
+//                 link = switch(300GB/s, 3us)       level 1  node dgx, 8 members, 300 GB/s
+//                 nics = 8 * nic(25GB/s, 5us) }     devices 0..7 in node 0, 8..15 in node 1, ...
+//     group pod { members = 280 * dgx; link = fat_tree() } }
+//
+// Members of a level need not be alike (`a + b`: two groups with other networks, other devices).
+// All bandwidths are bytes a second, latencies seconds, memories bytes, speeds FLOPs a second.
+// A cluster belongs to the arena it was made in and is never changed.
+#ifndef DSM_IR_CLUSTER_H
+#define DSM_IR_CLUSTER_H
+
+#include "ir/ir.h"
+
+// Share of a peak that a call reaches, by its FLOPs (matmul, attention) or bytes (vector, memory).
+// Between points the share is linear in log(x); outside it is that of the nearest point. n = 0: 1.
+#define CL_CURVE 12
+typedef struct cl_curve {
+  int n;
+  double x[CL_CURVE], share[CL_CURVE];
+} cl_curve;
+double cl_share(const cl_curve *c, double x);
+
+typedef struct cl_device {
+  const char *name;
+  int64_t memory, reserve;  // capacity is the difference
+  double bandwidth;         // of its memory
+  double matmul[DT_COUNT];  // peak of products by the type that is multiplied; 0: not given
+  double matmul_tf32;       // 0: not given
+  double vector[DT_COUNT];  // peak of elementwise work
+  cl_curve matmul_share, attention_share, vector_share, memory_share;
+  double launch;        // seconds to start a kernel
+  int units;            // multiprocessors or cores; 0: not given
+  int64_t cache;        // last-level cache; 0: not given
+  int threads;          // of a CPU; 0: not given
+  double power, price;  // watts; per hour; 0: not given
+  const char *arch;     // "cpu", "sm_80", ...; NULL: not given
+} cl_device;
+// Peak of products of this type; f32 falls back on tf32 only when asked; a type that is not given
+// runs at the speed of the next wider one that is. 0 when none is.
+double cl_matmul_peak(const cl_device *d, ir_dtype t);
+
+typedef enum cl_link_kind { CL_SWITCH, CL_FAT_TREE, CL_ETHERNET } cl_link_kind;
+typedef struct cl_link {
+  cl_link_kind kind;
+  double bandwidth;  // of a member of the level, in one direction
+  double latency;
+  double taper;  // fat tree: share of full bandwidth across the top; 1 elsewhere
+} cl_link;
+
+typedef struct cl_store {  // host memory or a disk; size 0: none
+  int64_t size;
+  double bandwidth;  // of each device's way to it, in one direction
+  double latency;
+} cl_store;
+
+typedef struct cl_level cl_level;
+typedef struct cl_member {
+  int64_t count;
+  const cl_level *level;    // NULL for a device
+  const cl_device *device;  // NULL for a level
+} cl_member;
+struct cl_level {
+  const char *name;  // "dgx", "pod"
+  bool node;         // devices that share a host
+  int nmembers;      // kinds of members
+  const cl_member *member;
+  cl_link link;  // between members. For a level above nodes `bandwidth` is what ONE DEVICE of a
+                 // node gets when all of them talk: nics * nic bandwidth / devices of a node,
+                 // and no more than the link's own; latency is the sum of card and link
+  cl_store host, disk;  // node
+  double price;
+  int64_t devices;  // below it
+};
+
+typedef struct cl_cluster {
+  const char *name;  // "dgx-a100-80g"
+  const cl_level *top;
+  int64_t devices;
+  uint64_t digest;  // of all that is in it
+} cl_cluster;
+
+// The device with this number, 0 .. devices-1.
+const cl_device *cl_device_at(const cl_cluster *c, int64_t number);
+// The slowest device of the cluster per kind of work is not asked here: planners look at stages.
+// How many distinct kinds of devices there are.
+int cl_kinds(const cl_cluster *c);
+// The node that holds a device: level, and the numbers of its first device and how many it has.
+const cl_level *cl_node_of(const cl_cluster *c, int64_t number, int64_t *first, int64_t *count);
+// The lowest level that holds both devices: its link carries what they send each other.
+const cl_level *cl_between(const cl_cluster *c, int64_t a, int64_t b);
+// The first `n` devices as a cluster of their own: whole nodes, or a part of one node. NULL, with a
+// sentence in *why, when n is more than there are or would cut a node (other than the only one).
+const cl_cluster *cl_part(arena *a, const cl_cluster *c, int64_t n, const char **why);
+
+// ---- collectives --------------------------------------------------------------------------------
+
+// A group of devices that a mesh axis makes: first + k * stride, k = 0 .. size-1.
+typedef struct cl_group {
+  int64_t first, stride, size;
+} cl_group;
+
+typedef enum cl_collective {
+  CL_ALL_GATHER,      // M: bytes of the gathered value
+  CL_REDUCE_SCATTER,  // M: bytes of the value before it
+  CL_ALL_REDUCE,      // M: bytes of the value
+  CL_ALL_TO_ALL,      // M: bytes a device holds before it
+  CL_SEND,            // M: bytes sent to the next of the group
+  CL_COLLECTIVES
+} cl_collective;
+const char *cl_collective_name(cl_collective k);  // "all_gather", as in plan --json
+
+typedef struct cl_cost {
+  double seconds;
+  double intra, inter;  // bytes a device sends inside its node and out of it: exact (n-1)/n forms
+  const char *how;      // "ring", "tree", "ring x ring": the algorithm that is fastest
+} cl_cost;
+// What a collective over a group of `size` devices `stride` apart takes, M in bytes, when all
+// groups of that axis run at once (they share the network cards of their nodes, which cl_level.link
+// counts per device already). Hierarchical: a group that spans levels is done factor by factor, and
+// the bytes of an outer factor are those that are left after the inner ones. Ring: (n-1) steps of
+// M/n and n-1 latencies; tree (all-reduce only): 2 log2(n) latencies and 2M bytes over the link. Of
+// groups that differ (unlike levels) the slowest counts. n = 1 is free.
+//
+//   all-reduce of 1 GB over 16 GPUs of 2 nodes of 8:  reduce-scatter inside (7/8 GB at 300 GB/s),
+//   all-reduce of 1/8 GB between (2 * 1/2 * 1/8 GB at 25 GB/s), all-gather inside
+cl_cost cl_collective_cost(const cl_cluster *c, cl_collective k, int64_t stride, int64_t size,
+                           double bytes);
+// From one device to another; a pipeline boundary.
+cl_cost cl_send_cost(const cl_cluster *c, int64_t from, int64_t to, double bytes);
+// True when a group of this axis spans a level whose members have other networks (Holmes).
+bool cl_spans_unlike(const cl_cluster *c, int64_t stride, int64_t size);
+
+#endif

@@ -1,0 +1,216 @@
+// Plans: how a job is spread over a cluster, what it takes, why it won.
+//
+// The planner (search.h) makes a plan_result; text, JSON, the report and `--why` print it. Nothing
+// that prints computes: every number a reader sees is a field here. Units: seconds, bytes, FLOPs.
+//
+//   plan_result *r = plan_search(a, job, cluster, &pins, &options);
+//   plan_print_text(r, stdout, columns);    plan_print_json(r, stdout);
+#ifndef DSM_PLAN_H
+#define DSM_PLAN_H
+
+#include <stdbool.h>
+#include <stdint.h>
+#include <stdio.h>
+
+#include "ir/cluster.h"
+#include "passes/plan/pipeline.h"
+#include "runtime/base/arena.h"
+#include "runtime/base/vec.h"
+
+// The axes of a mesh. ORDER AXES: names in plan_axis_name, rows of keys.def, --pin, JSON.
+typedef enum plan_axis {
+  PLAN_DATA,
+  PLAN_PIPELINE,
+  PLAN_TENSOR,
+  PLAN_ULYSSES,
+  PLAN_RING,
+  PLAN_EXPERT,
+  PLAN_AXES
+} plan_axis;
+const char *plan_axis_name(plan_axis x);  // "data"
+
+typedef enum plan_recompute {
+  PLAN_KEEP,
+  PLAN_SELECTIVE,
+  PLAN_FULL,
+  PLAN_RECOMPUTES
+} plan_recompute;
+const char *plan_recompute_name(plan_recompute r);  // "none", "selective", "full"
+
+// Homes, in order of distance from the device.
+typedef enum plan_home { PLAN_DEVICE, PLAN_HOST, PLAN_DISK, PLAN_HOMES } plan_home;
+const char *plan_home_name(plan_home h);  // "device"
+// Classes of bytes that have a home of their own.
+typedef enum plan_class {
+  PLAN_PARAMETERS,
+  PLAN_GRADIENTS,
+  PLAN_OPTIMIZER,
+  PLAN_ACTIVATIONS,
+  PLAN_CLASSES
+} plan_class;
+const char *plan_class_name(plan_class c);  // "parameters"
+
+// What is chosen. A point of the space of space.def.
+typedef struct plan_choice {
+  int64_t size[PLAN_AXES];     // they multiply to the devices
+  plan_axis order[PLAN_AXES];  // outer to inner
+  int64_t micro_batch;         // sequences of one data rank
+  int64_t micro_batches;       // of a data rank, in a step
+  pipe_kind pipe;
+  int64_t interleave;  // chunks of a stage; 1 without
+  int zero;            // 0..3
+  int64_t zero_group;  // ranks that share a state; data size (times ulysses, ring) or a factor
+  plan_recompute recompute;  // of all layers, or of those that `recomputed` counts
+  plan_home home[PLAN_CLASSES];
+  bool sequence_parallel;  // norms and residuals cut by `tensor` along the sequence: found by the
+                           // placements, reported
+} plan_choice;
+
+typedef enum plan_memory {
+  PLAN_M_PARAMETERS,
+  PLAN_M_GRADIENTS,
+  PLAN_M_OPTIMIZER,
+  PLAN_M_ACTIVATIONS,  // of all micro-batches in flight
+  PLAN_M_WORKSPACE,    // the highest transient beside them
+  PLAN_MEMORIES
+} plan_memory;
+const char *plan_memory_name(plan_memory m);
+
+// Where the critical rank's seconds go; they sum to step_s. And what each link or engine is busy
+// for, hidden or not.
+typedef enum plan_time {
+  PLAN_T_COMPUTE,
+  PLAN_T_TENSOR,
+  PLAN_T_SEQUENCE,  // ulysses and ring
+  PLAN_T_EXPERT,
+  PLAN_T_PIPELINE,
+  PLAN_T_DATA,
+  PLAN_T_OPTIMIZER,
+  PLAN_T_OFFLOAD,
+  PLAN_T_BUBBLE,
+  PLAN_TIMES
+} plan_time;
+const char *plan_time_name(plan_time t);
+
+typedef struct plan_stage {
+  int64_t first_layer, last_layer;  // first > last: none
+  const char *extra;                // "embed", "head", "embed+head", or NULL
+  double parameters;                // logical ones, on each of its ranks
+  int64_t memory[PLAN_MEMORIES];
+  int64_t peak;
+  int64_t host, disk;  // bytes of a rank there
+  double time[PLAN_TIMES];
+  double forward_s, backward_s;  // of one micro-batch
+  int64_t stash;                 // micro-batches in flight at most
+  const char *peak_at;           // "warm-up, layer 11, mlp.c_fc"
+} plan_stage;
+
+// How one value or weight is cut over `tensor`: "h.attn.c_attn.weight" "kv_heads/tensor".
+typedef struct plan_cut {
+  const char *name, *cut;
+} plan_cut;
+
+// Bytes sent per rank and step, of the rank that sends most, exact.
+typedef struct plan_bytes {
+  double bytes[PLAN_AXES][CL_COLLECTIVES][2];  // [..][..][0] inside nodes, [1] between them
+  int64_t calls[PLAN_AXES][CL_COLLECTIVES];    // collectives a rank takes part in, in a step
+} plan_bytes;
+
+// A plan and what it takes.
+typedef struct plan_candidate {
+  plan_choice choice;
+  int nstages;
+  plan_stage *stage;
+  int64_t critical;                    // the stage that `time` is of
+  double step_s, step_low, step_high;  // an 80 % interval
+  double tokens_per_s, tflops_per_device, mfu, hfu;
+  double time[PLAN_TIMES], busy[PLAN_TIMES];
+  int64_t memory[PLAN_MEMORIES];  // of the stage with the highest peak
+  int64_t peak, capacity, reserve;
+  int64_t over;  // bytes beyond the capacity (device, host or disk); 0: it fits
+  const char *peak_at;
+  plan_bytes bytes;
+  int ncuts;
+  plan_cut *cut;
+  // Collectives of one layer, forward and backward, over `tensor`: for explanations and tests.
+  int64_t tensor_calls_layer[CL_COLLECTIVES];
+  pipe pipe;  // what pipe_simulate runs
+} plan_candidate;
+
+typedef struct plan_rejected {
+  plan_choice choice;
+  const char *code;    // "does-not-fit", "slower", "indivisible", ...
+  const char *reason;  // "slower by 9.6 %: tensor traffic 2.5 s instead of 1.1 s"
+  int64_t over;        // does-not-fit
+  double step_s;       // slower
+} plan_rejected;
+
+typedef struct plan_fix {
+  const char *change;  // "offload the optimizer to the host"
+  const char *flags;   // "--pin offload=optimizer:host"
+  int64_t peak;
+  double step_s;
+} plan_fix;
+
+typedef struct plan_model {
+  const char *name;
+  double parameters;  // logical
+  double flops;       // of a step, model FLOPs (attention full)
+  double tokens;      // of a step
+  int64_t batch;
+  int64_t layers;
+  const char *precision;
+} plan_model;
+
+typedef struct plan_search_stats {
+  int64_t points;      // of the space
+  int64_t considered;  // points that were legal
+  int64_t pruned;      // of these, by a bound, before their step was worked out
+  int64_t fronts;      // block searches made
+  int64_t predicted_points, predicted_fronts;  // before the search
+  double seconds;
+  bool optimal;         // no point of the space is better within the model
+  double gap, bound_s;  // how far from it the best may be when it is not
+} plan_search_stats;
+
+typedef struct plan_assumption {
+  const char *what, *value,
+      *source;  // "matmul at 1e12 FLOPs", "0.78 of 312 TFLOP/s", "Narayanan 2021"
+} plan_assumption;
+
+typedef struct plan_setting {
+  const char *name, *value;
+} plan_setting;
+
+typedef struct plan_result {
+  arena *arena;
+  const char *source;  // path of the text
+  uint64_t source_digest;
+  plan_model model;
+  const cl_cluster *cluster;
+  VEC(plan_setting) settings;
+  VEC(plan_candidate *) candidates;  // best first, up to --top
+  plan_candidate *best;              // candidates[0], or NULL: nothing fits
+  plan_candidate *closest;           // when nothing fits: that which is least over
+  VEC(plan_rejected) rejected;
+  VEC(plan_fix) fixes;
+  VEC(const char *) warnings;
+  VEC(plan_assumption) assumptions;
+  plan_search_stats search;
+} plan_result;
+
+// Short, for lists: "data 32 x pipeline 8 x tensor 4, interleave 6, zero 1, recompute none".
+const char *plan_choice_text(arena *a, const plan_choice *c);
+// The choice as flags: "--pin data=32,pipeline=8,tensor=4,micro_batch=1".
+const char *plan_choice_flags(arena *a, const plan_choice *c);
+
+// For a terminal; never wider than `columns` (at least 60, at most 100).
+void plan_print_text(const plan_result *r, FILE *out, int columns, bool color);
+// DESIGN section 6's object.
+void plan_print_json(const plan_result *r, FILE *out);
+// One self-contained HTML page.
+void plan_print_html(const plan_result *r, FILE *out);
+// A `plan` section that `--plan` reads back: what was chosen, each line editable.
+void plan_print_file(const plan_result *r, const plan_candidate *c, FILE *out);
+
+#endif
