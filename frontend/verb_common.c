@@ -202,6 +202,12 @@ static uint64_t digest_of(const cli *c, const compiled *k, const pins *pin) {
   return h;
 }
 
+static void set_optimizer(pass_options *o, const job *j) {
+  o->optimizer = j->optimizer.kind == OPTIMIZER_SGD ? OPT_SGD : OPT_ADAMW;
+  o->momentum = j->optimizer.momentum != 0;
+  o->nesterov = j->optimizer.nesterov;
+}
+
 // Lowers and runs passes once for one micro-batch.
 static bool lower_and_optimise(cli *c, compiled *k, const pins *pin, int64_t micro,
                                compile_stage stage) {
@@ -216,9 +222,7 @@ static bool lower_and_optimise(cli *c, compiled *k, const pins *pin, int64_t mic
   cg_use_library(k->cg, pin->matmul);
   cg_use_machine(k->cg, k->targets ? CG_CUDA : CG_HOST);
   pass_options o = pass_defaults();
-  o.optimizer = k->job->optimizer.kind == OPTIMIZER_SGD ? OPT_SGD : OPT_ADAMW;
-  o.momentum = k->job->optimizer.momentum != 0;
-  o.nesterov = k->job->optimizer.nesterov;
+  set_optimizer(&o, k->job);
   o.batch = k->job->batch;
   o.micro_batch = micro;
   o.device = cg_machine_of(k->cg) != CG_HOST;
@@ -386,19 +390,46 @@ static bool skips_are_known(cli *c, compiled *k) {
   return false;
 }
 
-bool compile(cli *c, const char *path, compile_stage stage, compiled *k) {
+bool compile_open(cli *c, const char *path, compiled *k) {
   *k = (compiled){0};
-  if (!cluster_is_built(c, k) || !skips_are_known(c, k)) return false;
-  if (!gpu_parse_target(c, &k->targets)) return false;
   double t = now();
   setting_list sets = parse_sets(c);
-  pins pin;
-  if (!parse_pins(c, &pin, &k->exit_code) || !library_suits(c, k, &pin)) return false;
   k->program = sema_open(c->arena, &c->diags, path);
   if (!k->program || diags_errors(&c->diags)) return false;
   k->job = sema_job(k->program, k->program->asked, sets);
   if (!k->job || diags_errors(&c->diags)) return false;
   report_stage(c, "parse", t);
+  return true;
+}
+
+ir_module *compile_step(compiled *k, recompute_mode mode) {
+  ir_module *m = sema_lower(k->program, k->job, SEMA_TRAIN);
+  if (!m) return NULL;
+  pass_options o = pass_defaults();
+  set_optimizer(&o, k->job);
+  o.batch = k->job->batch;
+  o.micro_batch = 1;
+  o.recompute = mode;
+  o.recomputed = &k->recomputed;
+  o.stage = IR_LOCAL;
+  o.after = "recompute";
+  const char *why = pass_run(m, &o);
+  if (!why) why = pass_dead(m, &o);
+  if (!why) return m;
+  fprintf(stderr, "error: %s\n", why);
+  k->exit_code = EXIT_UNFIT;
+  return NULL;
+}
+
+bool compile(cli *c, const char *path, compile_stage stage, compiled *k) {
+  compiled asked = {0};
+  pins pin;
+  bool good = cluster_is_built(c, &asked) && skips_are_known(c, &asked) &&
+              gpu_parse_target(c, &asked.targets) && parse_pins(c, &pin, &asked.exit_code) &&
+              library_suits(c, &asked, &pin);
+  *k = asked;
+  if (!good || !compile_open(c, path, k)) return false;
+  k->targets = asked.targets;
 
   int64_t batch = k->job->batch;
   if (pin.micro && (pin.micro > batch || batch % pin.micro)) {

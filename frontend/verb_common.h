@@ -43,6 +43,11 @@ typedef struct compiled {
 // Compiles as far as `stage`. False when something was wrong; it has been reported or is in
 // c->diags, and compile_finish gives the exit code.
 bool compile(cli *c, const char *path, compile_stage stage, compiled *out);
+// Reads the file and resolves the job, no more; for verbs that do not compile.
+bool compile_open(cli *c, const char *path, compiled *out);
+// The training step as the planner reads it (passes/plan/graph.h): LOCAL at a micro-batch of one
+// sample, nothing chunked, with what `mode` makes again in backward. NULL after an error.
+ir_module *compile_step(compiled *k, recompute_mode mode);
 // As far as COMPILE_SCHEDULE with a text of ours, to see what it takes on this host: out->fits says
 // whether it has the memory, and when it has not, `out` is what a micro-batch of 1 would need.
 bool compile_measure(cli *c, const char *name, const char *text, compiled *out);

@@ -1,0 +1,349 @@
+#include "passes/plan/block.h"
+
+#include <string.h>
+
+#include "ir/cost.h"
+#include "ir/rule.h"
+#include "ir/view.h"
+#include "passes/plan/cost.h"
+
+plan_axis bl_axis_of(int inner) {
+  static const plan_axis axis[BL_INNER] = {PLAN_TENSOR, PLAN_ULYSSES, PLAN_RING};
+  return axis[inner];
+}
+
+static const sh_domain domain_of[BL_INNER] = {SH_ANY, SH_ACTIVATIONS,
+                                              SH_SEQUENCE};  // ORDER bl_axis_of
+
+void bl_state_add(bl_state *to, const bl_state *s, double times) {
+  to->elements += times * s->elements;
+  to->logical += times * s->logical;
+  to->parameter += times * s->parameter;
+  to->master += times * s->master;
+  to->optimizer += times * s->optimizer;
+  to->gradient += times * s->gradient;
+}
+
+// The states beside a weight, for `part` of a slice of `elements`.
+static bl_state state_of(const ir_module *m, const ir_state *weight, double elements, double part) {
+  double n = elements * part, own = n * ir_dtype_bytes(weight->type.dtype);
+  bl_state s = {.elements = n, .logical = elements, .parameter = own};
+  if (weight->trained) s.gradient = n * 4;  // sums are f32
+  for (int i = 0; i < m->states.n; i++) {
+    const ir_state *o = m->states.at[i];
+    if (!o->of || !str_eq(o->of, weight->name)) continue;
+    if (o->cls == STATE_COPY) {
+      s.parameter = n * ir_dtype_bytes(o->type.dtype);
+      s.master = own;
+    } else if (o->cls == STATE_OPTIMIZER && weight->trained) {
+      s.optimizer += n * ir_dtype_bytes(o->type.dtype);
+    }
+  }
+  return s;
+}
+
+typedef struct maker {
+  arena *a;
+  const sh_rules *r;
+  const pg_graph *g;
+  bl_block *b;
+  const cl_cluster *cluster;
+  const cl_device *device;
+  double *op_part;
+} maker;
+
+static double local_bytes(const maker *k, int v) {
+  const pg_value *p = &k->g->value.at[v];
+  return p->bytes * (p->batch ? (double)k->b->key.micro_batch : 1) * k->b->value_part[v];
+}
+
+// Layers of the piece, which a phase's numbers are divided by.
+static double layers_of(const maker *k, int piece) { return (double)k->g->piece.at[piece].count; }
+
+// ---- time ---------------------------------------------------------------------------------------
+
+static bool makes_gradient(const pg_graph *g, const pg_op *p) {
+  for (int i = 0; i < p->nout; i++)
+    if (p->out[i] >= 0 && !g->value.at[p->out[i]].batch) return true;
+  return false;
+}
+
+static void add_ops(maker *k) {
+  const pg_graph *g = k->g;
+  double b = (double)k->b->key.micro_batch;
+  for (int i = 0; i < g->op.n; i++) {
+    const pg_op *p = &g->op.at[i];
+    if (p->kind != PG_OP) continue;
+    bl_phase *f = &k->b->piece[p->piece].phase[p->phase];
+    double bytes = 0, flops = ir_op_flops(p->op);
+    bool batch = false;
+    for (int j = 0; j < p->nin + p->nout; j++) {
+      int v = j < p->nin ? p->in[j] : p->out[j - p->nin];
+      if (v < 0) continue;
+      bytes += local_bytes(k, v);
+      batch |= g->value.at[v].batch;
+    }
+    if (batch) flops *= b;
+    flops *= k->op_part[i];
+    double times = p->times / layers_of(k, p->piece);
+    if (p->once) continue;  // counted with the optimizer: once a step, of weights only
+    double seconds = times * pc_op_seconds(k->device, p->op, flops, bytes);
+    f->compute += seconds;
+    if (p->phase == PG_BACKWARD && makes_gradient(g, p)) f->weight += seconds;
+    f->hardware_flops += times * flops;
+    if (!p->op->recompute) f->flops += times * flops;
+  }
+}
+
+static void add_move(maker *k, int inner, const sh_move *m, bool inside) {
+  if (m->piece < 0 || m->once) return;
+  bl_phase *f = &k->b->piece[m->piece].phase[m->phase];
+  double n = m->times / layers_of(k, m->piece);
+  double other = inside ? 1 : 1;
+  f->busy[inner] += n * m->cost.seconds * other;
+  if (!m->streamed) f->sent[inner] += n * m->cost.seconds;
+  f->bytes[inner][m->kind][0] += n * m->cost.intra;
+  f->bytes[inner][m->kind][1] += n * m->cost.inter;
+  f->calls[inner][m->kind] += n;
+}
+
+// Keys and values that are gathered chunk by chunk while attention runs on the chunks before.
+static void hide_streams(maker *k) {
+  const pg_graph *g = k->g;
+  for (int i = 0; i < g->op.n; i++) {
+    const pg_op *p = &g->op.at[i];
+    if (p->kind != PG_OP || (p->op->code != IR_attention && p->op->code != IR_attention_grad))
+      continue;
+    double flops = ir_op_flops(p->op) * (double)k->b->key.micro_batch * k->op_part[i];
+    double work = pc_op_seconds(k->device, p->op, flops, 0);
+    for (int x = 0; x < BL_INNER; x++) {
+      const sh_result *s = k->b->axis[x];
+      double moved = 0;
+      for (int j = 0; j < s->moves.n; j++) {
+        const sh_move *m = &s->moves.at[j];
+        bool feeds = false;
+        for (int o = 0; o < p->nin; o++) feeds |= p->in[o] == m->value;
+        if (m->streamed && feeds && m->phase == p->phase) moved += m->cost.seconds;
+      }
+      // The first chunk cannot be hidden.
+      double n = (double)k->b->key.size[x];
+      double exposed =
+          moved > 0 ? moved / n + (moved - moved / n > work ? moved - moved / n - work : 0) : 0;
+      k->b->piece[p->piece].phase[p->phase].sent[x] += exposed * p->times / layers_of(k, p->piece);
+    }
+  }
+}
+
+// ---- memory -------------------------------------------------------------------------------------
+
+// Live ranges over the ops of one or both phases of a piece: the highest sum of what lives there
+// only.
+static void add_transient(maker *k, int piece, bool both, pg_phase phase) {
+  const pg_graph *g = k->g;
+  int *root = arena_new(k->a, int, g->value.n + 1), *last = arena_new(k->a, int, g->value.n + 1);
+  bool *made = arena_new(k->a, bool, g->value.n + 1),
+       *stored = arena_new(k->a, bool, g->value.n + 1);
+  double *more = arena_new(k->a, double, g->value.n + 1);
+  for (int v = 0; v < g->value.n; v++) {
+    root[v] = v;
+    last[v] = -1;
+  }
+  for (int x = 0; x < BL_INNER; x++)
+    for (int j = 0; j < k->b->axis[x]->moves.n; j++) {
+      const sh_move *m = &k->b->axis[x]->moves.at[j];
+      if (m->to == SH_REPLICATED && !m->streamed) more[m->value] += m->bytes;
+    }
+  for (int i = 0; i < g->op.n; i++) {
+    const pg_op *p = &g->op.at[i];
+    if (p->piece != piece || (!both && p->phase != phase)) continue;
+    if (p->kind == PG_STORE || p->kind == PG_CARRY) stored[root[p->in[0]]] = true;
+    if (p->kind != PG_OP) continue;
+    bool view = ir_is_view(p->op);
+    for (int j = 0; j < p->nin; j++)
+      if (p->in[j] >= 0) last[root[p->in[j]]] = i;
+    for (int j = 0; j < p->nout; j++) {
+      int v = p->out[j];
+      if (v < 0) continue;
+      if (view && p->in[0] >= 0) root[v] = root[p->in[0]];
+      made[root[v]] |= !view;
+      if (last[root[v]] < i) last[root[v]] = i;
+    }
+  }
+  double live = 0;
+  bl_phase *f = &k->b->piece[piece].phase[phase];
+  double *held = arena_new(k->a, double, g->op.n + 1);  // what dies behind op i
+  for (int i = 0; i < g->op.n; i++) {
+    const pg_op *p = &g->op.at[i];
+    if (p->piece != piece || (!both && p->phase != phase) || p->kind != PG_OP) continue;
+    for (int j = 0; j < p->nout; j++) {
+      int v = p->out[j];
+      if (v < 0 || root[v] != v || !made[v] || stored[v] || g->value.at[v].gradient) continue;
+      double bytes = local_bytes(k, v) + more[v];
+      live += bytes;
+      held[last[v]] += bytes;
+    }
+    if (live > f->transient) {
+      f->transient = live;
+      f->transient_at = pg_op_name(g, p);
+    }
+    live -= held[i];
+  }
+}
+
+// What waits for backward: stacks of layers, and what the straight pieces' backward reads.
+static void add_kept(maker *k) {
+  const pg_graph *g = k->g;
+  bool *counted = arena_new(k->a, bool, g->value.n + 1);
+  for (int i = 0; i < g->op.n; i++) {
+    const pg_op *p = &g->op.at[i];
+    if (p->kind == PG_STORE && p->phase == PG_FORWARD && g->value.at[p->out[0]].saved)
+      k->b->piece[p->piece].kept += local_bytes(k, p->out[0]);
+  }
+  int last = g->piece.n - 1;
+  for (int i = 0; i < g->op.n; i++) {
+    const pg_op *p = &g->op.at[i];
+    if (p->kind != PG_OP || p->phase != PG_FORWARD || g->piece.at[p->piece].name ||
+        p->piece == last)
+      continue;
+    for (int j = 0; j < p->nout; j++) {
+      int v = p->out[j];
+      if (v < 0 || !g->value.at[v].batch || counted[v]) continue;
+      for (int n = i + 1; n < g->op.n; n++) {
+        const pg_op *q = &g->op.at[n];
+        if (q->piece != p->piece || q->phase != PG_BACKWARD || q->kind != PG_OP) continue;
+        for (int o = 0; o < q->nin; o++)
+          if (q->in[o] == v && !counted[v]) {
+            counted[v] = true;
+            k->b->piece[p->piece].kept += local_bytes(k, v);
+          }
+      }
+    }
+  }
+}
+
+// Weights by the pieces that read them. A view above the repeats is read where its readers are.
+static void add_weights(maker *k) {
+  const pg_graph *g = k->g;
+  bool *seen = arena_new(k->a, bool, g->value.n * g->piece.n + 1);
+  int *number = arena_new(k->a, int, g->value.n + 1);  // of its bl_weight + 1
+  for (int i = 0; i < g->op.n; i++) {
+    const pg_op *p = &g->op.at[i];
+    if (p->kind != PG_OP || ir_is_view(p->op)) continue;
+    for (int j = 0; j < p->nin; j++) {
+      int v = p->in[j];
+      if (v >= 0 && g->value.at[v].view_of >= 0) v = g->value.at[v].view_of;
+      if (v < 0 || !g->value.at[v].weight || seen[v * g->piece.n + p->piece]) continue;
+      seen[v * g->piece.n + p->piece] = true;
+      const pg_value *w = &g->value.at[v];
+      bl_state s = state_of(g->m, w->weight, w->elements, k->b->value_part[v]);
+      if (w->layers > 1) {
+        bl_state_add(&k->b->piece[p->piece].layer, &s, 1);
+        continue;
+      }
+      if (!number[v]) {
+        vec_push(k->a, &k->b->weight,
+                 (bl_weight){.state = s, .piece = arena_new(k->a, int, g->piece.n)});
+        number[v] = k->b->weight.n;
+      }
+      bl_weight *x = &k->b->weight.at[number[v] - 1];
+      x->piece[x->npieces++] = p->piece;
+    }
+  }
+}
+
+static void add_boundaries(maker *k) {
+  const pg_graph *g = k->g;
+  for (int i = 0; i < g->op.n; i++) {
+    const pg_op *p = &g->op.at[i];
+    if (p->kind == PG_ENTER && p->phase == PG_FORWARD && g->value.at[p->out[0]].batch)
+      k->b->piece[p->piece].boundary += local_bytes(k, p->out[0]);
+  }
+  // What every layer reads and an earlier piece made goes from stage to stage with them.
+  bool *seen = arena_new(k->a, bool, g->value.n * g->piece.n + 1);
+  int *maker_of = arena_new(k->a, int, g->value.n + 1);
+  for (int v = 0; v < g->value.n; v++) maker_of[v] = -1;
+  for (int i = 0; i < g->op.n; i++) {
+    const pg_op *p = &g->op.at[i];
+    if (p->kind != PG_OP || p->phase != PG_FORWARD) continue;
+    for (int j = 0; j < p->nin; j++) {
+      int v = p->in[j];
+      if (v < 0 || !g->value.at[v].batch || maker_of[v] < 0 || maker_of[v] == p->piece) continue;
+      if (g->value.at[v].carried || seen[v * g->piece.n + p->piece]) continue;
+      if (!g->piece.at[p->piece].name) continue;
+      seen[v * g->piece.n + p->piece] = true;
+      k->b->piece[p->piece].boundary += local_bytes(k, v);
+    }
+    for (int j = 0; j < p->nout; j++)
+      if (p->out[j] >= 0) maker_of[p->out[j]] = p->piece;
+  }
+}
+
+// ---- all ----------------------------------------------------------------------------------------
+
+bl_block *bl_make(arena *a, const sh_rules *rules, const bl_key *key, const cl_cluster *cluster,
+                  const cl_device *device, int64_t micro_batches) {
+  const pg_graph *g = rules->g;
+  bl_block *b = arena_new(a, bl_block, 1);
+  b->key = *key;
+  b->g = g;
+  b->npieces = g->piece.n;
+  b->piece = arena_new(a, bl_piece, g->piece.n);
+  b->value_part = arena_new(a, double, g->value.n + 1);
+  maker k = {.a = a, .r = rules, .g = g, .b = b, .cluster = cluster, .device = device};
+  k.op_part = arena_new(a, double, g->op.n + 1);
+  for (int i = 0; i < g->op.n; i++) k.op_part[i] = 1;
+  for (int v = 0; v < g->value.n; v++) b->value_part[v] = 1;
+  // Sequence axes first: they cut all activations alike, so that what tensor moves is known.
+  static const int order[BL_INNER] = {2, 1, 0};
+  for (int n = 0; n < BL_INNER; n++) {
+    int x = order[n];
+    sh_env e = {.cluster = cluster,
+                .device = device,
+                .size = key->size[x],
+                .stride = key->stride[x],
+                .domain = domain_of[x],
+                .micro_batch = key->micro_batch,
+                .micro_batches = micro_batches};
+    if (key->size[x] == 1) {
+      b->axis[x] = arena_new(a, sh_result, 1);
+      continue;
+    }
+    b->axis[x] = sh_solve(a, rules, &e, b->value_part, k.op_part, &b->why);
+    if (!b->axis[x]) {
+      b->code = "indivisible";
+      return b;
+    }
+    for (int i = 0; i < g->op.n; i++) k.op_part[i] *= b->axis[x]->op_part[i];
+    for (int v = 0; v < g->value.n; v++) b->value_part[v] *= b->axis[x]->value_part[v];
+  }
+  add_ops(&k);
+  for (int x = 0; x < BL_INNER; x++) {
+    for (int i = 0; i < b->axis[x]->moves.n; i++) add_move(&k, x, &b->axis[x]->moves.at[i], false);
+    for (int i = 0; i < b->axis[x]->reduces.n; i++)
+      add_move(&k, x, &b->axis[x]->reduces.at[i], true);
+  }
+  hide_streams(&k);
+  for (int i = 0; i < g->piece.n; i++) {
+    bool tail = i == g->piece.n - 1;
+    add_transient(&k, i, tail, PG_FORWARD);
+    add_transient(&k, i, tail, PG_BACKWARD);
+  }
+  add_kept(&k);
+  add_weights(&k);
+  add_boundaries(&k);
+  return b;
+}
+
+double bl_bound(const pg_graph *g, const bl_key *key, const cl_device *device) {
+  double n = (double)(key->size[0] * key->size[1] * key->size[2]), seconds = 0;
+  for (int i = 0; i < g->op.n; i++) {
+    const pg_op *p = &g->op.at[i];
+    if (p->kind != PG_OP || p->once || ir_is_view(p->op)) continue;
+    double flops = ir_op_flops(p->op);
+    bool batch = false;
+    for (int j = 0; j < p->nin && !batch; j++) batch = p->in[j] >= 0 && g->value.at[p->in[j]].batch;
+    if (batch) flops *= (double)key->micro_batch;
+    seconds += p->times * pc_op_seconds(device, p->op, flops / n, 0);
+  }
+  return seconds;
+}

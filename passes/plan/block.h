@@ -1,0 +1,83 @@
+// What the pieces of a step take at given cuts and micro-batch: the planner's unit of work.
+//
+// A *block* is a graph with its axes inside a stage solved: tensor, ulysses, ring. It is made once
+// for each (recompute, tensor, ulysses, ring, order, micro-batch) and shared by all plans that
+// differ in data, pipeline, interleaving, ZeRO and homes. All numbers are of one rank and one
+// micro-batch; for a piece of layers they are of one layer.
+#ifndef DSM_PLAN_BLOCK_H
+#define DSM_PLAN_BLOCK_H
+
+#include "passes/plan/plan.h"
+#include "passes/plan/shard.h"
+
+enum { BL_INNER = 3 };  // axes inside a stage: ORDER bl_axis_of
+typedef struct bl_key {
+  plan_recompute recompute;
+  int64_t size[BL_INNER];  // tensor, ulysses, ring
+  int64_t stride[BL_INNER];
+  int64_t micro_batch;
+} bl_key;
+plan_axis bl_axis_of(int inner);  // PLAN_TENSOR, PLAN_ULYSSES, PLAN_RING
+
+// Of one phase of a piece.
+typedef struct bl_phase {
+  double compute;         // seconds of its ops
+  double weight;          // of these, gradients of weights (what zero-bubble moves)
+  double sent[BL_INNER];  // exposed seconds of collectives
+  double busy[BL_INNER];  // all of them
+  double bytes[BL_INNER][CL_COLLECTIVES][2];  // sent: inside nodes, between them
+  double calls[BL_INNER][CL_COLLECTIVES];
+  double transient;          // highest sum of values that live only within it
+  const char *transient_at;  // the op there
+  double flops;              // of this rank, without what is run again
+  double hardware_flops;     // with it
+} bl_phase;
+
+// What weights take on a rank. A stack's layer, or a weight.
+typedef struct bl_state {
+  double elements;   // that a rank holds
+  double logical;    // before cuts
+  double parameter;  // bytes as products read them (rounded copies, or f32)
+  double master;     // f32 weights behind rounded copies
+  double optimizer;  // m, v, momentum
+  double gradient;
+} bl_state;
+void bl_state_add(bl_state *to, const bl_state *s, double times);
+
+// A weight that is not a stack of layers: it is once on every stage that holds one of its pieces,
+// and its gradient is summed over these stages (tied embeddings).
+typedef struct bl_weight {
+  bl_state state;
+  int npieces;
+  int *piece;
+} bl_weight;
+
+typedef struct bl_piece {
+  bl_phase phase[2];  // PG_FORWARD, PG_BACKWARD
+  double kept;        // bytes that wait for backward
+  bl_state layer;     // of stacked weights, a layer
+  double boundary;  // bytes that enter it from the piece or layer before: carried values, and what
+                    // an earlier piece made for all layers
+} bl_piece;
+
+typedef struct bl_block {
+  bl_key key;
+  const pg_graph *g;
+  int npieces;
+  bl_piece *piece;
+  VEC(bl_weight) weight;
+  sh_result *axis[BL_INNER];
+  double *value_part;  // over all inner axes
+  const char *why;     // not NULL: these cuts are not possible
+  const char *code;    // its diagnostic word: "indivisible"
+} bl_block;
+
+// `e`: cluster and device; micro_batches is the number that what happens once is shared by.
+bl_block *bl_make(arena *a, const sh_rules *rules, const bl_key *key, const cl_cluster *cluster,
+                  const cl_device *device, int64_t micro_batches);
+
+// A lower bound on the seconds of all pieces (layers counted) of any block with these cuts: each op
+// by itself at its cheapest, no conversions.
+double bl_bound(const pg_graph *g, const bl_key *key, const cl_device *device);
+
+#endif

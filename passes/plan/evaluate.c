@@ -1,0 +1,540 @@
+// What a plan takes: time by the longest path of its pipeline, memory by what lies on each stage.
+//
+// A stage's work on a micro-batch is the sum of its layers' blocks. Around the pipeline stand, once
+// a step, the reduction of gradients (hidden behind the last backward but for its last layer), the
+// optimizer and, with ZeRO, the gather of updated parameters. With ZeRO 3 the parameters of a layer
+// are gathered before each phase of each micro-batch, while the layer before computes.
+#include <math.h>
+#include <string.h>
+
+#include "passes/plan/search.h"
+#include "passes/plan/stages.h"
+
+typedef struct point {
+  arena *a;
+  plan_space *s;
+  const plan_choice *c;
+  const bl_block *b;
+  const cl_device *device;
+  int64_t stride[PLAN_AXES];
+  int parts;  // stages * chunks
+  int64_t layers;
+  int *piece_of;                        // of each layer
+  double *forward, *backward, *weight;  // seconds of a layer of each piece, by piece
+  double gather, scatter;               // seconds that ZeRO 2 and 3 add, exposed, by the step
+} point;
+
+// ---- data ranks ---------------------------------------------------------------------------------
+
+// A collective over all ranks that hold the same weights: data, ring and ulysses ranks. Where
+// stages lie between them it is done factor by factor.
+static cl_cost over_replicas(const point *p, cl_collective k, double bytes) {
+  const plan_choice *c = p->c;
+  int64_t inner = c->size[PLAN_ULYSSES] * c->size[PLAN_RING], data = c->size[PLAN_DATA];
+  const cl_cluster *cl = p->s->cluster;
+  int64_t stride = p->stride[PLAN_ULYSSES];
+  if (p->stride[PLAN_DATA] == stride * inner || data == 1 || inner == 1)
+    return cl_collective_cost(cl, k, inner == 1 ? p->stride[PLAN_DATA] : stride, inner * data,
+                              bytes);
+  cl_cost out = {.how = "by factors"};
+  double part = bytes / (double)inner;
+  cl_cost step[3] = {{0}};
+  if (k != CL_ALL_GATHER) step[0] = cl_collective_cost(cl, CL_REDUCE_SCATTER, stride, inner, bytes);
+  step[1] = cl_collective_cost(cl, k, p->stride[PLAN_DATA], data, part);
+  if (k != CL_REDUCE_SCATTER) step[2] = cl_collective_cost(cl, CL_ALL_GATHER, stride, inner, bytes);
+  for (int i = 0; i < 3; i++) {
+    out.seconds += step[i].seconds;
+    out.intra += step[i].intra;
+    out.inter += step[i].inter;
+  }
+  return out;
+}
+
+static void count(plan_candidate *x, plan_axis axis, cl_collective k, const cl_cost *cost,
+                  double times) {
+  x->bytes.bytes[axis][k][0] += times * cost->intra;
+  x->bytes.bytes[axis][k][1] += times * cost->inter;
+  x->bytes.calls[axis][k] += (int64_t)llround(times);
+}
+
+// ---- layers -------------------------------------------------------------------------------------
+
+static double exposed(const bl_phase *f) {
+  double s = 0;
+  for (int x = 0; x < BL_INNER; x++) s += f->sent[x];
+  return s;
+}
+
+// Seconds of a phase of one layer, with what ZeRO moves for it. `lead`: nothing runs before it that
+// would hide the move.
+static void layer_seconds(point *p) {
+  int zero = p->c->zero;
+  for (int i = 0; i < p->b->npieces; i++) {
+    const bl_piece *q = &p->b->piece[i];
+    double f = q->phase[PG_FORWARD].compute + exposed(&q->phase[PG_FORWARD]);
+    double b = q->phase[PG_BACKWARD].compute + exposed(&q->phase[PG_BACKWARD]);
+    double gather = 0, scatter = 0;
+    if (zero == 3) gather = over_replicas(p, CL_ALL_GATHER, q->layer.parameter).seconds;
+    if (zero >= 2) scatter = over_replicas(p, CL_REDUCE_SCATTER, q->layer.gradient).seconds;
+    double move = gather + scatter;
+    p->forward[i] = f > gather ? f : gather;
+    p->backward[i] = b > move ? b : move;
+    p->weight[i] = q->phase[PG_BACKWARD].weight;
+  }
+}
+
+static bool is_layers(const point *p, int piece) { return p->b->g->piece.at[piece].name != NULL; }
+
+static void find_layers(point *p) {
+  const pg_graph *g = p->b->g;
+  for (int i = 0; i < g->piece.n; i++)
+    if (is_layers(p, i)) p->layers += g->piece.at[i].count;
+  p->piece_of = arena_new(p->a, int, p->layers + 1);
+  int64_t n = 0;
+  for (int i = 0; i < g->piece.n; i++)
+    for (int64_t k = 0; is_layers(p, i) && k < g->piece.at[i].count; k++) p->piece_of[n++] = i;
+}
+
+// ---- states -------------------------------------------------------------------------------------
+
+// Bytes of states on a rank by what ZeRO leaves of them.
+typedef struct held {
+  double parameters, gradients, optimizer, host;
+} held;
+
+static held held_by(const plan_choice *c, const bl_state *s) {
+  double g = (double)c->zero_group;
+  held h = {.parameters = s->parameter / (c->zero >= 3 ? g : 1),
+            .gradients = s->gradient / (c->zero >= 2 ? g : 1)};
+  double optimizer = (s->optimizer + s->master) / (c->zero >= 1 ? g : 1);
+  if (c->home[PLAN_OPTIMIZER] == PLAN_DEVICE)
+    h.optimizer = optimizer;
+  else
+    h.host = optimizer + s->gradient / (c->zero >= 1 ? g : 1);  // gradients land beside it
+  return h;
+}
+
+// The straight pieces of a part: those before its first layer that no earlier part has, and the
+// last one behind the last layer.
+static bool part_has(const point *p, const stages_cut *cut, int part, int piece) {
+  int64_t from = cut->first[part], to = cut->first[part + 1];
+  if (is_layers(p, piece)) {
+    for (int64_t l = from; l < to; l++)
+      if (p->piece_of[l] == piece) return true;
+    return false;
+  }
+  if (piece == 0) return part == 0;
+  if (piece == p->b->npieces - 1) return part == p->parts - 1;
+  for (int64_t l = from; l < to; l++)  // in front of the first layer of the next piece
+    if (p->piece_of[l] == piece + 1 && (l == 0 || p->piece_of[l - 1] != piece + 1)) return true;
+  return false;
+}
+
+// States of a stage: its layers', and each other weight once.
+static bl_state stage_state(const point *p, const stages_cut *cut, int stage) {
+  bl_state s = {0};
+  int n = (int)p->c->size[PLAN_PIPELINE];
+  for (int part = stage; part < p->parts; part += n)
+    for (int64_t l = cut->first[part]; l < cut->first[part + 1]; l++)
+      bl_state_add(&s, &p->b->piece[p->piece_of[l]].layer, 1);
+  for (int w = 0; w < p->b->weight.n; w++) {
+    const bl_weight *x = &p->b->weight.at[w];
+    bool has = false;
+    for (int part = stage; part < p->parts && !has; part += n)
+      for (int i = 0; i < x->npieces && !has; i++) has = part_has(p, cut, part, x->piece[i]);
+    if (has) bl_state_add(&s, &x->state, 1);
+  }
+  return s;
+}
+
+// Bytes of gradients of weights that lie on several stages, this one among them.
+static double tied_bytes(const point *p, const stages_cut *cut, int stage, int *other) {
+  double bytes = 0;
+  int n = (int)p->c->size[PLAN_PIPELINE];
+  for (int w = 0; w < p->b->weight.n; w++) {
+    const bl_weight *x = &p->b->weight.at[w];
+    int first = -1, last = -1;
+    bool here = false;
+    for (int part = 0; part < p->parts; part++) {
+      bool has = false;
+      for (int i = 0; i < x->npieces && !has; i++) has = part_has(p, cut, part, x->piece[i]);
+      if (!has) continue;
+      int at = part % n;
+      if (first < 0) first = at;
+      last = at;
+      here |= at == stage;
+    }
+    if (!here || first == last) continue;
+    bytes += x->state.gradient;
+    *other = first == stage ? last : first;
+  }
+  return bytes;
+}
+
+// ---- stages -------------------------------------------------------------------------------------
+
+static stages_cut cut_stages(point *p, const pipe *line, double capacity) {
+  const pg_graph *g = p->b->g;
+  stages_run *run = arena_new(p->a, stages_run, 2 * g->piece.n + 2);
+  stages_job job = {.run = run, .stages = p->parts};
+  for (int i = 0; i < g->piece.n; i++) {
+    const bl_piece *q = &p->b->piece[i];
+    held h = held_by(p->c, &q->layer);
+    stages_cost cost = {p->forward[i] + p->backward[i], q->kept,
+                        h.parameters + h.gradients + h.optimizer};
+    if (!is_layers(p, i)) {
+      for (int w = 0; w < p->b->weight.n; w++)
+        for (int k = 0; k < p->b->weight.at[w].npieces; k++)
+          if (p->b->weight.at[w].piece[k] == i) {
+            h = held_by(p->c, &p->b->weight.at[w].state);
+            cost.state += h.parameters + h.gradients + h.optimizer;
+          }
+      double f = q->phase[PG_FORWARD].transient, b = q->phase[PG_BACKWARD].transient;
+      cost.state += f > b ? f : b;
+      if (i == 0) job.first = cost;
+      if (i == g->piece.n - 1) job.last = cost;
+      continue;
+    }
+    int64_t n = g->piece.at[i].count;
+    if (i > 1 && !g->piece.at[i - 1].empty) {  // what stands before it goes with its first layer
+      const bl_piece *m = &p->b->piece[i - 1];
+      stages_cost both = cost;
+      both.seconds += p->forward[i - 1] + p->backward[i - 1];
+      both.kept += m->kept;
+      run[job.runs++] = (stages_run){both, 1};
+      n--;
+    }
+    if (n) run[job.runs++] = (stages_run){cost, n};
+  }
+  double *stash = arena_new(p->a, double, p->parts), *room = arena_new(p->a, double, p->parts);
+  int v = (int)p->c->interleave;
+  int64_t *each = arena_new(p->a, int64_t, v);
+  for (int k = 0; k < p->parts; k++) {
+    int stage = k % (int)p->c->size[PLAN_PIPELINE], chunk = k / (int)p->c->size[PLAN_PIPELINE];
+    pipe_stash(NULL, line, stage, each);
+    stash[k] = (double)each[chunk];
+    room[k] = capacity / v;
+  }
+  job.stash = stash;
+  job.capacity = room;
+  return stages_find(p->a, &job);
+}
+
+static int64_t device_of(const point *p, int stage) { return stage * p->stride[PLAN_PIPELINE]; }
+
+static void fill_chunks(point *p, const stages_cut *cut, pipe_chunk *chunk, plan_candidate *x) {
+  int n = (int)p->c->size[PLAN_PIPELINE], v = (int)p->c->interleave;
+  double m = (double)p->c->micro_batches;
+  for (int part = 0; part < p->parts; part++) {
+    pipe_chunk *c = &chunk[(part % n) * v + part / n];
+    for (int64_t l = cut->first[part]; l < cut->first[part + 1]; l++) {
+      int i = p->piece_of[l];
+      c->forward += p->forward[i];
+      c->backward += p->backward[i];
+      c->weight += p->weight[i];
+    }
+    for (int i = 0; i < p->b->npieces; i++) {
+      if (is_layers(p, i) || !part_has(p, cut, part, i)) continue;
+      c->forward += p->forward[i];
+      c->backward += p->backward[i];
+      c->weight += p->weight[i];
+    }
+    if (c->weight > c->backward) c->weight = c->backward;
+    if (part + 1 == p->parts || n == 1) continue;
+    int64_t next = cut->first[part + 1];
+    int piece = next < p->layers ? p->piece_of[next] : p->b->npieces - 2;
+    double bytes = p->b->piece[piece < 0 ? 0 : piece].boundary;
+    cl_cost send =
+        cl_send_cost(p->s->cluster, device_of(p, part % n), device_of(p, (part + 1) % n), bytes);
+    c->send = send.seconds;
+    pipe_chunk *after = &chunk[((part + 1) % n) * v + (part + 1) / n];
+    after->send_back = send.seconds;
+    if (part < n) count(x, PLAN_PIPELINE, CL_SEND, &send, 2 * m * (double)v);
+  }
+}
+
+// ---- once a step --------------------------------------------------------------------------------
+
+static double optimizer_seconds(const point *p, const bl_state *s, double *offload) {
+  const plan_choice *c = p->c;
+  double g = c->zero >= 1 ? (double)c->zero_group : 1;
+  double master = s->master > 0 ? s->master : s->parameter;
+  double rounded = s->master > 0 ? s->parameter : 0;
+  // Read and written: weights, m, v; read: gradients, twice (their norm); written: rounded copies.
+  double bytes = (2 * master + 2 * s->optimizer + 2 * s->gradient + rounded) / g;
+  if (c->home[PLAN_OPTIMIZER] == PLAN_DEVICE) return bytes / p->device->bandwidth;
+  int64_t first, n;
+  const cl_level *node = cl_node_of(p->s->cluster, 0, &first, &n);
+  // The host updates at the speed of its memory, which all devices of the node share as they share
+  // the way to it; gradients come, rounded parameters go.
+  double rate = node->host.bandwidth;
+  *offload =
+      (s->gradient + (rounded > 0 ? rounded : s->parameter)) / g / rate + 2 * node->host.latency;
+  return bytes / g / rate;
+}
+
+typedef struct once {
+  double reduce, hidden;  // seconds of the gradients' reduction, and what of it is hidden
+  double gather;          // updated parameters
+  double tied, optimizer, offload;
+} once;
+
+static once once_of(const point *p, const bl_state *s, const stages_cut *cut, int stage,
+                    const pipe_chunk *chunk, plan_candidate *x, bool counted) {
+  const plan_choice *c = p->c;
+  once o = {0};
+  o.optimizer = optimizer_seconds(p, s, &o.offload);
+  double layers = 0;
+  int n = (int)c->size[PLAN_PIPELINE], v = (int)c->interleave;
+  for (int part = stage; part < p->parts; part += n)
+    layers += (double)(cut->first[part + 1] - cut->first[part]);
+  if (c->size[PLAN_DATA] * c->size[PLAN_ULYSSES] * c->size[PLAN_RING] > 1) {
+    cl_collective k = c->zero == 0 ? CL_ALL_REDUCE : CL_REDUCE_SCATTER;
+    cl_cost cost = over_replicas(p, k, s->gradient);
+    if (counted) count(x, PLAN_DATA, k, &cost, c->zero >= 2 ? (double)c->micro_batches : 1);
+    if (c->zero < 2) {
+      o.reduce = cost.seconds;
+      // Gradients of a layer go while the layers before it compute: the last backward hides all but
+      // the last layer's.
+      double window = 0;
+      for (int i = 0; i < v; i++) window += chunk[stage * v + i].backward;
+      double last = layers > 1 ? 1 / layers : 1;
+      window *= 1 - last;
+      double most = o.reduce * (1 - last);
+      o.hidden = most < window ? most : window;
+    }
+    if (c->zero == 1 || c->zero == 2) {
+      cost = over_replicas(p, CL_ALL_GATHER, s->parameter);
+      o.gather = cost.seconds;
+      if (counted) count(x, PLAN_DATA, CL_ALL_GATHER, &cost, 1);
+    }
+    if (c->zero == 3 && counted) {
+      cost = over_replicas(p, CL_ALL_GATHER, s->parameter);
+      count(x, PLAN_DATA, CL_ALL_GATHER, &cost, 2 * (double)c->micro_batches);
+    }
+  }
+  int other = stage;
+  double tied = tied_bytes(p, cut, stage, &other);
+  if (tied > 0) {
+    int64_t apart = device_of(p, other) - device_of(p, stage);
+    cl_cost cost =
+        cl_collective_cost(p->s->cluster, CL_ALL_REDUCE, apart < 0 ? -apart : apart, 2, tied);
+    o.tied = cost.seconds;
+    if (counted) count(x, PLAN_PIPELINE, CL_ALL_REDUCE, &cost, 1);
+  }
+  return o;
+}
+
+// ---- memory -------------------------------------------------------------------------------------
+
+static void stage_memory(const point *p, const stages_cut *cut, int stage, const pipe *line,
+                         const bl_state *s, plan_stage *out) {
+  const plan_choice *c = p->c;
+  int n = (int)c->size[PLAN_PIPELINE], v = (int)c->interleave;
+  double *kept = arena_new(p->a, double, v), work = 0, layer = 0;
+  const char *at = "";
+  for (int part = stage; part < p->parts; part += n)
+    for (int i = 0; i < p->b->npieces; i++) {
+      if (!part_has(p, cut, part, i)) continue;
+      const bl_piece *q = &p->b->piece[i];
+      double times = 1;
+      if (is_layers(p, i)) {
+        times = 0;
+        for (int64_t l = cut->first[part]; l < cut->first[part + 1]; l++)
+          times += p->piece_of[l] == i;
+      }
+      kept[part / n] += times * q->kept;
+      double moved =
+          (c->zero >= 3 ? 2 * q->layer.parameter : 0) + (c->zero >= 2 ? q->layer.gradient : 0);
+      if (moved > layer) layer = moved;
+      for (int f = 0; f < 2; f++)
+        if (q->phase[f].transient > work) {
+          work = q->phase[f].transient;
+          at = q->phase[f].transient_at;
+        }
+    }
+  held h = held_by(c, s);
+  out->memory[PLAN_M_PARAMETERS] = llround(h.parameters);
+  out->memory[PLAN_M_GRADIENTS] = llround(h.gradients);
+  out->memory[PLAN_M_OPTIMIZER] = llround(h.optimizer);
+  out->memory[PLAN_M_ACTIVATIONS] = llround(pipe_stash_bytes(p->a, line, stage, kept));
+  out->memory[PLAN_M_WORKSPACE] = llround(work + layer);
+  out->host = llround(h.host);
+  for (int i = 0; i < PLAN_MEMORIES; i++) out->peak += out->memory[i];
+  out->stash = pipe_stash(p->a, line, stage, NULL);
+  out->peak_at = arena_printf(p->a, "%s with %lld micro-batch%s in flight", at,
+                              (long long)out->stash, out->stash == 1 ? "" : "es");
+  out->parameters = s->logical;
+}
+
+static void name_stage(const point *p, const stages_cut *cut, int stage, plan_stage *out) {
+  int n = (int)p->c->size[PLAN_PIPELINE];
+  out->first_layer = cut->first[stage];
+  out->last_layer = cut->first[stage + 1] - 1;
+  for (int part = stage; part < p->parts; part += n) out->last_layer = cut->first[part + 1] - 1;
+  bool first = stage == 0, last = stage == n - 1;
+  out->extra = first && last ? "embed+head" : first ? "embed" : last ? "head" : NULL;
+}
+
+// ---- all ----------------------------------------------------------------------------------------
+
+static void inner_times(const point *p, const stages_cut *cut, int stage, double *time,
+                        double *busy, plan_candidate *x, bool counted) {
+  int n = (int)p->c->size[PLAN_PIPELINE];
+  double m = (double)p->c->micro_batches;
+  for (int part = stage; part < p->parts; part += n)
+    for (int i = 0; i < p->b->npieces; i++) {
+      if (!part_has(p, cut, part, i)) continue;
+      double times = m;
+      if (is_layers(p, i)) {
+        int64_t k = 0;
+        for (int64_t l = cut->first[part]; l < cut->first[part + 1]; l++) k += p->piece_of[l] == i;
+        times *= (double)k;
+      }
+      for (int f = 0; f < 2; f++) {
+        const bl_phase *q = &p->b->piece[i].phase[f];
+        time[PLAN_T_COMPUTE] += times * q->compute;
+        for (int a = 0; a < BL_INNER; a++) {
+          plan_time t = a == 0 ? PLAN_T_TENSOR : PLAN_T_SEQUENCE;
+          time[t] += times * q->sent[a];
+          busy[t] += times * q->busy[a];
+          for (int k = 0; counted && k < CL_COLLECTIVES; k++) {
+            plan_axis axis = bl_axis_of(a);
+            x->bytes.bytes[axis][k][0] += times * q->bytes[a][k][0];
+            x->bytes.bytes[axis][k][1] += times * q->bytes[a][k][1];
+            x->bytes.calls[axis][k] += (int64_t)llround(times * q->calls[a][k]);
+          }
+        }
+        double phase = f ? p->backward[i] : p->forward[i];
+        double own = q->compute + exposed(q);
+        time[PLAN_T_DATA] += times * (phase - own);  // what ZeRO moves and does not hide
+      }
+    }
+  busy[PLAN_T_COMPUTE] = time[PLAN_T_COMPUTE];
+}
+
+static void list_cuts(const point *p, plan_candidate *x) {
+  const pg_graph *g = p->b->g;
+  const sh_result *r = p->b->axis[0];
+  if (!r->strategy) return;
+  x->cut = arena_new(p->a, plan_cut, g->value.n + 1);
+  for (int v = 0; v < g->value.n; v++)
+    if (g->value.at[v].weight && r->code[v] >= SH_LEAF)
+      x->cut[x->ncuts++] = (plan_cut){g->value.at[v].weight->name,
+                                      sh_code_text(p->a, &g->value.at[v], r->code[v], "tensor")};
+  for (int v = 0; v < g->value.n && !x->choice.sequence_parallel; v++)
+    if (g->value.at[v].carried && r->code[v] >= SH_LEAF) x->choice.sequence_parallel = true;
+  for (int i = 0; i < g->piece.n; i++)
+    for (int f = 0; f < 2 && is_layers(p, i); f++)
+      for (int k = 0; k < CL_COLLECTIVES; k++)
+        x->tensor_calls_layer[k] += (int64_t)llround(p->b->piece[i].phase[f].calls[0][k]);
+}
+
+static void set_rates(const point *p, plan_candidate *x) {
+  const plan_job *j = p->s->job;
+  double n = (double)p->s->cluster->devices, batch = (double)j->batch;
+  ir_dtype t = DT_f32;
+  if (!ir_dtype_parse(j->precision, &t)) t = DT_f32;
+  double peak = cl_matmul_peak(p->device, t);
+  x->tokens_per_s = j->tokens / x->step_s;
+  x->tflops_per_device = p->b->g->flops * batch / x->step_s / n / 1e12;
+  x->mfu = peak > 0 ? x->tflops_per_device * 1e12 / peak : 0;
+  x->hfu = peak > 0 ? p->b->g->hardware_flops * batch / x->step_s / n / peak : 0;
+  // Share by which predictions of unfitted rows differ from what was measured, four of five times.
+  // docs/planner.md: bench/published.py prints the coverage.
+  const double spread = 0.10;
+  x->step_low = x->step_s * (1 - spread);
+  x->step_high = x->step_s * (1 + spread);
+}
+
+plan_candidate *plan_evaluate(arena *a, plan_space *s, const plan_choice *c, const bl_block *b,
+                              const char **code, const char **why) {
+  point *p = arena_new(a, point, 1);
+  *p = (point){.a = a, .s = s, .c = c, .b = b, .device = cl_device_at(s->cluster, 0)};
+  int64_t stride = 1;
+  for (int i = PLAN_AXES - 1; i >= 0; i--) {
+    p->stride[c->order[i]] = stride;
+    stride *= c->size[c->order[i]];
+  }
+  int n = (int)c->size[PLAN_PIPELINE], v = (int)c->interleave;
+  p->parts = n * v;
+  p->forward = arena_new(a, double, b->npieces);
+  p->backward = arena_new(a, double, b->npieces);
+  p->weight = arena_new(a, double, b->npieces);
+  layer_seconds(p);
+  find_layers(p);
+  pipe_chunk *chunk = arena_new(a, pipe_chunk, p->parts);
+  double *after = arena_new(a, double, n), *before = arena_new(a, double, n);
+  plan_candidate *x = arena_new(a, plan_candidate, 1);
+  x->choice = *c;
+  x->pipe = (pipe){.kind = c->pipe,
+                   .stages = n,
+                   .chunks = v,
+                   .micro = c->micro_batches,
+                   .chunk = chunk,
+                   .before = before,
+                   .after = after};
+  const char *wrong = pipe_check(a, &x->pipe);
+  if (wrong) {
+    *code = "infeasible";
+    *why = wrong;
+    return NULL;
+  }
+  x->capacity = p->device->memory - p->device->reserve;
+  x->reserve = p->device->reserve;
+  stages_cut cut = cut_stages(p, &x->pipe, (double)x->capacity);
+  x->nstages = n;
+  x->stage = arena_new(a, plan_stage, n);
+  fill_chunks(p, &cut, chunk, x);
+  once *once_at = arena_new(a, once, n);
+  int64_t first, count_of;
+  const cl_level *node = cl_node_of(s->cluster, 0, &first, &count_of);
+  for (int i = 0; i < n; i++) {
+    bl_state state = stage_state(p, &cut, i);
+    once_at[i] = once_of(p, &state, &cut, i, chunk, x, i == 0);
+    const once *o = &once_at[i];
+    after[i] = o->reduce - o->hidden + o->gather + o->tied + o->optimizer + o->offload;
+    plan_stage *q = &x->stage[i];
+    name_stage(p, &cut, i, q);
+    stage_memory(p, &cut, i, &x->pipe, &state, q);
+    for (int k = 0; k < v; k++) {
+      q->forward_s += chunk[i * v + k].forward;
+      q->backward_s += chunk[i * v + k].backward;
+    }
+    int64_t over = q->peak - x->capacity;
+    if (node && q->host) {
+      int64_t host = node->host.size / count_of;
+      if (q->host - host > over) over = q->host - host;
+    }
+    if (over > x->over) x->over = over;
+    if (i && q->peak <= x->peak) continue;
+    x->peak = q->peak;
+    x->peak_at = arena_printf(a, "stage %d, %s", i, q->peak_at);
+    memcpy(x->memory, q->memory, sizeof x->memory);
+  }
+  pipe_result r = pipe_longest(a, &x->pipe);
+  x->step_s = r.step;
+  x->critical = r.critical;
+  for (int i = 0; i < n; i++) {
+    double *t = x->stage[i].time, busy[PLAN_TIMES] = {0};
+    const once *o = &once_at[i];
+    inner_times(p, &cut, i, t, busy, x, i == r.critical);
+    t[PLAN_T_DATA] += o->reduce - o->hidden + o->gather;
+    t[PLAN_T_OPTIMIZER] = o->optimizer;
+    t[PLAN_T_OFFLOAD] = o->offload;
+    t[PLAN_T_PIPELINE] = (i == r.critical ? r.exposed_send : 0) + o->tied;
+    double sum = 0;
+    for (int k = 0; k < PLAN_TIMES; k++) sum += t[k];
+    t[PLAN_T_BUBBLE] = x->step_s > sum ? x->step_s - sum : 0;
+    if (i != r.critical) continue;
+    memcpy(x->time, t, sizeof x->time);
+    memcpy(x->busy, busy, sizeof x->busy);
+    x->busy[PLAN_T_DATA] = o->reduce + o->gather;
+    x->busy[PLAN_T_OPTIMIZER] = o->optimizer;
+    x->busy[PLAN_T_OFFLOAD] = o->offload;
+    x->busy[PLAN_T_BUBBLE] = t[PLAN_T_BUBBLE];
+  }
+  list_cuts(p, x);
+  set_rates(p, x);
+  return x;
+}

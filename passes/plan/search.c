@@ -1,0 +1,492 @@
+#include "passes/plan/search.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+// ---- blocks -------------------------------------------------------------------------------------
+
+static double now(void) {
+  struct timespec t;
+  clock_gettime(CLOCK_MONOTONIC, &t);
+  return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+// Axes inside a stage lie innermost, tensor first: their strides follow from their sizes.
+static bl_key key_of(const plan_choice *c) {
+  bl_key k = {.recompute = c->recompute, .micro_batch = c->micro_batch};
+  int64_t stride = 1;
+  for (int x = 0; x < BL_INNER; x++) {
+    k.size[x] = c->size[bl_axis_of(x)];
+    k.stride[x] = stride;
+    stride *= k.size[x];
+  }
+  return k;
+}
+
+const bl_block *plan_block_of(plan_space *s, const plan_choice *c) {
+  bl_key k = key_of(c);
+  const char *name =
+      arena_printf(s->a, "%d %lld %lld %lld %lld", (int)k.recompute, (long long)k.size[0],
+                   (long long)k.size[1], (long long)k.size[2], (long long)k.micro_batch);
+  bl_block *b = map_get(&s->blocks, name);
+  if (b) return b;
+  // What happens once a step is a small share of any micro-batch; 8 stands for their number, so
+  // that one block serves all.
+  b = bl_make(s->a, s->job->rules[k.recompute], &k, s->cluster, cl_device_at(s->cluster, 0), 8);
+  map_set(&s->blocks, name, b);
+  s->fronts++;
+  return b;
+}
+
+// ---- bounds -------------------------------------------------------------------------------------
+
+double plan_outer_bound(plan_space *s, const plan_choice *c) {
+  bl_key k = key_of(c);
+  double work = bl_bound(s->job->rules[c->recompute]->g, &k, cl_device_at(s->cluster, 0));
+  return work * (double)c->micro_batches / (double)c->size[PLAN_PIPELINE];
+}
+
+// Stage i starts when a micro-batch has come through the stages before it, and behind its last
+// phase one goes back through them: step >= sum of w[j < i] + m w[i] for the seconds w of stages
+// that sum to `work`. The best w is a geometric row, which gives work / (1 - (1 - 1/m)^p). With
+// chunks a stage starts earlier, and only m work / p remains.
+double plan_inner_bound(const plan_space *s, const plan_choice *c, const bl_block *b) {
+  (void)s;
+  double work = 0, m = (double)c->micro_batches, p = (double)c->size[PLAN_PIPELINE];
+  for (int i = 0; i < b->npieces; i++)
+    for (int f = 0; f < 2; f++) {
+      const bl_phase *q = &b->piece[i].phase[f];
+      double seconds = q->compute;
+      for (int x = 0; x < BL_INNER; x++) seconds += q->sent[x];
+      work += (double)b->g->piece.at[i].count * seconds;
+    }
+  if (c->pipe != PIPE_ONE_F_ONE_B || p == 1) return m * work / p;
+  return work / (1 - pow(1 - 1 / m, p));
+}
+
+// ---- the walk -----------------------------------------------------------------------------------
+
+typedef struct outer {
+  plan_choice c;
+  double bound;
+  int number;
+} outer;
+
+// What a plan is compared by.
+typedef struct found {
+  bool any;
+  plan_choice c;
+  double step;
+  int64_t peak, over;
+} found;
+
+typedef struct walk {
+  plan_space *s;
+  const plan_options *o;
+  plan_search_stats *stats;
+  VEC(outer) outer;
+  arena scratch;
+  found best, closest;
+  int top;
+  VEC(found) kept;  // the best ones, best first, up to `top`
+  double since;
+  bool stopped;
+  const char *code, *why;  // of the last choice that was not legal
+} walk;
+
+static bool better(const found *a, const found *b) {
+  if (!b->any) return true;
+  double eps = 1e-9 * b->step;
+  if (a->step < b->step - eps) return true;
+  if (a->step > b->step + eps) return false;
+  if (a->peak != b->peak) return a->peak < b->peak;
+  return a->c.size[PLAN_TENSOR] < b->c.size[PLAN_TENSOR];
+}
+
+static void keep(walk *w, const found *f) {
+  int at = w->kept.n;
+  vec_push(w->s->a, &w->kept, *f);
+  for (; at > 0 && better(f, &w->kept.at[at - 1]); at--) w->kept.at[at] = w->kept.at[at - 1];
+  w->kept.at[at] = *f;
+  if (w->kept.n > w->top) w->kept.n = w->top;
+}
+
+static void consider(walk *w, const plan_choice *c, const bl_block *b) {
+  const char *code, *why;
+  plan_candidate *x = plan_evaluate(&w->scratch, w->s, c, b, &code, &why);
+  if (!x) {
+    w->code = code;
+    w->why = arena_strdup(w->s->a, why);
+  } else {
+    found f = {true, *c, x->step_s, x->peak, x->over};
+    if (f.over) {
+      if (!w->closest.any || f.over < w->closest.over) w->closest = f;
+    } else {
+      if (better(&f, &w->best)) w->best = f;
+      keep(w, &f);
+    }
+  }
+  if (w->scratch.total > (size_t)4 << 20) arena_free(&w->scratch);
+}
+
+// What must be beaten: the best plan, or the last of those that are asked for.
+static double to_beat(const walk *w) {
+  if (w->o->exhaustive || w->kept.n < w->top) return INFINITY;
+  return vec_last(&w->kept).step * (1 + 1e-9);
+}
+
+static void walk_inner(walk *w, const plan_dim *dim, int n, plan_choice c, const bl_block *b) {
+  if (!n) {
+    w->stats->considered++;
+    if (plan_inner_bound(w->s, &c, b) > to_beat(w))
+      w->stats->pruned++;
+    else
+      consider(w, &c, b);
+    return;
+  }
+  int64_t v[PLAN_VALUES];
+  int k = dim->values(w->s, &c, v);
+  for (int i = 0; i < k; i++) {
+    plan_choice next = c;
+    dim->set(w->s, &next, v[i]);
+    walk_inner(w, dim + 1, n - 1, next, b);
+  }
+}
+
+// How many inner points an outer one has.
+static int64_t count_inner(const walk *w, const plan_dim *dim, int n, plan_choice c) {
+  if (!n) return 1;
+  int64_t v[PLAN_VALUES], sum = 0;
+  int k = dim->values(w->s, &c, v);
+  for (int i = 0; i < k; i++) {
+    plan_choice next = c;
+    dim->set(w->s, &next, v[i]);
+    sum += count_inner(w, dim + 1, n - 1, next);
+  }
+  return sum;
+}
+
+static void walk_outer(walk *w, const plan_dim *dim, int n, plan_choice c) {
+  if (!n) {
+    outer x = {c, plan_outer_bound(w->s, &c), w->outer.n};
+    vec_push(w->s->a, &w->outer, x);
+    return;
+  }
+  int64_t v[PLAN_VALUES];
+  int k = dim->values(w->s, &c, v);
+  for (int i = 0; i < k; i++) {
+    plan_choice next = c;
+    dim->set(w->s, &next, v[i]);
+    walk_outer(w, dim + 1, n - 1, next);
+  }
+}
+
+static int by_bound(const void *a, const void *b) {
+  const outer *x = a, *y = b;
+  if (x->bound != y->bound) return x->bound < y->bound ? -1 : 1;
+  return x->number - y->number;
+}
+
+// The best plan of a space under some pins.
+static void search(walk *w) {
+  const plan_dim *dim;
+  int n = plan_dims(&dim), outer_dims = 0;
+  while (outer_dims < n && dim[outer_dims].level == PLAN_OUTER) outer_dims++;
+  arena_init(&w->scratch);
+  walk_outer(w, dim, outer_dims, plan_choice_start(w->s));
+  int inner = n - outer_dims;
+  for (int i = 0; i < w->outer.n; i++)
+    w->stats->points += count_inner(w, dim + outer_dims, inner, w->outer.at[i].c);
+  if (w->outer.n) qsort(w->outer.at, (size_t)w->outer.n, sizeof *w->outer.at, by_bound);
+  w->stats->optimal = true;
+  for (int i = 0; i < w->outer.n; i++) {
+    const outer *x = &w->outer.at[i];
+    w->stats->bound_s = x->bound;
+    if (x->bound > to_beat(w)) {
+      for (int k = i; k < w->outer.n; k++) {
+        int64_t points = count_inner(w, dim + outer_dims, inner, w->outer.at[k].c);
+        w->stats->considered += points;
+        w->stats->pruned += points;
+      }
+      break;
+    }
+    if (w->o->limit > 0 && now() - w->since > w->o->limit) {
+      w->stopped = true;
+      w->stats->optimal = false;
+      break;
+    }
+    const bl_block *b = plan_block_of(w->s, &x->c);
+    if (b->why) {
+      w->code = b->code;
+      w->why = b->why;
+      continue;
+    }
+    walk_inner(w, dim + outer_dims, inner, x->c, b);
+  }
+  if (!w->stopped) w->stats->bound_s = w->best.step;
+  arena_free(&w->scratch);
+}
+
+static plan_candidate *work_out(plan_space *s, const plan_choice *c) {
+  const char *code, *why;
+  plan_choice *copy = arena_new(s->a, plan_choice, 1);
+  *copy = *c;
+  return plan_evaluate(s->a, s, copy, plan_block_of(s, c), &code, &why);
+}
+
+// ---- alternatives -------------------------------------------------------------------------------
+
+// Where the seconds go that a plan takes more than the best one.
+static const char *why_slower(arena *a, const plan_candidate *x, const plan_candidate *best) {
+  int most = 0;
+  for (int t = 1; t < PLAN_TIMES; t++)
+    if (x->time[t] - best->time[t] > x->time[most] - best->time[most]) most = t;
+  return arena_printf(a, "%s %.3g s instead of %.3g s", plan_time_name((plan_time)most),
+                      x->time[most], best->time[most]);
+}
+
+static const char *why_over(arena *a, const plan_candidate *x) {
+  int first = 0, second = -1;
+  for (int i = 1; i < PLAN_MEMORIES; i++)
+    if (x->memory[i] > x->memory[first]) first = i;
+  for (int i = 0; i < PLAN_MEMORIES; i++)
+    if (i != first && (second < 0 || x->memory[i] > x->memory[second])) second = i;
+  const double gib = 1024.0 * 1024 * 1024;
+  return arena_printf(a, "does not fit by %.1f GiB (%s %.1f, %s %.1f)", (double)x->over / gib,
+                      plan_memory_name((plan_memory)first), (double)x->memory[first] / gib,
+                      plan_memory_name((plan_memory)second), (double)x->memory[second] / gib);
+}
+
+static bool same_choice(const plan_choice *a, const plan_choice *b) {
+  for (int i = 0; i < PLAN_AXES; i++)
+    if (a->size[i] != b->size[i]) return false;
+  return a->micro_batch == b->micro_batch && a->interleave == b->interleave && a->zero == b->zero &&
+         a->recompute == b->recompute && a->pipe == b->pipe &&
+         a->home[PLAN_OPTIMIZER] == b->home[PLAN_OPTIMIZER];
+}
+
+// The best plan under other pins, as an alternative to the best of all.
+static void reject(plan_result *r, const plan_space *space, const plan_pins *pins) {
+  plan_space s = *space;
+  s.pins = *pins;
+  plan_search_stats stats = {0};
+  plan_options o = {.top = 1};
+  walk w = {.s = &s, .o = &o, .stats = &stats, .top = 1};
+  search(&w);
+  found *f = w.best.any ? &w.best : &w.closest;
+  if (!f->any) return;
+  for (int i = 0; i < r->rejected.n; i++)
+    if (same_choice(&r->rejected.at[i].choice, &f->c)) return;
+  if (r->best && same_choice(&r->best->choice, &f->c)) return;
+  plan_candidate *x = work_out(&s, &f->c);
+  plan_rejected j = {.choice = f->c, .step_s = x->step_s, .peak = x->peak, .over = x->over};
+  j.code = x->over ? "does-not-fit" : "slower";
+  j.reason = x->over ? why_over(r->arena, x) : why_slower(r->arena, x, r->best);
+  vec_push(r->arena, &r->rejected, j);
+}
+
+// What a person would ask about: each axis halved, doubled, left out; other stages of ZeRO, other
+// recomputation, the optimizer elsewhere, all devices data parallel.
+static void add_alternatives(plan_result *r, const plan_space *s, const plan_pins *pins) {
+  const plan_choice *c = &r->best->choice;
+  for (int x = 0; x < PLAN_AXES; x++) {
+    if (pins->size[x] || x == PLAN_DATA || x == PLAN_EXPERT) continue;
+    int64_t other[3] = {c->size[x] / 2, c->size[x] * 2, 1};
+    for (int i = 0; i < 3; i++) {
+      if (other[i] < 1 || other[i] == c->size[x] || (i == 2 && other[i] == c->size[x] / 2))
+        continue;
+      plan_pins p = *pins;
+      p.size[x] = other[i];
+      reject(r, s, &p);
+    }
+  }
+  for (int z = 0; z < 4; z++)
+    if (pins->zero < 0 && z != c->zero) {
+      plan_pins p = *pins;
+      p.zero = z;
+      reject(r, s, &p);
+    }
+  for (int i = 0; i < PLAN_RECOMPUTES; i++)
+    if (pins->recompute < 0 && i != (int)c->recompute) {
+      plan_pins p = *pins;
+      p.recompute = i;
+      reject(r, s, &p);
+    }
+  plan_pins all = *pins;
+  bool free = true;
+  for (int x = 0; x < PLAN_AXES; x++) {
+    free &= pins->size[x] == 0;
+    all.size[x] = x == PLAN_DATA ? s->cluster->devices : 1;
+  }
+  if (free) reject(r, s, &all);
+  for (int i = 1; i < r->rejected.n; i++)  // fastest first, those that do not fit last
+    for (int k = i; k > 0; k--) {
+      plan_rejected *a = &r->rejected.at[k - 1], *b = &r->rejected.at[k], t = *a;
+      bool swap = (a->over > 0) != (b->over > 0) ? a->over > 0 : a->step_s > b->step_s;
+      if (!swap) break;
+      *a = *b;
+      *b = t;
+    }
+}
+
+// ---- fixes --------------------------------------------------------------------------------------
+
+static void try_fix(plan_result *r, const plan_space *space, const plan_pins *pins,
+                    const char *change, const char *flags) {
+  plan_space s = *space;
+  s.pins = *pins;
+  plan_search_stats stats = {0};
+  plan_options o = {.top = 1};
+  walk w = {.s = &s, .o = &o, .stats = &stats, .top = 1};
+  search(&w);
+  if (!w.best.any) return;
+  plan_fix f = {change, flags, w.best.peak, w.best.step};
+  int at = r->fixes.n;
+  vec_push(r->arena, &r->fixes, f);
+  for (; at > 0 && r->fixes.at[at - 1].step_s > f.step_s; at--)
+    r->fixes.at[at] = r->fixes.at[at - 1];
+  r->fixes.at[at] = f;
+}
+
+// Every pin by itself let go, then more devices of the same kind.
+static void add_fixes(plan_result *r, const plan_space *s, const plan_pins *pins,
+                      const cl_cluster *whole) {
+  plan_pins p;
+  if (pins->recompute >= 0) {
+    p = *pins;
+    p.recompute = -1;
+    try_fix(r, s, &p, "compute more of it again in backward", "--pin recompute=auto");
+  }
+  if (pins->home[PLAN_OPTIMIZER] == PLAN_DEVICE) {
+    p = *pins;
+    p.home[PLAN_OPTIMIZER] = PLAN_HOST;
+    try_fix(r, s, &p, "keep the optimizer's state on the host", "--pin offload=optimizer:host");
+  }
+  if (pins->zero >= 0) {
+    p = *pins;
+    p.zero = -1;
+    try_fix(r, s, &p, "cut states over data ranks", "--pin zero=auto");
+  }
+  if (pins->micro_batch) {
+    p = *pins;
+    p.micro_batch = 0;
+    try_fix(r, s, &p, "another micro-batch", "--pin micro_batch=auto");
+  }
+  for (int x = 0; x < PLAN_AXES; x++) {
+    if (!pins->size[x]) continue;
+    p = *pins;
+    p.size[x] = 0;
+    const char *name = plan_axis_name((plan_axis)x);
+    try_fix(r, s, &p, arena_printf(r->arena, "another size of `%s`", name),
+            arena_printf(r->arena, "--pin %s=auto", name));
+  }
+  for (int64_t n = 2; whole && n <= 64 && r->fixes.n < 6; n *= 2) {
+    const char *why;
+    const cl_cluster *more = cl_part(r->arena, whole, s->cluster->devices * n, &why);
+    if (!more) break;
+    plan_space bigger = *s;
+    bigger.cluster = more;
+    bigger.blocks = (map){.arena = r->arena};
+    int before = r->fixes.n;
+    try_fix(r, &bigger, pins, arena_printf(r->arena, "%lld devices", (long long)more->devices),
+            arena_printf(r->arena, "--cluster %s:%lld", whole->name, (long long)more->devices));
+    if (r->fixes.n > before) break;
+  }
+  if (r->fixes.n > 3) r->fixes.n = 3;
+}
+
+// ---- all ----------------------------------------------------------------------------------------
+
+// How many blocks and points there are: counted from the outer points before any is worked out.
+static void predict(walk *w, plan_search_stats *stats) {
+  const plan_dim *dim;
+  int n = plan_dims(&dim), outer_dims = 0;
+  while (outer_dims < n && dim[outer_dims].level == PLAN_OUTER) outer_dims++;
+  walk_outer(w, dim, outer_dims, plan_choice_start(w->s));
+  map seen = {.arena = w->s->a};
+  for (int i = 0; i < w->outer.n; i++) {
+    bl_key k = key_of(&w->outer.at[i].c);
+    map_set(&seen,
+            arena_printf(w->s->a, "%d %lld %lld %lld %lld", (int)k.recompute, (long long)k.size[0],
+                         (long long)k.size[1], (long long)k.size[2], (long long)k.micro_batch),
+            w);
+    stats->predicted_points += count_inner(w, dim + outer_dims, n - outer_dims, w->outer.at[i].c);
+  }
+  stats->predicted_fronts = seen.n;
+}
+
+static int64_t layers_of(const plan_job *job) {
+  int64_t n = 0;
+  for (int i = 0; i < PLAN_RECOMPUTES; i++) {
+    if (!job->rules[i]) continue;
+    const pg_graph *g = job->rules[i]->g;
+    for (int k = 0; k < g->piece.n; k++)
+      if (g->piece.at[k].name) n += g->piece.at[k].count;
+    break;
+  }
+  return n;
+}
+
+static void describe(plan_result *r, const plan_job *job, const plan_space *s) {
+  const pg_graph *g = NULL;
+  for (int i = 0; i < PLAN_RECOMPUTES && !g; i++)
+    if (job->rules[i]) g = job->rules[i]->g;
+  r->source = job->source;
+  r->source_digest = job->digest;
+  r->cluster = s->cluster;
+  for (int i = 0; i < job->settings.n; i++) vec_push(r->arena, &r->settings, job->settings.at[i]);
+  r->model = (plan_model){.name = job->model,
+                          .parameters = g->parameters,
+                          .flops = g->flops * (double)job->batch,
+                          .tokens = job->tokens,
+                          .batch = job->batch,
+                          .layers = s->layers,
+                          .precision = job->precision};
+}
+
+plan_result *plan_search(arena *a, const plan_job *job, const cl_cluster *cluster,
+                         const plan_pins *pins, const plan_options *options) {
+  plan_result *r = arena_new(a, plan_result, 1);
+  r->arena = a;
+  plan_space s = {.a = a,
+                  .job = job,
+                  .cluster = cluster,
+                  .pins = *pins,
+                  .blocks = {.arena = a},
+                  .layers = layers_of(job)};
+  describe(r, job, &s);
+  walk p = {.s = &s, .o = options, .stats = &r->search, .top = 1};
+  predict(&p, &r->search);
+  walk w = {.s = &s, .o = options, .stats = &r->search, .top = options->top > 0 ? options->top : 1};
+  w.since = now();
+  search(&w);
+  r->search.seconds = now() - w.since;
+  r->search.fronts = s.fronts;
+  for (int i = 0; i < w.kept.n; i++) vec_push(a, &r->candidates, work_out(&s, &w.kept.at[i].c));
+  if (r->candidates.n) {
+    r->best = r->candidates.at[0];
+    if (w.stopped)
+      r->search.gap =
+          r->search.bound_s < r->best->step_s ? 1 - r->search.bound_s / r->best->step_s : 0;
+    add_alternatives(r, &s, pins);
+    return r;
+  }
+  if (w.closest.any) {
+    r->closest = work_out(&s, &w.closest.c);
+    plan_rejected j = {.choice = w.closest.c,
+                       .code = "does-not-fit",
+                       .over = r->closest->over,
+                       .step_s = r->closest->step_s,
+                       .peak = r->closest->peak,
+                       .reason = why_over(a, r->closest)};
+    vec_push(a, &r->rejected, j);
+    add_fixes(r, &s, pins, options->whole);
+  } else {
+    plan_rejected j = {.code = w.code ? w.code : "infeasible",
+                       .reason = w.why ? w.why : "no plan meets the pins on this cluster"};
+    vec_push(a, &r->rejected, j);
+  }
+  return r;
+}

@@ -1,0 +1,83 @@
+// The search: the plan with the least step time of the space in space.def.
+//
+// `exhaustive` works out every point. `fast` gives the same plan: outer points go in order of a
+// lower bound (every op at its cheapest, spread over all devices, plus the pipeline's fill), and
+// the first one whose bound exceeds the best plan ends the search; inner points are bounded by
+// their block's work. Blocks are made once and shared. Ties go to less memory, then to fewer tensor
+// ranks, then to the order of the space.
+#ifndef DSM_PLAN_SEARCH_H
+#define DSM_PLAN_SEARCH_H
+
+#include "passes/plan/block.h"
+#include "passes/plan/plan.h"
+
+// A job as the planner sees it.
+typedef struct plan_job {
+  const char *source;
+  uint64_t digest;
+  const char *model, *precision;
+  int64_t batch;
+  double tokens;                           // of a step
+  const sh_rules *rules[PLAN_RECOMPUTES];  // one graph each; NULL: not to be had
+  VEC(plan_setting) settings;
+} plan_job;
+
+// What is fixed. 0 (sizes) or -1: free.
+typedef struct plan_pins {
+  int64_t size[PLAN_AXES];
+  int64_t micro_batch, interleave;
+  int schedule;  // pipe_kind
+  int zero, recompute;
+  int home[PLAN_CLASSES];
+} plan_pins;
+plan_pins plan_pins_none(void);
+
+typedef struct plan_options {
+  bool exhaustive;
+  double limit;             // seconds; 0: none
+  int top;                  // candidates to give, at least 1
+  const cl_cluster *whole;  // that the cluster is a part of, for `more devices`; NULL: unknown
+} plan_options;
+
+// Always a result. With `best` NULL nothing fits, or the pins leave no legal point: then `rejected`
+// says why, `closest` is the plan that is least over (NULL when no point is legal), and `fixes` are
+// the cheapest changes that make it fit, each worked out.
+plan_result *plan_search(arena *a, const plan_job *job, const cl_cluster *cluster,
+                         const plan_pins *pins, const plan_options *options);
+
+// ---- parts, for tests ---------------------------------------------------------------------------
+
+typedef struct plan_space {
+  arena *a;  // of the result
+  const plan_job *job;
+  const cl_cluster *cluster;
+  plan_pins pins;
+  map blocks;  // bl_key as text -> bl_block
+  int64_t layers;
+  int64_t fronts;  // blocks made
+} plan_space;
+
+typedef enum plan_level { PLAN_OUTER, PLAN_INNER } plan_level;
+enum { PLAN_VALUES = 256 };
+typedef struct plan_dim {
+  const char *name, *doc;
+  plan_level level;
+  // Legal values for what `c` has so far; returns how many (0: `c` leads nowhere).
+  int (*values)(const plan_space *s, const plan_choice *c, int64_t out[PLAN_VALUES]);
+  void (*set)(const plan_space *s, plan_choice *c, int64_t value);
+} plan_dim;
+int plan_dims(const plan_dim **out);
+// A choice before the first dimension.
+plan_choice plan_choice_start(const plan_space *s);
+
+// The block of a choice whose outer dimensions are set.
+const bl_block *plan_block_of(plan_space *s, const plan_choice *c);
+// A lower bound on the step of every plan with these outer dimensions.
+double plan_outer_bound(plan_space *s, const plan_choice *c);
+// The same with the inner ones set and the block made.
+double plan_inner_bound(const plan_space *s, const plan_choice *c, const bl_block *b);
+// All that a plan takes, into `a`. NULL with a code and a reason when the choice is not legal.
+plan_candidate *plan_evaluate(arena *a, plan_space *s, const plan_choice *c, const bl_block *b,
+                              const char **code, const char **why);
+
+#endif

@@ -1,0 +1,102 @@
+// Placements by rule: how the values of a step are cut over one axis of the mesh, at least cost.
+//
+// From the index rules of the op table follows, for every op, what it can do on an axis: run
+// replicated, or with one of its indices cut, which makes results cut, or partial where the index
+// is summed. These are its *strategies*. Between what one op leaves and the next one asks for
+// stands a conversion, which is a collective (ir/place.h) and costs time. The cheapest set of
+// strategies and conversions is found exactly (elim.h). Nothing here knows a layer by name:
+//
+//   einsum "a b k, n k -> a b n"   replicated | a | b | n: x whole, w cut, y cut (column)
+//                                  | k: x cut, w cut, y partial (row)
+//   layernorm "... n; n; n -> ..." replicated | any of `...`; `n` is whole
+//   add                            replicated | any index | both operands partial
+//
+// gives GPT the column/row pattern of Megatron with norms cut along the sequence, one all-gather
+// and one reduce-scatter for attention and for the FFN, forward and backward.
+//
+// A weight has one placement, and its gradient is brought to it once a step. Placements on other
+// axes are found before and enter as fractions: what an axis cuts is smaller for all that come
+// after.
+#ifndef DSM_PLAN_SHARD_H
+#define DSM_PLAN_SHARD_H
+
+#include "ir/cluster.h"
+#include "passes/plan/elim.h"
+#include "passes/plan/graph.h"
+
+// A placement on one axis: replicated, partial sum, or cut by leaf `code - SH_LEAF` of the value.
+enum { SH_REPLICATED, SH_PARTIAL, SH_LEAF };
+
+typedef struct sh_strategy {
+  const signed char *code;  // of each operand, then of each result; -1: none of its business
+  bool cuts;                // each rank does a part of the work
+  double reduces;           // elements of small all-reduces inside it (loss over a cut vocabulary)
+  bool streams;             // conversions of operands 1, 2 can overlap it: keys and values of
+                            // attention, gathered chunk by chunk
+  ir_index *index;          // that is cut
+} sh_strategy;
+
+typedef struct sh_rules {
+  const pg_graph *g;
+  int *n;                  // strategies of each op
+  sh_strategy **strategy;  // [op][strategy]
+} sh_rules;
+// What each op can do; once for a graph.
+sh_rules *sh_rules_of(arena *a, const pg_graph *g);
+
+// What an axis may cut.
+typedef enum sh_domain {
+  SH_ANY,          // tensor: any index, of weights too
+  SH_ACTIVATIONS,  // ulysses: any index of what is made for each sample; weights are replicated
+  SH_SEQUENCE,     // ring: the queries' and keys' positions only
+} sh_domain;
+
+// Where and at what size it runs.
+typedef struct sh_env {
+  const cl_cluster *cluster;
+  const cl_device *device;
+  int64_t size, stride;  // the axis: ranks, and devices between two of them
+  sh_domain domain;
+  int64_t micro_batch;    // samples
+  int64_t micro_batches;  // in a step: what happens once costs a share of it each
+} sh_env;
+
+// A conversion that is made.
+typedef struct sh_move {
+  int value;
+  int from, to;  // codes
+  cl_collective kind;
+  int piece;
+  pg_phase phase;
+  int times;  // a micro-batch (or a step when `once`): layers
+  bool once;
+  double bytes;   // of the value as this axis sees it whole, at the micro-batch
+  cl_cost cost;   // of one
+  bool streamed;  // overlaps the attention it feeds
+} sh_move;
+
+typedef struct sh_result {
+  int *strategy;       // of each op
+  signed char *code;   // of each value, as it is produced
+  double *value_part;  // fraction of each value that a rank holds: 1 or 1 / size (padded: more)
+  double *op_part;     // fraction of each op's work
+  VEC(sh_move) moves;
+  VEC(sh_move) reduces;  // inside ops (loss)
+  double seconds;        // what was minimised: of a micro-batch, all pieces
+  el_stats stats;
+} sh_result;
+
+// Solves one axis. `value_part`, `op_part`: fractions that earlier axes leave, or NULL. NULL when
+// the axis cannot be used (no index divides by its size), with the reason in *why. size 1 gives the
+// trivial result.
+sh_result *sh_solve(arena *a, const sh_rules *r, const sh_env *e, const double *value_part,
+                    const double *op_part, const char **why);
+
+// Whether an index can be cut in `n` parts: it divides, or the padding is less than 1/64 of it.
+bool sh_divides(const ir_index *x, int64_t n);
+// The fraction of an index that a rank holds: ceil(size / n) / size.
+double sh_part(const ir_index *x, int64_t n);
+// "kv_heads/tensor", "partial/tensor", or "" when replicated.
+const char *sh_code_text(arena *a, const pg_value *v, int code, const char *axis);
+
+#endif

@@ -1,0 +1,243 @@
+// The rows of space.def as functions.
+#include <string.h>
+
+#include "ir/rule.h"
+#include "passes/plan/search.h"
+
+plan_pins plan_pins_none(void) {
+  plan_pins p = {.schedule = -1, .zero = -1, .recompute = -1};
+  for (int i = 0; i < PLAN_CLASSES; i++) p.home[i] = -1;
+  return p;
+}
+
+plan_choice plan_choice_start(const plan_space *s) {
+  (void)s;
+  plan_choice c = {.micro_batch = 1, .micro_batches = 1, .interleave = 1};
+  for (int i = 0; i < PLAN_AXES; i++) c.size[i] = 1;
+  return c;
+}
+
+// ---- helpers ------------------------------------------------------------------------------------
+
+static int one(int64_t out[PLAN_VALUES], int64_t v) {
+  out[0] = v;
+  return 1;
+}
+
+// Devices that are not taken yet.
+static int64_t left(const plan_space *s, const plan_choice *c) {
+  int64_t n = s->cluster->devices;
+  for (int i = 0; i < PLAN_AXES; i++) n /= c->size[i];
+  return n;
+}
+
+static int64_t divisors(int64_t n, int64_t most, int64_t out[PLAN_VALUES]) {
+  int k = 0;
+  for (int64_t d = 1; d <= n && d <= most && k < PLAN_VALUES; d++)
+    if (n % d == 0) out[k++] = d;
+  return k;
+}
+
+static const pg_graph *graph(const plan_space *s) {
+  for (int i = 0; i < PLAN_RECOMPUTES; i++)
+    if (s->job->rules[i]) return s->job->rules[i]->g;
+  return NULL;
+}
+
+// Every attention's heads can be cut in n: its key-value heads, or the queries that share one.
+static bool heads_divide(const plan_space *s, int64_t n) {
+  const pg_graph *g = graph(s);
+  for (int i = 0; i < g->op.n; i++) {
+    const ir_op *op = g->op.at[i].op;
+    if (g->op.at[i].kind != PG_OP || op->code != IR_attention) continue;
+    if (ir_attr_int(op, "kv_heads", 1) % n && ir_attr_int(op, "rep", 1) % n) return false;
+  }
+  return true;
+}
+
+static bool positions_divide(const plan_space *s, int64_t n) {
+  const pg_graph *g = graph(s);
+  bool any = false;
+  for (int i = 0; i < g->op.n; i++) {
+    const ir_op *op = g->op.at[i].op;
+    if (g->op.at[i].kind != PG_OP || op->code != IR_attention) continue;
+    const ir_type *t = &op->in[0]->type;
+    any = true;
+    if (t->dim[t->rank - 2]->size % n) return false;
+  }
+  return any || n == 1;
+}
+
+// An axis: its pin, or the divisors of what is left that pass a test.
+static int axis_values(const plan_space *s, const plan_choice *c, plan_axis x,
+                       bool (*test)(const plan_space *, int64_t), int64_t out[PLAN_VALUES]) {
+  int64_t pin = s->pins.size[x], n = left(s, c), all[PLAN_VALUES];
+  if (pin) return n % pin == 0 && test(s, pin) ? one(out, pin) : 0;
+  int k = 0, count = (int)divisors(n, n, all);
+  for (int i = 0; i < count; i++)
+    if (test(s, all[i])) out[k++] = all[i];
+  return k;
+}
+
+// ---- outer --------------------------------------------------------------------------------------
+
+static int values_tensor(const plan_space *s, const plan_choice *c, int64_t out[PLAN_VALUES]) {
+  return axis_values(s, c, PLAN_TENSOR, heads_divide, out);
+}
+static void set_tensor(const plan_space *s, plan_choice *c, int64_t v) {
+  (void)s;
+  c->size[PLAN_TENSOR] = v;
+}
+
+static bool ulysses_divides(const plan_space *s, int64_t n) {
+  return positions_divide(s, n) && heads_divide(s, n);
+}
+static int values_ulysses(const plan_space *s, const plan_choice *c, int64_t out[PLAN_VALUES]) {
+  int n = axis_values(s, c, PLAN_ULYSSES, ulysses_divides, out), k = 0;
+  // Heads are cut by tensor first.
+  for (int i = 0; i < n; i++)
+    if (heads_divide(s, out[i] * c->size[PLAN_TENSOR])) out[k++] = out[i];
+  return k;
+}
+static void set_ulysses(const plan_space *s, plan_choice *c, int64_t v) {
+  (void)s;
+  c->size[PLAN_ULYSSES] = v;
+}
+
+static int values_ring(const plan_space *s, const plan_choice *c, int64_t out[PLAN_VALUES]) {
+  int n = axis_values(s, c, PLAN_RING, positions_divide, out), k = 0;
+  for (int i = 0; i < n; i++)
+    if (positions_divide(s, out[i] * c->size[PLAN_ULYSSES])) out[k++] = out[i];
+  return k;
+}
+static void set_ring(const plan_space *s, plan_choice *c, int64_t v) {
+  (void)s;
+  c->size[PLAN_RING] = v;
+}
+
+static bool stages_divide(const plan_space *s, int64_t n) { return n == 1 || n <= s->layers; }
+// What is left is data parallel, and has to divide the batch.
+static int values_pipeline(const plan_space *s, const plan_choice *c, int64_t out[PLAN_VALUES]) {
+  int n = axis_values(s, c, PLAN_PIPELINE, stages_divide, out), k = 0;
+  int64_t pin = s->pins.size[PLAN_DATA];
+  for (int i = 0; i < n; i++) {
+    int64_t data = left(s, c) / out[i];
+    if (s->job->batch % data == 0 && (!pin || pin == data)) out[k++] = out[i];
+  }
+  return k;
+}
+static void set_pipeline(const plan_space *s, plan_choice *c, int64_t v) {
+  c->size[PLAN_PIPELINE] = v;
+  c->size[PLAN_DATA] = 1;
+  c->size[PLAN_DATA] = left(s, c);
+}
+
+static int values_recompute(const plan_space *s, const plan_choice *c, int64_t out[PLAN_VALUES]) {
+  (void)c;
+  int k = 0;
+  for (int i = 0; i < PLAN_RECOMPUTES; i++)
+    if (s->job->rules[i] && (s->pins.recompute < 0 || s->pins.recompute == i)) out[k++] = i;
+  return k;
+}
+static void set_recompute(const plan_space *s, plan_choice *c, int64_t v) {
+  (void)s;
+  c->recompute = (plan_recompute)v;
+}
+
+static int values_micro_batch(const plan_space *s, const plan_choice *c, int64_t out[PLAN_VALUES]) {
+  int64_t share = s->job->batch / c->size[PLAN_DATA], pin = s->pins.micro_batch;
+  if (pin) return share % pin == 0 ? one(out, pin) : 0;
+  return (int)divisors(share, share, out);
+}
+static void set_micro_batch(const plan_space *s, plan_choice *c, int64_t v) {
+  c->micro_batch = v;
+  c->micro_batches = s->job->batch / c->size[PLAN_DATA] / v;
+}
+
+// ---- inner --------------------------------------------------------------------------------------
+
+// 0: stages lie far apart, data ranks side by side; 1: the other way round.
+static int values_order(const plan_space *s, const plan_choice *c, int64_t out[PLAN_VALUES]) {
+  (void)s;
+  out[0] = 0;
+  out[1] = 1;
+  return c->size[PLAN_PIPELINE] > 1 && c->size[PLAN_DATA] > 1 ? 2 : 1;
+}
+static void set_order(const plan_space *s, plan_choice *c, int64_t v) {
+  (void)s;
+  static const plan_axis order[2][PLAN_AXES] = {
+      {PLAN_PIPELINE, PLAN_DATA, PLAN_EXPERT, PLAN_RING, PLAN_ULYSSES, PLAN_TENSOR},
+      {PLAN_DATA, PLAN_PIPELINE, PLAN_EXPERT, PLAN_RING, PLAN_ULYSSES, PLAN_TENSOR}};
+  memcpy(c->order, order[v], sizeof c->order);
+}
+
+static int values_schedule(const plan_space *s, const plan_choice *c, int64_t out[PLAN_VALUES]) {
+  if (s->pins.schedule >= 0) return one(out, s->pins.schedule);
+  int k = 0;
+  out[k++] = PIPE_ONE_F_ONE_B;
+  int64_t p = c->size[PLAN_PIPELINE];
+  if (p > 1 && c->micro_batches % p == 0 && s->layers >= 2 * p) out[k++] = PIPE_INTERLEAVED;
+  return k;
+}
+static void set_schedule(const plan_space *s, plan_choice *c, int64_t v) {
+  (void)s;
+  c->pipe = (pipe_kind)v;
+}
+
+static int values_interleave(const plan_space *s, const plan_choice *c, int64_t out[PLAN_VALUES]) {
+  int64_t p = c->size[PLAN_PIPELINE], pin = s->pins.interleave;
+  if (c->pipe != PIPE_INTERLEAVED) return pin > 1 ? 0 : one(out, 1);
+  int k = 0;
+  for (int64_t v = 2; v * p <= s->layers && k < PLAN_VALUES; v++)
+    if (s->layers % (v * p) == 0 && (!pin || pin == v)) out[k++] = v;
+  return k;
+}
+static void set_interleave(const plan_space *s, plan_choice *c, int64_t v) {
+  (void)s;
+  c->interleave = v;
+}
+
+// Ranks that hold the same weights.
+static int64_t replicas(const plan_choice *c) {
+  return c->size[PLAN_DATA] * c->size[PLAN_ULYSSES] * c->size[PLAN_RING];
+}
+static int values_zero(const plan_space *s, const plan_choice *c, int64_t out[PLAN_VALUES]) {
+  if (replicas(c) == 1) return s->pins.zero > 0 ? 0 : one(out, 0);
+  if (s->pins.zero >= 0) return one(out, s->pins.zero);
+  for (int i = 0; i < 4; i++) out[i] = i;
+  return 4;
+}
+static void set_zero(const plan_space *s, plan_choice *c, int64_t v) {
+  (void)s;
+  c->zero = (int)v;
+  c->zero_group = v ? replicas(c) : 1;
+}
+
+static int values_optimizer(const plan_space *s, const plan_choice *c, int64_t out[PLAN_VALUES]) {
+  (void)c;
+  int pin = s->pins.home[PLAN_OPTIMIZER];
+  int64_t first, count;
+  const cl_level *node = cl_node_of(s->cluster, 0, &first, &count);
+  bool host = node && node->host.size > 0;
+  if (pin >= 0) return pin == PLAN_DEVICE || (pin == PLAN_HOST && host) ? one(out, pin) : 0;
+  out[0] = PLAN_DEVICE;
+  out[1] = PLAN_HOST;
+  return host ? 2 : 1;
+}
+static void set_optimizer(const plan_space *s, plan_choice *c, int64_t v) {
+  (void)s;
+  c->home[PLAN_OPTIMIZER] = (plan_home)v;
+}
+
+int plan_dims(const plan_dim **out) {
+#define OUTER PLAN_OUTER
+#define INNER PLAN_INNER
+#define DIM(name, level, doc) {#name, doc, level, values_##name, set_##name},
+  static const plan_dim dims[] = {
+#include "passes/plan/space.def"
+  };
+#undef OUTER
+#undef INNER
+  *out = dims;
+  return (int)(sizeof dims / sizeof *dims);
+}
