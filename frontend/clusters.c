@@ -325,7 +325,9 @@ static void note_possible(diag *e, const cl_cluster *c, int64_t n) {
   if (n >= 1 && n <= c->devices) return;  // cl_part has named them
   int64_t first, count;
   cl_node_of(c, 0, &first, &count);
-  if (count == c->devices)
+  if (c->devices == 1)
+    diag_note(e, "only 1 is possible");
+  else if (count == c->devices)
     diag_note(e, "from 1 to %lld are possible", (long long)count);
   else
     diag_note(e, "possible are 1 to %lld, and whole nodes up to %lld", (long long)count,

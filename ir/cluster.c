@@ -330,7 +330,8 @@ const cl_cluster *cl_part(arena *a, const cl_cluster *c, int64_t n, const char *
   *why = NULL;
   if (n == c->devices) return c;
   if (n < 1 || n > c->devices) {
-    *why = arena_printf(a, "%s has %lld devices", c->name, (long long)c->devices);
+    *why = arena_printf(a, "%s has %lld device%s", c->name, (long long)c->devices,
+                        c->devices == 1 ? "" : "s");
     return NULL;
   }
   int64_t first, count;
