@@ -8,6 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "frontend/clusters.h"
 #include "frontend/keys.h"
 #include "frontend/sema_impl.h"
 
@@ -205,6 +206,7 @@ static void check_one(sema_program *p, const char *name, setting_list sets, FILE
 }
 
 void sema_check(sema_program *p, setting_list sets, FILE *out) {
+  clusters_check(p);
   if (p->asked) {
     check_one(p, p->asked, sets, out);
     return;

@@ -43,14 +43,15 @@ typedef struct cl_device {
   double power, price;  // watts; per hour; 0: not given
   const char *arch;     // "cpu", "sm_80", ...; NULL: not given
 } cl_device;
-// Peak of products of this type; f32 falls back on tf32 only when asked; a type that is not given
-// runs at the speed of the next wider one that is. 0 when none is.
+// Peak of products of this type. A type that is not given runs at the speed of the next wider one
+// that is (i8 and f8 as f16 or bf16, those as f32, f32 as f64), and f32 as its elementwise work;
+// tf32 is another rounding, so who wants it asks `matmul_tf32`. 0 when none is given.
 double cl_matmul_peak(const cl_device *d, ir_dtype t);
 
 typedef enum cl_link_kind { CL_SWITCH, CL_FAT_TREE, CL_ETHERNET } cl_link_kind;
 typedef struct cl_link {
   cl_link_kind kind;
-  double bandwidth;  // of a member of the level, in one direction
+  double bandwidth;  // of a device below the level, in one direction
   double latency;
   double taper;  // fat tree: share of full bandwidth across the top; 1 elsewhere
 } cl_link;
@@ -72,20 +73,45 @@ struct cl_level {
   bool node;         // devices that share a host
   int nmembers;      // kinds of members
   const cl_member *member;
-  cl_link link;  // between members. For a level above nodes `bandwidth` is what ONE DEVICE of a
-                 // node gets when all of them talk: nics * nic bandwidth / devices of a node,
-                 // and no more than the link's own; latency is the sum of card and link
-  cl_store host, disk;  // node
+  cl_link link;  // between members; what ONE DEVICE gets when all of them talk: its share of its
+                 // member's link, and above nodes no more than its share of its node's cards (nor
+                 // than it gets in the networks below); latency is the sum of card and link
+  double nic_bandwidth, nic_latency;  // node: all its cards together, in one direction; 0: none
+  cl_store host, disk;                // node
   double price;
+  // Worked out by cl_level_make.
   int64_t devices;  // below it
+  int height;       // levels from here down to the devices: 1 for a node of devices
+  double share;     // of a device in its node's cards, the least of all; 0: no cards
 };
+// A level as it was written, `link.bandwidth` being that of a member (0: the speed of the cards),
+// `link.latency` without the card, completed: devices, height, shares. A level that has devices for
+// members is a node, whatever it is called. Its members are made before it.
+const cl_level *cl_level_make(arena *a, const cl_level *written);
+
+// The levels of one height, inner to outer: what a group of devices meets on its way out.
+#define CL_TIERS 12
+typedef struct cl_tier {
+  int64_t unit;               // devices from each multiple of `unit` to the next lie in one level
+  double bandwidth, latency;  // of the slowest
+  bool node;                  // inside nodes
+  bool unlike;                // members of a level here have other networks
+} cl_tier;
+
+// The tiers of a level by itself, inner first; returns how many. in_node: it lies in a node.
+int cl_tiers(const cl_level *l, bool in_node, cl_tier *tier);
 
 typedef struct cl_cluster {
   const char *name;  // "dgx-a100-80g"
   const cl_level *top;
   int64_t devices;
   uint64_t digest;  // of all that is in it
+  int kinds;        // of devices
+  int ntiers;
+  cl_tier tier[CL_TIERS];
 } cl_cluster;
+// At most CL_TIERS levels high.
+const cl_cluster *cl_cluster_make(arena *a, const char *name, const cl_level *top);
 
 // The device with this number, 0 .. devices-1.
 const cl_device *cl_device_at(const cl_cluster *c, int64_t number);
@@ -96,6 +122,8 @@ int cl_kinds(const cl_cluster *c);
 const cl_level *cl_node_of(const cl_cluster *c, int64_t number, int64_t *first, int64_t *count);
 // The lowest level that holds both devices: its link carries what they send each other.
 const cl_level *cl_between(const cl_cluster *c, int64_t a, int64_t b);
+// The same, with the number of its first device, and whether it is a node or lies in one.
+const cl_level *cl_holds(const cl_cluster *c, int64_t a, int64_t b, int64_t *first, bool *in_node);
 // The first `n` devices as a cluster of their own: whole nodes, or a part of one node. NULL, with a
 // sentence in *why, when n is more than there are or would cut a node (other than the only one).
 const cl_cluster *cl_part(arena *a, const cl_cluster *c, int64_t n, const char **why);
@@ -127,12 +155,16 @@ typedef struct cl_cost {
 // counts per device already). Hierarchical: a group that spans levels is done factor by factor, and
 // the bytes of an outer factor are those that are left after the inner ones. Ring: (n-1) steps of
 // M/n and n-1 latencies; tree (all-reduce only): 2 log2(n) latencies and 2M bytes over the link. Of
-// groups that differ (unlike levels) the slowest counts. n = 1 is free.
+// groups that differ (unlike levels) the slowest counts. n = 1 is free. A group whose members do
+// not fill the members of a level evenly is cut into pieces that do; where there are none it is
+// taken to cross the level at every step. An all-to-all is n-1 messages of M/n.
 //
 //   all-reduce of 1 GB over 16 GPUs of 2 nodes of 8:  reduce-scatter inside (7/8 GB at 300 GB/s),
 //   all-reduce of 1/8 GB between (2 * 1/2 * 1/8 GB at 25 GB/s), all-gather inside
 cl_cost cl_collective_cost(const cl_cluster *c, cl_collective k, int64_t stride, int64_t size,
                            double bytes);
+// The same for one group: what a stage pays that lies on the faster half of unlike networks.
+cl_cost cl_group_cost(const cl_cluster *c, cl_collective k, cl_group g, double bytes);
 // From one device to another; a pipeline boundary.
 cl_cost cl_send_cost(const cl_cluster *c, int64_t from, int64_t to, double bytes);
 // True when a group of this axis spans a level whose members have other networks (Holmes).
