@@ -13,7 +13,8 @@
 //   interleaved   (m v + p-1)(f + b)                           where s = t = 0
 //   gpipe, v = 1  p(f + b) + (p-1)(s + t) + (m-1)(max(f, s) + max(b, t))    (p > 1)
 //   gpipe, v > 1  ((v-1) max(m, p) + m + p-1)(f + b)           where s = t = 0
-//   zero_bubble   m(f + b) + (p-1)(f + max(b-2w, 0))           where s = t = 0, w <= b-w, m >= p
+//   zero_bubble   m(f + b) + (p-1)(f + max(b-2w, 0))           where s = t = 0, w <= f, w <= b-w, m
+//   >= p
 //
 // Why 1f1b pays for messages in its steady state: micro-batch j + p-i starts on stage i behind the
 // backward of j, so one round from stage i to the last and back, p-i stages and p-1-i messages each
@@ -304,10 +305,86 @@ static prefix prefix_of(const pipe *p, int i, const prefix *was) {
   };
 }
 
+// With chunks: paths of the first micro-batch through all parts and of all work of one stage.
+static double bound_chunks(const pipe *p) {
+  int n = p->stages, v = p->chunks;
+  double m = (double)p->micro, best = 0;
+  prefix all = {0};
+  for (int i = 0; i < n; i++) all = prefix_of(p, i, &all);
+  // To the last part's forward's end, by the first micro-batch; and by all of them (gpipe).
+  double through = all.first, most = 0, forwards = 0;
+  for (int c = 0; c < v; c++)
+    for (int i = 0; i < n; i++) {
+      const pipe_chunk *k = &p->chunk[i * v + c];
+      if (c > 0) through += k->forward;
+      if (c > 0 && i == 0 && n > 1) through += p->chunk[(n - 1) * v + c - 1].send;
+      if (c > 0 && i > 0) through += p->chunk[(i - 1) * v + c].send;
+      most = fmax(most, k->forward);
+    }
+  through += first_chunk(p, n - 1)->forward;
+  if (p->kind == PIPE_GPIPE) {
+    prefix at = {0};
+    double ahead = 0;  // from the last chunk here to the last part
+    for (int i = 0; i < n; i++) {
+      const pipe_chunk *k = &p->chunk[i * v + v - 1];
+      if (i > 0) ahead += p->chunk[(i - 1) * v + v - 1].send + k->forward;
+    }
+    for (int i = 0; i < n; i++) {
+      const pipe_chunk *k = &p->chunk[i * v + v - 1];
+      at = prefix_of(p, i, &at);
+      if (i > 0) ahead -= p->chunk[(i - 1) * v + v - 1].send + k->forward;
+      double f = 0;
+      for (int c = 0; c < v; c++) f += p->chunk[i * v + c].forward;
+      forwards = fmax(forwards, at.first + m * f + ahead);
+    }
+    forwards = fmax(forwards, through + (m - 1) * most);
+  }
+  double last = fmax(through, forwards);
+  // Then the first gradient's way back to the last chunk of each stage, what is left there, drain.
+  double back = 0, whole = 0, slowest = 0;
+  for (int i = 0; i < n; i++) {
+    const pipe_chunk *k = &p->chunk[i * v + v - 1];
+    if (i > 0) back += k->backward + k->send_back;
+    for (int c = 0; c < v; c++) {
+      const pipe_chunk *x = &p->chunk[i * v + c];
+      whole += x->backward;
+      if (n > 1 && i + c > 0) whole += x->send_back;
+      slowest = fmax(slowest, x->backward);
+    }
+  }
+  if (p->kind == PIPE_GPIPE) best = fmax(best, last + whole + (m - 1) * slowest);
+  prefix at = {0};
+  for (int i = 0; i < n; i++) {
+    at = prefix_of(p, i, &at);
+    best = fmax(best, at.first + pipe_busy(p, i) + at.drain);
+    if (i > 0) {
+      const pipe_chunk *k = &p->chunk[i * v + v - 1];
+      back -= k->backward + k->send_back;
+    }
+    // Behind the start of the first backward on this stage come all backwards, and the forwards
+    // after the warm-up but one.
+    int64_t held = pipe_warm(p, i) + 1, total = p->micro * v, g = pipe_group(p), round = g * v;
+    if (held > total) held = total;
+    int64_t groups = held / round * g, rest = held % round;
+    double left = 0;
+    for (int c = 0; c < v; c++) {
+      int64_t part = rest - c * g;
+      int64_t done = groups + (part < 0 ? 0 : part > g ? g : part);
+      const pipe_chunk *k = &p->chunk[i * v + c];
+      left += (double)(p->micro - done) * k->forward + m * k->backward;
+    }
+    best = fmax(best, last + back + left + at.drain);
+  }
+  return best;
+}
+
 double pipe_bound(const pipe *p) {
+  // The sums below were rounded in another order than the step's.
+  const double rounding = 1 - 1e-12;
+  if (p->chunks > 1) return bound_chunks(p) * rounding;
   int n = p->stages;
   double m = (double)p->micro, best = 0;
-  bool single = p->chunks == 1, gpipe = p->kind == PIPE_GPIPE;
+  bool gpipe = p->kind == PIPE_GPIPE;
   prefix all = {0};
   for (int i = 0; i < n; i++) all = prefix_of(p, i, &all);
   const pipe_chunk *end = first_chunk(p, n - 1);
@@ -316,8 +393,6 @@ double pipe_bound(const pipe *p) {
   prefix at = {0};
   for (int i = 0; i < n; i++) {
     at = prefix_of(p, i, &at);
-    if (!single || gpipe) best = fmax(best, at.first + pipe_busy(p, i) + at.drain);
-    if (!single) continue;
     const pipe_chunk *c = first_chunk(p, i);
     double f = c->forward, w = put_off(p, c), g = c->backward - w;
     double s = i + 1 < n ? c->send : 0, t = i > 0 ? c->send_back : 0;
@@ -354,7 +429,7 @@ double pipe_bound(const pipe *p) {
     best = fmax(best, at.first + m * (f + g) + fmax(0, m - 1 - i) * w + at.drain);
   }
   best = fmax(best, forwards + backwards);
-  return best * (1 - 1e-12);  // the sums above were rounded in another order
+  return best * rounding;
 }
 
 // ---- closed forms
@@ -391,7 +466,7 @@ double pipe_closed(const pipe *p) {
         return own + n * (f + b) + (n - 1) * (s + t) + (m - 1) * (fmax(f, s) + fmax(b, t));
       return silent ? own + ((v - 1) * fmax(m, n) + m + n - 1) * (f + b) : -1;
     case PIPE_ZERO_BUBBLE:
-      if (!silent || w > b - w || m < n) return -1;
+      if (!silent || w > f || w > b - w || m < n) return -1;
       return own + m * (f + b) + (n - 1) * (f + fmax(b - 2 * w, 0));
   }
   return -1;

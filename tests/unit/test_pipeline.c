@@ -317,7 +317,9 @@ static void bound_is_below(void **state) {
     for (int k = 0; k < 4; k++)
       print_message("%-12s bound / step: %.4f on average, %.4f at worst\n",
                     pipe_kind_name((pipe_kind)k), ratio[k], worst[k]);
-  assert_true(ratio[PIPE_ONE_F_ONE_B] > 0.95 && ratio[PIPE_GPIPE] > 0.9);
+  // How tight it is.
+  assert_true(ratio[PIPE_ONE_F_ONE_B] > 0.97 && ratio[PIPE_ZERO_BUBBLE] > 0.95);
+  assert_true(ratio[PIPE_GPIPE] > 0.9 && ratio[PIPE_INTERLEAVED] > 0.85);
   // Exact for equal stages, messages included.
   for (int p = 1; p <= 8; p++)
     for (int m = 1; m <= 40; m++) {
