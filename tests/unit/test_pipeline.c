@@ -338,20 +338,31 @@ static void bound_is_below(void **state) {
 static void zero_bubble_is_not_slower(void **state) {
   (void)state;
   uint64_t seed = 6;
-  int faster = 0;
-  for (int n = 0; n < 1000; n++) {
+  int faster = 0, cases = 2000;
+  for (int n = 0; n < cases; n++) {
     arena a;
     arena_init(&a);
     pipe q = unequal(&a, &seed, PIPE_ZERO_BUBBLE, n % 2 ? 0.7 : 0), o = q;
+    pipe_chunk *c = arena_new(&a, pipe_chunk, q.stages);
+    for (int i = 0; i < q.stages; i++) {
+      c[i] = q.chunk[i];
+      if (n % 3) continue;
+      // Stages of quite other kinds: putting weights' gradients off does not pay on each.
+      c[i].forward = exp(4 * real(&seed));
+      c[i].weight = exp(5 * real(&seed));
+      c[i].backward = c[i].weight + exp(4 * real(&seed));
+    }
+    q.chunk = o.chunk = c;
     o.kind = PIPE_ONE_F_ONE_B;
     double zb = pipe_longest(&a, &q).step, ob = pipe_longest(&a, &o).step;
     assert_true(zb <= ob * (1 + 1e-12));
     if (zb < 0.999 * ob) faster++;
+    assert_near(zb, pipe_simulate(&a, &q, NULL, NULL, NULL, NULL).step, 1e-9);
     int64_t first = pipe_stash(NULL, &o, 0, NULL);
     for (int i = 0; i < q.stages; i++) assert_true(pipe_stash(&a, &q, i, NULL) <= first);
     arena_free(&a);
   }
-  assert_true(faster > 500);
+  assert_true(faster > cases / 2);
 }
 
 // ---- the trace
@@ -457,10 +468,10 @@ static void large_trace(void **state) {
   arena_free(&a);
 }
 
-// PIPE_PRINT=1: how long one step takes to find.
+// How long one step takes to find. The planner asks thousands of times; what is asserted leaves
+// room for slow machines. PIPE_PRINT=1 prints it.
 static void speed(void **state) {
   (void)state;
-  if (!getenv("PIPE_PRINT")) skip();
   uint64_t seed = 8;
   for (int k = 0; k < 4; k++)
     for (int kind = 0; kind < 3; kind++) {
@@ -476,7 +487,7 @@ static void speed(void **state) {
       }
       q.chunk = c;
       double best = 1;
-      for (int n = 0; n < 20; n++) {
+      for (int n = 0; n < 8; n++) {
         arena s;
         arena_init(&s);
         struct timespec t0, t1;
@@ -488,8 +499,10 @@ static void speed(void **state) {
         arena_free(&s);
       }
       static const char *const kinds[] = {"equal", "unequal", "unequal, messages"};
-      print_message("%-12s p=64 v=%d m=512 %-18s %7.1f us\n", pipe_kind_name(q.kind), v,
-                    kinds[kind], best * 1e6);
+      if (getenv("PIPE_PRINT"))
+        print_message("%-12s p=64 v=%d m=512 %-18s %7.1f us\n", pipe_kind_name(q.kind), v,
+                      kinds[kind], best * 1e6);
+      assert_true(best < (k == PIPE_ONE_F_ONE_B ? 1e-3 : 0.1));
       arena_free(&a);
     }
 }
