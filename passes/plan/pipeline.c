@@ -4,29 +4,31 @@
 // needs has arrived. All three ways below go through the events once, in an order in which what an
 // event needs comes before it, and keep one time a stream.
 //
-// **Closed forms**, of equal stages (f, b: forward and backward of one chunk, w: the part of b that
-// weights take; s, t: message forward and back; B, A: before and after, also equal, which add B +
-// A):
+// **Closed forms**, of equal stages. f, b: forward and backward of one chunk, w: the part of b that
+// weights take, s, t: messages forward and back. Equal `before` and `after` are added.
 //
-//   one_f_one_b   (m + p-1)(f + b) + (s + t) hops              where s <= f and t <= b
+//   one_f_one_b   (m + p-1)(f + b) + (s + t) hops             where s <= f and t <= b
 //                 hops = (q+1)(p-1) + max(r-1, 0);  m-1 = q p + r, 0 <= r < p
-//   interleaved   (m v + p-1)(f + b)                           where s = t = 0
+//   interleaved   (m v + p-1)(f + b) + (s + t)(v p - 1)       where s, t <= f and s, t <= b
 //   gpipe, v = 1  p(f + b) + (p-1)(s + t) + (m-1)(max(f, s) + max(b, t))    (p > 1)
-//   gpipe, v > 1  ((v-1) max(m, p) + m + p-1)(f + b)           where s = t = 0
-//   zero_bubble   m(f + b) + (p-1)(f + max(b-2w, 0))           where s = t = 0, w <= f, w <= b-w, m
-//   >= p
+//   gpipe, v > 1  ((v-1) max(m, p) + m + p-1)(f + b)          where s = t = 0
+//   zero_bubble   m(f + b) + (p-1)(f + max(b-2w, 0))          where s = t = 0, w <= f, w <= b-w,
+//                                                             m >= p
 //
 // Why 1f1b pays for messages in its steady state: micro-batch j + p-i starts on stage i behind the
 // backward of j, so one round from stage i to the last and back, p-i stages and p-1-i messages each
 // way, brings p-i micro-batches: f + b + (s + t)(p-1-i)/(p-i) each, most for i = 0. The longest
 // path makes q+1 such rounds, and one over r-1 messages with the micro-batches that are left.
+// Interleaved stages warm up twice as far, and pay only for the first micro-batch's way through all
+// parts and back. The conditions on zero_bubble and interleaved were found by trying (test_pipeline
+// draws stages within them); they are not necessary ones.
 #include "passes/plan/pipeline.h"
 
 #include <math.h>
 #include <string.h>
 
 #include "ir/ir.h"
-#include "passes/plan/order.h"
+#include "passes/plan/pipe_order.h"
 
 double pipe_busy(const pipe *p, int stage) {
   double sum = 0;
@@ -91,16 +93,17 @@ static void wave(wave_state *w, int64_t j) {
     double t = w->free[i];
     int64_t f = j + n - 1 - i;
     if (f >= 0 && f < m) {
-      if (i == w->critical) w->exposed += fmax(0, w->arrived[i] - fmax(t, w->content[i]));
-      t = (t > w->arrived[i] ? t : w->arrived[i]) + c->forward;
+      if (i == w->critical)
+        w->exposed += pipe_later(0, w->arrived[i] - pipe_later(t, w->content[i]));
+      t = pipe_later(t, w->arrived[i]) + c->forward;
       w->content[i + 1] = t;
-      w->arrived[i + 1] = (t > w->arrived[i + 1] ? t : w->arrived[i + 1]) + c->send;
+      w->arrived[i + 1] = pipe_later(t, w->arrived[i + 1]) + c->send;
     }
     if (j >= 0) {
-      if (i == w->critical) w->exposed += fmax(0, arrived - fmax(t, content));
-      t = (t > arrived ? t : arrived) + c->backward;
+      if (i == w->critical) w->exposed += pipe_later(0, arrived - pipe_later(t, content));
+      t = pipe_later(t, arrived) + c->backward;
       content = t;
-      arrived = (t > w->link_back[i] ? t : w->link_back[i]) + c->send_back;
+      arrived = pipe_later(t, w->link_back[i]) + c->send_back;
       w->link_back[i] = arrived;
     }
     w->free[i] = t;
@@ -158,7 +161,7 @@ static pipe_result one_f_one_b(arena *a, const pipe *p) {
     }
   }
   double step = 0;
-  for (int i = 0; i < n; i++) step = fmax(step, w.free[i] + pipe_after(p, i));
+  for (int i = 0; i < n; i++) step = pipe_later(step, w.free[i] + pipe_after(p, i));
   return pipe_result_of(p, step, w.exposed);
 }
 
@@ -189,7 +192,7 @@ static void send(walker *w, int way, int part, int stage, int64_t micro, double 
   double end = w->free[stage], at = end;
   if (w->p->stages > 1) {
     double *link = &w->link[way][stage];
-    at = *link = fmax(*link, end) + seconds;
+    at = *link = pipe_later(*link, end) + seconds;
   }
   w->mail[way][part * (w->mask + 1) + (micro & w->mask)] = (mail){end, at};
 }
@@ -206,8 +209,8 @@ static bool advance(walker *w, int stage) {
   if (from >= 0 && from < w->parts) {
     if (w->done[way][from] <= c->micro) return false;
     mail m = w->mail[way][from * (w->mask + 1) + (c->micro & w->mask)];
-    if (stage == w->critical) w->exposed += fmax(0, m.arrived - fmax(start, m.content));
-    start = fmax(start, m.arrived);
+    if (stage == w->critical) w->exposed += pipe_later(0, m.arrived - pipe_later(start, m.content));
+    start = pipe_later(start, m.arrived);
   }
   w->free[stage] = start + (way == 0 ? k->forward : k->backward);
   w->done[way][part]++;
@@ -245,7 +248,7 @@ static pipe_result walk_orders(arena *a, const pipe *p) {
     if (left == was) IR_BUG("the %s order of %d stages stands still", pipe_kind_name(p->kind), n);
   }
   double step = 0;
-  for (int i = 0; i < n; i++) step = fmax(step, w.free[i] + pipe_after(p, i));
+  for (int i = 0; i < n; i++) step = pipe_later(step, w.free[i] + pipe_after(p, i));
   return pipe_result_of(p, step, w.exposed);
 }
 
@@ -298,8 +301,8 @@ static prefix prefix_of(const pipe *p, int i, const prefix *was) {
   const pipe_chunk *b = first_chunk(p, i - 1);
   double g = b->backward - put_off(p, b);
   return (prefix){
-      .first = fmax(pipe_before(p, i), was->first + b->forward + b->send),
-      .drain = fmax(w + pipe_after(p, i), c->send_back + g + was->drain),
+      .first = pipe_later(pipe_before(p, i), was->first + b->forward + b->send),
+      .drain = pipe_later(w + pipe_after(p, i), c->send_back + g + was->drain),
       .ahead = was->ahead + b->send + c->forward,
       .back = was->back + g + c->send_back,
   };
@@ -319,7 +322,7 @@ static double bound_chunks(const pipe *p) {
       if (c > 0) through += k->forward;
       if (c > 0 && i == 0 && n > 1) through += p->chunk[(n - 1) * v + c - 1].send;
       if (c > 0 && i > 0) through += p->chunk[(i - 1) * v + c].send;
-      most = fmax(most, k->forward);
+      most = pipe_later(most, k->forward);
     }
   through += first_chunk(p, n - 1)->forward;
   if (p->kind == PIPE_GPIPE) {
@@ -335,11 +338,11 @@ static double bound_chunks(const pipe *p) {
       if (i > 0) ahead -= p->chunk[(i - 1) * v + v - 1].send + k->forward;
       double f = 0;
       for (int c = 0; c < v; c++) f += p->chunk[i * v + c].forward;
-      forwards = fmax(forwards, at.first + m * f + ahead);
+      forwards = pipe_later(forwards, at.first + m * f + ahead);
     }
-    forwards = fmax(forwards, through + (m - 1) * most);
+    forwards = pipe_later(forwards, through + (m - 1) * most);
   }
-  double last = fmax(through, forwards);
+  double last = pipe_later(through, forwards);
   // Then the first gradient's way back to the last chunk of each stage, what is left there, drain.
   double back = 0, whole = 0, slowest = 0;
   for (int i = 0; i < n; i++) {
@@ -349,14 +352,14 @@ static double bound_chunks(const pipe *p) {
       const pipe_chunk *x = &p->chunk[i * v + c];
       whole += x->backward;
       if (n > 1 && i + c > 0) whole += x->send_back;
-      slowest = fmax(slowest, x->backward);
+      slowest = pipe_later(slowest, x->backward);
     }
   }
-  if (p->kind == PIPE_GPIPE) best = fmax(best, last + whole + (m - 1) * slowest);
+  if (p->kind == PIPE_GPIPE) best = pipe_later(best, last + whole + (m - 1) * slowest);
   prefix at = {0};
   for (int i = 0; i < n; i++) {
     at = prefix_of(p, i, &at);
-    best = fmax(best, at.first + pipe_busy(p, i) + at.drain);
+    best = pipe_later(best, at.first + pipe_busy(p, i) + at.drain);
     if (i > 0) {
       const pipe_chunk *k = &p->chunk[i * v + v - 1];
       back -= k->backward + k->send_back;
@@ -373,7 +376,7 @@ static double bound_chunks(const pipe *p) {
       const pipe_chunk *k = &p->chunk[i * v + c];
       left += (double)(p->micro - done) * k->forward + m * k->backward;
     }
-    best = fmax(best, last + back + left + at.drain);
+    best = pipe_later(best, last + back + left + at.drain);
   }
   return best;
 }
@@ -401,12 +404,12 @@ double pipe_bound(const pipe *p) {
     double sent = at.first + f + (m - 1) * s + ahead;  // the last forward on the last stage
     double sent_back = back + (m - 1) * t + at.drain;  // from the first turn to the end
     if (gpipe) {
-      forwards = fmax(forwards, fmax(sent, at.first + m * f + ahead));
-      backwards = fmax(backwards, fmax(sent_back, back + (m - 1) * g + at.drain));
+      forwards = pipe_later(forwards, pipe_later(sent, at.first + m * f + ahead));
+      backwards = pipe_later(backwards, pipe_later(sent_back, back + (m - 1) * g + at.drain));
       continue;
     }
-    best = fmax(best, sent + turn + all.drain);
-    best = fmax(best, all.first + end->forward + sent_back);
+    best = pipe_later(best, sent + turn + all.drain);
+    best = pipe_later(best, all.first + end->forward + sent_back);
     // Rounds: the first one starts when the first micro-batch comes to the last stage.
     double window = n - i, round = f + ahead + back, most = floor((m - 1) / window) + 1;
     double tries[] = {1, most - 1, most};
@@ -414,21 +417,21 @@ double pipe_bound(const pipe *p) {
       double r = tries[k];
       if (r < 1) continue;
       double path = all.first + end->forward + back + (r - 1) * round;
-      double forward = fmax(0, m - r * window), backward = m - 1 - (r - 1) * window;
+      double forward = pipe_later(0, m - r * window), backward = m - 1 - (r - 1) * window;
       path += forward * f + backward * g;
       // Weights' gradients that follow the first backward and must be done before the last one's
       // end: all but depth + 1 of them, and the depth is i at most.
       if (r == 1) {
-        best = fmax(best, path + m * w + pipe_after(p, i));
-        path += fmax(0, m - 1 - i) * w;
+        best = pipe_later(best, path + m * w + pipe_after(p, i));
+        path += pipe_later(0, m - 1 - i) * w;
       }
-      best = fmax(best, path + at.drain);
+      best = pipe_later(best, path + at.drain);
     }
     // What comes before the first round's end on this stage, when that is more than the round.
-    best = fmax(best, at.first + m * (f + g + w) + pipe_after(p, i));
-    best = fmax(best, at.first + m * (f + g) + fmax(0, m - 1 - i) * w + at.drain);
+    best = pipe_later(best, at.first + m * (f + g + w) + pipe_after(p, i));
+    best = pipe_later(best, at.first + m * (f + g) + pipe_later(0, m - 1 - i) * w + at.drain);
   }
-  best = fmax(best, forwards + backwards);
+  best = pipe_later(best, forwards + backwards);
   return best * rounding;
 }
 
@@ -458,16 +461,19 @@ double pipe_closed(const pipe *p) {
     case PIPE_ONE_F_ONE_B: {
       if (s > f || t > b) return -1;
       double q = floor((m - 1) / n), r = m - 1 - q * n;
-      return own + (m + n - 1) * (f + b) + (s + t) * ((q + 1) * (n - 1) + fmax(r - 1, 0));
+      return own + (m + n - 1) * (f + b) + (s + t) * ((q + 1) * (n - 1) + pipe_later(r - 1, 0));
     }
-    case PIPE_INTERLEAVED: return silent ? own + (m * v + n - 1) * (f + b) : -1;
+    case PIPE_INTERLEAVED:
+      if (pipe_later(s, t) > fmin(f, b)) return -1;
+      return own + (m * v + n - 1) * (f + b) + (s + t) * (n * v - 1);
     case PIPE_GPIPE:
       if (p->chunks == 1)
-        return own + n * (f + b) + (n - 1) * (s + t) + (m - 1) * (fmax(f, s) + fmax(b, t));
-      return silent ? own + ((v - 1) * fmax(m, n) + m + n - 1) * (f + b) : -1;
+        return own + n * (f + b) + (n - 1) * (s + t) +
+               (m - 1) * (pipe_later(f, s) + pipe_later(b, t));
+      return silent ? own + ((v - 1) * pipe_later(m, n) + m + n - 1) * (f + b) : -1;
     case PIPE_ZERO_BUBBLE:
       if (!silent || w > f || w > b - w || m < n) return -1;
-      return own + m * (f + b) + (n - 1) * (f + fmax(b - 2 * w, 0));
+      return own + m * (f + b) + (n - 1) * (f + pipe_later(b - 2 * w, 0));
   }
   return -1;
 }

@@ -105,8 +105,8 @@ double pipe_closed(const pipe *p);
 // Chrome/Perfetto trace to `trace` when that is not NULL: one process a stage, one thread a stream,
 // counter "stash" (and "memory" in bytes when stash_bytes[stages*chunks], of one micro-batch, is
 // not NULL; fixed_bytes[stages] is added to it when not NULL). Processes are called names[stages],
-// or "stage 0" and so on when that is NULL. The trace is written as it comes; what is held is the
-// orders.
+// or "stage 0" and so on when that is NULL. The trace is written as it comes, what is held is the
+// orders; whether it could be written is for the caller to ask (ferror).
 pipe_result pipe_simulate(arena *scratch, const pipe *p, const char *const *names,
                           const double *stash_bytes, const double *fixed_bytes, FILE *trace);
 

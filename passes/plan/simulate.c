@@ -11,7 +11,7 @@
 #include <math.h>
 
 #include "ir/ir.h"
-#include "passes/plan/order.h"
+#include "passes/plan/pipe_order.h"
 #include "runtime/base/vec.h"
 
 enum { STREAM_COMPUTE, STREAM_SEND, STREAM_SEND_BACK, STREAMS };

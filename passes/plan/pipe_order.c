@@ -12,9 +12,8 @@
 // later, as each stage has done no more before it and hears from its neighbours no later; and with
 // depth 0 the weights' gradients end no later than 1f1b's whole backward does. (Gaps are filled
 // only by what fits, so filling delays nothing.)
-#include "passes/plan/order.h"
+#include "passes/plan/pipe_order.h"
 
-#include <math.h>
 #include <string.h>
 
 #include "ir/ir.h"
@@ -201,29 +200,29 @@ static pipe_result zb_run(zb *z, bool deep) {
       if (f >= 0 && f < m) {
         zb_fill(z, i, s->arrived);
         if (i == critical) exposed += message_wait(s->free, s->content, s->arrived);
-        s->free = fmax(s->free, s->arrived) + c->forward;
+        s->free = pipe_later(s->free, s->arrived) + c->forward;
         if (z->record) add(z->arena, &s->order, PIPE_F, 0, f);
         if (i + 1 < n) {
           zb_stage *next = s + 1;
           next->content = s->free;
-          next->arrived = fmax(next->arrived, s->free) + c->send;
+          next->arrived = pipe_later(next->arrived, s->free) + c->send;
         }
       }
       if (j < 0) continue;
       zb_fill(z, i, arrived);
       if (i == critical) exposed += message_wait(s->free, content, arrived);
-      s->free = fmax(s->free, arrived) + (c->backward - c->weight);
+      s->free = pipe_later(s->free, arrived) + (c->backward - c->weight);
       if (z->record) add(z->arena, &s->order, PIPE_B, 0, j);
       s->waiting++;
       content = s->free;
-      arrived = s->link_back = fmax(s->link_back, s->free) + c->send_back;
+      arrived = s->link_back = pipe_later(s->link_back, s->free) + c->send_back;
       int64_t depth = deep ? i : 0;
       if (s->waiting > depth) zb_weights(z, i, s->waiting - depth);
     }
   }
   for (int i = 0; i < n; i++) {
     zb_weights(z, i, z->stage[i].waiting);
-    step = fmax(step, z->stage[i].free + pipe_after(p, i));
+    step = pipe_later(step, z->stage[i].free + pipe_after(p, i));
   }
   return pipe_result_of(p, step, exposed);
 }

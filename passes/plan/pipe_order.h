@@ -1,4 +1,4 @@
-// Inside of the pipeline orders: shared by order.c (what a stage does) and pipeline.c (when).
+// Inside of the pipeline orders: shared by pipe_order.c (what a stage does) and pipeline.c (when).
 //
 // All orders but zero_bubble are one scheme: `warm` forwards, then forward and backward in turn,
 // then the backwards that are left. Forwards go through the chunks in *groups* of micro-batches:
@@ -9,8 +9,8 @@
 //   one_f_one_b    1       m      p-1-i
 //   interleaved    v       p      2(p-1-i) + (v-1)p
 //   gpipe          v       m      v m
-#ifndef DSM_PLAN_ORDER_H
-#define DSM_PLAN_ORDER_H
+#ifndef DSM_PLAN_PIPE_ORDER_H
+#define DSM_PLAN_PIPE_ORDER_H
 
 #include "passes/plan/pipeline.h"
 
@@ -42,6 +42,8 @@ pipe_result pipe_zero_bubble(arena *a, const pipe *p, pipe_list *orders);
 
 // ---- what both ways of finding the step share: sums, no times -----------------------------------
 
+// fmax without its care for NaN, which keeps compilers from making it one instruction.
+static inline double pipe_later(double a, double b) { return a > b ? a : b; }
 static inline double pipe_before(const pipe *p, int stage) {
   return p->before ? p->before[stage] : 0;
 }
