@@ -26,8 +26,7 @@ typedef struct page {
   int used;  // columns of the line so far
 } page;
 
-// ---- lines
-// ---------------------------------------------------------------------------------------
+// ---- lines --------------------------------------------------------------------------------------
 
 static void put(page *p, const char *text) {
   fputs(text, p->out);
@@ -118,8 +117,7 @@ static void right(page *p, const char *text, int upto) {
   put(p, text);
 }
 
-// ---- headline, plan, step
-// ------------------------------------------------------------------------
+// ---- headline, plan, step -----------------------------------------------------------------------
 
 static void headline(page *p, const plan_result *r) {
   arena *a = p->arena;
@@ -188,8 +186,7 @@ static void show_step(page *p, const plan_candidate *c) {
   parts(p, &t, LABEL);
 }
 
-// ---- where the time goes
-// -------------------------------------------------------------------------
+// ---- where the time goes ------------------------------------------------------------------------
 
 // `brief`: without the links that bytes go over.
 static const char *time_note(arena *a, const plan_candidate *c, plan_time t, bool brief) {
@@ -261,8 +258,7 @@ static void show_time(page *p, const plan_candidate *c) {
   }
 }
 
-// ---- memory
-// --------------------------------------------------------------------------------------
+// ---- memory -------------------------------------------------------------------------------------
 
 // "77.0 GiB (80 less 3 reserved)"
 static const char *capacity_words(arena *a, const plan_candidate *c) {
@@ -387,8 +383,7 @@ static void show_memory(page *p, const plan_candidate *c) {
   }
 }
 
-// ---- why
-// -----------------------------------------------------------------------------------------
+// ---- why ----------------------------------------------------------------------------------------
 
 static void show_limit(page *p, const plan_candidate *c) {
   arena *a = p->arena;
@@ -530,8 +525,7 @@ static void show_next(page *p, const plan_result *r) {
   parts(p, &t, LABEL);
 }
 
-// ---- nothing fits
-// --------------------------------------------------------------------------------
+// ---- nothing fits -------------------------------------------------------------------------------
 
 static void show_needs(page *p, const plan_candidate *c) {
   arena *a = p->arena;

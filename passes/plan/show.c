@@ -10,8 +10,7 @@
 
 #include "runtime/base/str.h"
 
-// ---- names
-// ---------------------------------------------------------------------------------------
+// ---- names --------------------------------------------------------------------------------------
 
 #define NAMES(TABLE, N) \
   _Static_assert(sizeof TABLE / sizeof *TABLE == (N), #TABLE " has another order than its enum")
@@ -58,8 +57,7 @@ static const char *const time_words[] = {"the speed of the devices",
 NAMES(time_words, PLAN_TIMES);
 const char *plan_time_words(plan_time t) { return time_words[t]; }
 
-// ---- texts
-// ---------------------------------------------------------------------------------------
+// ---- texts --------------------------------------------------------------------------------------
 
 // Bytes of the code point at `p` when it is valid UTF-8, else 0.
 static int code_point(const unsigned char *p) {
@@ -112,8 +110,7 @@ const char *show_cut(arena *a, const char *s, int columns) {
   return arena_printf(a, "%.*s" SHOW_MORE, (int)(p - s), s);
 }
 
-// ---- numbers
-// -------------------------------------------------------------------------------------
+// ---- numbers ------------------------------------------------------------------------------------
 
 const char *show_whole(arena *a, int64_t n) {
   char digits[24];
@@ -200,8 +197,7 @@ show_unit show_seconds_unit(double most) {
                           : (show_unit){1e-6, "\xc2\xb5s"};
 }
 
-// ---- choices
-// -------------------------------------------------------------------------------------
+// ---- choices ------------------------------------------------------------------------------------
 
 int64_t plan_batch_ranks(const plan_choice *c) { return c->size[PLAN_DATA] * c->size[PLAN_EXPERT]; }
 
@@ -328,8 +324,7 @@ bool plan_choice_equal(const plan_choice *x, const plan_choice *y) {
          !memcmp(x->home, y->home, sizeof x->home);
 }
 
-// ---- flags
-// ---------------------------------------------------------------------------------------
+// ---- flags --------------------------------------------------------------------------------------
 
 static const char *offload_value(arena *a, const plan_choice *c) {
   sb s = {.arena = a};
@@ -376,8 +371,7 @@ const char *plan_choice_flags(arena *a, const plan_choice *c) {
   return arena_printf(a, "--pin %s", sb_str(&s));
 }
 
-// ---- clusters
-// ------------------------------------------------------------------------------------
+// ---- clusters -----------------------------------------------------------------------------------
 
 typedef struct kind {
   const cl_device *device;
@@ -413,8 +407,7 @@ const char *plan_cluster_words(arena *a, const cl_cluster *c, const char *times_
   return sb_str(&s);
 }
 
-// ---- what a candidate says
-// -----------------------------------------------------------------------
+// ---- what a candidate says ----------------------------------------------------------------------
 
 double plan_hidden(const plan_candidate *c, plan_time t) {
   return t == PLAN_T_BUBBLE || c->busy[t] <= c->time[t] ? 0 : c->busy[t] - c->time[t];

@@ -16,7 +16,7 @@ typedef struct done {
 typedef struct run {
   const pipe *p;
   timeline *t;
-  done *of;  // [part * micro + m]
+  done *of;                            // [part * micro + m]
   double *free_at, *link, *link_back;  // by stage
 } run;
 
@@ -54,21 +54,17 @@ static bool step(run *r, int stage, pipe_phase phase, int chunk, int64_t micro) 
       break;
   }
   if (ready < 0) return false;
-  timeline_bar bar = {.start = later(ready, r->free_at[stage]),
-                      .phase = phase,
-                      .chunk = chunk,
-                      .micro = micro};
+  timeline_bar bar = {
+      .start = later(ready, r->free_at[stage]), .phase = phase, .chunk = chunk, .micro = micro};
   bar.end = r->free_at[stage] = bar.start + seconds;
   r->t->at[stage][r->t->n[stage]++] = bar;
   if (phase == PIPE_F) {
     d->forward = bar.end;
-    if (part < last)
-      done_of(r, part + 1, micro)->arrived = send(&r->link[stage], bar.end, c->send);
+    if (part < last) done_of(r, part + 1, micro)->arrived = send(&r->link[stage], bar.end, c->send);
   } else if (phase == PIPE_B) {
     d->backward = bar.end;
     if (part)
-      done_of(r, part - 1, micro)->arrived_back =
-          send(&r->link_back[stage], bar.end, c->send_back);
+      done_of(r, part - 1, micro)->arrived_back = send(&r->link_back[stage], bar.end, c->send_back);
   }
   return true;
 }

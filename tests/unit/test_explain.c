@@ -71,8 +71,7 @@ static void assert_lacks(const char *text, const char *part) {
   if (strstr(text, part)) fail_msg("`%s` is in\n%s", part, text);
 }
 
-// ---- numbers and names
-// ---------------------------------------------------------------------------
+// ---- numbers and names --------------------------------------------------------------------------
 
 static void numbers_have_units(void **state) {
   arena *a = *state;
@@ -153,8 +152,7 @@ static void choices_in_words_and_flags(void **state) {
   assert_string_equal(plan_choice_text(a, &one), "one device, micro-batch 4, recompute none");
 }
 
-// ---- text
-// ----------------------------------------------------------------------------------------
+// ---- text ---------------------------------------------------------------------------------------
 
 static void no_line_is_too_long(void **state) {
   arena *a = *state;
