@@ -520,7 +520,10 @@ static void show_next(page *p, const plan_result *r) {
     vec_push(a, &t, arena_printf(a, "--why %.*s", (int)strcspn(pins, ","), pins));
     break;
   }
-  vec_push(a, &t, "-o best.plan, then dsmc build --plan best.plan");
+  const char *name = show_clean(a, r->model.name);
+  static const char plain[] = "abcdefghijklmnopqrstuvwxyz0123456789_";
+  if (!*name || strlen(name) > 24 || strspn(name, plain) != strlen(name)) name = "best";
+  vec_push(a, &t, arena_printf(a, "-o %s.plan, then dsmc build --plan %s.plan", name, name));
   label(p, "NEXT");
   parts(p, &t, LABEL);
 }

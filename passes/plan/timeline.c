@@ -26,8 +26,9 @@ static done *done_of(run *r, int64_t part, int64_t micro) {
 
 static double later(double x, double y) { return x > y ? x : y; }
 
-// Sends what ended at `from` over a link; when it arrives.
-static double send(double *link, double from, double seconds) {
+// Sends what ended at `from` over a link; when it arrives. Parts of one stage need no message.
+static double send(const pipe *p, double *link, double from, double seconds) {
+  if (p->stages == 1) return from;
   *link = later(*link, from) + seconds;
   return *link;
 }
@@ -60,11 +61,13 @@ static bool step(run *r, int stage, pipe_phase phase, int chunk, int64_t micro) 
   r->t->at[stage][r->t->n[stage]++] = bar;
   if (phase == PIPE_F) {
     d->forward = bar.end;
-    if (part < last) done_of(r, part + 1, micro)->arrived = send(&r->link[stage], bar.end, c->send);
+    if (part < last)
+      done_of(r, part + 1, micro)->arrived = send(p, &r->link[stage], bar.end, c->send);
   } else if (phase == PIPE_B) {
     d->backward = bar.end;
     if (part)
-      done_of(r, part - 1, micro)->arrived_back = send(&r->link_back[stage], bar.end, c->send_back);
+      done_of(r, part - 1, micro)->arrived_back =
+          send(p, &r->link_back[stage], bar.end, c->send_back);
   }
   return true;
 }

@@ -203,7 +203,8 @@ static void text_says_what_matters(void **state) {
       "a tie within the error; peak 68.7 GiB",
       "1536 sequences do not divide over 1024; batch",
       "PROOF   optimal: 41,208 plans, 40,913 pruned by bound, 410 ms\n",
-      "NEXT    --report plan.html",
+      "NEXT    --report plan.html \xc2\xb7 --why ",
+      "-o gpt3.plan, then dsmc build --plan gpt3.plan\n",
       "NOTE    seq 4k is 4000, not 4096\n",
   };
   for (size_t i = 0; i < sizeof parts / sizeof *parts; i++) assert_has(text, parts[i]);
@@ -700,6 +701,39 @@ static void timelines_take_what_formulas_say(void **state) {
   assert_null(timeline_of(a, &none));
 }
 
+#if __has_include("passes/plan/pipeline.c")
+// The picture and the planner's own time of a step are of one thing.
+static void timelines_agree_with_the_longest_path(void **state) {
+  arena *a = *state;
+  uint64_t seed = 7;
+  for (int round = 0; round < 400; round++) {
+    int kind = round % 4, stages = 1 + round % 7, chunks = kind == PIPE_INTERLEAVED ? 2 : 1;
+    int64_t micro = kind == PIPE_INTERLEAVED ? stages * (1 + round % 3) : 1 + round % 11;
+    pipe_chunk *c = arena_new(a, pipe_chunk, stages * chunks);
+    double *before = arena_new(a, double, stages), *after = arena_new(a, double, stages);
+    double *draws = (double *)c;
+    for (size_t i = 0; i < (size_t)(stages * chunks) * (sizeof *c / sizeof(double)); i++) {
+      seed = seed * 6364136223846793005u + 1442695040888963407u;
+      draws[i] = 0.1 + (double)(seed >> 40) / (1 << 24);
+    }
+    for (int i = 0; i < stages * chunks; i++) {
+      c[i].backward = 2 * c[i].weight;
+      c[i].send /= 8, c[i].send_back /= 8;
+    }
+    for (int i = 0; i < stages; i++) before[i] = 0.05 * i, after[i] = 0.3 - 0.02 * i;
+    pipe p = {.kind = (pipe_kind)kind,
+              .stages = stages,
+              .chunks = chunks,
+              .micro = micro,
+              .chunk = c,
+              .before = before,
+              .after = after};
+    if (pipe_check(a, &p)) continue;
+    assert_near(timeline_of(a, &p)->end, pipe_longest(a, &p).step);
+  }
+}
+#endif
+
 int main(int argc, char **argv) {
   if (argc >= 4 && strcmp(argv[1], "--print") == 0) {
     arena a;
@@ -733,6 +767,9 @@ int main(int argc, char **argv) {
       T(page_says_what_matters),
       T(the_front_is_what_nothing_beats),
       T(timelines_take_what_formulas_say),
+#if __has_include("passes/plan/pipeline.c")
+      T(timelines_agree_with_the_longest_path),
+#endif
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }
