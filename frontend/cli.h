@@ -20,8 +20,7 @@
 
 #include "frontend/diag.h"
 #include "runtime/base/vec.h"
-
-#define DSMC_VERSION "0.1.0"
+#include "runtime/base/version.h"
 
 // Exit codes are a contract.
 enum { EXIT_GOOD = 0, EXIT_INPUT = 1, EXIT_USAGE = 2, EXIT_UNFIT = 3, EXIT_INTERNAL = 4 };

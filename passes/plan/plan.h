@@ -142,7 +142,8 @@ typedef struct plan_rejected {
   const char *code;    // "does-not-fit", "slower", "indivisible", ...
   const char *reason;  // "slower by 9.6 %: tensor traffic 2.5 s instead of 1.1 s"
   int64_t over;        // does-not-fit
-  double step_s;       // slower
+  double step_s;       // slower; 0: not worked out
+  int64_t peak;        // of a device; 0: not worked out
 } plan_rejected;
 
 typedef struct plan_fix {
