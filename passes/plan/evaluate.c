@@ -173,7 +173,7 @@ static double tied_bytes(const point *p, const stages_cut *cut, int stage, int *
 
 // ---- stages -------------------------------------------------------------------------------------
 
-static stages_cut cut_stages(point *p, const pipe *line, double capacity) {
+static stages_cut cut_stages(point *p, const pipeline *line, double capacity) {
   const pg_graph *g = p->b->g;
   stages_run *run = arena_new(p->a, stages_run, 2 * g->piece.n + 2);
   stages_job job = {.run = run, .stages = p->parts};
@@ -327,7 +327,7 @@ static once once_of(const point *p, const bl_state *s, const stages_cut *cut, in
 
 // ---- memory -------------------------------------------------------------------------------------
 
-static void stage_memory(const point *p, const stages_cut *cut, int stage, const pipe *line,
+static void stage_memory(const point *p, const stages_cut *cut, int stage, const pipeline *line,
                          const bl_state *s, plan_stage *out) {
   const plan_choice *c = p->c;
   int n = (int)c->size[PLAN_PIPELINE], v = (int)c->interleave;
@@ -467,13 +467,13 @@ plan_candidate *plan_evaluate(arena *a, plan_space *s, const plan_choice *c, con
   double *after = arena_new(a, double, n), *before = arena_new(a, double, n);
   plan_candidate *x = arena_new(a, plan_candidate, 1);
   x->choice = *c;
-  x->pipe = (pipe){.kind = c->pipe,
-                   .stages = n,
-                   .chunks = v,
-                   .micro = c->micro_batches,
-                   .chunk = chunk,
-                   .before = before,
-                   .after = after};
+  x->pipe = (pipeline){.kind = c->pipe,
+                       .stages = n,
+                       .chunks = v,
+                       .micro = c->micro_batches,
+                       .chunk = chunk,
+                       .before = before,
+                       .after = after};
   const char *wrong = pipe_check(a, &x->pipe);
   if (wrong) {
     *code = "infeasible";

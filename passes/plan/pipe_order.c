@@ -29,7 +29,7 @@ const char *pipe_kind_name(pipe_kind k) {
   IR_BUG("no pipeline order has number %d", (int)k);
 }
 
-const char *pipe_check(arena *a, const pipe *p) {
+const char *pipe_check(arena *a, const pipeline *p) {
   const char *name = pipe_kind_name(p->kind);
   if (p->stages < 1 || p->chunks < 1 || p->micro < 1)
     return arena_printf(
@@ -59,9 +59,9 @@ const char *pipe_check(arena *a, const pipe *p) {
 // ---- one scheme for 1f1b, interleaved and gpipe
 // ---------------------------------------------------
 
-int64_t pipe_group(const pipe *p) { return p->kind == PIPE_INTERLEAVED ? p->stages : p->micro; }
+int64_t pipe_group(const pipeline *p) { return p->kind == PIPE_INTERLEAVED ? p->stages : p->micro; }
 
-int64_t pipe_warm(const pipe *p, int stage) {
+int64_t pipe_warm(const pipeline *p, int stage) {
   int64_t all = p->micro * p->chunks, behind = p->stages - 1 - stage, warm = all;
   if (p->kind == PIPE_ONE_F_ONE_B || p->kind == PIPE_ZERO_BUBBLE) warm = behind;
   if (p->kind == PIPE_INTERLEAVED) warm = 2 * behind + (int64_t)(p->chunks - 1) * p->stages;
@@ -75,7 +75,7 @@ static void show(pipe_cursor *c) {
   c->micro = c->way[w].base + c->way[w].at;
 }
 
-pipe_cursor pipe_cursor_of(const pipe *p, int stage) {
+pipe_cursor pipe_cursor_of(const pipeline *p, int stage) {
   int64_t all = p->micro * p->chunks;
   pipe_cursor c = {.left = 2 * all,
                    .chunks = p->chunks,
@@ -118,14 +118,14 @@ static void add(arena *a, runs *r, pipe_phase phase, int chunk, int64_t micro) {
   vec_push(a, r, (pipe_run){phase, chunk, micro, 1});
 }
 
-static pipe_list walk(arena *a, const pipe *p, int stage) {
+static pipe_list walk(arena *a, const pipeline *p, int stage) {
   runs r = {0};
   for (pipe_cursor c = pipe_cursor_of(p, stage); c.left; pipe_cursor_next(&c))
     add(a, &r, c.phase, c.chunk, c.micro);
   return (pipe_list){r.at, r.n};
 }
 
-pipe_list *pipe_orders(arena *a, const pipe *p) {
+pipe_list *pipe_orders(arena *a, const pipeline *p) {
   pipe_list *l = arena_new(a, pipe_list, p->stages);
   if (p->kind == PIPE_ZERO_BUBBLE) {
     pipe_zero_bubble(a, p, l);
@@ -135,7 +135,7 @@ pipe_list *pipe_orders(arena *a, const pipe *p) {
   return l;
 }
 
-pipe_list pipe_order_of(arena *a, const pipe *p, int stage) {
+pipe_list pipe_order_of(arena *a, const pipeline *p, int stage) {
   if (p->kind == PIPE_ZERO_BUBBLE) return pipe_orders(a, p)[stage];
   return walk(a, p, stage);
 }
@@ -154,7 +154,7 @@ typedef struct zb_stage {
 
 typedef struct zb {
   arena *arena;
-  const pipe *p;
+  const pipeline *p;
   bool record;
   zb_stage *stage;
 } zb;
@@ -186,7 +186,7 @@ static double message_wait(double free, double content, double arrived) {
 // As in pipeline.c's `one_f_one_b`, wave after wave: in wave j stage i does the forward of
 // micro-batch j + p-1-i and the backward of j, the last stage first.
 static pipe_result zb_run(zb *z, bool deep) {
-  const pipe *p = z->p;
+  const pipeline *p = z->p;
   int n = p->stages, critical = pipe_critical(p);
   int64_t m = p->micro;
   double exposed = 0, step = 0;
@@ -227,7 +227,7 @@ static pipe_result zb_run(zb *z, bool deep) {
   return pipe_result_of(p, step, exposed);
 }
 
-pipe_result pipe_zero_bubble(arena *a, const pipe *p, pipe_list *orders) {
+pipe_result pipe_zero_bubble(arena *a, const pipeline *p, pipe_list *orders) {
   zb z = {.arena = a, .p = p, .stage = arena_new(a, zb_stage, p->stages)};
   pipe_result deep = zb_run(&z, true), flat = zb_run(&z, false);
   bool is_deep = deep.step <= flat.step;
@@ -256,7 +256,7 @@ static double most_held(pipe_list l, bool weights, const double *bytes) {
   return most;
 }
 
-int64_t pipe_stash(arena *scratch, const pipe *p, int stage, int64_t *each) {
+int64_t pipe_stash(arena *scratch, const pipeline *p, int stage, int64_t *each) {
   if (p->kind == PIPE_ZERO_BUBBLE) {
     int64_t most = p->micro < p->stages ? p->micro : p->stages;
     if (scratch)
@@ -276,7 +276,7 @@ int64_t pipe_stash(arena *scratch, const pipe *p, int stage, int64_t *each) {
   return most;
 }
 
-double pipe_stash_bytes(arena *scratch, const pipe *p, int stage, const double *bytes) {
+double pipe_stash_bytes(arena *scratch, const pipeline *p, int stage, const double *bytes) {
   if (p->chunks == 1) return (double)pipe_stash(scratch, p, stage, NULL) * bytes[0];
   return most_held(pipe_order_of(scratch, p, stage), false, bytes);
 }

@@ -14,8 +14,8 @@
 
 #include "passes/plan/pipeline.h"
 
-int64_t pipe_group(const pipe *p);
-int64_t pipe_warm(const pipe *p, int stage);  // at most v m
+int64_t pipe_group(const pipeline *p);
+int64_t pipe_warm(const pipeline *p, int stage);  // at most v m
 
 // Walks an order without a list:
 //   for (pipe_cursor c = pipe_cursor_of(p, stage); c.left; pipe_cursor_next(&c)) use(c.phase, ...);
@@ -33,24 +33,26 @@ typedef struct pipe_cursor {
     int64_t at, base, left;
   } way[2];
 } pipe_cursor;
-pipe_cursor pipe_cursor_of(const pipe *p, int stage);
+pipe_cursor pipe_cursor_of(const pipeline *p, int stage);
 void pipe_cursor_next(pipe_cursor *c);
 
 // Zero bubble: makes the order and finds its times on the way, since gaps decide where weight
 // gradients go. `orders` [stages] is filled in `a` when not NULL.
-pipe_result pipe_zero_bubble(arena *a, const pipe *p, pipe_list *orders);
+pipe_result pipe_zero_bubble(arena *a, const pipeline *p, pipe_list *orders);
 
 // ---- what both ways of finding the step share: sums, no times -----------------------------------
 
 // fmax without its care for NaN, which keeps compilers from making it one instruction.
 static inline double pipe_later(double a, double b) { return a > b ? a : b; }
-static inline double pipe_before(const pipe *p, int stage) {
+static inline double pipe_before(const pipeline *p, int stage) {
   return p->before ? p->before[stage] : 0;
 }
-static inline double pipe_after(const pipe *p, int stage) { return p->after ? p->after[stage] : 0; }
-double pipe_busy(const pipe *p, int stage);
-int pipe_critical(const pipe *p);
+static inline double pipe_after(const pipeline *p, int stage) {
+  return p->after ? p->after[stage] : 0;
+}
+double pipe_busy(const pipeline *p, int stage);
+int pipe_critical(const pipeline *p);
 // The result of a step of `step` seconds whose critical stage waited `exposed` for messages.
-pipe_result pipe_result_of(const pipe *p, double step, double exposed);
+pipe_result pipe_result_of(const pipeline *p, double step, double exposed);
 
 #endif

@@ -30,7 +30,7 @@
 #include "ir/ir.h"
 #include "passes/plan/pipe_order.h"
 
-double pipe_busy(const pipe *p, int stage) {
+double pipe_busy(const pipeline *p, int stage) {
   double sum = 0;
   for (int c = 0; c < p->chunks; c++) {
     const pipe_chunk *k = &p->chunk[stage * p->chunks + c];
@@ -39,7 +39,7 @@ double pipe_busy(const pipe *p, int stage) {
   return sum * (double)p->micro;
 }
 
-int pipe_critical(const pipe *p) {
+int pipe_critical(const pipeline *p) {
   int critical = 0;
   double most = -1;
   for (int i = 0; i < p->stages; i++) {
@@ -49,7 +49,7 @@ int pipe_critical(const pipe *p) {
   return critical;
 }
 
-pipe_result pipe_result_of(const pipe *p, double step, double exposed) {
+pipe_result pipe_result_of(const pipeline *p, double step, double exposed) {
   int c = pipe_critical(p);
   pipe_result r = {.step = step, .busy = pipe_busy(p, c), .critical = c, .exposed_send = exposed};
   r.bubble = step - r.busy - exposed - pipe_before(p, c) - pipe_after(p, c);
@@ -70,7 +70,7 @@ pipe_result pipe_result_of(const pipe *p, double step, double exposed) {
 // times differ by e, skipping n periods is wrong by n e at most.
 
 typedef struct wave_state {
-  const pipe *p;
+  const pipeline *p;
   int critical;
   double exposed;
   double *free;       // [p] the stage's compute stream
@@ -84,7 +84,7 @@ typedef struct wave_state {
 #define SAME_SHIFT 1e-13
 
 static void wave(wave_state *w, int64_t j) {
-  const pipe *p = w->p;
+  const pipeline *p = w->p;
   int n = p->stages;
   int64_t m = p->micro;
   double content = 0, arrived = 0;  // of the gradient from the stage behind
@@ -132,7 +132,7 @@ static bool repeats(const wave_state *w, const double *then) {
          widen(w->arrived + 1, then + 2 * n + 1, n - 1, within, &low, &high);
 }
 
-static pipe_result one_f_one_b(arena *a, const pipe *p) {
+static pipe_result one_f_one_b(arena *a, const pipeline *p) {
   int n = p->stages, times = WAVE_TIMES(n);
   double *block = arena_new(a, double, 2 * times), *then = block + times, then_exposed = 0;
   wave_state w = {.p = p, .critical = pipe_critical(p), .free = block};
@@ -177,7 +177,7 @@ typedef struct mail {
 } mail;
 
 typedef struct walker {
-  const pipe *p;
+  const pipeline *p;
   int parts, critical;
   int64_t mask;  // size of a ring less 1
   double exposed;
@@ -199,7 +199,7 @@ static void send(walker *w, int way, int part, int stage, int64_t micro, double 
 
 // Does the next phase of a stage if what it needs has been sent.
 static bool advance(walker *w, int stage) {
-  const pipe *p = w->p;
+  const pipeline *p = w->p;
   pipe_cursor *c = &w->cursor[stage];
   if (!c->left) return false;
   int part = c->chunk * p->stages + stage, way = c->phase == PIPE_F ? 0 : 1;
@@ -220,7 +220,7 @@ static bool advance(walker *w, int stage) {
   return true;
 }
 
-static pipe_result walk_orders(arena *a, const pipe *p) {
+static pipe_result walk_orders(arena *a, const pipeline *p) {
   int n = p->stages, parts = n * p->chunks;
   int64_t size = 1;
   // A stage's warm-up and one more is what it holds; of one part that is two groups at most.
@@ -252,7 +252,7 @@ static pipe_result walk_orders(arena *a, const pipe *p) {
   return pipe_result_of(p, step, w.exposed);
 }
 
-pipe_result pipe_longest(arena *scratch, const pipe *p) {
+pipe_result pipe_longest(arena *scratch, const pipeline *p) {
   switch (p->kind) {
     case PIPE_ONE_F_ONE_B: return one_f_one_b(scratch, p);
     case PIPE_ZERO_BUBBLE: return pipe_zero_bubble(scratch, p, NULL);
@@ -281,10 +281,10 @@ pipe_result pipe_longest(arena *scratch, const pipe *p) {
 // added, or all of them and no drain. gpipe: its forwards and its backwards are flow shops of equal
 // jobs, whose length is all machines once and the slowest for each further job; links are machines.
 
-static double put_off(const pipe *p, const pipe_chunk *c) {
+static double put_off(const pipeline *p, const pipe_chunk *c) {
   return p->kind == PIPE_ZERO_BUBBLE ? c->weight : 0;
 }
-static const pipe_chunk *first_chunk(const pipe *p, int stage) {
+static const pipe_chunk *first_chunk(const pipeline *p, int stage) {
   return &p->chunk[stage * p->chunks];
 }
 
@@ -294,7 +294,7 @@ typedef struct prefix {
   double ahead, back;  // of stage 0 to here: subtracted from those of all stages
 } prefix;
 
-static prefix prefix_of(const pipe *p, int i, const prefix *was) {
+static prefix prefix_of(const pipeline *p, int i, const prefix *was) {
   const pipe_chunk *c = first_chunk(p, i);
   double w = put_off(p, c);
   if (i == 0) return (prefix){pipe_before(p, 0), w + pipe_after(p, 0), 0, 0};
@@ -309,7 +309,7 @@ static prefix prefix_of(const pipe *p, int i, const prefix *was) {
 }
 
 // With chunks: paths of the first micro-batch through all parts and of all work of one stage.
-static double bound_chunks(const pipe *p) {
+static double bound_chunks(const pipeline *p) {
   int n = p->stages, v = p->chunks;
   double m = (double)p->micro, best = 0;
   prefix all = {0};
@@ -381,7 +381,7 @@ static double bound_chunks(const pipe *p) {
   return best;
 }
 
-double pipe_bound(const pipe *p) {
+double pipe_bound(const pipeline *p) {
   // The sums below were rounded in another order than the step's.
   const double rounding = 1 - 1e-12;
   if (p->chunks > 1) return bound_chunks(p) * rounding;
@@ -444,7 +444,7 @@ static bool alike(const double *x, int n) {
   return true;
 }
 
-double pipe_closed(const pipe *p) {
+double pipe_closed(const pipeline *p) {
   const pipe_chunk *c = p->chunk;
   bool equal = alike(p->before, p->stages) && alike(p->after, p->stages);
   for (int k = 1; k < p->stages * p->chunks; k++)

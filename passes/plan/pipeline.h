@@ -40,7 +40,7 @@ typedef struct pipe_chunk {
   double send_back;  // the gradient's message to the chunk before it
 } pipe_chunk;
 
-typedef struct pipe {
+typedef struct pipeline {
   pipe_kind kind;
   int stages;               // p
   int chunks;               // v; of part k = c * p + i (chunk c of stage i) the next part is k + 1
@@ -49,7 +49,7 @@ typedef struct pipe {
   const double *before;  // [stages] seconds at the start of the step (NULL: 0): gathers of weights
   const double *after;   // [stages] behind the last phase of the stage (NULL: 0): exposed
                          // gradient reduction, optimizer
-} pipe;
+} pipeline;
 
 typedef enum pipe_phase { PIPE_F, PIPE_B, PIPE_W } pipe_phase;  // B: input only where W exists
 // A run of an order: the phase of `count` micro-batches in turn, from `micro` on, of one chunk.
@@ -66,21 +66,21 @@ typedef struct pipe_list {
 // NULL when the order exists for p, v and m, else what is wrong in words, in `a` ("interleaved
 // needs a number of micro-batches that 8 stages divide: 12 is none"). All other functions here need
 // a pipe that passes.
-const char *pipe_check(arena *a, const pipe *p);
+const char *pipe_check(arena *a, const pipeline *p);
 // What each stage does, run by run; [stages]. The order of zero_bubble depends on the seconds
 // (which gaps there are), that of the others on p, v and m only.
-pipe_list *pipe_orders(arena *a, const pipe *p);
+pipe_list *pipe_orders(arena *a, const pipeline *p);
 // What `stage` does. For zero_bubble as much work as pipe_orders.
-pipe_list pipe_order_of(arena *a, const pipe *p, int stage);
+pipe_list pipe_order_of(arena *a, const pipeline *p, int stage);
 // The most micro-batches whose activations of any chunk a stage holds at once (an interleaved stage
 // counts each chunk's). 1f1b: min(m, p-i). And the same for each chunk when `each` is not NULL
 // ([chunks]; at the first moment when the sum is largest). Activations are held until their last
 // phase is over: B, or W where it exists. Only zero_bubble needs the scratch arena; without one
 // (NULL) the answer is the most that any of its orders holds, min(m, p).
-int64_t pipe_stash(arena *scratch, const pipe *p, int stage, int64_t *each);
+int64_t pipe_stash(arena *scratch, const pipeline *p, int stage, int64_t *each);
 // The same in bytes, when a micro-batch of chunk c holds bytes[c]: the highest sum over the moments
 // of the order, which for unlike chunks need not be the moment of the largest count.
-double pipe_stash_bytes(arena *scratch, const pipe *p, int stage, const double *bytes);
+double pipe_stash_bytes(arena *scratch, const pipeline *p, int stage, const double *bytes);
 
 // Where the critical stage's seconds go:
 //   step = before + busy + exposed_send + bubble + after
@@ -94,12 +94,12 @@ typedef struct pipe_result {
 // By the longest path over (stage, micro-batch, phase). O(p v m), less for 1f1b, which is left as
 // soon as it repeats itself. Messages: a stage's sends and computes overlap; a message starts when
 // what it carries is done and the link is free; parts of one stage (p = 1) need none.
-pipe_result pipe_longest(arena *scratch, const pipe *p);
+pipe_result pipe_longest(arena *scratch, const pipeline *p);
 // A lower bound of pipe_longest's step for any stages. O(p v), no memory.
-double pipe_bound(const pipe *p);
+double pipe_bound(const pipeline *p);
 // By formula, for equal stages; formulas and where they hold are in pipeline.c. Negative where
 // there is none (unequal stages, messages that are too long for it).
-double pipe_closed(const pipe *p);
+double pipe_closed(const pipeline *p);
 
 // Discrete events: one compute stream and two message streams (forward, backward) a stage. Writes a
 // Chrome/Perfetto trace to `trace` when that is not NULL: one process a stage, one thread a stream,
@@ -107,7 +107,7 @@ double pipe_closed(const pipe *p);
 // not NULL; fixed_bytes[stages] is added to it when not NULL). Processes are called names[stages],
 // or "stage 0" and so on when that is NULL. The trace is written as it comes, what is held is the
 // orders; whether it could be written is for the caller to ask (ferror).
-pipe_result pipe_simulate(arena *scratch, const pipe *p, const char *const *names,
+pipe_result pipe_simulate(arena *scratch, const pipeline *p, const char *const *names,
                           const double *stash_bytes, const double *fixed_bytes, FILE *trace);
 
 #endif

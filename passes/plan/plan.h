@@ -134,7 +134,7 @@ typedef struct plan_candidate {
   plan_cut *cut;
   // Collectives of one layer, forward and backward, over `tensor`: for explanations and tests.
   int64_t tensor_calls_layer[CL_COLLECTIVES];
-  pipe pipe;  // what pipe_simulate runs
+  pipeline pipe;  // what pipe_simulate runs
 } plan_candidate;
 
 typedef struct plan_rejected {

@@ -299,7 +299,7 @@ static void memory(page *p) {
 
 // ---- time ---------------------------------------------------------------------------------------
 
-static void pipeline(page *p) {
+static void timeline(page *p) {
   if (p->c->choice.size[PLAN_PIPELINE] < 2) return;
   section(p, "What each pipeline stage does during a step", false);
   svg_timeline(p->arena, p->c, p->out);
@@ -570,7 +570,7 @@ void plan_print_html(const plan_result *r, FILE *out) {
   fixes(&p);
   if (p.c) {
     memory(&p);
-    pipeline(&p);
+    timeline(&p);
     where_time_goes(&p);
   }
   others(&p);

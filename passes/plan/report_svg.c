@@ -130,7 +130,7 @@ typedef struct window {
 
 static void draw_window(arena *a, const plan_candidate *c, const timeline *t, window w, int stage,
                         double y, double high, bool tell, FILE *out) {
-  const pipe *p = &c->pipe;
+  const pipeline *p = &c->pipe;
   static const char *const class[] = {"pf", "pb", "pw"}, *const name[] = {"forward", "backward",
                                                                           "weight gradients"};
   for (int64_t k = 0; k < t->n[stage]; k++) {

@@ -52,7 +52,7 @@ typedef struct event {
 
 typedef struct sim {
   arena *arena;
-  const pipe *p;
+  const pipeline *p;
   int parts, critical;
   double exposed;
   stage *stage;
@@ -301,7 +301,7 @@ static void end_link(sim *s, int i, int way, double now) {
   start_compute(s, stage_of(s, to), now);
 }
 
-pipe_result pipe_simulate(arena *scratch, const pipe *p, const char *const *names,
+pipe_result pipe_simulate(arena *scratch, const pipeline *p, const char *const *names,
                           const double *stash_bytes, const double *fixed_bytes, FILE *trace) {
   sim s = {.arena = scratch,
            .p = p,

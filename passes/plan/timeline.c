@@ -14,7 +14,7 @@ typedef struct done {
 } done;
 
 typedef struct run {
-  const pipe *p;
+  const pipeline *p;
   timeline *t;
   done *of;                            // [part * micro + m]
   double *free_at, *link, *link_back;  // by stage
@@ -27,7 +27,7 @@ static done *done_of(run *r, int64_t part, int64_t micro) {
 static double later(double x, double y) { return x > y ? x : y; }
 
 // Sends what ended at `from` over a link; when it arrives. Parts of one stage need no message.
-static double send(const pipe *p, double *link, double from, double seconds) {
+static double send(const pipeline *p, double *link, double from, double seconds) {
   if (p->stages == 1) return from;
   *link = later(*link, from) + seconds;
   return *link;
@@ -35,7 +35,7 @@ static double send(const pipe *p, double *link, double from, double seconds) {
 
 // Does one phase when what it waits for is known.
 static bool step(run *r, int stage, pipe_phase phase, int chunk, int64_t micro) {
-  const pipe *p = r->p;
+  const pipeline *p = r->p;
   int64_t part = (int64_t)chunk * p->stages + stage, last = (int64_t)p->stages * p->chunks - 1;
   const pipe_chunk *c = &p->chunk[stage * p->chunks + chunk];
   done *d = done_of(r, part, micro);
@@ -72,7 +72,7 @@ static bool step(run *r, int stage, pipe_phase phase, int chunk, int64_t micro) 
   return true;
 }
 
-timeline *timeline_of(arena *a, const pipe *p) {
+timeline *timeline_of(arena *a, const pipeline *p) {
   if (p->stages < 1 || p->chunks < 1 || p->micro < 1 || !p->chunk) return NULL;
   int64_t parts = (int64_t)p->stages * p->chunks;
   if (p->micro > MOST_PHASES / 3 / parts) return NULL;

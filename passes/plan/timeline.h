@@ -24,7 +24,7 @@ typedef struct timeline {
 } timeline;
 
 // NULL when the pipe has no stages, or more phases than a picture is worth (some millions).
-timeline *timeline_of(arena *a, const pipe *p);
+timeline *timeline_of(arena *a, const pipeline *p);
 // The part of the stages' time up to `end` that phases take, from 0 to 1.
 double timeline_busy(const timeline *t);
 

@@ -81,7 +81,7 @@ static inline void fx_pipe(arena *a, plan_candidate *c, double forward, double b
                             .send = send,
                             .send_back = send};
   for (int i = 0; i < p; i++) behind[i] = after;
-  c->pipe = (pipe){.kind = k->pipe,
+  c->pipe = (pipeline){.kind = k->pipe,
                    .stages = p,
                    .chunks = v,
                    .micro = k->micro_batches,

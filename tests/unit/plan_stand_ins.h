@@ -22,7 +22,7 @@ const char *pipe_kind_name(pipe_kind k) {
 
 // 1F1B, interleaved where there are chunks (Narayanan et al. 2021): warm-up, steady, cool-down over
 // work items, of which each is one chunk of one micro-batch.
-pipe_list pipe_order_of(arena *a, const pipe *p, int stage) {
+pipe_list pipe_order_of(arena *a, const pipeline *p, int stage) {
   int64_t all = p->micro * p->chunks, v = p->chunks, n = p->stages;
   int64_t warm = v > 1 ? 2 * (n - 1 - stage) + (v - 1) * n : n - 1 - stage;
   if (warm > all) warm = all;

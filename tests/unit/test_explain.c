@@ -669,8 +669,8 @@ static const timeline *equal_stages(arena *a, pipe_kind kind, int stages, int ch
   pipe_chunk *c = arena_new(a, pipe_chunk, stages * chunks);
   for (int i = 0; i < stages * chunks; i++)
     c[i] = (pipe_chunk){.forward = 1, .backward = 2, .weight = 1, .send = send, .send_back = send};
-  pipe *p = arena_new(a, pipe, 1);
-  *p = (pipe){.kind = kind, .stages = stages, .chunks = chunks, .micro = micro, .chunk = c};
+  pipeline *p = arena_new(a, pipeline, 1);
+  *p = (pipeline){.kind = kind, .stages = stages, .chunks = chunks, .micro = micro, .chunk = c};
   return timeline_of(a, p);
 }
 
@@ -697,7 +697,7 @@ static void timelines_take_what_formulas_say(void **state) {
     for (int64_t k = 1; k < t->n[i]; k++)
       assert_true(t->at[i][k].start >= t->at[i][k - 1].end - 1e-12);
   }
-  pipe none = {.stages = 0};
+  pipeline none = {.stages = 0};
   assert_null(timeline_of(a, &none));
 }
 
@@ -721,13 +721,13 @@ static void timelines_agree_with_the_longest_path(void **state) {
       c[i].send /= 8, c[i].send_back /= 8;
     }
     for (int i = 0; i < stages; i++) before[i] = 0.05 * i, after[i] = 0.3 - 0.02 * i;
-    pipe p = {.kind = (pipe_kind)kind,
-              .stages = stages,
-              .chunks = chunks,
-              .micro = micro,
-              .chunk = c,
-              .before = before,
-              .after = after};
+    pipeline p = {.kind = (pipe_kind)kind,
+                  .stages = stages,
+                  .chunks = chunks,
+                  .micro = micro,
+                  .chunk = c,
+                  .before = before,
+                  .after = after};
     if (pipe_check(a, &p)) continue;
     assert_near(timeline_of(a, &p)->end, pipe_longest(a, &p).step);
   }

@@ -27,14 +27,14 @@ static int pick(uint64_t *s, int from, int to) {
 }
 static double real(uint64_t *s) { return (double)(draw(s) >> 11) * 0x1p-53; }
 
-static pipe equal(arena *a, pipe_kind k, int p, int v, int64_t m, pipe_chunk c) {
+static pipeline equal(arena *a, pipe_kind k, int p, int v, int64_t m, pipe_chunk c) {
   pipe_chunk *chunk = arena_new(a, pipe_chunk, p * v);
   for (int i = 0; i < p * v; i++) chunk[i] = c;
-  return (pipe){.kind = k, .stages = p, .chunks = v, .micro = m, .chunk = chunk};
+  return (pipeline){.kind = k, .stages = p, .chunks = v, .micro = m, .chunk = chunk};
 }
 
 // Unequal stages; `messages`: how long they may be, relative to the phases.
-static pipe unequal(arena *a, uint64_t *s, pipe_kind k, double messages) {
+static pipeline unequal(arena *a, uint64_t *s, pipe_kind k, double messages) {
   int p = pick(s, 1, 9), v = k == PIPE_INTERLEAVED ? pick(s, 2, 4) : 1, m = pick(s, 1, 40);
   if (k == PIPE_GPIPE) v = pick(s, 1, 3);
   if (k == PIPE_INTERLEAVED) m = p * pick(s, 1, 5);
@@ -50,13 +50,13 @@ static pipe unequal(arena *a, uint64_t *s, pipe_kind k, double messages) {
   }
   for (int i = 0; i < p; i++) before[i] = 3 * real(s), after[i] = 5 * real(s);
   bool own = real(s) < 0.5;
-  return (pipe){.kind = k,
-                .stages = p,
-                .chunks = v,
-                .micro = m,
-                .chunk = chunk,
-                .before = own ? before : NULL,
-                .after = own ? after : NULL};
+  return (pipeline){.kind = k,
+                    .stages = p,
+                    .chunks = v,
+                    .micro = m,
+                    .chunk = chunk,
+                    .before = own ? before : NULL,
+                    .after = own ? after : NULL};
 }
 
 static void assert_near(double a, double b, double relative) {
@@ -80,7 +80,7 @@ static void assert_near(double a, double b, double relative) {
 
 // Runs the lists without times: a phase goes when what it needs is done. Checks that none stands
 // still, that each phase comes once, and what is held: `most` and `each`, per stage.
-static void execute(arena *a, const pipe *p, int64_t *most, int64_t *each) {
+static void execute(arena *a, const pipeline *p, int64_t *most, int64_t *each) {
   int n = p->stages, v = p->chunks, parts = n * v, phases = p->kind == PIPE_ZERO_BUBBLE ? 3 : 2;
   int64_t m = p->micro, left = phases * parts * m;
   pipe_list *l = pipe_orders(a, p);
@@ -129,7 +129,7 @@ static void orders_run(void **state) {
   FOR_SMALL(k, p, v, m) {
     arena a;
     arena_init(&a);
-    pipe q = equal(&a, (pipe_kind)k, p, v, m, (pipe_chunk){1, 2 + real(&seed), 1, 0.1, 0.1});
+    pipeline q = equal(&a, (pipe_kind)k, p, v, m, (pipe_chunk){1, 2 + real(&seed), 1, 0.1, 0.1});
     assert_null(pipe_check(&a, &q));
     int64_t most[8] = {0}, each[24] = {0}, mine[3];
     execute(&a, &q, most, each);
@@ -156,7 +156,7 @@ static void order_as_written(void **state) {
   (void)state;
   arena a;
   arena_init(&a);
-  pipe q = equal(&a, PIPE_ONE_F_ONE_B, 4, 1, 8, (pipe_chunk){1, 2, 1, 0, 0});
+  pipeline q = equal(&a, PIPE_ONE_F_ONE_B, 4, 1, 8, (pipe_chunk){1, 2, 1, 0, 0});
   pipe_list l = pipe_order_of(&a, &q, 1);
   char text[256] = "";
   for (int64_t r = 0; r < l.n; r++)
@@ -182,7 +182,7 @@ static void refused_in_words(void **state) {
   (void)state;
   arena a;
   arena_init(&a);
-  pipe q = equal(&a, PIPE_INTERLEAVED, 8, 2, 12, (pipe_chunk){1, 2, 1, 0, 0});
+  pipeline q = equal(&a, PIPE_INTERLEAVED, 8, 2, 12, (pipe_chunk){1, 2, 1, 0, 0});
   assert_string_equal(
       pipe_check(&a, &q),
       "interleaved needs a number of micro-batches that 8 stages divide: 12 is none");
@@ -212,7 +212,7 @@ static void closed_forms(void **state) {
       pipe_chunk c = {f, b, w, 0, 0};
       if (way & 1) c.send = f * real(&seed), c.send_back = b * real(&seed);
       if (way == 3 && k == PIPE_GPIPE) c.send *= 4, c.send_back *= 3;
-      pipe q = equal(&a, (pipe_kind)k, p, v, m, c);
+      pipeline q = equal(&a, (pipe_kind)k, p, v, m, c);
       double before[8], after[8];
       for (int i = 0; i < p; i++) before[i] = 2, after[i] = 3;
       if (way & 2) q.before = before, q.after = after;
@@ -235,7 +235,7 @@ static void bubble_fractions(void **state) {
       arena a;
       arena_init(&a);
       // Binary fractions: all sums below are exact.
-      pipe q = equal(&a, PIPE_ONE_F_ONE_B, p, 1, m, (pipe_chunk){1.25, 2.5, 1.25, 0, 0});
+      pipeline q = equal(&a, PIPE_ONE_F_ONE_B, p, 1, m, (pipe_chunk){1.25, 2.5, 1.25, 0, 0});
       pipe_result r = pipe_longest(&a, &q);
       assert_true(r.step == (m + p - 1) * 3.75);
       assert_true(r.bubble * (m + p - 1) == (p - 1) * r.step);
@@ -245,7 +245,7 @@ static void bubble_fractions(void **state) {
       for (int v = 2; v <= 4; v++) {
         // The same work cut into v chunks: the bubble over the busy time is (p-1)/(v m).
         pipe_chunk c = {1.25, 2.5, 1.25, 0, 0};
-        pipe i = equal(&a, PIPE_INTERLEAVED, p, v, (int64_t)m * p, c);
+        pipeline i = equal(&a, PIPE_INTERLEAVED, p, v, (int64_t)m * p, c);
         r = pipe_longest(&a, &i);
         assert_true(r.bubble * v * m * p == (p - 1) * r.busy);
       }
@@ -261,7 +261,7 @@ static void longest_equals_simulated(void **state) {
     arena a;
     arena_init(&a);
     // No messages, short ones, ones longer than phases.
-    pipe q = unequal(&a, &seed, (pipe_kind)(n % 4), n % 3 == 0 ? 0 : n % 3 == 1 ? 0.5 : 9);
+    pipeline q = unequal(&a, &seed, (pipe_kind)(n % 4), n % 3 == 0 ? 0 : n % 3 == 1 ? 0.5 : 9);
     pipe_result x = pipe_longest(&a, &q), y = pipe_simulate(&a, &q, NULL, NULL, NULL, NULL);
     assert_near(x.step, y.step, 1e-9);
     assert_near(x.busy, y.busy, 1e-9);
@@ -286,7 +286,8 @@ static void skipped_periods(void **state) {
     arena a;
     arena_init(&a);
     int p = pick(&seed, 1, 12);
-    pipe q = equal(&a, PIPE_ONE_F_ONE_B, p, 1, pick(&seed, 100, 700), (pipe_chunk){1, 2, 1, 0, 0});
+    pipeline q =
+        equal(&a, PIPE_ONE_F_ONE_B, p, 1, pick(&seed, 100, 700), (pipe_chunk){1, 2, 1, 0, 0});
     pipe_chunk *c = arena_new(&a, pipe_chunk, p);
     double spread = n % 3 == 0 ? 0 : n % 3 == 1 ? 1e-4 : 1, message = n % 2 ? 0 : 3 * real(&seed);
     for (int i = 0; i < p; i++)
@@ -308,7 +309,7 @@ static void bound_is_below(void **state) {
     arena a;
     arena_init(&a);
     int k = n % 4;
-    pipe q = unequal(&a, &seed, (pipe_kind)k, n % 3 == 0 ? 0 : n % 3 == 1 ? 0.5 : 6);
+    pipeline q = unequal(&a, &seed, (pipe_kind)k, n % 3 == 0 ? 0 : n % 3 == 1 ? 0.5 : 6);
     double bound = pipe_bound(&q), step = pipe_longest(&a, &q).step;
     assert_true(bound <= step);
     ratio[k] += bound / step / (cases / 4);
@@ -327,7 +328,7 @@ static void bound_is_below(void **state) {
     for (int m = 1; m <= 40; m++) {
       arena a;
       arena_init(&a);
-      pipe q = equal(&a, PIPE_ONE_F_ONE_B, p, 1, m, (pipe_chunk){1, 2, 1, 0, 0});
+      pipeline q = equal(&a, PIPE_ONE_F_ONE_B, p, 1, m, (pipe_chunk){1, 2, 1, 0, 0});
       assert_near(pipe_bound(&q), pipe_closed(&q), 1e-11);
       q.kind = PIPE_ZERO_BUBBLE;
       if (m >= p) assert_near(pipe_bound(&q), pipe_closed(&q), 1e-11);
@@ -344,7 +345,7 @@ static void zero_bubble_is_not_slower(void **state) {
   for (int n = 0; n < cases; n++) {
     arena a;
     arena_init(&a);
-    pipe q = unequal(&a, &seed, PIPE_ZERO_BUBBLE, n % 2 ? 0.7 : 0), o = q;
+    pipeline q = unequal(&a, &seed, PIPE_ZERO_BUBBLE, n % 2 ? 0.7 : 0), o = q;
     pipe_chunk *c = arena_new(&a, pipe_chunk, q.stages);
     for (int i = 0; i < q.stages; i++) {
       c[i] = q.chunk[i];
@@ -381,7 +382,7 @@ static void trace_is_sound(void **state) {
   for (int n = 0; n < 24; n++) {
     arena a;
     arena_init(&a);
-    pipe q = unequal(&a, &seed, (pipe_kind)(n % 4), 0.8);
+    pipeline q = unequal(&a, &seed, (pipe_kind)(n % 4), 0.8);
     int parts = q.stages * q.chunks;
     pipe_chunk *c = arena_new(&a, pipe_chunk, parts);
     double *bytes = arena_new(&a, double, parts), *fixed = arena_new(&a, double, q.stages);
@@ -459,7 +460,7 @@ static void large_trace(void **state) {
   (void)state;
   arena a;
   arena_init(&a);
-  pipe q = equal(&a, PIPE_INTERLEAVED, 16, 4, 512, (pipe_chunk){1e-3, 2e-3, 1e-3, 1e-4, 1e-4});
+  pipeline q = equal(&a, PIPE_INTERLEAVED, 16, 4, 512, (pipe_chunk){1e-3, 2e-3, 1e-3, 1e-4, 1e-4});
   FILE *f = tmpfile();
   assert_non_null(f);
   pipe_simulate(&a, &q, NULL, NULL, NULL, f);
@@ -480,7 +481,7 @@ static void speed(void **state) {
       arena a;
       arena_init(&a);
       int v = k == PIPE_INTERLEAVED ? 4 : 1;
-      pipe q = equal(&a, (pipe_kind)k, 64, v, 512, (pipe_chunk){1, 2, 1, 0, 0});
+      pipeline q = equal(&a, (pipe_kind)k, 64, v, 512, (pipe_chunk){1, 2, 1, 0, 0});
       pipe_chunk *c = arena_new(&a, pipe_chunk, 64 * v);
       for (int i = 0; i < 64 * v; i++) {
         c[i] = q.chunk[i];
