@@ -170,7 +170,7 @@ static void measure_products(const session *s, host_facts *h) {
   enum { SIZES = sizeof sizes / sizeof *sizes };
   double f32[SIZES], peak = peak_flops(s->pool), large = 0;
   bool has_bf16 = h->matmul_bf16 > 0;
-  double each = s->seconds * 0.6 / SIZES / (has_bf16 ? 1.5 : 1);
+  double each = s->seconds * 0.6 / (double)SIZES / (has_bf16 ? 1.5 : 1);
   for (int i = 0; i < SIZES; i++) {
     // With little time the large ones are left out; the curve goes on level from the last.
     double n = (double)sizes[i], takes = i ? 2 * n * n * n / f32[i - 1] : 0;
@@ -313,7 +313,7 @@ static void measure_disk(const session *s, host_facts *h, const char *folder) {
   double took = now() - begin;
   if (!st) {
     h->disk = spare;
-    h->disk_bandwidth = (double)PIECE * PIECES / took;
+    h->disk_bandwidth = (double)PIECE * (double)PIECES / took;
     st = file_close(&out);
   } else {
     status *ignored = file_close(&out);
