@@ -19,8 +19,9 @@
 #include "frontend/sema.h"
 #include "ir/cluster.h"
 
-// NULL when there is no such cluster or its text is wrong, which has been reported. `program` may
-// be NULL. `cache`: the folder that `dsmc calibrate` wrote this-host.dsm into; NULL: none.
+// NULL when there is no such cluster or its text is wrong, which has been reported. `program` has
+// no errors, and may be NULL. `cache`: the folder that `dsmc calibrate` wrote this-host.dsm into;
+// NULL: none.
 const cl_cluster *cluster_find(arena *a, diags *d, const sema_program *program, const char *spec,
                                const char *cache);
 

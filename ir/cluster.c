@@ -284,7 +284,7 @@ cl_cost cl_send_cost(const cl_cluster *c, int64_t from, int64_t to, double bytes
 
 // ---- parts --------------------------------------------------------------------------------------
 
-// The first n devices of a level. `share`: of the cards of a node that is cut.
+// The first n devices of a level; a node that is cut keeps its devices' share of the cards.
 static const cl_level *first_of(arena *a, const cl_level *l, int64_t n) {
   if (n == l->devices) return l;
   cl_level *part = arena_new(a, cl_level, 1);
