@@ -70,7 +70,7 @@ void svg_memory(arena *a, const plan_candidate *c, FILE *out) {
   int n = plan_group_stages(c, own, g);
   int shown = n > REPORT_STAGES ? REPORT_STAGES : n;
   bool cut = shown < n;
-  enum { LEFT = 150, RIGHT = 100, TOP = 26, ROW = 28 };
+  const double LEFT = 150, RIGHT = 100, TOP = 26, ROW = 28;
   double most = right > 0 ? right / u.by : 1;
   double bottom = TOP + ROW * (shown + cut), plot = WIDE - LEFT - RIGHT, by = plot / most;
   open_svg(out, bottom + 38, "memory of each stage by class, against the capacity of a device");
@@ -185,7 +185,7 @@ void svg_timeline(arena *a, const plan_candidate *c, FILE *out) {
     fputs("<p>The step has too many phases to draw.</p>\n", out);
     return;
   }
-  enum { LEFT = 76, TOP = 8, GAP = 40 };
+  const double LEFT = 76, TOP = 8, GAP = 40;
   int shown = t->stages > REPORT_LANES ? REPORT_LANES : t->stages;
   bool cut = shown < t->stages;
   double row = shown > 10 ? 18 : 24, plot = WIDE - LEFT - 16;
@@ -244,7 +244,7 @@ void svg_timeline(arena *a, const plan_candidate *c, FILE *out) {
 // ---- where the time goes ------------------------------------------------------------------------
 
 void svg_time(arena *a, const plan_candidate *c, FILE *out) {
-  enum { TOP = 6, HIGH = 40 };
+  const double TOP = 6, HIGH = 40;
   double sum = 0;
   for (int t = 0; t < PLAN_TIMES; t++) sum += c->time[t];
   open_svg(out, TOP + HIGH + 24, "seconds of the step by what the critical stage waits for");
@@ -313,7 +313,7 @@ typedef struct spot {
 } spot;
 
 void svg_throughput(arena *a, const report_points *p, double capacity, FILE *out) {
-  enum { LEFT = 84, RIGHT = 24, TOP = 26, HIGH = 300 };
+  const double LEFT = 84, RIGHT = 24, TOP = 26, HIGH = 300;
   double most = capacity, fast = 0;
   for (int i = 0; i < p->n; i++) {
     if (p->at[i].bytes > most) most = p->at[i].bytes;
