@@ -173,10 +173,16 @@ static double tied_bytes(const point *p, const stages_cut *cut, int stage, int *
 
 // ---- stages -------------------------------------------------------------------------------------
 
-static stages_cut cut_stages(point *p, const pipeline *line, double capacity) {
+// Chunks are equal (interleave divides the layers); without chunks stages may be uneven.
+static stages_cut cut_stages(point *p, const pipeline *line, double capacity, bool only_fitting) {
+  if (p->c->interleave > 1) {
+    stages_cut even = {.fits = true, .first = arena_new(p->a, int64_t, p->parts + 1)};
+    for (int k = 0; k <= p->parts; k++) even.first[k] = p->layers / p->parts * k;
+    return even;
+  }
   const pg_graph *g = p->b->g;
   stages_run *run = arena_new(p->a, stages_run, 2 * g->piece.n + 2);
-  stages_job job = {.run = run, .stages = p->parts};
+  stages_job job = {.run = run, .stages = p->parts, .only_fitting = only_fitting};
   for (int i = 0; i < g->piece.n; i++) {
     const bl_piece *q = &p->b->piece[i];
     held h = held_by(p->c, &q->layer);
@@ -207,13 +213,9 @@ static stages_cut cut_stages(point *p, const pipeline *line, double capacity) {
     if (n) run[job.runs++] = (stages_run){cost, n};
   }
   double *stash = arena_new(p->a, double, p->parts), *room = arena_new(p->a, double, p->parts);
-  int v = (int)p->c->interleave;
-  int64_t *each = arena_new(p->a, int64_t, v);
   for (int k = 0; k < p->parts; k++) {
-    int stage = k % (int)p->c->size[PLAN_PIPELINE], chunk = k / (int)p->c->size[PLAN_PIPELINE];
-    pipe_stash(NULL, line, stage, each);
-    stash[k] = (double)each[chunk];
-    room[k] = capacity / v;
+    stash[k] = (double)pipe_stash(NULL, line, k, NULL);
+    room[k] = capacity;
   }
   job.stash = stash;
   job.capacity = room;
@@ -376,6 +378,120 @@ static void name_stage(const point *p, const stages_cut *cut, int stage, plan_st
   out->extra = first && last ? "embed+head" : first ? "embed" : last ? "head" : NULL;
 }
 
+// ---- before the work ----------------------------------------------------------------------------
+
+static void set_strides(point *p) {
+  int64_t stride = 1;
+  for (int i = PLAN_AXES - 1; i >= 0; i--) {
+    p->stride[p->c->order[i]] = stride;
+    stride *= p->c->size[p->c->order[i]];
+  }
+}
+
+// Seconds of a micro-batch over all stages; states of all layers and of all other weights together.
+static double totals(const point *p, bl_state *layers, bl_state *others) {
+  double work = 0;
+  for (int i = 0; i < p->b->npieces; i++) {
+    double n = (double)p->b->g->piece.at[i].count;
+    work += n * (p->forward[i] + p->backward[i]);
+    bl_state_add(layers, &p->b->piece[i].layer, n);
+  }
+  for (int w = 0; w < p->b->weight.n; w++) bl_state_add(others, &p->b->weight.at[w].state, 1);
+  return work;
+}
+
+// Seconds behind a stage's last phase, were the states spread evenly: what a stage has at least on
+// average. Reductions and the optimizer grow at least in proportion to bytes, so that of all stages
+// the mean is no less than that of the mean.
+static double after_mean(const point *p, const bl_state *mean, double backward) {
+  const plan_choice *c = p->c;
+  double offload = 0, after = optimizer_seconds(p, mean, &offload);
+  after += offload;
+  if (c->size[PLAN_DATA] * c->size[PLAN_ULYSSES] * c->size[PLAN_RING] == 1) return after;
+  if (c->zero < 2) {
+    double reduce =
+        over_replicas(p, c->zero ? CL_REDUCE_SCATTER : CL_ALL_REDUCE, mean->gradient).seconds;
+    after += reduce > backward ? reduce - backward : 0;
+  }
+  if (c->zero == 1 || c->zero == 2)
+    after += over_replicas(p, CL_ALL_GATHER, mean->parameter).seconds;
+  return after;
+}
+
+// Whether layers can be dealt to stages so that none holds more than it has room for; ends of the
+// model and workspace not counted. A layer of stage i needs its states and its activations of all
+// micro-batches in flight.
+static bool layers_fit(double capacity, double state, double kept, double layers,
+                       const pipeline *line, int64_t *each) {
+  double room = 0;
+  for (int i = 0; i < line->stages; i++) {
+    pipe_stash(NULL, line, i, each);
+    int64_t least = each[0];
+    for (int k = 1; k < line->chunks; k++)
+      if (each[k] < least) least = each[k];
+    room += floor(capacity / (state + kept * (double)least));
+  }
+  return room >= layers;
+}
+
+bool plan_outer_fits(const plan_space *s, const plan_choice *c) {
+  const pg_graph *g = s->job->rules[c->recompute]->g;
+  const cl_device *d = cl_device_at(s->cluster, 0);
+  double cut = (double)(c->size[PLAN_TENSOR] * c->size[PLAN_ULYSSES] * c->size[PLAN_RING]);
+  pipeline line = {.stages = (int)c->size[PLAN_PIPELINE], .chunks = 1, .micro = c->micro_batches};
+  double layers = (double)s->layers, kept = 0;
+  for (int v = 0; v < g->value.n; v++)
+    if (g->value.at[v].saved) kept += g->value.at[v].bytes * g->value.at[v].layers;
+  if (layers <= 0) return true;
+  kept *= (double)c->micro_batch / cut / layers;
+  int64_t each;
+  return layers_fit((double)(d->memory - d->reserve), 0, kept, layers, &line, &each);
+}
+
+plan_quick plan_quickly(arena *a, plan_space *s, const plan_choice *c, const bl_block *b) {
+  point *p = arena_new(a, point, 1);
+  *p = (point){.a = a, .s = s, .c = c, .b = b, .device = cl_device_at(s->cluster, 0)};
+  set_strides(p);
+  p->forward = arena_new(a, double, b->npieces);
+  p->backward = arena_new(a, double, b->npieces);
+  p->weight = arena_new(a, double, b->npieces);
+  layer_seconds(p);
+  bl_state layers = {0}, others = {0}, mean = {0};
+  double work = totals(p, &layers, &others), m = (double)c->micro_batches;
+  double n = (double)c->size[PLAN_PIPELINE];
+  bl_state_add(&mean, &layers, 1 / n);
+  bl_state_add(&mean, &others, 1 / n);
+  double backward = 0, kept = 0;
+  for (int i = 0; i < b->npieces; i++) {
+    backward += (double)b->g->piece.at[i].count * p->backward[i];
+    if (is_layers(p, i)) kept += (double)b->g->piece.at[i].count * b->piece[i].kept;
+  }
+  plan_quick q = {.bound = m * work / n + after_mean(p, &mean, backward / n)};
+  // Stage i starts when a micro-batch has come through the stages before it, and behind its last
+  // phase one goes back through them: step >= sum of w[j < i] + m w[i] for the seconds w of stages
+  // that sum to `work`. The best w is a geometric row, which gives work / (1 - (1 - 1/m)^p). With
+  // chunks a stage starts earlier.
+  if (c->pipe == PIPE_ONE_F_ONE_B && n > 1) {
+    double filled = work / (1 - pow(1 - 1 / m, n));
+    if (filled > q.bound) q.bound = filled;
+  }
+  pipeline line = {
+      .kind = c->pipe, .stages = (int)n, .chunks = (int)c->interleave, .micro = c->micro_batches};
+  double count = (double)s->layers, capacity = (double)(p->device->memory - p->device->reserve);
+  held h = held_by(c, &layers);
+  int64_t *each = arena_new(a, int64_t, c->interleave);
+  q.fits = !pipe_check(a, &line) &&
+           (count <= 0 || layers_fit(capacity, (h.parameters + h.gradients + h.optimizer) / count,
+                                     kept / count, count, &line, each));
+  // When it does not: what a stage has too much, on average over them, with one in flight.
+  held all = held_by(c, &others);
+  q.over = (h.parameters + h.gradients + h.optimizer + all.parameters + all.gradients +
+            all.optimizer + kept) /
+               n -
+           capacity;
+  return q;
+}
+
 // ---- all ----------------------------------------------------------------------------------------
 
 static void inner_times(const point *p, const stages_cut *cut, int stage, double *time,
@@ -448,14 +564,10 @@ static void set_rates(const point *p, plan_candidate *x) {
 }
 
 plan_candidate *plan_evaluate(arena *a, plan_space *s, const plan_choice *c, const bl_block *b,
-                              const char **code, const char **why) {
+                              double limit, const char **code, const char **why) {
   point *p = arena_new(a, point, 1);
   *p = (point){.a = a, .s = s, .c = c, .b = b, .device = cl_device_at(s->cluster, 0)};
-  int64_t stride = 1;
-  for (int i = PLAN_AXES - 1; i >= 0; i--) {
-    p->stride[c->order[i]] = stride;
-    stride *= c->size[c->order[i]];
-  }
+  set_strides(p);
   int n = (int)c->size[PLAN_PIPELINE], v = (int)c->interleave;
   p->parts = n * v;
   p->forward = arena_new(a, double, b->npieces);
@@ -482,7 +594,12 @@ plan_candidate *plan_evaluate(arena *a, plan_space *s, const plan_choice *c, con
   }
   x->capacity = p->device->memory - p->device->reserve;
   x->reserve = p->device->reserve;
-  stages_cut cut = cut_stages(p, &x->pipe, (double)x->capacity);
+  stages_cut cut = cut_stages(p, &x->pipe, (double)x->capacity, isfinite(limit));
+  if (!cut.fits && isfinite(limit)) {  // a plan that fits is known
+    *code = "does-not-fit";
+    *why = "no cut of its layers fits";
+    return NULL;
+  }
   x->nstages = n;
   x->stage = arena_new(a, plan_stage, n);
   fill_chunks(p, &cut, chunk, x);
@@ -511,6 +628,11 @@ plan_candidate *plan_evaluate(arena *a, plan_space *s, const plan_choice *c, con
     x->peak = q->peak;
     x->peak_at = arena_printf(a, "stage %d, %s", i, q->peak_at);
     memcpy(x->memory, q->memory, sizeof x->memory);
+  }
+  if (pipe_bound(&x->pipe) > limit) {
+    *code = "slower";
+    *why = "a bound of its step says so";
+    return NULL;
   }
   pipe_result r = pipe_longest(a, &x->pipe);
   x->step_s = r.step;

@@ -168,6 +168,7 @@ typedef struct plan_search_stats {
   int64_t considered;  // points that were legal
   int64_t pruned;      // of these, by a bound, before their step was worked out
   int64_t fronts;      // block searches made
+  int64_t evaluated;   // points that were worked out
   int64_t predicted_points, predicted_fronts;  // before the search
   double seconds;
   bool optimal;         // no point of the space is better within the model

@@ -30,12 +30,12 @@ const bl_block *plan_block_of(plan_space *s, const plan_choice *c) {
   const char *name =
       arena_printf(s->a, "%d %lld %lld %lld %lld", (int)k.recompute, (long long)k.size[0],
                    (long long)k.size[1], (long long)k.size[2], (long long)k.micro_batch);
-  bl_block *b = map_get(&s->blocks, name);
+  bl_block *b = map_get(s->blocks, name);
   if (b) return b;
   // What happens once a step is a small share of any micro-batch; 8 stands for their number, so
   // that one block serves all.
   b = bl_make(s->a, s->job->rules[k.recompute], &k, s->cluster, cl_device_at(s->cluster, 0), 8);
-  map_set(&s->blocks, name, b);
+  map_set(s->blocks, name, b);
   s->fronts++;
   return b;
 }
@@ -46,24 +46,6 @@ double plan_outer_bound(plan_space *s, const plan_choice *c) {
   bl_key k = key_of(c);
   double work = bl_bound(s->job->rules[c->recompute]->g, &k, cl_device_at(s->cluster, 0));
   return work * (double)c->micro_batches / (double)c->size[PLAN_PIPELINE];
-}
-
-// Stage i starts when a micro-batch has come through the stages before it, and behind its last
-// phase one goes back through them: step >= sum of w[j < i] + m w[i] for the seconds w of stages
-// that sum to `work`. The best w is a geometric row, which gives work / (1 - (1 - 1/m)^p). With
-// chunks a stage starts earlier, and only m work / p remains.
-double plan_inner_bound(const plan_space *s, const plan_choice *c, const bl_block *b) {
-  (void)s;
-  double work = 0, m = (double)c->micro_batches, p = (double)c->size[PLAN_PIPELINE];
-  for (int i = 0; i < b->npieces; i++)
-    for (int f = 0; f < 2; f++) {
-      const bl_phase *q = &b->piece[i].phase[f];
-      double seconds = q->compute;
-      for (int x = 0; x < BL_INNER; x++) seconds += q->sent[x];
-      work += (double)b->g->piece.at[i].count * seconds;
-    }
-  if (c->pipe != PIPE_ONE_F_ONE_B || p == 1) return m * work / p;
-  return work / (1 - pow(1 - 1 / m, p));
 }
 
 // ---- the walk -----------------------------------------------------------------------------------
@@ -91,6 +73,7 @@ typedef struct walk {
   found best, closest;
   int top;
   VEC(found) kept;  // the best ones, best first, up to `top`
+  double slack;     // how much better than what is known a plan must be to be looked at
   double since;
   bool stopped;
   const char *code, *why;  // of the last choice that was not legal
@@ -113,37 +96,42 @@ static void keep(walk *w, const found *f) {
   if (w->kept.n > w->top) w->kept.n = w->top;
 }
 
+// What must be beaten: the best plan, or the last of those that are asked for; `slack` below it
+// when a plan that is nearly as good will do.
+static double to_beat(const walk *w) {
+  if (w->o->exhaustive || w->kept.n < w->top) return INFINITY;
+  return vec_last(&w->kept).step * (1 - w->slack) * (1 + 1e-9);
+}
+
 static void consider(walk *w, const plan_choice *c, const bl_block *b) {
   const char *code, *why;
-  plan_candidate *x = plan_evaluate(&w->scratch, w->s, c, b, &code, &why);
+  plan_candidate *x = plan_evaluate(&w->scratch, w->s, c, b, to_beat(w), &code, &why);
+  w->stats->evaluated++;
   if (!x) {
     w->code = code;
     w->why = arena_strdup(w->s->a, why);
-  } else {
-    found f = {true, *c, x->step_s, x->peak, x->over};
-    if (f.over) {
-      if (!w->closest.any || f.over < w->closest.over) w->closest = f;
-    } else {
-      if (better(&f, &w->best)) w->best = f;
-      keep(w, &f);
-    }
+    return;
   }
-  if (w->scratch.total > (size_t)4 << 20) arena_free(&w->scratch);
+  found f = {true, *c, x->step_s, x->peak, x->over};
+  if (f.over) {
+    if (!w->closest.any || f.over < w->closest.over) w->closest = f;
+  } else {
+    if (better(&f, &w->best)) w->best = f;
+    keep(w, &f);
+  }
 }
 
-// What must be beaten: the best plan, or the last of those that are asked for.
-static double to_beat(const walk *w) {
-  if (w->o->exhaustive || w->kept.n < w->top) return INFINITY;
-  return vec_last(&w->kept).step * (1 + 1e-9);
-}
+typedef struct inner {
+  plan_choice c;
+  plan_quick q;
+  int number;
+} inner;
+typedef VEC(inner) inners;
 
-static void walk_inner(walk *w, const plan_dim *dim, int n, plan_choice c, const bl_block *b) {
+static void walk_inner(walk *w, const plan_dim *dim, int n, plan_choice c, const bl_block *b,
+                       inners *out) {
   if (!n) {
-    w->stats->considered++;
-    if (plan_inner_bound(w->s, &c, b) > to_beat(w))
-      w->stats->pruned++;
-    else
-      consider(w, &c, b);
+    vec_push(&w->scratch, out, (inner){c, plan_quickly(&w->scratch, w->s, &c, b), out->n});
     return;
   }
   int64_t v[PLAN_VALUES];
@@ -151,8 +139,33 @@ static void walk_inner(walk *w, const plan_dim *dim, int n, plan_choice c, const
   for (int i = 0; i < k; i++) {
     plan_choice next = c;
     dim->set(w->s, &next, v[i]);
-    walk_inner(w, dim + 1, n - 1, next, b);
+    walk_inner(w, dim + 1, n - 1, next, b, out);
   }
+}
+
+static int by_quick(const void *a, const void *b) {
+  const inner *x = a, *y = b;
+  if (x->q.bound != y->q.bound) return x->q.bound < y->q.bound ? -1 : 1;
+  return x->number - y->number;
+}
+
+// All inner points of an outer one, in order of their bounds.
+static void visit(walk *w, const plan_dim *dim, int n, const plan_choice *c, const bl_block *b) {
+  inners in = {0};
+  walk_inner(w, dim, n, *c, b, &in);
+  w->stats->considered += in.n;
+  if (in.n && !w->o->exhaustive) qsort(in.at, (size_t)in.n, sizeof *in.at, by_quick);
+  for (int i = 0; i < in.n; i++) {
+    const inner *x = &in.at[i];
+    bool slow = x->q.bound > to_beat(w), unfit = !x->q.fits && !w->o->exhaustive;
+    // Of those that do not fit the ones that lack least are worked out, as long as none fits.
+    if (unfit) unfit = w->best.any || (w->closest.any && x->q.over >= (double)w->closest.over);
+    if (slow || unfit)
+      w->stats->pruned++;
+    else
+      consider(w, &x->c, b);
+  }
+  arena_free(&w->scratch);
 }
 
 // How many inner points an outer one has.
@@ -196,9 +209,9 @@ static void search(walk *w) {
   while (outer_dims < n && dim[outer_dims].level == PLAN_OUTER) outer_dims++;
   arena_init(&w->scratch);
   walk_outer(w, dim, outer_dims, plan_choice_start(w->s));
-  int inner = n - outer_dims;
+  int inner_dims = n - outer_dims;
   for (int i = 0; i < w->outer.n; i++)
-    w->stats->points += count_inner(w, dim + outer_dims, inner, w->outer.at[i].c);
+    w->stats->points += count_inner(w, dim + outer_dims, inner_dims, w->outer.at[i].c);
   if (w->outer.n) qsort(w->outer.at, (size_t)w->outer.n, sizeof *w->outer.at, by_bound);
   w->stats->optimal = true;
   for (int i = 0; i < w->outer.n; i++) {
@@ -206,7 +219,7 @@ static void search(walk *w) {
     w->stats->bound_s = x->bound;
     if (x->bound > to_beat(w)) {
       for (int k = i; k < w->outer.n; k++) {
-        int64_t points = count_inner(w, dim + outer_dims, inner, w->outer.at[k].c);
+        int64_t points = count_inner(w, dim + outer_dims, inner_dims, w->outer.at[k].c);
         w->stats->considered += points;
         w->stats->pruned += points;
       }
@@ -217,13 +230,19 @@ static void search(walk *w) {
       w->stats->optimal = false;
       break;
     }
+    if (!w->o->exhaustive && w->best.any && !plan_outer_fits(w->s, &x->c)) {
+      int64_t points = count_inner(w, dim + outer_dims, inner_dims, x->c);
+      w->stats->considered += points;
+      w->stats->pruned += points;
+      continue;
+    }
     const bl_block *b = plan_block_of(w->s, &x->c);
     if (b->why) {
       w->code = b->code;
       w->why = b->why;
       continue;
     }
-    walk_inner(w, dim + outer_dims, inner, x->c, b);
+    visit(w, dim + outer_dims, inner_dims, &x->c, b);
   }
   if (!w->stopped) w->stats->bound_s = w->best.step;
   arena_free(&w->scratch);
@@ -233,7 +252,7 @@ static plan_candidate *work_out(plan_space *s, const plan_choice *c) {
   const char *code, *why;
   plan_choice *copy = arena_new(s->a, plan_choice, 1);
   *copy = *c;
-  return plan_evaluate(s->a, s, copy, plan_block_of(s, c), &code, &why);
+  return plan_evaluate(s->a, s, copy, plan_block_of(s, c), INFINITY, &code, &why);
 }
 
 // ---- alternatives -------------------------------------------------------------------------------
@@ -273,7 +292,8 @@ static void reject(plan_result *r, const plan_space *space, const plan_pins *pin
   s.pins = *pins;
   plan_search_stats stats = {0};
   plan_options o = {.top = 1};
-  walk w = {.s = &s, .o = &o, .stats = &stats, .top = 1};
+  // An alternative is shown, not proved: one within 2 % of the best of its kind will do.
+  walk w = {.s = &s, .o = &o, .stats = &stats, .top = 1, .slack = 0.02};
   search(&w);
   found *f = w.best.any ? &w.best : &w.closest;
   if (!f->any) return;
@@ -339,7 +359,7 @@ static void try_fix(plan_result *r, const plan_space *space, const plan_pins *pi
   s.pins = *pins;
   plan_search_stats stats = {0};
   plan_options o = {.top = 1};
-  walk w = {.s = &s, .o = &o, .stats = &stats, .top = 1};
+  walk w = {.s = &s, .o = &o, .stats = &stats, .top = 1, .slack = 0.02};
   search(&w);
   if (!w.best.any) return;
   plan_fix f = {change, flags, w.best.peak, w.best.step};
@@ -388,7 +408,8 @@ static void add_fixes(plan_result *r, const plan_space *s, const plan_pins *pins
     if (!more) break;
     plan_space bigger = *s;
     bigger.cluster = more;
-    bigger.blocks = (map){.arena = r->arena};
+    map blocks = {.arena = r->arena};
+    bigger.blocks = &blocks;
     int before = r->fixes.n;
     try_fix(r, &bigger, pins, arena_printf(r->arena, "%lld devices", (long long)more->devices),
             arena_printf(r->arena, "--cluster %s:%lld", whole->name, (long long)more->devices));
@@ -450,11 +471,12 @@ plan_result *plan_search(arena *a, const plan_job *job, const cl_cluster *cluste
                          const plan_pins *pins, const plan_options *options) {
   plan_result *r = arena_new(a, plan_result, 1);
   r->arena = a;
+  map memo = {.arena = a};
   plan_space s = {.a = a,
                   .job = job,
                   .cluster = cluster,
                   .pins = *pins,
-                  .blocks = {.arena = a},
+                  .blocks = &memo,
                   .layers = layers_of(job)};
   describe(r, job, &s);
   walk p = {.s = &s, .o = options, .stats = &r->search, .top = 1};
