@@ -129,7 +129,9 @@ static void hide_streams(maker *k) {
       double n = (double)k->b->key.size[x];
       double exposed =
           moved > 0 ? moved / n + (moved - moved / n > work ? moved - moved / n - work : 0) : 0;
-      k->b->piece[p->piece].phase[p->phase].sent[x] += exposed * p->times / layers_of(k, p->piece);
+      exposed *= p->times / layers_of(k, p->piece);
+      k->b->piece[p->piece].phase[p->phase].sent[x] += exposed;
+      k->b->piece[p->piece].phase[p->phase].streamed[x] += exposed;
     }
   }
 }

@@ -20,6 +20,7 @@ typedef struct point {
   int parts;  // stages * chunks
   int64_t layers;
   int *piece_of;                        // of each layer
+  int64_t *first_of;                    // of each piece: its first layer
   double *forward, *backward, *weight;  // seconds of a layer of each piece, by piece
   double gather, scatter;               // seconds that ZeRO 2 and 3 add, exposed, by the step
 } point;
@@ -90,9 +91,12 @@ static void find_layers(point *p) {
   for (int i = 0; i < g->piece.n; i++)
     if (is_layers(p, i)) p->layers += g->piece.at[i].count;
   p->piece_of = arena_new(p->a, int, p->layers + 1);
+  p->first_of = arena_new(p->a, int64_t, g->piece.n);
   int64_t n = 0;
-  for (int i = 0; i < g->piece.n; i++)
+  for (int i = 0; i < g->piece.n; i++) {
+    p->first_of[i] = n;
     for (int64_t k = 0; is_layers(p, i) && k < g->piece.at[i].count; k++) p->piece_of[n++] = i;
+  }
 }
 
 // ---- states -------------------------------------------------------------------------------------
@@ -114,20 +118,23 @@ static held held_by(const plan_choice *c, const bl_state *s) {
   return h;
 }
 
+// How many layers of a piece lie in from .. to-1.
+static int64_t layers_in(const point *p, int64_t from, int64_t to, int piece) {
+  int64_t first = p->first_of[piece], last = first + p->b->g->piece.at[piece].count;
+  if (first > from) from = first;
+  if (last < to) to = last;
+  return to > from ? to - from : 0;
+}
+
 // The straight pieces of a part: those before its first layer that no earlier part has, and the
 // last one behind the last layer.
 static bool part_has(const point *p, const stages_cut *cut, int part, int piece) {
   int64_t from = cut->first[part], to = cut->first[part + 1];
-  if (is_layers(p, piece)) {
-    for (int64_t l = from; l < to; l++)
-      if (p->piece_of[l] == piece) return true;
-    return false;
-  }
+  if (is_layers(p, piece)) return layers_in(p, from, to, piece) > 0;
   if (piece == 0) return part == 0;
   if (piece == p->b->npieces - 1) return part == p->parts - 1;
-  for (int64_t l = from; l < to; l++)  // in front of the first layer of the next piece
-    if (p->piece_of[l] == piece + 1 && (l == 0 || p->piece_of[l - 1] != piece + 1)) return true;
-  return false;
+  int64_t next = p->first_of[piece + 1];  // it stands in front of that layer
+  return next >= from && next < to;
 }
 
 // States of a stage: its layers', and each other weight once.
@@ -135,8 +142,10 @@ static bl_state stage_state(const point *p, const stages_cut *cut, int stage) {
   bl_state s = {0};
   int n = (int)p->c->size[PLAN_PIPELINE];
   for (int part = stage; part < p->parts; part += n)
-    for (int64_t l = cut->first[part]; l < cut->first[part + 1]; l++)
-      bl_state_add(&s, &p->b->piece[p->piece_of[l]].layer, 1);
+    for (int i = 0; i < p->b->npieces; i++)
+      if (is_layers(p, i))
+        bl_state_add(&s, &p->b->piece[i].layer,
+                     (double)layers_in(p, cut->first[part], cut->first[part + 1], i));
   for (int w = 0; w < p->b->weight.n; w++) {
     const bl_weight *x = &p->b->weight.at[w];
     bool has = false;
@@ -229,17 +238,13 @@ static void fill_chunks(point *p, const stages_cut *cut, pipe_chunk *chunk, plan
   double m = (double)p->c->micro_batches;
   for (int part = 0; part < p->parts; part++) {
     pipe_chunk *c = &chunk[(part % n) * v + part / n];
-    for (int64_t l = cut->first[part]; l < cut->first[part + 1]; l++) {
-      int i = p->piece_of[l];
-      c->forward += p->forward[i];
-      c->backward += p->backward[i];
-      c->weight += p->weight[i];
-    }
     for (int i = 0; i < p->b->npieces; i++) {
-      if (is_layers(p, i) || !part_has(p, cut, part, i)) continue;
-      c->forward += p->forward[i];
-      c->backward += p->backward[i];
-      c->weight += p->weight[i];
+      double times = is_layers(p, i)
+                         ? (double)layers_in(p, cut->first[part], cut->first[part + 1], i)
+                         : part_has(p, cut, part, i);
+      c->forward += times * p->forward[i];
+      c->backward += times * p->backward[i];
+      c->weight += times * p->weight[i];
     }
     if (c->weight > c->backward) c->weight = c->backward;
     if (part + 1 == p->parts || n == 1) continue;
@@ -341,9 +346,7 @@ static void stage_memory(const point *p, const stages_cut *cut, int stage, const
       const bl_piece *q = &p->b->piece[i];
       double times = 1;
       if (is_layers(p, i)) {
-        times = 0;
-        for (int64_t l = cut->first[part]; l < cut->first[part + 1]; l++)
-          times += p->piece_of[l] == i;
+        times = (double)layers_in(p, cut->first[part], cut->first[part + 1], i);
       }
       kept[part / n] += times * q->kept;
       double moved =
@@ -469,10 +472,20 @@ plan_quick plan_quickly(arena *a, plan_space *s, const plan_choice *c, const bl_
   plan_quick q = {.bound = m * work / n + after_mean(p, &mean, backward / n)};
   // Stage i starts when a micro-batch has come through the stages before it, and behind its last
   // phase one goes back through them: step >= sum of w[j < i] + m w[i] for the seconds w of stages
-  // that sum to `work`. The best w is a geometric row, which gives work / (1 - (1 - 1/m)^p). With
-  // chunks a stage starts earlier.
+  // that sum to `work`. The best w is a geometric row, which gives work / (1 - (1 - 1/m)^p).
   if (c->pipe == PIPE_ONE_F_ONE_B && n > 1) {
     double filled = work / (1 - pow(1 - 1 / m, n));
+    if (filled > q.bound) q.bound = filled;
+  }
+  // Equal chunks: the last stage waits for the first chunks of the others, forward and back.
+  if (c->interleave > 1) {
+    double chunk = 0, v = (double)c->interleave;
+    for (int i = 0; i < b->npieces; i++)
+      if (is_layers(p, i))
+        chunk += (double)b->g->piece.at[i].count * (p->forward[i] + p->backward[i]) / n / v;
+    bl_state own = {0};
+    bl_state_add(&own, &layers, 1 / n);
+    double filled = chunk * (m * v + n - 1) + after_mean(p, &own, backward / n);
     if (filled > q.bound) q.bound = filled;
   }
   pipeline line = {
@@ -503,9 +516,7 @@ static void inner_times(const point *p, const stages_cut *cut, int stage, double
       if (!part_has(p, cut, part, i)) continue;
       double times = m;
       if (is_layers(p, i)) {
-        int64_t k = 0;
-        for (int64_t l = cut->first[part]; l < cut->first[part + 1]; l++) k += p->piece_of[l] == i;
-        times *= (double)k;
+        times *= (double)layers_in(p, cut->first[part], cut->first[part + 1], i);
       }
       for (int f = 0; f < 2; f++) {
         const bl_phase *q = &p->b->piece[i].phase[f];

@@ -101,7 +101,6 @@ stages_cut stages_find(arena *a, const stages_job *job) {
     s.fits = false;
     if (job->only_fitting) return s;
     d.beyond = true;
-    s.fits = false;
     s.over = cut(a, &d, s.first);
   }
   for (int i = 0; i < job->stages; i++) {
