@@ -385,7 +385,8 @@ static const char *why_slower(arena *a, const plan_candidate *x, const plan_cand
   int most = 0;
   for (int t = 1; t < PLAN_TIMES; t++)
     if (x->time[t] - best->time[t] > x->time[most] - best->time[most]) most = t;
-  return arena_printf(a, "%s %.3g s instead of %.3g s", plan_time_name((plan_time)most),
+  return arena_printf(a, "slower by %.1f %%: %s %.3g s instead of %.3g s",
+                      100 * (x->step_s / best->step_s - 1), plan_time_name((plan_time)most),
                       x->time[most], best->time[most]);
 }
 

@@ -146,8 +146,8 @@ static double state_cost(const solver *s, int v, const state *x) {
 
 static double op_cost(const solver *s, int at, const sh_strategy *x) {
   const pg_op *p = &s->g->op.at[at];
-  if (p->kind != PG_OP || ir_is_view(p->op)) return 0;
-  double share = x->cuts ? sh_part(x->index, s->e->size) : 1, flops = ir_op_flops(p->op), bytes = 0;
+  if (p->kind != PG_OP || p->view) return 0;
+  double share = x->cuts ? sh_part(x->index, s->e->size) : 1, flops = p->flops, bytes = 0;
   bool batch = false;
   for (int i = 0; i < p->nin + p->nout; i++) {
     int v = i < p->nin ? p->in[i] : p->out[i - p->nin];
