@@ -60,6 +60,8 @@ static void count(plan_candidate *x, plan_axis axis, cl_collective k, const cl_c
 
 // ---- layers -------------------------------------------------------------------------------------
 
+static bool is_layers(const point *p, int piece) { return p->b->g->piece.at[piece].name != NULL; }
+
 static double exposed(const bl_phase *f) {
   double s = 0;
   for (int x = 0; x < BL_INNER; x++) s += f->sent[x];
@@ -75,16 +77,20 @@ static void layer_seconds(point *p) {
     double f = q->phase[PG_FORWARD].compute + exposed(&q->phase[PG_FORWARD]);
     double b = q->phase[PG_BACKWARD].compute + exposed(&q->phase[PG_BACKWARD]);
     double gather = 0, scatter = 0;
-    if (zero == 3) gather = over_replicas(p, CL_ALL_GATHER, q->layer.parameter).seconds;
-    if (zero >= 2) scatter = over_replicas(p, CL_REDUCE_SCATTER, q->layer.gradient).seconds;
+    bl_state held = q->layer;
+    for (int w = 0; zero >= 2 && w < p->b->weight.n;
+         w++)  // those of this piece that are no layer's
+      for (int k = 0; k < p->b->weight.at[w].npieces; k++)
+        if (p->b->weight.at[w].piece[k] == i && !is_layers(p, i))
+          bl_state_add(&held, &p->b->weight.at[w].state, 1);
+    if (zero == 3) gather = over_replicas(p, CL_ALL_GATHER, held.parameter).seconds;
+    if (zero >= 2) scatter = over_replicas(p, CL_REDUCE_SCATTER, held.gradient).seconds;
     double move = gather + scatter;
     p->forward[i] = f > gather ? f : gather;
     p->backward[i] = b > move ? b : move;
     p->weight[i] = q->phase[PG_BACKWARD].weight;
   }
 }
-
-static bool is_layers(const point *p, int piece) { return p->b->g->piece.at[piece].name != NULL; }
 
 static void find_layers(point *p) {
   const pg_graph *g = p->b->g;

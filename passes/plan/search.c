@@ -634,8 +634,8 @@ plan_result *plan_search(arena *a, const plan_job *job, const cl_cluster *cluste
     vec_push(a, &r->rejected, j);
     add_fixes(r, &s, pins, options->whole);
   } else {
-    plan_rejected j = {.code = w.code ? w.code : "infeasible",
-                       .reason = w.why ? w.why : "no plan meets the pins on this cluster"};
+    plan_rejected j = {.choice = plan_choice_start(&s), .code = w.code, .reason = w.why};
+    if (!j.reason) j.reason = plan_why_illegal(a, &s, &j.code);
     vec_push(a, &r->rejected, j);
   }
   return r;

@@ -67,6 +67,8 @@ typedef struct plan_dim {
   void (*set)(const plan_space *s, plan_choice *c, int64_t value);
 } plan_dim;
 int plan_dims(const plan_dim **out);
+// Why the space has no point: which pin cannot be met, in words, and the diagnostic's code.
+const char *plan_why_illegal(arena *a, const plan_space *s, const char **code);
 // A choice before the first dimension.
 plan_choice plan_choice_start(const plan_space *s);
 
