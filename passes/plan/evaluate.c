@@ -382,7 +382,10 @@ static void name_stage(const point *p, const stages_cut *cut, int stage, plan_st
   int n = (int)p->c->size[PLAN_PIPELINE];
   out->first_layer = cut->first[stage];
   out->last_layer = cut->first[stage + 1] - 1;
-  for (int part = stage; part < p->parts; part += n) out->last_layer = cut->first[part + 1] - 1;
+  for (int part = stage; part < p->parts; part += n) {
+    out->last_layer = cut->first[part + 1] - 1;
+    out->layers += cut->first[part + 1] - cut->first[part];
+  }
   bool first = stage == 0, last = stage == n - 1;
   out->extra = first && last ? "embed+head" : first ? "embed" : last ? "head" : NULL;
 }
@@ -643,7 +646,7 @@ plan_candidate *plan_evaluate(arena *a, plan_space *s, const plan_choice *c, con
     if (over > x->over) x->over = over;
     if (i && q->peak <= x->peak) continue;
     x->peak = q->peak;
-    x->peak_at = arena_printf(a, "stage %d, %s", i, q->peak_at);
+    x->peak_at = q->peak_at;
     memcpy(x->memory, q->memory, sizeof x->memory);
   }
   if (pipe_bound(&x->pipe) > limit) {
