@@ -70,16 +70,23 @@ static void print_mesh(const plan_choice *c, FILE *out) {
   fputs("]  # outer to inner\n", out);
 }
 
-static void print_stages(const plan_candidate *c, FILE *out) {
+static int64_t layers_of(const plan_stage *s) {
+  return s->last_layer >= s->first_layer ? s->last_layer - s->first_layer + 1 : 0;
+}
+
+// Stages of several chunks say where their layers begin and end, not how many they have: then the
+// line is left out.
+static void print_stages(const plan_candidate *c, int64_t all, FILE *out) {
+  int64_t sum = 0;
+  for (int i = 0; i < c->nstages; i++) sum += layers_of(&c->stage[i]);
+  if (sum != all) return;
   int column = fprintf(out, "  stages = [");
   for (int i = 0; i < c->nstages; i++) {
-    const plan_stage *s = &c->stage[i];
-    int64_t layers = s->last_layer >= s->first_layer ? s->last_layer - s->first_layer + 1 : 0;
     if (i && column > 90)
       column = fprintf(out, ",\n            ") - 2;
     else if (i)
       column += fprintf(out, ", ");
-    column += fprintf(out, "%" PRId64, layers);
+    column += fprintf(out, "%" PRId64, layers_of(&c->stage[i]));
   }
   fputs("]  # layers of each\n", out);
 }
@@ -118,7 +125,7 @@ void plan_print_file(const plan_result *r, const plan_candidate *c, FILE *out) {
           k->micro_batch, r->model.batch, k->micro_batches);
   if (k->size[PLAN_PIPELINE] > 1) {
     print_order(k, out);
-    print_stages(c, out);
+    print_stages(c, r->model.layers, out);
   }
   fprintf(out, "  recompute = %s\n", plan_recompute_name(k->recompute));
   if (c->ncuts) {
