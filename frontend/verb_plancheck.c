@@ -139,7 +139,8 @@ static bool stages_agree(arena *a, const plan_given *g, const plan_candidate *x,
   for (int i = 0; i < g->stages.n; i++) given += g->stages.at[i];
   if (same) return true;
   d->at = key_at(g, "stages");
-  d->what = sum == given ? arena_printf(a, "other stages than the planner's [%s]", sb_str(&found))
+  d->what = sum == given ? arena_printf(a, "stages otherwise than the planner cuts them, [%s],",
+                                        sb_str(&found))
                          : "stages of several chunks";
   return false;
 }

@@ -283,6 +283,7 @@ static bool read_one(const reading *r) {
     return false;
   }
   if (r->pinned || free) forget(r);
+  if (r->pinned) r->out->stages.n = 0;  // the planner found them for other choices
   if (!free && !read_value(r)) return false;
   sb text = {.arena = r->c->arena};
   expr_print(&text, r->value);
