@@ -259,7 +259,8 @@ static bool read_value(const reading *r) {
   if (str_eq(key, "zero")) return read_zero(r);
   if (str_eq(key, "stages")) return read_stages(r);
   if (str_eq(key, "stream")) {
-    g->stream = expr_is_name(e, "none") ? 0 : (int64_t)e->number.value;
+    if (expr_is_name(e, "none")) g->stream = 0;
+    if (e->kind == EXPR_NUMBER) g->stream = (int64_t)e->number.value;
     return true;
   }
   if (str_eq(key, "matmul")) {
