@@ -185,7 +185,7 @@ static bool agrees(arena *a, const plan_given *g, const plan_candidate *x, diffe
     return false;
   }
   if (g->zero_group && x->choice.zero && x->choice.zero_group != g->zero_group) {
-    *d = (difference){key_at(g, "zero"),
+    *d = (difference){key_at(g, "cut"),
                       "cutting a state over a factor of data (the planner cuts over all ranks)"};
     return false;
   }

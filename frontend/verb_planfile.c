@@ -338,6 +338,7 @@ static bool read_cut(const reading *r) {
   }
   g->zero_group = 1;
   for (int i = from; i < g->data_factors.n; i++) g->zero_group *= g->data_factors.at[i];
+  vec_push(r->c->arena, &g->said, (plan_said){r->key, text, r->value->at, false});
   return true;
 }
 
