@@ -11,8 +11,8 @@
 #define XXH_INLINE_ALL
 #include <xxhash.h>
 
-#include "frontend/keys.h"
 #include "frontend/verb_gpu.h"
+#include "frontend/verb_planfile.h"
 
 extern const unsigned char dsm_runtime_begin[], dsm_runtime_end[];
 
@@ -59,91 +59,6 @@ static setting_list parse_sets(cli *c) {
   return all;
 }
 
-// Beyond this a value is made in chunks where it can be, unless the pin `stream` says otherwise.
-#define STREAM_BYTES ((int64_t)256 << 20)
-
-// What --pin fixes.
-typedef struct pins {
-  int64_t micro;  // 0: free
-  recompute_mode recompute;
-  int64_t recompute_bytes;
-  const char *recompute_text;  // as written: "full", "200MB"
-  int64_t stream;              // largest value made at once, in bytes; 0: no limit
-  cg_library matmul;
-} pins;
-
-// recompute=none|selective|full|BYTES, which has been checked.
-static void pin_recompute(cli *c, const setting *s, pins *p) {
-  static const char *const word[] = {"none", "selective", "full"};  // ORDER recompute_mode
-  const expr *e = s->value;
-  sb text = {.arena = c->arena};
-  expr_print(&text, e);
-  p->recompute = RECOMPUTE_NONE;
-  p->recompute_bytes = 0;
-  p->recompute_text = sb_str(&text);
-  for (int i = 0; i < 3; i++)
-    if (expr_is_name(e, word[i])) p->recompute = (recompute_mode)i;
-  if (e->kind != EXPR_NUMBER) return;
-  p->recompute = RECOMPUTE_BYTES;
-  p->recompute_bytes = e->number.integral ? e->number.whole : (int64_t)e->number.value;
-}
-
-// --pin on one device: the sizes of the mesh have one legal value. False after an error: it has
-// been printed and *exit_code says so, or it is among the diagnostics.
-static bool parse_pins(cli *c, pins *out, int *exit_code) {
-  *out = (pins){.recompute_text = "none", .stream = STREAM_BYTES, .matmul = CG_BUILTIN};
-  for (int i = 0; i < c->options[OPT_PIN].n; i++) {
-    const char *text = c->options[OPT_PIN].at[i];
-    setting_list list = parse_settings(c->arena, &c->diags,
-                                       source_from_text(c->arena, "--pin", text, strlen(text)));
-    for (int k = 0; k < list.n; k++) {
-      const char *name = list.at[k].name.text;
-      const expr *e = list.at[k].value;
-      bool whole = e->kind == EXPR_NUMBER && e->number.integral;
-      if (!keys_check_pin(c->arena, &c->diags, &list.at[k])) return false;
-      if (str_eq(name, "micro_batch")) {
-        if (expr_is_name(e, "auto")) continue;
-        if (!whole || e->number.whole < 1) {
-          diag_error(&c->diags, e->at, DIAG_WRONG_VALUE,
-                     "`micro_batch` is a whole number from 1 on");
-          return false;
-        }
-        out->micro = e->number.whole;
-        continue;
-      }
-      if (str_eq(name, "recompute")) {
-        pin_recompute(c, &list.at[k], out);
-        continue;
-      }
-      if (str_eq(name, "stream")) {
-        if (expr_is_name(e, "none")) out->stream = 0;
-        if (e->kind == EXPR_NUMBER) out->stream = (int64_t)e->number.value;
-        continue;
-      }
-      if (str_eq(name, "matmul")) {
-        out->matmul = expr_is_name(e, "openblas") ? CG_OPENBLAS : CG_BUILTIN;
-        continue;
-      }
-      static const char *const ones[] = {"data", "tensor", "pipeline",  "ulysses",
-                                         "ring", "expert", "interleave"};
-      bool axis = false;
-      for (size_t n = 0; n < sizeof ones / sizeof *ones; n++) axis |= str_eq(name, ones[n]);
-      bool fits = axis ? (whole && e->number.whole == 1) || expr_is_name(e, "auto")
-                  : str_eq(name, "zero")
-                      ? (whole && e->number.whole == 0) || expr_is_name(e, "auto")
-                      : expr_is_name(e, "none") || expr_is_name(e, "auto");
-      if (fits) continue;
-      sb value = {.arena = c->arena};
-      expr_print(&value, e);
-      fprintf(stderr, "dsmc: this-host:1 has one device: %s=%s cannot be met there%s\n", name,
-              sb_str(&value), axis || str_eq(name, "zero") ? "" : " (only none is built so far)");
-      *exit_code = EXIT_UNFIT;
-      return false;
-    }
-  }
-  return true;
-}
-
 // The largest micro-batch to try first, then its next smaller divisor of `batch`.
 static int64_t next_divisor(int64_t batch, int64_t below) {
   for (int64_t d = below - 1; d > 1; d--)
@@ -177,7 +92,7 @@ static void report_stage(cli *c, const char *what, double since) {
   if (cli_has(c, OPT_TIME)) fprintf(stderr, "%-16s %8.2f ms\n", what, (now() - since) * 1e3);
 }
 
-static uint64_t digest_of(const cli *c, const compiled *k, const pins *pin) {
+static uint64_t digest_of(const cli *c, const compiled *k, const plan_given *pin) {
   const sema_program *p = k->program;
   XXH3_state_t *s = XXH3_createState();
   if (!s) return 0;
@@ -209,7 +124,7 @@ static void set_optimizer(pass_options *o, const job *j) {
 }
 
 // Lowers and runs passes once for one micro-batch.
-static bool lower_and_optimise(cli *c, compiled *k, const pins *pin, int64_t micro,
+static bool lower_and_optimise(cli *c, compiled *k, const plan_given *pin, int64_t micro,
                                compile_stage stage) {
   double t = now();
   k->module = sema_lower(k->program, k->job, SEMA_TRAIN | SEMA_EVAL | SEMA_TRY_DECODE);
@@ -329,20 +244,20 @@ static double capacity_of(const compiled *k) {
 // Without a planner yet: the largest micro-batch whose arena fits, and whose saved values fit into
 // what is pinned. k->fits is false when not even a micro-batch of 1 does; then the program is that
 // of 1, as far as it was made.
-static bool choose_micro_batch(cli *c, compiled *k, const pins *pin, compile_stage stage) {
-  for (int64_t micro = pin->micro ? pin->micro : k->job->batch;;
+static bool choose_micro_batch(cli *c, compiled *k, const plan_given *pin, compile_stage stage) {
+  for (int64_t micro = pin->pins.micro_batch ? pin->pins.micro_batch : k->job->batch;;
        micro = next_divisor(k->job->batch, micro)) {
     if (!lower_and_optimise(c, k, pin, micro, stage)) return false;
     bool placed = k->schedule && k->schedule->place;
     bool saves = pin->recompute != RECOMPUTE_BYTES || k->recomputed.after <= pin->recompute_bytes;
-    k->fits =
-        saves && (pin->micro || !placed || (double)k->schedule->arena_bytes <= capacity_of(k));
-    if (k->fits || pin->micro || micro == 1) return true;
+    k->fits = saves && (pin->pins.micro_batch || !placed ||
+                        (double)k->schedule->arena_bytes <= capacity_of(k));
+    if (k->fits || pin->pins.micro_batch || micro == 1) return true;
   }
 }
 
 // What is saved between forward and backward takes more than is pinned, whatever is made again.
-static void report_saves_too_much(cli *c, compiled *k, const pins *pin) {
+static void report_saves_too_much(cli *c, compiled *k, const plan_given *pin) {
   int64_t least = k->recomputed.least;
   diag *e = diag_error(&c->diags, span_none(), DIAG_DOES_NOT_FIT,
                        "recompute=%s: at micro_batch = %lld at least %s are saved for backward",
@@ -368,7 +283,7 @@ static void report_unfit(cli *c, compiled *k) {
 }
 
 // OpenBLAS works in the memory of the host.
-static bool library_suits(cli *c, compiled *k, const pins *pin) {
+static bool library_suits(cli *c, compiled *k, const plan_given *pin) {
   if (!k->targets || pin->matmul == CG_BUILTIN) return true;
   fprintf(stderr,
           "dsmc: --target %s: matmul=openblas is a library for CPUs and cannot be met there\n",
@@ -423,18 +338,26 @@ ir_module *compile_step(compiled *k, recompute_mode mode) {
 
 bool compile(cli *c, const char *path, compile_stage stage, compiled *k) {
   compiled asked = {0};
-  pins pin;
   bool good = cluster_is_built(c, &asked) && skips_are_known(c, &asked) &&
-              gpu_parse_target(c, &asked.targets) && parse_pins(c, &pin, &asked.exit_code) &&
-              library_suits(c, &asked, &pin);
+              gpu_parse_target(c, &asked.targets);
   *k = asked;
   if (!good || !compile_open(c, path, k)) return false;
   k->targets = asked.targets;
+  plan_given pin;
+  bool unfit = false;
+  if (!plan_given_read(c, k->program, &pin) ||
+      !plan_given_one_device(c, k->program, &pin, &unfit)) {
+    if (unfit) k->exit_code = EXIT_UNFIT;
+    return false;
+  }
+  if (!library_suits(c, k, &pin)) return false;
 
   int64_t batch = k->job->batch;
-  if (pin.micro && (pin.micro > batch || batch % pin.micro)) {
-    diag *e = diag_error(&c->diags, span_none(), DIAG_INDIVISIBLE,
-                         "micro_batch = %lld does not divide batch = %lld", (long long)pin.micro,
+  int64_t micro = pin.pins.micro_batch;
+  if (micro && (micro > batch || batch % micro)) {
+    const plan_said *said = plan_given_said(&pin, "micro_batch");
+    diag *e = diag_error(&c->diags, said->pinned ? span_none() : said->at, DIAG_INDIVISIBLE,
+                         "micro_batch = %lld does not divide batch = %lld", (long long)micro,
                          (long long)batch);
     diag_note(e, "pin a divisor of the batch, or leave the pin out");
     k->exit_code = EXIT_UNFIT;
@@ -455,7 +378,7 @@ bool compile_measure(cli *c, const char *name, const char *text, compiled *k) {
   k->program = sema_open_text(c->arena, &c->diags, name, text, strlen(text));
   if (!k->program || diags_errors(&c->diags)) return false;
   k->job = sema_job(k->program, NULL, (setting_list){0});
-  const pins free = {.recompute_text = "none", .stream = STREAM_BYTES, .matmul = CG_BUILTIN};
+  const plan_given free = plan_given_none();
   return k->job && choose_micro_batch(c, k, &free, COMPILE_SCHEDULE);
 }
 

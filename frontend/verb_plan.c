@@ -6,130 +6,8 @@
 #include <unistd.h>
 
 #include "frontend/clusters.h"
-#include "frontend/keys.h"
 #include "frontend/verb_plan.h"
-
-// ---- pins ---------------------------------------------------------------------------------------
-
-static bool wrong_pin(cli *c, const setting *s, const char *what) {
-  diag_error(&c->diags, s->value->at, DIAG_WRONG_VALUE, "`%s` is %s", s->name.text, what);
-  return false;
-}
-
-// A size, or the sizes of an axis's factors, which multiply.
-static bool pin_axis(cli *c, const setting *s, int64_t *out) {
-  const expr *e = s->value;
-  int64_t n = 1;
-  if (e->kind == EXPR_NUMBER && e->number.integral) {
-    n = e->number.whole;
-  } else if (e->kind == EXPR_LIST) {
-    for (int i = 0; i < e->items.n; i++) {
-      const expr *x = e->items.at[i];
-      if (x->kind != EXPR_NUMBER || !x->number.integral) return wrong_pin(c, s, "a list of sizes");
-      n *= x->number.whole;
-    }
-  } else {
-    return wrong_pin(c, s, "a whole number, a list of factors, or auto");
-  }
-  if (n < 1) return wrong_pin(c, s, "a size from 1 on");
-  *out = n;
-  return true;
-}
-
-static bool pin_order(cli *c, const setting *s, plan_pins *out) {
-  const expr *e = s->value;
-  const char *name = e->kind == EXPR_NAME ? e->text : e->kind == EXPR_CALL ? e->call.name.text : "";
-  for (int k = PIPE_ONE_F_ONE_B; k <= PIPE_ZERO_BUBBLE; k++)
-    if (str_eq(name, pipe_kind_name((pipe_kind)k))) out->schedule = k;
-  if (out->schedule < 0)
-    return wrong_pin(c, s, "one_f_one_b, interleaved(CHUNKS), gpipe or zero_bubble");
-  if (e->kind == EXPR_CALL && e->call.args.n == 1) {
-    const expr *v = e->call.args.at[0].value;
-    if (v->kind == EXPR_NUMBER && v->number.integral) out->interleave = v->number.whole;
-  }
-  return true;
-}
-
-// "optimizer:host+activations:device", or none.
-static bool pin_offload(cli *c, const setting *s, plan_pins *out) {
-  sb text = {.arena = c->arena};
-  expr_print(&text, s->value);
-  const char *p = sb_str(&text);
-  if (*p == '"') p = arena_strndup(c->arena, p + 1, strlen(p) - 2);
-  for (int i = 0; i < PLAN_CLASSES; i++) out->home[i] = PLAN_DEVICE;
-  if (str_eq(p, "none")) return true;
-  while (*p) {
-    size_t n = strcspn(p, "+");
-    const char *one = arena_strndup(c->arena, p, n), *colon = strchr(one, ':');
-    int class = -1, home = -1;
-    for (int i = 0; i < PLAN_CLASSES; i++) {
-      const char *name = plan_class_name((plan_class)i);
-      if (colon && (size_t)(colon - one) == strlen(name) && str_starts(one, name)) class = i;
-    }
-    for (int i = 0; i < PLAN_HOMES; i++)
-      if (colon && str_eq(colon + 1, plan_home_name((plan_home)i))) home = i;
-    if (class < 0 || home < 0)
-      return wrong_pin(c, s,
-                       "CLASS:HOME, several joined by `+`: classes parameters gradients "
-                       "optimizer activations, homes device host disk");
-    if (home != PLAN_DEVICE && (class != PLAN_OPTIMIZER || home == PLAN_DISK)) {
-      diag *e =
-          diag_error(&c->diags, s->value->at, DIAG_PLANNED, "%s on the %s is planned, not built",
-                     plan_class_name((plan_class) class), plan_home_name((plan_home)home));
-      diag_note(e, "optimizer:host is built");
-      return false;
-    }
-    out->home[class] = (plan_home)home;
-    p += n + (p[n] == '+');
-  }
-  return true;
-}
-
-static bool pin_one(cli *c, const setting *s, plan_pins *out) {
-  const char *name = s->name.text;
-  const expr *e = s->value;
-  if (!keys_check_pin(c->arena, &c->diags, s)) return false;
-  if (expr_is_name(e, "auto")) return true;
-  for (int x = 0; x < PLAN_AXES; x++)
-    if (str_eq(name, plan_axis_name((plan_axis)x))) return pin_axis(c, s, &out->size[x]);
-  if (str_eq(name, "order")) return pin_order(c, s, out);
-  if (str_eq(name, "offload")) return pin_offload(c, s, out);
-  bool whole = e->kind == EXPR_NUMBER && e->number.integral;
-  if (str_eq(name, "recompute")) {
-    for (int i = 0; i < PLAN_RECOMPUTES; i++)
-      if (expr_is_name(e, plan_recompute_name((plan_recompute)i))) out->recompute = i;
-    if (out->recompute >= 0) return true;
-    diag *d = diag_error(&c->diags, e->at, DIAG_PLANNED,
-                         "a budget of bytes for recompute is planned for `dsmc plan`, not built");
-    diag_note(d, "none, selective and full are");
-    return false;
-  }
-  if (str_eq(name, "micro_batch") || str_eq(name, "interleave")) {
-    if (!whole || e->number.whole < 1) return wrong_pin(c, s, "a whole number from 1 on");
-    if (str_eq(name, "micro_batch"))
-      out->micro_batch = e->number.whole;
-    else
-      out->interleave = e->number.whole;
-    return true;
-  }
-  if (str_eq(name, "zero")) {
-    if (!whole || e->number.whole > 3) return wrong_pin(c, s, "0, 1, 2 or 3");
-    out->zero = (int)e->number.whole;
-    return true;
-  }
-  if (str_eq(name, "matmul") || str_eq(name, "stream") || str_eq(name, "cluster")) return true;
-  diag_error(&c->diags, s->name.at, DIAG_PLANNED, "the planner does not heed `%s` yet", name);
-  return false;
-}
-
-bool plan_parse_pins(cli *c, const char *where, const char *text, plan_pins *out) {
-  setting_list list =
-      parse_settings(c->arena, &c->diags, source_from_text(c->arena, where, text, strlen(text)));
-  if (diags_errors(&c->diags)) return false;
-  for (int i = 0; i < list.n; i++)
-    if (!pin_one(c, &list.at[i], out)) return false;
-  return true;
-}
+#include "passes/plan/show.h"
 
 // ---- the job ------------------------------------------------------------------------------------
 
@@ -193,12 +71,12 @@ static bool write_to(cli *c, const char *path, const plan_result *r,
 static void print_best_file(const plan_result *r, FILE *out) { plan_print_file(r, r->best, out); }
 
 // Why a plan with these pins lost: the best one that has them, beside the best of all.
-static bool print_why(cli *c, const plan_job *out, const cl_cluster *cluster, const plan_pins *pins,
-                      const plan_options *o, const plan_result *best) {
-  plan_pins p = *pins;
+static bool print_why(cli *c, const plan_job *out, const cl_cluster *cluster,
+                      const plan_given *given, const plan_options *o, const plan_result *best) {
+  plan_given p = *given;
   const char *text = cli_get(c, OPT_WHY);
-  if (!plan_parse_pins(c, "--why", text, &p)) return false;
-  plan_result *r = plan_search(c->arena, out, cluster, &p, o);
+  if (!plan_given_pin(c, "--why", text, &p)) return false;
+  plan_result *r = plan_search(c->arena, out, cluster, &p.pins, o);
   printf("\n%s: ", text);
   if (r->best && best->best) {
     double more = r->best->step_s / best->best->step_s - 1;
@@ -219,6 +97,42 @@ static bool print_why(cli *c, const plan_job *out, const cl_cluster *cluster, co
   return true;
 }
 
+// ---- planning -----------------------------------------------------------------------------------
+
+static int64_t layers_of(const plan_job *j) {
+  int64_t n = 0;
+  const pg_graph *g = j->rules[0]->g;
+  for (int i = 0; i < g->piece.n; i++)
+    if (g->piece.at[i].name) n += g->piece.at[i].count;
+  return n;
+}
+
+static const cl_cluster *find_cluster(cli *c, const sema_program *program, const plan_given *g) {
+  const char *flag = cli_get(c, OPT_CLUSTER), *own = g->cluster;
+  const cl_cluster *found = cluster_find(c->arena, &c->diags, program,
+                                         flag  ? flag
+                                         : own ? own
+                                               : "this-host:1",
+                                         compile_cache_folder(c));
+  if (!found && !flag && own && c->diags.all.n)
+    diag_place_at(vec_last(&c->diags.all), plan_given_said(g, "cluster")->at, "the plan names it");
+  return found;
+}
+
+// The best plan that agrees with what is given; NULL after a report.
+static plan_result *search_given(cli *c, planning *p, const plan_given *g,
+                                 const cl_cluster *cluster) {
+  bool unfit;
+  if (!plan_given_suits(c, g, cluster, layers_of(&p->job), &unfit)) {
+    if (unfit) p->compiled.exit_code = EXIT_UNFIT;
+    return NULL;
+  }
+  plan_options o = p->options;
+  o.top = plan_given_top(g, o.top);
+  plan_result *r = plan_search(c->arena, &p->job, cluster, &g->pins, &o);
+  return plan_given_choose(c, g, r, p->options.top) ? r : NULL;
+}
+
 // The cluster that NAME:DEVICES is a part of.
 static const cl_cluster *whole_of(cli *c, const sema_program *p, const char *spec) {
   const char *colon = spec ? strrchr(spec, ':') : NULL;
@@ -228,29 +142,84 @@ static const cl_cluster *whole_of(cli *c, const sema_program *p, const char *spe
   return cluster_find(c->arena, &c->diags, p, name, compile_cache_folder(c));
 }
 
-int verb_plan(cli *c) {
-  compiled k;
-  plan_job planned;
-  plan_pins pins = plan_pins_none();
-  if (cli_has(c, OPT_AGAINST) || cli_has(c, OPT_PLAN)) {
-    fprintf(stderr, "dsmc: --%s is planned, not built\n",
-            cli_has(c, OPT_PLAN) ? "plan" : "against");
-    return EXIT_INPUT;
-  }
-  if (!compile_open(c, c->files.at[0], &k)) return compile_finish(c, &k);
-  for (int i = 0; i < c->options[OPT_PIN].n; i++)
-    if (!plan_parse_pins(c, "--pin", c->options[OPT_PIN].at[i], &pins)) return cli_finish(c);
-  const char *spec = cli_get(c, OPT_CLUSTER);
-  const cl_cluster *cluster = cluster_find(c->arena, &c->diags, k.program,
-                                           spec ? spec : "this-host:1", compile_cache_folder(c));
-  if (!cluster) return cli_finish(c);
-  if (!plan_open(c, &k, &planned)) return compile_finish(c, &k);
+bool plan_make(cli *c, planning *p) {
+  *p = (planning){0};
+  compiled *k = &p->compiled;
+  if (!compile_open(c, c->files.at[0], k)) return false;
+  if (!plan_given_read(c, k->program, &p->given)) return false;
+  p->cluster = find_cluster(c, k->program, &p->given);
+  if (!p->cluster || !plan_open(c, k, &p->job)) return false;
   const char *search = cli_get(c, OPT_SEARCH), *limit = cli_get(c, OPT_LIMIT);
-  plan_options o = {.exhaustive = search && str_eq(search, "exhaustive"),
-                    .limit = limit ? strtod(limit, NULL) : 0,
-                    .top = (int)cli_number(c, OPT_TOP, 1)};
-  o.whole = whole_of(c, k.program, spec);
-  plan_result *r = plan_search(c->arena, &planned, cluster, &pins, &o);
+  p->options = (plan_options){.exhaustive = search && str_eq(search, "exhaustive"),
+                              .limit = limit ? strtod(limit, NULL) : 0,
+                              .top = (int)cli_number(c, OPT_TOP, 1)};
+  const char *flag = cli_get(c, OPT_CLUSTER);
+  p->options.whole = whole_of(c, k->program, flag ? flag : p->given.cluster);
+  p->result = search_given(c, p, &p->given, p->cluster);
+  return p->result != NULL;
+}
+
+// ---- against ------------------------------------------------------------------------------------
+
+static void row(const char *what, const char *a, const char *b) {
+  printf("  %-13s %-34s %s\n", what, a, b);
+}
+
+static const char *choice_line(arena *a, const plan_candidate *x, int line) {
+  const plan_choice *c = &x->choice;
+  if (line == 0)
+    return arena_printf(a, "data %lld, pipeline %lld, tensor %lld", (long long)c->size[PLAN_DATA],
+                        (long long)c->size[PLAN_PIPELINE], (long long)c->size[PLAN_TENSOR]);
+  if (line == 1)
+    return arena_printf(a, "ulysses %lld, ring %lld, expert %lld", (long long)c->size[PLAN_ULYSSES],
+                        (long long)c->size[PLAN_RING], (long long)c->size[PLAN_EXPERT]);
+  if (line == 2)
+    return arena_printf(a, "micro-batch %lld, interleave %lld", (long long)c->micro_batch,
+                        (long long)c->interleave);
+  return arena_printf(a, "zero %d, recompute %s", c->zero, plan_recompute_name(c->recompute));
+}
+
+// Both plans side by side. False after an error.
+static bool print_against(cli *c, planning *p) {
+  const char *path = cli_get(c, OPT_AGAINST);
+  plan_given g = plan_given_none();
+  if (!plan_given_read_plan(c, p->compiled.program, path, &g)) return false;
+  const cl_cluster *cluster = find_cluster(c, p->compiled.program, &g);
+  plan_result *r = cluster ? search_given(c, p, &g, cluster) : NULL;
+  if (!r) return false;
+  arena *a = c->arena;
+  const plan_candidate *x = p->result->best, *y = r->best ? r->best : r->closest;
+  if (!y) {
+    printf("\n%s: %s\n", path, r->rejected.n ? r->rejected.at[0].reason : "no such plan");
+    p->compiled.exit_code = EXIT_UNFIT;
+    return true;
+  }
+  printf("\nAGAINST %s\n", path);
+  row("", "this", "that");
+  row("cluster", p->cluster->name, cluster->name);
+  for (int i = 0; i < 4; i++) row(i ? "" : "choice", choice_line(a, x, i), choice_line(a, y, i));
+  row("step", show_seconds(a, x->step_s),
+      arena_printf(a, "%s  %+.1f %%", show_seconds(a, y->step_s),
+                   100 * (y->step_s / x->step_s - 1)));
+  for (int t = 0; t < PLAN_TIMES; t++)
+    if (x->time[t] > 0 || y->time[t] > 0)
+      row(plan_time_name((plan_time)t), show_seconds(a, x->time[t]), show_seconds(a, y->time[t]));
+  for (int m = 0; m < PLAN_MEMORIES; m++)
+    row(plan_memory_name((plan_memory)m), show_bytes(a, (double)x->memory[m]),
+        show_bytes(a, (double)y->memory[m]));
+  row("peak", show_bytes(a, (double)x->peak),
+      y->over ? arena_printf(a, "%s  does not fit by %s", show_bytes(a, (double)y->peak),
+                             show_bytes(a, (double)y->over))
+              : show_bytes(a, (double)y->peak));
+  return true;
+}
+
+int verb_plan(cli *c) {
+  planning p;
+  if (cli_has(c, OPT_AGAINST) && cli_has(c, OPT_JSON))
+    return cli_usage("plan: --against prints a table: leave --json out");
+  if (!plan_make(c, &p)) return compile_finish(c, &p.compiled);
+  plan_result *r = p.result;
   bool good = true;
   if (cli_has(c, OPT_JSON))
     plan_print_json(r, stdout);
@@ -259,7 +228,8 @@ int verb_plan(cli *c) {
   if (cli_has(c, OPT_REPORT)) good &= write_to(c, cli_get(c, OPT_REPORT), r, plan_print_html);
   if (cli_has(c, OPT_OUT) && r->best) good &= write_to(c, cli_get(c, OPT_OUT), r, print_best_file);
   if (cli_has(c, OPT_WHY) && !cli_has(c, OPT_JSON))
-    good &= print_why(c, &planned, cluster, &pins, &o, r);
-  int rc = compile_finish(c, &k);
+    good &= print_why(c, &p.job, p.cluster, &p.given, &p.options, r);
+  if (cli_has(c, OPT_AGAINST) && r->best) good &= print_against(c, &p);
+  int rc = compile_finish(c, &p.compiled);
   return rc ? rc : !good ? EXIT_INPUT : r->best ? EXIT_GOOD : EXIT_UNFIT;
 }

@@ -70,17 +70,19 @@ static void print_mesh(const plan_choice *c, FILE *out) {
   fputs("]  # outer to inner\n", out);
 }
 
+static int64_t layers_of(const plan_stage *s) {
+  if (s->layers) return s->layers;
+  return s->last_layer >= s->first_layer ? s->last_layer - s->first_layer + 1 : 0;
+}
+
 static void print_stages(const plan_candidate *c, FILE *out) {
   int column = fprintf(out, "  stages = [");
   for (int i = 0; i < c->nstages; i++) {
-    const plan_stage *s = &c->stage[i];
-    int64_t layers = s->last_layer >= s->first_layer ? s->last_layer - s->first_layer + 1 : 0;
-    if (s->layers) layers = s->layers;
     if (i && column > 90)
       column = fprintf(out, ",\n            ") - 2;
     else if (i)
       column += fprintf(out, ", ");
-    column += fprintf(out, "%" PRId64, layers);
+    column += fprintf(out, "%" PRId64, layers_of(&c->stage[i]));
   }
   fputs("]  # layers of each\n", out);
 }
