@@ -316,17 +316,25 @@ static bool cut_label(labels *l, int label, sh_strategy *out) {
   s.cuts = true;
   s.index = l->index[label];
   s.streams = p->op && p->op->code == IR_attention && kind == KIND_PREFIX;
-  bool loss = p->op && p->op->code == IR_nll && kind == KIND_TABLE;
+  bool loss = p->op && p->op->code == IR_nll && kind == KIND_TABLE, held = false, partial = false;
   for (int i = 0; i < p->nin + p->nout; i++) {
     if (code[i] < 0) continue;
     int leaf = leaf_of_label(l, i, label);
     if (leaf >= 0) {
       code[i] = (signed char)(SH_LEAF + leaf);
+      held = true;
     } else if (i >= p->nin) {
       if (kind == KIND_PARALLEL || kind == KIND_RANGE || kind == KIND_PREFIX) return false;
       code[i] = loss ? SH_REPLICATED : SH_PARTIAL;
+      partial |= !loss;
     }
   }
+  // An index of extent 1 is on no value's list: each rank would do all of it and the sum be `size`
+  // times too large.
+  if (!held) return false;
+  // What gradients are added to is added once, so each rank brings a part of it.
+  if (partial && p->op->code == IR_scatter_add && p->nin > 2 && code[2] == SH_REPLICATED)
+    code[2] = SH_PARTIAL;
   // The loss over a cut vocabulary: maximum, sum of exponentials and the target's logit.
   if (loss) s.reduces = 3 * l->g->value.at[p->out[0]].elements;
   *out = s;
