@@ -341,10 +341,48 @@ static bool cut_label(labels *l, int label, sh_strategy *out) {
   return true;
 }
 
+// What a value of a map's function is to operands that are partial: nothing to do with them, linear
+// in them (each of its terms has exactly one of them once), or neither.
+enum { APART, LINEAR, NEITHER };
+
+static int degree(const ir_op *op, const int *of) {
+  int d[3] = {APART, APART, APART}, most = APART;
+  for (int i = 0; i < op->nin; i++) {
+    const ir_value *v = op->in[i];
+    int at = v->def ? v->def->mark : of[v->pos];
+    if (at > most) most = at;
+    if (i < 3) d[i] = at;
+  }
+  if (most != LINEAR) return most;
+  switch (op->code) {
+    case IR_add:
+    case IR_sub: return d[0] == d[1] ? LINEAR : NEITHER;  // of `x + bias` each rank would add one
+    case IR_neg: return LINEAR;
+    case IR_mul: return d[0] != d[1] ? LINEAR : NEITHER;
+    case IR_div: return d[1] == APART ? LINEAR : NEITHER;
+    default: return NEITHER;
+  }
+}
+
+// A map whose function is linear, as a sum of gradients is.
+static bool map_is_linear(const ir_op *op, const bool *among) {
+  const ir_region *body = op->region[0];
+  int of[SIDES];
+  if (body->args.n != op->nin) return false;
+  for (int i = 0; i < op->nin; i++) of[i] = among[i] ? LINEAR : APART;
+  for (int i = 0; i < body->ops.n; i++) body->ops.at[i]->mark = degree(body->ops.at[i], of);
+  for (int i = 0; i < body->yield.n; i++) {
+    const ir_value *y = body->yield.at[i];
+    if ((y->def ? y->def->mark : of[y->pos]) != LINEAR) return false;
+  }
+  return body->yield.n > 0;
+}
+
 // Operands `among` partial: then so are the results, when the op is linear in them.
 static bool pass_partial(labels *l, const bool *among, sh_strategy *out) {
   const pg_op *p = l->op;
-  if (!ir_is_linear(p->op, among)) return false;
+  if (p->op->code == IR_map ? !map_is_linear(p->op, among) : !ir_is_linear(p->op, among))
+    return false;
   sh_strategy s = blank(l);
   signed char *code = (signed char *)(uintptr_t)s.code;
   for (int i = 0; i < p->nin; i++)
