@@ -219,6 +219,15 @@ static bool print_why(cli *c, const plan_job *out, const cl_cluster *cluster, co
   return true;
 }
 
+// The cluster that NAME:DEVICES is a part of.
+static const cl_cluster *whole_of(cli *c, const sema_program *p, const char *spec) {
+  const char *colon = spec ? strrchr(spec, ':') : NULL;
+  if (!colon || !colon[1] || colon[1 + strspn(colon + 1, "0123456789")]) return NULL;
+  if (str_starts(spec, "this-host")) return NULL;
+  const char *name = arena_strndup(c->arena, spec, (size_t)(colon - spec));
+  return cluster_find(c->arena, &c->diags, p, name, compile_cache_folder(c));
+}
+
 int verb_plan(cli *c) {
   compiled k;
   plan_job planned;
@@ -240,6 +249,7 @@ int verb_plan(cli *c) {
   plan_options o = {.exhaustive = search && str_eq(search, "exhaustive"),
                     .limit = limit ? strtod(limit, NULL) : 0,
                     .top = (int)cli_number(c, OPT_TOP, 1)};
+  o.whole = whole_of(c, k.program, spec);
   plan_result *r = plan_search(c->arena, &planned, cluster, &pins, &o);
   bool good = true;
   if (cli_has(c, OPT_JSON))

@@ -75,7 +75,7 @@ static void add_ops(maker *k) {
     const pg_op *p = &g->op.at[i];
     if (p->kind != PG_OP) continue;
     bl_phase *f = &k->b->piece[p->piece].phase[p->phase];
-    double bytes = 0, flops = ir_op_flops(p->op);
+    double bytes = 0, flops = p->flops;
     bool batch = false;
     for (int j = 0; j < p->nin + p->nout; j++) {
       int v = j < p->nin ? p->in[j] : p->out[j - p->nin];
@@ -114,7 +114,7 @@ static void hide_streams(maker *k) {
     const pg_op *p = &g->op.at[i];
     if (p->kind != PG_OP || (p->op->code != IR_attention && p->op->code != IR_attention_grad))
       continue;
-    double flops = ir_op_flops(p->op) * (double)k->b->key.micro_batch * k->op_part[i];
+    double flops = p->flops * (double)k->b->key.micro_batch * k->op_part[i];
     double work = pc_op_seconds(k->device, p->op, flops, 0);
     for (int x = 0; x < BL_INNER; x++) {
       const sh_result *s = k->b->axis[x];
@@ -129,7 +129,9 @@ static void hide_streams(maker *k) {
       double n = (double)k->b->key.size[x];
       double exposed =
           moved > 0 ? moved / n + (moved - moved / n > work ? moved - moved / n - work : 0) : 0;
-      k->b->piece[p->piece].phase[p->phase].sent[x] += exposed * p->times / layers_of(k, p->piece);
+      exposed *= p->times / layers_of(k, p->piece);
+      k->b->piece[p->piece].phase[p->phase].sent[x] += exposed;
+      k->b->piece[p->piece].phase[p->phase].streamed[x] += exposed;
     }
   }
 }
@@ -158,7 +160,7 @@ static void add_transient(maker *k, int piece, bool both, pg_phase phase) {
     if (p->piece != piece || (!both && p->phase != phase)) continue;
     if (p->kind == PG_STORE || p->kind == PG_CARRY) stored[root[p->in[0]]] = true;
     if (p->kind != PG_OP) continue;
-    bool view = ir_is_view(p->op);
+    bool view = p->view;
     for (int j = 0; j < p->nin; j++)
       if (p->in[j] >= 0) last[root[p->in[j]]] = i;
     for (int j = 0; j < p->nout; j++) {
@@ -228,7 +230,7 @@ static void add_weights(maker *k) {
   int *number = arena_new(k->a, int, g->value.n + 1);  // of its bl_weight + 1
   for (int i = 0; i < g->op.n; i++) {
     const pg_op *p = &g->op.at[i];
-    if (p->kind != PG_OP || ir_is_view(p->op)) continue;
+    if (p->kind != PG_OP || p->view) continue;
     for (int j = 0; j < p->nin; j++) {
       int v = p->in[j];
       if (v >= 0 && g->value.at[v].view_of >= 0) v = g->value.at[v].view_of;
@@ -338,8 +340,8 @@ double bl_bound(const pg_graph *g, const bl_key *key, const cl_device *device) {
   double n = (double)(key->size[0] * key->size[1] * key->size[2]), seconds = 0;
   for (int i = 0; i < g->op.n; i++) {
     const pg_op *p = &g->op.at[i];
-    if (p->kind != PG_OP || p->once || ir_is_view(p->op)) continue;
-    double flops = ir_op_flops(p->op);
+    if (p->kind != PG_OP || p->once || p->view) continue;
+    double flops = p->flops;
     bool batch = false;
     for (int j = 0; j < p->nin && !batch; j++) batch = p->in[j] >= 0 && g->value.at[p->in[j]].batch;
     if (batch) flops *= (double)key->micro_batch;

@@ -21,10 +21,11 @@ plan_axis bl_axis_of(int inner);  // PLAN_TENSOR, PLAN_ULYSSES, PLAN_RING
 
 // Of one phase of a piece.
 typedef struct bl_phase {
-  double compute;         // seconds of its ops
-  double weight;          // of these, gradients of weights (what zero-bubble moves)
-  double sent[BL_INNER];  // exposed seconds of collectives
-  double busy[BL_INNER];  // all of them
+  double compute;             // seconds of its ops
+  double weight;              // of these, gradients of weights (what zero-bubble moves)
+  double sent[BL_INNER];      // exposed seconds of collectives
+  double streamed[BL_INNER];  // of these, keys and values on the way to attention
+  double busy[BL_INNER];      // all of them
   double bytes[BL_INNER][CL_COLLECTIVES][2];  // sent: inside nodes, between them
   double calls[BL_INNER][CL_COLLECTIVES];
   double transient;          // highest sum of values that live only within it

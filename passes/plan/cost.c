@@ -1,7 +1,6 @@
 #include "passes/plan/cost.h"
 
 #include "ir/rule.h"
-#include "ir/view.h"
 
 static bool is_attention(const ir_op *op) {
   return op->code == IR_attention || op->code == IR_attention_grad ||
@@ -30,7 +29,6 @@ static ir_dtype multiplied(const ir_op *op) {
 }
 
 double pc_op_seconds(const cl_device *d, const ir_op *op, double flops, double bytes) {
-  if (ir_is_view(op) || op->code == IR_const) return 0;
   double move = bytes / (d->bandwidth * cl_share(&d->memory_share, bytes));
   double work;
   if (is_attention(op)) {

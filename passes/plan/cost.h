@@ -3,7 +3,7 @@
 //   products    max(FLOPs / (peak of the type * share at these FLOPs), bytes / bandwidth)
 //   attention   the same by its own curve; a causal mask leaves half of the pairs
 //   all others  max(bytes / (bandwidth * share at these bytes), FLOPs / vector peak)
-// and the time to start a kernel. Views take none.
+// and the time to start a kernel. Views take none: do not ask for them.
 #ifndef DSM_PLAN_COST_H
 #define DSM_PLAN_COST_H
 

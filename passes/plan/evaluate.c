@@ -20,6 +20,7 @@ typedef struct point {
   int parts;  // stages * chunks
   int64_t layers;
   int *piece_of;                        // of each layer
+  int64_t *first_of;                    // of each piece: its first layer
   double *forward, *backward, *weight;  // seconds of a layer of each piece, by piece
   double gather, scatter;               // seconds that ZeRO 2 and 3 add, exposed, by the step
 } point;
@@ -59,6 +60,8 @@ static void count(plan_candidate *x, plan_axis axis, cl_collective k, const cl_c
 
 // ---- layers -------------------------------------------------------------------------------------
 
+static bool is_layers(const point *p, int piece) { return p->b->g->piece.at[piece].name != NULL; }
+
 static double exposed(const bl_phase *f) {
   double s = 0;
   for (int x = 0; x < BL_INNER; x++) s += f->sent[x];
@@ -74,8 +77,14 @@ static void layer_seconds(point *p) {
     double f = q->phase[PG_FORWARD].compute + exposed(&q->phase[PG_FORWARD]);
     double b = q->phase[PG_BACKWARD].compute + exposed(&q->phase[PG_BACKWARD]);
     double gather = 0, scatter = 0;
-    if (zero == 3) gather = over_replicas(p, CL_ALL_GATHER, q->layer.parameter).seconds;
-    if (zero >= 2) scatter = over_replicas(p, CL_REDUCE_SCATTER, q->layer.gradient).seconds;
+    bl_state held = q->layer;
+    for (int w = 0; zero >= 2 && w < p->b->weight.n;
+         w++)  // those of this piece that are no layer's
+      for (int k = 0; k < p->b->weight.at[w].npieces; k++)
+        if (p->b->weight.at[w].piece[k] == i && !is_layers(p, i))
+          bl_state_add(&held, &p->b->weight.at[w].state, 1);
+    if (zero == 3) gather = over_replicas(p, CL_ALL_GATHER, held.parameter).seconds;
+    if (zero >= 2) scatter = over_replicas(p, CL_REDUCE_SCATTER, held.gradient).seconds;
     double move = gather + scatter;
     p->forward[i] = f > gather ? f : gather;
     p->backward[i] = b > move ? b : move;
@@ -83,16 +92,17 @@ static void layer_seconds(point *p) {
   }
 }
 
-static bool is_layers(const point *p, int piece) { return p->b->g->piece.at[piece].name != NULL; }
-
 static void find_layers(point *p) {
   const pg_graph *g = p->b->g;
   for (int i = 0; i < g->piece.n; i++)
     if (is_layers(p, i)) p->layers += g->piece.at[i].count;
   p->piece_of = arena_new(p->a, int, p->layers + 1);
+  p->first_of = arena_new(p->a, int64_t, g->piece.n);
   int64_t n = 0;
-  for (int i = 0; i < g->piece.n; i++)
+  for (int i = 0; i < g->piece.n; i++) {
+    p->first_of[i] = n;
     for (int64_t k = 0; is_layers(p, i) && k < g->piece.at[i].count; k++) p->piece_of[n++] = i;
+  }
 }
 
 // ---- states -------------------------------------------------------------------------------------
@@ -114,20 +124,23 @@ static held held_by(const plan_choice *c, const bl_state *s) {
   return h;
 }
 
+// How many layers of a piece lie in from .. to-1.
+static int64_t layers_in(const point *p, int64_t from, int64_t to, int piece) {
+  int64_t first = p->first_of[piece], last = first + p->b->g->piece.at[piece].count;
+  if (first > from) from = first;
+  if (last < to) to = last;
+  return to > from ? to - from : 0;
+}
+
 // The straight pieces of a part: those before its first layer that no earlier part has, and the
 // last one behind the last layer.
 static bool part_has(const point *p, const stages_cut *cut, int part, int piece) {
   int64_t from = cut->first[part], to = cut->first[part + 1];
-  if (is_layers(p, piece)) {
-    for (int64_t l = from; l < to; l++)
-      if (p->piece_of[l] == piece) return true;
-    return false;
-  }
+  if (is_layers(p, piece)) return layers_in(p, from, to, piece) > 0;
   if (piece == 0) return part == 0;
   if (piece == p->b->npieces - 1) return part == p->parts - 1;
-  for (int64_t l = from; l < to; l++)  // in front of the first layer of the next piece
-    if (p->piece_of[l] == piece + 1 && (l == 0 || p->piece_of[l - 1] != piece + 1)) return true;
-  return false;
+  int64_t next = p->first_of[piece + 1];  // it stands in front of that layer
+  return next >= from && next < to;
 }
 
 // States of a stage: its layers', and each other weight once.
@@ -135,8 +148,10 @@ static bl_state stage_state(const point *p, const stages_cut *cut, int stage) {
   bl_state s = {0};
   int n = (int)p->c->size[PLAN_PIPELINE];
   for (int part = stage; part < p->parts; part += n)
-    for (int64_t l = cut->first[part]; l < cut->first[part + 1]; l++)
-      bl_state_add(&s, &p->b->piece[p->piece_of[l]].layer, 1);
+    for (int i = 0; i < p->b->npieces; i++)
+      if (is_layers(p, i))
+        bl_state_add(&s, &p->b->piece[i].layer,
+                     (double)layers_in(p, cut->first[part], cut->first[part + 1], i));
   for (int w = 0; w < p->b->weight.n; w++) {
     const bl_weight *x = &p->b->weight.at[w];
     bool has = false;
@@ -173,10 +188,16 @@ static double tied_bytes(const point *p, const stages_cut *cut, int stage, int *
 
 // ---- stages -------------------------------------------------------------------------------------
 
-static stages_cut cut_stages(point *p, const pipeline *line, double capacity) {
+// Chunks are equal (interleave divides the layers); without chunks stages may be uneven.
+static stages_cut cut_stages(point *p, const pipeline *line, double capacity, bool only_fitting) {
+  if (p->c->interleave > 1) {
+    stages_cut even = {.fits = true, .first = arena_new(p->a, int64_t, p->parts + 1)};
+    for (int k = 0; k <= p->parts; k++) even.first[k] = p->layers / p->parts * k;
+    return even;
+  }
   const pg_graph *g = p->b->g;
   stages_run *run = arena_new(p->a, stages_run, 2 * g->piece.n + 2);
-  stages_job job = {.run = run, .stages = p->parts};
+  stages_job job = {.run = run, .stages = p->parts, .only_fitting = only_fitting};
   for (int i = 0; i < g->piece.n; i++) {
     const bl_piece *q = &p->b->piece[i];
     held h = held_by(p->c, &q->layer);
@@ -207,13 +228,9 @@ static stages_cut cut_stages(point *p, const pipeline *line, double capacity) {
     if (n) run[job.runs++] = (stages_run){cost, n};
   }
   double *stash = arena_new(p->a, double, p->parts), *room = arena_new(p->a, double, p->parts);
-  int v = (int)p->c->interleave;
-  int64_t *each = arena_new(p->a, int64_t, v);
   for (int k = 0; k < p->parts; k++) {
-    int stage = k % (int)p->c->size[PLAN_PIPELINE], chunk = k / (int)p->c->size[PLAN_PIPELINE];
-    pipe_stash(NULL, line, stage, each);
-    stash[k] = (double)each[chunk];
-    room[k] = capacity / v;
+    stash[k] = (double)pipe_stash(NULL, line, k, NULL);
+    room[k] = capacity;
   }
   job.stash = stash;
   job.capacity = room;
@@ -227,17 +244,13 @@ static void fill_chunks(point *p, const stages_cut *cut, pipe_chunk *chunk, plan
   double m = (double)p->c->micro_batches;
   for (int part = 0; part < p->parts; part++) {
     pipe_chunk *c = &chunk[(part % n) * v + part / n];
-    for (int64_t l = cut->first[part]; l < cut->first[part + 1]; l++) {
-      int i = p->piece_of[l];
-      c->forward += p->forward[i];
-      c->backward += p->backward[i];
-      c->weight += p->weight[i];
-    }
     for (int i = 0; i < p->b->npieces; i++) {
-      if (is_layers(p, i) || !part_has(p, cut, part, i)) continue;
-      c->forward += p->forward[i];
-      c->backward += p->backward[i];
-      c->weight += p->weight[i];
+      double times = is_layers(p, i)
+                         ? (double)layers_in(p, cut->first[part], cut->first[part + 1], i)
+                         : part_has(p, cut, part, i);
+      c->forward += times * p->forward[i];
+      c->backward += times * p->backward[i];
+      c->weight += times * p->weight[i];
     }
     if (c->weight > c->backward) c->weight = c->backward;
     if (part + 1 == p->parts || n == 1) continue;
@@ -339,9 +352,7 @@ static void stage_memory(const point *p, const stages_cut *cut, int stage, const
       const bl_piece *q = &p->b->piece[i];
       double times = 1;
       if (is_layers(p, i)) {
-        times = 0;
-        for (int64_t l = cut->first[part]; l < cut->first[part + 1]; l++)
-          times += p->piece_of[l] == i;
+        times = (double)layers_in(p, cut->first[part], cut->first[part + 1], i);
       }
       kept[part / n] += times * q->kept;
       double moved =
@@ -371,9 +382,136 @@ static void name_stage(const point *p, const stages_cut *cut, int stage, plan_st
   int n = (int)p->c->size[PLAN_PIPELINE];
   out->first_layer = cut->first[stage];
   out->last_layer = cut->first[stage + 1] - 1;
-  for (int part = stage; part < p->parts; part += n) out->last_layer = cut->first[part + 1] - 1;
+  for (int part = stage; part < p->parts; part += n) {
+    out->last_layer = cut->first[part + 1] - 1;
+    out->layers += cut->first[part + 1] - cut->first[part];
+  }
   bool first = stage == 0, last = stage == n - 1;
   out->extra = first && last ? "embed+head" : first ? "embed" : last ? "head" : NULL;
+}
+
+// ---- before the work ----------------------------------------------------------------------------
+
+static void set_strides(point *p) {
+  int64_t stride = 1;
+  for (int i = PLAN_AXES - 1; i >= 0; i--) {
+    p->stride[p->c->order[i]] = stride;
+    stride *= p->c->size[p->c->order[i]];
+  }
+}
+
+// Seconds of a micro-batch over all stages; states of all layers and of all other weights together.
+static double totals(const point *p, bl_state *layers, bl_state *others) {
+  double work = 0;
+  for (int i = 0; i < p->b->npieces; i++) {
+    double n = (double)p->b->g->piece.at[i].count;
+    work += n * (p->forward[i] + p->backward[i]);
+    bl_state_add(layers, &p->b->piece[i].layer, n);
+  }
+  for (int w = 0; w < p->b->weight.n; w++) bl_state_add(others, &p->b->weight.at[w].state, 1);
+  return work;
+}
+
+// Seconds behind a stage's last phase, were the states spread evenly: what a stage has at least on
+// average. Reductions and the optimizer grow at least in proportion to bytes, so that of all stages
+// the mean is no less than that of the mean.
+static double after_mean(const point *p, const bl_state *mean, double backward) {
+  const plan_choice *c = p->c;
+  double offload = 0, after = optimizer_seconds(p, mean, &offload);
+  after += offload;
+  if (c->size[PLAN_DATA] * c->size[PLAN_ULYSSES] * c->size[PLAN_RING] == 1) return after;
+  if (c->zero < 2) {
+    double reduce =
+        over_replicas(p, c->zero ? CL_REDUCE_SCATTER : CL_ALL_REDUCE, mean->gradient).seconds;
+    after += reduce > backward ? reduce - backward : 0;
+  }
+  if (c->zero == 1 || c->zero == 2)
+    after += over_replicas(p, CL_ALL_GATHER, mean->parameter).seconds;
+  return after;
+}
+
+// Whether layers can be dealt to stages so that none holds more than it has room for; ends of the
+// model and workspace not counted. A layer of stage i needs its states and its activations of all
+// micro-batches in flight.
+static bool layers_fit(double capacity, double state, double kept, double layers,
+                       const pipeline *line, int64_t *each) {
+  double room = 0;
+  for (int i = 0; i < line->stages; i++) {
+    pipe_stash(NULL, line, i, each);
+    int64_t least = each[0];
+    for (int k = 1; k < line->chunks; k++)
+      if (each[k] < least) least = each[k];
+    room += floor(capacity / (state + kept * (double)least));
+  }
+  return room >= layers;
+}
+
+bool plan_outer_fits(const plan_space *s, const plan_choice *c) {
+  const pg_graph *g = s->job->rules[c->recompute]->g;
+  const cl_device *d = cl_device_at(s->cluster, 0);
+  double cut = (double)(c->size[PLAN_TENSOR] * c->size[PLAN_ULYSSES] * c->size[PLAN_RING]);
+  pipeline line = {.stages = (int)c->size[PLAN_PIPELINE], .chunks = 1, .micro = c->micro_batches};
+  double layers = (double)s->layers, kept = 0;
+  for (int v = 0; v < g->value.n; v++)
+    if (g->value.at[v].saved) kept += g->value.at[v].bytes * g->value.at[v].layers;
+  if (layers <= 0) return true;
+  kept *= (double)c->micro_batch / cut / layers;
+  int64_t each;
+  return layers_fit((double)(d->memory - d->reserve), 0, kept, layers, &line, &each);
+}
+
+plan_quick plan_quickly(arena *a, plan_space *s, const plan_choice *c, const bl_block *b) {
+  point *p = arena_new(a, point, 1);
+  *p = (point){.a = a, .s = s, .c = c, .b = b, .device = cl_device_at(s->cluster, 0)};
+  set_strides(p);
+  p->forward = arena_new(a, double, b->npieces);
+  p->backward = arena_new(a, double, b->npieces);
+  p->weight = arena_new(a, double, b->npieces);
+  layer_seconds(p);
+  bl_state layers = {0}, others = {0}, mean = {0};
+  double work = totals(p, &layers, &others), m = (double)c->micro_batches;
+  double n = (double)c->size[PLAN_PIPELINE];
+  bl_state_add(&mean, &layers, 1 / n);
+  bl_state_add(&mean, &others, 1 / n);
+  double backward = 0, kept = 0;
+  for (int i = 0; i < b->npieces; i++) {
+    backward += (double)b->g->piece.at[i].count * p->backward[i];
+    if (is_layers(p, i)) kept += (double)b->g->piece.at[i].count * b->piece[i].kept;
+  }
+  plan_quick q = {.bound = m * work / n + after_mean(p, &mean, backward / n)};
+  // Stage i starts when a micro-batch has come through the stages before it, and behind its last
+  // phase one goes back through them: step >= sum of w[j < i] + m w[i] for the seconds w of stages
+  // that sum to `work`. The best w is a geometric row, which gives work / (1 - (1 - 1/m)^p).
+  if (c->pipe == PIPE_ONE_F_ONE_B && n > 1) {
+    double filled = work / (1 - pow(1 - 1 / m, n));
+    if (filled > q.bound) q.bound = filled;
+  }
+  // Equal chunks: the last stage waits for the first chunks of the others, forward and back.
+  if (c->interleave > 1) {
+    double chunk = 0, v = (double)c->interleave;
+    for (int i = 0; i < b->npieces; i++)
+      if (is_layers(p, i))
+        chunk += (double)b->g->piece.at[i].count * (p->forward[i] + p->backward[i]) / n / v;
+    bl_state own = {0};
+    bl_state_add(&own, &layers, 1 / n);
+    double filled = chunk * (m * v + n - 1) + after_mean(p, &own, backward / n);
+    if (filled > q.bound) q.bound = filled;
+  }
+  pipeline line = {
+      .kind = c->pipe, .stages = (int)n, .chunks = (int)c->interleave, .micro = c->micro_batches};
+  double count = (double)s->layers, capacity = (double)(p->device->memory - p->device->reserve);
+  held h = held_by(c, &layers);
+  int64_t *each = arena_new(a, int64_t, c->interleave);
+  q.fits = !pipe_check(a, &line) &&
+           (count <= 0 || layers_fit(capacity, (h.parameters + h.gradients + h.optimizer) / count,
+                                     kept / count, count, &line, each));
+  // When it does not: what a stage has too much, on average over them, with one in flight.
+  held all = held_by(c, &others);
+  q.over = (h.parameters + h.gradients + h.optimizer + all.parameters + all.gradients +
+            all.optimizer + kept) /
+               n -
+           capacity;
+  return q;
 }
 
 // ---- all ----------------------------------------------------------------------------------------
@@ -387,9 +525,7 @@ static void inner_times(const point *p, const stages_cut *cut, int stage, double
       if (!part_has(p, cut, part, i)) continue;
       double times = m;
       if (is_layers(p, i)) {
-        int64_t k = 0;
-        for (int64_t l = cut->first[part]; l < cut->first[part + 1]; l++) k += p->piece_of[l] == i;
-        times *= (double)k;
+        times *= (double)layers_in(p, cut->first[part], cut->first[part + 1], i);
       }
       for (int f = 0; f < 2; f++) {
         const bl_phase *q = &p->b->piece[i].phase[f];
@@ -448,14 +584,10 @@ static void set_rates(const point *p, plan_candidate *x) {
 }
 
 plan_candidate *plan_evaluate(arena *a, plan_space *s, const plan_choice *c, const bl_block *b,
-                              const char **code, const char **why) {
+                              double limit, const char **code, const char **why) {
   point *p = arena_new(a, point, 1);
   *p = (point){.a = a, .s = s, .c = c, .b = b, .device = cl_device_at(s->cluster, 0)};
-  int64_t stride = 1;
-  for (int i = PLAN_AXES - 1; i >= 0; i--) {
-    p->stride[c->order[i]] = stride;
-    stride *= c->size[c->order[i]];
-  }
+  set_strides(p);
   int n = (int)c->size[PLAN_PIPELINE], v = (int)c->interleave;
   p->parts = n * v;
   p->forward = arena_new(a, double, b->npieces);
@@ -482,7 +614,12 @@ plan_candidate *plan_evaluate(arena *a, plan_space *s, const plan_choice *c, con
   }
   x->capacity = p->device->memory - p->device->reserve;
   x->reserve = p->device->reserve;
-  stages_cut cut = cut_stages(p, &x->pipe, (double)x->capacity);
+  stages_cut cut = cut_stages(p, &x->pipe, (double)x->capacity, isfinite(limit));
+  if (!cut.fits && isfinite(limit)) {  // a plan that fits is known
+    *code = "does-not-fit";
+    *why = "no cut of its layers fits";
+    return NULL;
+  }
   x->nstages = n;
   x->stage = arena_new(a, plan_stage, n);
   fill_chunks(p, &cut, chunk, x);
@@ -509,8 +646,13 @@ plan_candidate *plan_evaluate(arena *a, plan_space *s, const plan_choice *c, con
     if (over > x->over) x->over = over;
     if (i && q->peak <= x->peak) continue;
     x->peak = q->peak;
-    x->peak_at = arena_printf(a, "stage %d, %s", i, q->peak_at);
+    x->peak_at = q->peak_at;
     memcpy(x->memory, q->memory, sizeof x->memory);
+  }
+  if (pipe_bound(&x->pipe) > limit) {
+    *code = "slower";
+    *why = "a bound of its step says so";
+    return NULL;
   }
   pipe_result r = pipe_longest(a, &x->pipe);
   x->step_s = r.step;

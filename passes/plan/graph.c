@@ -129,6 +129,8 @@ static void read_op(reader *r, const ir_op *op, int piece, pg_phase phase, int t
   }
   pg_op *p = add_op(r, PG_OP, op, piece, phase, times);
   p->once = op->segment % 2 == 0 && times == 1;
+  p->flops = ir_op_flops(op);
+  p->view = ir_is_view(op);
   p->nin = op->nin;
   p->nout = op->nout;
   p->in = in;
@@ -244,7 +246,7 @@ static void count_model(reader *r, const ir_region *top) {
       r->g->flops += ir_op_flops(top->ops.at[i]);
   for (int i = 0; i < r->g->op.n; i++) {
     const pg_op *p = &r->g->op.at[i];
-    if (p->kind == PG_OP && !p->once) r->g->hardware_flops += p->times * ir_op_flops(p->op);
+    if (p->kind == PG_OP && !p->once) r->g->hardware_flops += p->times * p->flops;
   }
 }
 

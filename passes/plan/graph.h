@@ -47,7 +47,9 @@ typedef struct pg_op {
   const ir_op *op;  // PG_OP
   int piece;
   pg_phase phase;
-  bool once;  // once a step, not once a micro-batch
+  bool once;     // once a step, not once a micro-batch
+  double flops;  // ir_op_flops of a sample, and for views 0
+  bool view;
   int times;  // layers of its piece, for an op of a repeat's body
   int nin, nout;
   const int *in, *out;  // values; -1: none of its business (a layer number)

@@ -114,6 +114,7 @@ static json_t *stage_of(arena *a, const plan_stage *s) {
   json_t *o = object(), *extra = array();
   set(o, "first_layer", whole(s->first_layer));
   set(o, "last_layer", whole(s->last_layer));
+  set(o, "layers", whole(s->layers ? s->layers : s->last_layer - s->first_layer + 1));
   for (const char *p = s->extra; p && *p;) {  // "embed+head"
     size_t n = strcspn(p, "+");
     if (n) add(extra, text(a, arena_strndup(a, p, n)));
@@ -215,6 +216,7 @@ static json_t *search_of(const plan_search_stats *s) {
   set(o, "considered", whole(s->considered));
   set(o, "pruned", whole(s->pruned));
   set(o, "fronts", whole(s->fronts));
+  set(o, "evaluated", whole(s->evaluated));
   set(o, "predicted_points", whole(s->predicted_points));
   set(o, "predicted_fronts", whole(s->predicted_fronts));
   set(o, "seconds", real(s->seconds));

@@ -93,7 +93,8 @@ typedef enum plan_time {
 const char *plan_time_name(plan_time t);
 
 typedef struct plan_stage {
-  int64_t first_layer, last_layer;  // first > last: none
+  int64_t first_layer, last_layer;  // first > last: none; interleaved stages have only some of them
+  int64_t layers;                   // how many; 0: all from first to last
   const char *extra;                // "embed", "head", "embed+head", or NULL
   double parameters;                // logical ones, on each of its ranks
   int64_t memory[PLAN_MEMORIES];
@@ -168,6 +169,7 @@ typedef struct plan_search_stats {
   int64_t considered;  // points that were legal
   int64_t pruned;      // of these, by a bound, before their step was worked out
   int64_t fronts;      // block searches made
+  int64_t evaluated;   // points that were worked out
   int64_t predicted_points, predicted_fronts;  // before the search
   double seconds;
   bool optimal;         // no point of the space is better within the model

@@ -75,6 +75,7 @@ static void print_stages(const plan_candidate *c, FILE *out) {
   for (int i = 0; i < c->nstages; i++) {
     const plan_stage *s = &c->stage[i];
     int64_t layers = s->last_layer >= s->first_layer ? s->last_layer - s->first_layer + 1 : 0;
+    if (s->layers) layers = s->layers;
     if (i && column > 90)
       column = fprintf(out, ",\n            ") - 2;
     else if (i)

@@ -30,12 +30,12 @@ const bl_block *plan_block_of(plan_space *s, const plan_choice *c) {
   const char *name =
       arena_printf(s->a, "%d %lld %lld %lld %lld", (int)k.recompute, (long long)k.size[0],
                    (long long)k.size[1], (long long)k.size[2], (long long)k.micro_batch);
-  bl_block *b = map_get(&s->blocks, name);
+  bl_block *b = map_get(s->blocks, name);
   if (b) return b;
   // What happens once a step is a small share of any micro-batch; 8 stands for their number, so
   // that one block serves all.
   b = bl_make(s->a, s->job->rules[k.recompute], &k, s->cluster, cl_device_at(s->cluster, 0), 8);
-  map_set(&s->blocks, name, b);
+  map_set(s->blocks, name, b);
   s->fronts++;
   return b;
 }
@@ -48,30 +48,18 @@ double plan_outer_bound(plan_space *s, const plan_choice *c) {
   return work * (double)c->micro_batches / (double)c->size[PLAN_PIPELINE];
 }
 
-// Stage i starts when a micro-batch has come through the stages before it, and behind its last
-// phase one goes back through them: step >= sum of w[j < i] + m w[i] for the seconds w of stages
-// that sum to `work`. The best w is a geometric row, which gives work / (1 - (1 - 1/m)^p). With
-// chunks a stage starts earlier, and only m work / p remains.
-double plan_inner_bound(const plan_space *s, const plan_choice *c, const bl_block *b) {
-  (void)s;
-  double work = 0, m = (double)c->micro_batches, p = (double)c->size[PLAN_PIPELINE];
-  for (int i = 0; i < b->npieces; i++)
-    for (int f = 0; f < 2; f++) {
-      const bl_phase *q = &b->piece[i].phase[f];
-      double seconds = q->compute;
-      for (int x = 0; x < BL_INNER; x++) seconds += q->sent[x];
-      work += (double)b->g->piece.at[i].count * seconds;
-    }
-  if (c->pipe != PIPE_ONE_F_ONE_B || p == 1) return m * work / p;
-  return work / (1 - pow(1 - 1 / m, p));
-}
-
 // ---- the walk -----------------------------------------------------------------------------------
+
+// Outer points with the same cuts inside a stage, that differ in stages and micro-batch.
+typedef struct group {
+  int64_t largest;    // micro-batch of them
+  double per_sample;  // seconds of a block there, for each sample; < 0: not worked out
+} group;
 
 typedef struct outer {
   plan_choice c;
   double bound;
-  int number;
+  group *group;
 } outer;
 
 // What a plan is compared by.
@@ -82,16 +70,28 @@ typedef struct found {
   int64_t peak, over;
 } found;
 
+typedef struct lack {
+  plan_choice c;
+  double over;
+} lack;
+enum { UNFITS = 24 };
+
 typedef struct walk {
   plan_space *s;
   const plan_options *o;
   plan_search_stats *stats;
   VEC(outer) outer;
+  map groups;
   arena scratch;
   found best, closest;
+  lack unfit[UNFITS];  // by what they seem to lack, least first
+  int unfits;
+  VEC(int) put_off;  // outer points whose activations alone are too much
   int top;
   VEC(found) kept;  // the best ones, best first, up to `top`
+  double slack;     // how much better than what is known a plan must be to be looked at
   double since;
+  int made;  // nodes
   bool stopped;
   const char *code, *why;  // of the last choice that was not legal
 } walk;
@@ -113,45 +113,30 @@ static void keep(walk *w, const found *f) {
   if (w->kept.n > w->top) w->kept.n = w->top;
 }
 
-static void consider(walk *w, const plan_choice *c, const bl_block *b) {
-  const char *code, *why;
-  plan_candidate *x = plan_evaluate(&w->scratch, w->s, c, b, &code, &why);
-  if (!x) {
-    w->code = code;
-    w->why = arena_strdup(w->s->a, why);
-  } else {
-    found f = {true, *c, x->step_s, x->peak, x->over};
-    if (f.over) {
-      if (!w->closest.any || f.over < w->closest.over) w->closest = f;
-    } else {
-      if (better(&f, &w->best)) w->best = f;
-      keep(w, &f);
-    }
-  }
-  if (w->scratch.total > (size_t)4 << 20) arena_free(&w->scratch);
-}
-
-// What must be beaten: the best plan, or the last of those that are asked for.
+// What must be beaten: the best plan, or the last of those that are asked for; `slack` below it
+// when a plan that is nearly as good will do.
 static double to_beat(const walk *w) {
   if (w->o->exhaustive || w->kept.n < w->top) return INFINITY;
-  return vec_last(&w->kept).step * (1 + 1e-9);
+  return vec_last(&w->kept).step * (1 - w->slack) * (1 + 1e-9);
 }
 
-static void walk_inner(walk *w, const plan_dim *dim, int n, plan_choice c, const bl_block *b) {
-  if (!n) {
-    w->stats->considered++;
-    if (plan_inner_bound(w->s, &c, b) > to_beat(w))
-      w->stats->pruned++;
-    else
-      consider(w, &c, b);
+static void consider(walk *w, const plan_choice *c, const bl_block *b) {
+  const char *code, *why;
+  plan_candidate *x = plan_evaluate(&w->scratch, w->s, c, b, to_beat(w), &code, &why);
+  w->stats->evaluated++;
+  if (!x) {
+    if (!w->why && str_eq(code, "infeasible")) {
+      w->code = code;
+      w->why = arena_strdup(w->s->a, why);
+    }
     return;
   }
-  int64_t v[PLAN_VALUES];
-  int k = dim->values(w->s, &c, v);
-  for (int i = 0; i < k; i++) {
-    plan_choice next = c;
-    dim->set(w->s, &next, v[i]);
-    walk_inner(w, dim + 1, n - 1, next, b);
+  found f = {true, *c, x->step_s, x->peak, x->over};
+  if (f.over) {
+    if (!w->closest.any || f.over < w->closest.over) w->closest = f;
+  } else {
+    if (better(&f, &w->best)) w->best = f;
+    keep(w, &f);
   }
 }
 
@@ -168,9 +153,23 @@ static int64_t count_inner(const walk *w, const plan_dim *dim, int n, plan_choic
   return sum;
 }
 
+static group *group_of(walk *w, const plan_choice *c) {
+  const char *name = arena_printf(&w->scratch, "%d %lld %lld %lld", (int)c->recompute,
+                                  (long long)c->size[PLAN_TENSOR], (long long)c->size[PLAN_ULYSSES],
+                                  (long long)c->size[PLAN_RING]);
+  group *g = map_get(&w->groups, name);
+  if (!g) {
+    g = arena_new(w->s->a, group, 1);
+    g->per_sample = -1;
+    map_set(&w->groups, arena_strdup(w->s->a, name), g);
+  }
+  if (c->micro_batch > g->largest) g->largest = c->micro_batch;
+  return g;
+}
+
 static void walk_outer(walk *w, const plan_dim *dim, int n, plan_choice c) {
   if (!n) {
-    outer x = {c, plan_outer_bound(w->s, &c), w->outer.n};
+    outer x = {c, plan_outer_bound(w->s, &c), group_of(w, &c)};
     vec_push(w->s->a, &w->outer, x);
     return;
   }
@@ -183,49 +182,192 @@ static void walk_outer(walk *w, const plan_dim *dim, int n, plan_choice c) {
   }
 }
 
-static int by_bound(const void *a, const void *b) {
-  const outer *x = a, *y = b;
-  if (x->bound != y->bound) return x->bound < y->bound ? -1 : 1;
-  return x->number - y->number;
+// Seconds of a block for each sample do not rise with the micro-batch: efficiencies grow with the
+// size of a call, and what does not grow with it (weights, latencies) is shared by more samples. So
+// the block of the largest micro-batch bounds those of all smaller ones. What attention hides of
+// the keys' and values' way could be more there, so it is left out.
+static double group_bound(walk *w, const outer *x) {
+  group *g = x->group;
+  if (g->per_sample < 0) {
+    plan_choice c = x->c;
+    c.micro_batch = g->largest;
+    const bl_block *b = plan_block_of(w->s, &c);
+    double work = 0;
+    for (int i = 0; !b->why && i < b->npieces; i++)
+      for (int f = 0; f < 2; f++) {
+        const bl_phase *q = &b->piece[i].phase[f];
+        double seconds = q->compute;
+        for (int k = 0; k < BL_INNER; k++) seconds += q->sent[k] - q->streamed[k];
+        work += (double)b->g->piece.at[i].count * seconds;
+      }
+    g->per_sample = work / (double)g->largest;
+  }
+  return g->per_sample * (double)(x->c.micro_batch * x->c.micro_batches) /
+         (double)x->c.size[PLAN_PIPELINE];
 }
 
-// The best plan of a space under some pins.
+// ---- best first ---------------------------------------------------------------------------------
+
+// What is still to be looked at: an outer point by its first bound, by its group's, or a point of
+// it.
+typedef enum node_kind { NODE_OUTER, NODE_GROUP, NODE_POINT } node_kind;
+typedef struct node {
+  double bound;
+  node_kind kind;
+  int outer, number;  // number: order in which nodes were made
+  plan_choice c;      // NODE_POINT
+} node;
+typedef VEC(node) heap;
+
+static bool before(const node *a, const node *b) {
+  return a->bound != b->bound ? a->bound < b->bound : a->number < b->number;
+}
+
+static void push(walk *w, heap *h, node x) {
+  int at = h->n;
+  x.number = w->made++;
+  vec_push(w->s->a, h, x);
+  for (; at > 0 && before(&x, &h->at[(at - 1) / 2]); at = (at - 1) / 2)
+    h->at[at] = h->at[(at - 1) / 2];
+  h->at[at] = x;
+}
+
+static node pop(heap *h) {
+  node top = h->at[0], last = h->at[--h->n];
+  int at = 0;
+  for (int child = 1; child < h->n; child = 2 * at + 1) {
+    if (child + 1 < h->n && before(&h->at[child + 1], &h->at[child])) child++;
+    if (!before(&h->at[child], &last)) break;
+    h->at[at] = h->at[child];
+    at = child;
+  }
+  if (h->n) h->at[at] = last;
+  return top;
+}
+
+// Of the points that do not fit those that seem to lack least, in case none does.
+static void remember(walk *w, const plan_choice *c, double over) {
+  int at = w->unfits;
+  if (at == UNFITS && over >= w->unfit[at - 1].over) return;
+  if (at < UNFITS)
+    w->unfits++;
+  else
+    at--;
+  for (; at > 0 && w->unfit[at - 1].over > over; at--) w->unfit[at] = w->unfit[at - 1];
+  w->unfit[at] = (lack){*c, over};
+}
+
+// All inner points of an outer one that may fit and win.
+static void expand(walk *w, heap *h, const plan_dim *dim, int n, plan_choice c, int at,
+                   const bl_block *b) {
+  if (!n) {
+    plan_quick q = plan_quickly(&w->scratch, w->s, &c, b);
+    w->stats->considered++;
+    bool unfit = !q.fits && !w->o->exhaustive;
+    if (unfit && !w->best.any) remember(w, &c, q.over);
+    if (unfit || q.bound > to_beat(w))
+      w->stats->pruned++;
+    else
+      push(w, h, (node){w->o->exhaustive ? 0 : q.bound, NODE_POINT, at, 0, c});
+    return;
+  }
+  int64_t v[PLAN_VALUES];
+  int k = dim->values(w->s, &c, v);
+  for (int i = 0; i < k; i++) {
+    plan_choice next = c;
+    dim->set(w->s, &next, v[i]);
+    expand(w, h, dim + 1, n - 1, next, at, b);
+  }
+}
+
+static void drop(walk *w, const plan_dim *dim, int n, const plan_choice *c) {
+  int64_t points = count_inner(w, dim, n, *c);
+  w->stats->considered += points;
+  w->stats->pruned += points;
+}
+
+static void open_outer(walk *w, heap *h, const plan_dim *dim, int n, const node *x) {
+  const outer *o = &w->outer.at[x->outer];
+  const bl_block *b = plan_block_of(w->s, &o->c);
+  if (b->why) {
+    w->code = b->code;
+    w->why = b->why;
+    return;
+  }
+  expand(w, h, dim, n, o->c, x->outer, b);
+}
+
+// Nothing fits: which point lacks least. Of the outer points that were put off the ones with the
+// smallest micro-batch hold least.
+static void find_closest(walk *w, const plan_dim *dim, int n) {
+  int64_t least = INT64_MAX;
+  for (int i = 0; i < w->put_off.n; i++) {
+    int64_t b = w->outer.at[w->put_off.at[i]].c.micro_batch;
+    if (b < least) least = b;
+  }
+  heap h = {0};
+  for (int i = 0; i < w->put_off.n; i++) {
+    const plan_choice *c = &w->outer.at[w->put_off.at[i]].c;
+    if (c->micro_batch > least) continue;
+    node x = {.outer = w->put_off.at[i]};
+    int64_t considered = w->stats->considered, pruned = w->stats->pruned;
+    open_outer(w, &h, dim, n, &x);
+    w->stats->considered = considered;
+    w->stats->pruned = pruned;
+  }
+  for (int i = 0; i < w->unfits; i++)
+    consider(w, &w->unfit[i].c, plan_block_of(w->s, &w->unfit[i].c));
+}
+
+// The best plan of a space under some pins. Exhaustive: every bound is 0 and nothing is left out.
 static void search(walk *w) {
   const plan_dim *dim;
   int n = plan_dims(&dim), outer_dims = 0;
   while (outer_dims < n && dim[outer_dims].level == PLAN_OUTER) outer_dims++;
+  const plan_dim *rest = dim + outer_dims;
+  int inner_dims = n - outer_dims;
+  bool all = w->o->exhaustive;
   arena_init(&w->scratch);
+  w->groups = (map){.arena = w->s->a};
   walk_outer(w, dim, outer_dims, plan_choice_start(w->s));
-  int inner = n - outer_dims;
+  heap h = {0};
   for (int i = 0; i < w->outer.n; i++)
-    w->stats->points += count_inner(w, dim + outer_dims, inner, w->outer.at[i].c);
-  if (w->outer.n) qsort(w->outer.at, (size_t)w->outer.n, sizeof *w->outer.at, by_bound);
+    push(w, &h, (node){.bound = all ? 0 : w->outer.at[i].bound, .kind = NODE_OUTER, .outer = i});
   w->stats->optimal = true;
-  for (int i = 0; i < w->outer.n; i++) {
-    const outer *x = &w->outer.at[i];
-    w->stats->bound_s = x->bound;
-    if (x->bound > to_beat(w)) {
-      for (int k = i; k < w->outer.n; k++) {
-        int64_t points = count_inner(w, dim + outer_dims, inner, w->outer.at[k].c);
-        w->stats->considered += points;
-        w->stats->pruned += points;
-      }
-      break;
-    }
+  while (h.n) {
+    node x = pop(&h);
+    const outer *o = &w->outer.at[x.outer];
+    w->stats->bound_s = x.bound;
     if (w->o->limit > 0 && now() - w->since > w->o->limit) {
       w->stopped = true;
       w->stats->optimal = false;
       break;
     }
-    const bl_block *b = plan_block_of(w->s, &x->c);
-    if (b->why) {
-      w->code = b->code;
-      w->why = b->why;
-      continue;
+    bool lost = x.bound > to_beat(w);
+    if (lost && x.kind == NODE_POINT) {
+      w->stats->pruned++;
+    } else if (lost) {
+      drop(w, rest, inner_dims, &o->c);
+    } else if (x.kind == NODE_OUTER && !all && !plan_outer_fits(w->s, &o->c)) {
+      drop(w, rest, inner_dims, &o->c);
+      vec_push(w->s->a, &w->put_off, x.outer);
+    } else if (x.kind == NODE_OUTER && !all) {
+      double bound = group_bound(w, o);
+      x.kind = NODE_GROUP;
+      if (bound > x.bound) x.bound = bound;
+      push(w, &h, x);
+    } else if (x.kind == NODE_POINT) {
+      consider(w, &x.c, plan_block_of(w->s, &x.c));
+    } else {
+      open_outer(w, &h, rest, inner_dims, &x);
     }
-    walk_inner(w, dim + outer_dims, inner, x->c, b);
+    if (w->scratch.total > (size_t)8 << 20) {
+      arena_free(&w->scratch);
+      arena_init(&w->scratch);
+    }
   }
   if (!w->stopped) w->stats->bound_s = w->best.step;
+  if (!w->best.any) find_closest(w, rest, inner_dims);
   arena_free(&w->scratch);
 }
 
@@ -233,7 +375,7 @@ static plan_candidate *work_out(plan_space *s, const plan_choice *c) {
   const char *code, *why;
   plan_choice *copy = arena_new(s->a, plan_choice, 1);
   *copy = *c;
-  return plan_evaluate(s->a, s, copy, plan_block_of(s, c), &code, &why);
+  return plan_evaluate(s->a, s, copy, plan_block_of(s, c), INFINITY, &code, &why);
 }
 
 // ---- alternatives -------------------------------------------------------------------------------
@@ -243,7 +385,8 @@ static const char *why_slower(arena *a, const plan_candidate *x, const plan_cand
   int most = 0;
   for (int t = 1; t < PLAN_TIMES; t++)
     if (x->time[t] - best->time[t] > x->time[most] - best->time[most]) most = t;
-  return arena_printf(a, "%s %.3g s instead of %.3g s", plan_time_name((plan_time)most),
+  return arena_printf(a, "slower by %.1f %%: %s %.3g s instead of %.3g s",
+                      100 * (x->step_s / best->step_s - 1), plan_time_name((plan_time)most),
                       x->time[most], best->time[most]);
 }
 
@@ -273,7 +416,8 @@ static void reject(plan_result *r, const plan_space *space, const plan_pins *pin
   s.pins = *pins;
   plan_search_stats stats = {0};
   plan_options o = {.top = 1};
-  walk w = {.s = &s, .o = &o, .stats = &stats, .top = 1};
+  // An alternative is shown, not proved: one within 2 % of the best of its kind will do.
+  walk w = {.s = &s, .o = &o, .stats = &stats, .top = 1, .slack = 0.02};
   search(&w);
   found *f = w.best.any ? &w.best : &w.closest;
   if (!f->any) return;
@@ -339,7 +483,7 @@ static void try_fix(plan_result *r, const plan_space *space, const plan_pins *pi
   s.pins = *pins;
   plan_search_stats stats = {0};
   plan_options o = {.top = 1};
-  walk w = {.s = &s, .o = &o, .stats = &stats, .top = 1};
+  walk w = {.s = &s, .o = &o, .stats = &stats, .top = 1, .slack = 0.02};
   search(&w);
   if (!w.best.any) return;
   plan_fix f = {change, flags, w.best.peak, w.best.step};
@@ -388,7 +532,8 @@ static void add_fixes(plan_result *r, const plan_space *s, const plan_pins *pins
     if (!more) break;
     plan_space bigger = *s;
     bigger.cluster = more;
-    bigger.blocks = (map){.arena = r->arena};
+    map blocks = {.arena = r->arena};
+    bigger.blocks = &blocks;
     int before = r->fixes.n;
     try_fix(r, &bigger, pins, arena_printf(r->arena, "%lld devices", (long long)more->devices),
             arena_printf(r->arena, "--cluster %s:%lld", whole->name, (long long)more->devices));
@@ -404,7 +549,10 @@ static void predict(walk *w, plan_search_stats *stats) {
   const plan_dim *dim;
   int n = plan_dims(&dim), outer_dims = 0;
   while (outer_dims < n && dim[outer_dims].level == PLAN_OUTER) outer_dims++;
+  arena_init(&w->scratch);
+  w->groups = (map){.arena = w->s->a};
   walk_outer(w, dim, outer_dims, plan_choice_start(w->s));
+  arena_free(&w->scratch);
   map seen = {.arena = w->s->a};
   for (int i = 0; i < w->outer.n; i++) {
     bl_key k = key_of(&w->outer.at[i].c);
@@ -415,6 +563,7 @@ static void predict(walk *w, plan_search_stats *stats) {
     stats->predicted_points += count_inner(w, dim + outer_dims, n - outer_dims, w->outer.at[i].c);
   }
   stats->predicted_fronts = seen.n;
+  stats->points = stats->predicted_points;
 }
 
 static int64_t layers_of(const plan_job *job) {
@@ -450,11 +599,12 @@ plan_result *plan_search(arena *a, const plan_job *job, const cl_cluster *cluste
                          const plan_pins *pins, const plan_options *options) {
   plan_result *r = arena_new(a, plan_result, 1);
   r->arena = a;
+  map memo = {.arena = a};
   plan_space s = {.a = a,
                   .job = job,
                   .cluster = cluster,
                   .pins = *pins,
-                  .blocks = {.arena = a},
+                  .blocks = &memo,
                   .layers = layers_of(job)};
   describe(r, job, &s);
   walk p = {.s = &s, .o = options, .stats = &r->search, .top = 1};
@@ -484,8 +634,8 @@ plan_result *plan_search(arena *a, const plan_job *job, const cl_cluster *cluste
     vec_push(a, &r->rejected, j);
     add_fixes(r, &s, pins, options->whole);
   } else {
-    plan_rejected j = {.code = w.code ? w.code : "infeasible",
-                       .reason = w.why ? w.why : "no plan meets the pins on this cluster"};
+    plan_rejected j = {.choice = plan_choice_start(&s), .code = w.code, .reason = w.why};
+    if (!j.reason) j.reason = plan_why_illegal(a, &s, &j.code);
     vec_push(a, &r->rejected, j);
   }
   return r;

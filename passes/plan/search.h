@@ -52,7 +52,7 @@ typedef struct plan_space {
   const plan_job *job;
   const cl_cluster *cluster;
   plan_pins pins;
-  map blocks;  // bl_key as text -> bl_block
+  map *blocks;  // bl_key as text -> bl_block
   int64_t layers;
   int64_t fronts;  // blocks made
 } plan_space;
@@ -67,6 +67,8 @@ typedef struct plan_dim {
   void (*set)(const plan_space *s, plan_choice *c, int64_t value);
 } plan_dim;
 int plan_dims(const plan_dim **out);
+// Why the space has no point: which pin cannot be met, in words, and the diagnostic's code.
+const char *plan_why_illegal(arena *a, const plan_space *s, const char **code);
 // A choice before the first dimension.
 plan_choice plan_choice_start(const plan_space *s);
 
@@ -74,10 +76,20 @@ plan_choice plan_choice_start(const plan_space *s);
 const bl_block *plan_block_of(plan_space *s, const plan_choice *c);
 // A lower bound on the step of every plan with these outer dimensions.
 double plan_outer_bound(plan_space *s, const plan_choice *c);
-// The same with the inner ones set and the block made.
-double plan_inner_bound(const plan_space *s, const plan_choice *c, const bl_block *b);
-// All that a plan takes, into `a`. NULL with a code and a reason when the choice is not legal.
+// False when no plan with these outer dimensions fits: the load of saved activations alone, were
+// all of them cut by all axes of a stage, is too much.
+bool plan_outer_fits(const plan_space *s, const plan_choice *c);
+
+// What can be said of a choice, all of it set, without cutting stages. `scratch` is used.
+typedef struct plan_quick {
+  double bound;  // no less is its step
+  bool fits;     // false: it does not fit, by the load of layers alone
+  double over;   // about how many bytes a device lacks: for the order of what does not fit
+} plan_quick;
+plan_quick plan_quickly(arena *scratch, plan_space *s, const plan_choice *c, const bl_block *b);
+// All that a plan takes, into `a`. NULL with a code and a reason when the choice is not legal, or
+// its step is found to be more than `limit` (INFINITY: none) before all is worked out.
 plan_candidate *plan_evaluate(arena *a, plan_space *s, const plan_choice *c, const bl_block *b,
-                              const char **code, const char **why);
+                              double limit, const char **code, const char **why);
 
 #endif

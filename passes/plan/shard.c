@@ -37,7 +37,8 @@ typedef struct state {
 } state;
 
 typedef struct solver {
-  arena *a;
+  arena *a;       // of this search alone
+  arena *result;  // of what it finds
   const sh_rules *r;
   const pg_graph *g;
   const sh_env *e;
@@ -100,7 +101,8 @@ static void make_states(solver *s, int v) {
   unsigned made = s->made[v], asked = s->asked[v];
   int codes = SH_LEAF + s->g->value.at[v].nleaf;
   unsigned leaves = ~3u;
-  s->state[v] = arena_new(s->a, state, codes * (2 + codes * codes));
+  int n = __builtin_popcount(asked);
+  s->state[v] = arena_new(s->a, state, __builtin_popcount(made) * (2 + n + n * n));
   for (int p = 0; p < codes; p++) {
     if (!(made >> p & 1)) continue;
     unsigned there = 1u << p;
@@ -145,8 +147,8 @@ static double state_cost(const solver *s, int v, const state *x) {
 
 static double op_cost(const solver *s, int at, const sh_strategy *x) {
   const pg_op *p = &s->g->op.at[at];
-  if (p->kind != PG_OP || ir_is_view(p->op)) return 0;
-  double share = x->cuts ? sh_part(x->index, s->e->size) : 1, flops = ir_op_flops(p->op), bytes = 0;
+  if (p->kind != PG_OP || p->view) return 0;
+  double share = x->cuts ? sh_part(x->index, s->e->size) : 1, flops = p->flops, bytes = 0;
   bool batch = false;
   for (int i = 0; i < p->nin + p->nout; i++) {
     int v = i < p->nin ? p->in[i] : p->out[i - p->nin];
@@ -303,7 +305,7 @@ static void record(solver *s, sh_result *out, const int *value) {
                    .once = p->once,
                    .bytes = n};
       m.cost = cl_collective_cost(s->e->cluster, CL_ALL_REDUCE, s->e->stride, s->e->size, n);
-      vec_push(s->a, &out->reduces, m);
+      vec_push(s->result, &out->reduces, m);
     }
     for (int k = 0; k < p->nin && x->streams; k++)
       if ((k == 1 || k == 2) && p->in[k] >= 0) s->streamed[p->in[k]] = true;
@@ -325,7 +327,7 @@ static void record(solver *s, sh_result *out, const int *value) {
                    .once = s->once[v],
                    .streamed = s->streamed[v]};
       m.cost = move_cost(s, v, m.from, m.to, &m.kind, &m.bytes);
-      vec_push(s->a, &out->moves, m);
+      vec_push(s->result, &out->moves, m);
     }
   }
   // Of values that are free the placement is that of whoever reads them.
@@ -341,17 +343,20 @@ static void record(solver *s, sh_result *out, const int *value) {
 sh_result *sh_solve(arena *a, const sh_rules *r, const sh_env *e, const double *value_part,
                     const double *op_part, const char **why) {
   const pg_graph *g = r->g;
-  solver s = {.a = a, .r = r, .g = g, .e = e, .value_part = value_part, .op_part = op_part};
+  arena own;  // tables are large and go at the end
+  arena_init(&own);
+  solver s = {
+      .a = &own, .result = a, .r = r, .g = g, .e = e, .value_part = value_part, .op_part = op_part};
   prepare(&s);
-  int *size = arena_new(a, int, g->op.n + g->value.n + 1);
+  int *size = arena_new(&own, int, g->op.n + g->value.n + 1);
   for (int i = 0; i < g->op.n; i++) size[i] = s.nkeep[i];
   for (int v = 0; v < g->value.n; v++) {
     if (!unbound(&s, v)) make_states(&s, v);
     size[g->op.n + v] = s.nstates[v] ? s.nstates[v] : 1;
   }
-  el_problem *p = el_new(a, g->op.n + g->value.n, size);
+  el_problem *p = el_new(&own, g->op.n + g->value.n, size);
   for (int i = 0; i < g->op.n; i++) {
-    double *cost = arena_new(a, double, s.nkeep[i]);
+    double *cost = arena_new(&own, double, s.nkeep[i]);
     for (int k = 0; k < s.nkeep[i]; k++) cost[k] = op_cost(&s, i, &r->strategy[i][s.keep[i][k]]);
     el_one(p, i, cost);
     const pg_op *o = &g->op.at[i];
@@ -362,7 +367,7 @@ sh_result *sh_solve(arena *a, const sh_rules *r, const sh_env *e, const double *
   }
   for (int v = 0; v < g->value.n; v++) {
     if (!s.nstates[v]) continue;
-    double *cost = arena_new(a, double, s.nstates[v]);
+    double *cost = arena_new(&own, double, s.nstates[v]);
     for (int k = 0; k < s.nstates[v]; k++) cost[k] = state_cost(&s, v, &s.state[v][k]);
     el_one(p, g->op.n + v, cost);
   }
@@ -372,15 +377,15 @@ sh_result *sh_solve(arena *a, const sh_rules *r, const sh_env *e, const double *
   out->code = arena_alloc(a, (size_t)g->value.n + 1);
   out->value_part = arena_new(a, double, g->value.n + 1);
   for (int v = 0; v < g->value.n; v++) out->value_part[v] = 1;
-  int *value = arena_new(a, int, g->op.n + g->value.n + 1);
-  bool found = el_solve(p, a, value, &out->seconds, &out->stats);
-  if (!found) {
+  int *value = arena_new(&own, int, g->op.n + g->value.n + 1);
+  bool found = el_solve(p, &own, value, &out->seconds, &out->stats);
+  if (found)
+    record(&s, out, value);
+  else
     *why = isnan(out->seconds) ? "its ops are too entangled to place exactly"
                                : "no placement of its values is possible";
-    return NULL;
-  }
-  record(&s, out, value);
-  return out;
+  arena_free(&own);
+  return found ? out : NULL;
 }
 
 // ---- printing -----------------------------------------------------------------------------------

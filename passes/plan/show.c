@@ -474,6 +474,12 @@ const char *plan_layers_words(arena *a, const plan_candidate *c, plan_rows g) {
   sb s = {.arena = a};
   sb_printf(&s, "%" PRId64, first->first_layer);
   if (last->last_layer > first->first_layer) sb_printf(&s, "-%" PRId64, last->last_layer);
+  int64_t all = first->last_layer - first->first_layer + 1;
+  if (first->layers && first->layers < all) {  // chunks
+    s.n = 0;
+    sb_printf(&s, "%" PRId64 " of %" PRId64 "-%" PRId64, first->layers, first->first_layer,
+              last->last_layer);
+  }
   if (extra) sb_printf(&s, "+%s", extra);
   return sb_str(&s);
 }

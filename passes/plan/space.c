@@ -229,6 +229,58 @@ static void set_optimizer(const plan_space *s, plan_choice *c, int64_t v) {
   c->home[PLAN_OPTIMIZER] = (plan_home)v;
 }
 
+// "1, 2, 3, 4, 6, 12"
+static const char *list_of(arena *a, const plan_space *s, bool (*test)(const plan_space *, int64_t),
+                           int64_t most) {
+  sb text = {.arena = a};
+  for (int64_t n = 1; n <= most && n <= 4096; n++)
+    if (test(s, n)) sb_printf(&text, "%s%lld", text.n ? ", " : "", (long long)n);
+  return sb_str(&text);
+}
+
+const char *plan_why_illegal(arena *a, const plan_space *s, const char **code) {
+  *code = "indivisible";
+  int64_t devices = s->cluster->devices, product = 1, heads = 1;
+  const pg_graph *g = graph(s);
+  for (int i = 0; i < g->op.n; i++) {
+    const ir_op *op = g->op.at[i].op;
+    if (g->op.at[i].kind == PG_OP && op->code == IR_attention)
+      heads = ir_attr_int(op, "kv_heads", 1) * ir_attr_int(op, "rep", 1);
+  }
+  for (int x = 0; x < PLAN_AXES; x++) {
+    int64_t pin = s->pins.size[x];
+    if (!pin) continue;
+    product *= pin;
+    const char *name = plan_axis_name((plan_axis)x);
+    bool by_heads = x == PLAN_TENSOR || x == PLAN_ULYSSES;
+    if (by_heads && !heads_divide(s, pin))
+      return arena_printf(a, "%lld heads cannot be split over %s = %lld; %s can", (long long)heads,
+                          name, (long long)pin, list_of(a, s, heads_divide, heads));
+    if ((x == PLAN_RING || x == PLAN_ULYSSES) && !positions_divide(s, pin))
+      return arena_printf(a, "the sequence does not divide over %s = %lld", name, (long long)pin);
+    if (x == PLAN_PIPELINE && !stages_divide(s, pin))
+      return arena_printf(a, "%lld layers are too few for %lld stages", (long long)s->layers,
+                          (long long)pin);
+    if (x == PLAN_DATA && s->job->batch % pin)
+      return arena_printf(a, "a batch of %lld does not divide over data = %lld",
+                          (long long)s->job->batch, (long long)pin);
+    if (devices % pin)
+      return arena_printf(a, "%s = %lld does not divide %lld devices", name, (long long)pin,
+                          (long long)devices);
+  }
+  if (devices % product)
+    return arena_printf(a, "the pinned sizes multiply to %lld, which does not divide %lld devices",
+                        (long long)product, (long long)devices);
+  if (s->pins.micro_batch && s->job->batch % s->pins.micro_batch)
+    return arena_printf(a, "micro_batch = %lld does not divide batch = %lld",
+                        (long long)s->pins.micro_batch, (long long)s->job->batch);
+  *code = "infeasible";
+  if (s->pins.zero > 0)
+    return arena_printf(a, "zero = %d needs ranks that hold the same weights", s->pins.zero);
+  return arena_printf(a, "a batch of %lld cannot be dealt to %lld devices under these pins",
+                      (long long)s->job->batch, (long long)devices);
+}
+
 int plan_dims(const plan_dim **out) {
 #define OUTER PLAN_OUTER
 #define INNER PLAN_INNER

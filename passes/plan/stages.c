@@ -45,43 +45,37 @@ static double cost_of(const dp *d, int i, int64_t from, int64_t to) {
 static double cut(arena *a, const dp *d, int64_t *first) {
   int n = d->job->stages;
   int64_t size = d->layers + 1;
-  double *least = arena_new(a, double, size), *now = arena_new(a, double, size);
-  int64_t *from = arena_new(a, int64_t, n *size);  // where stage i begins when it ends at l
+  double *least = arena_new(a, double, n *size);
   for (int64_t l = 0; l < size; l++) least[l] = cost_of(d, 0, 0, l);
   for (int i = 1; i < n; i++) {
+    const double *before = least + (i - 1) * size;
+    double *now = least + i * size;
+    // The first k at which what lies before costs at least as much as this stage, it or the one
+    // before it, is the best. It does not fall as l grows.
+    int64_t k = 0;
     for (int64_t l = 0; l < size; l++) {
-      // The first k at which what lies before costs at least as much as this stage; it or the one
-      // before it is the best.
-      int64_t low = 0, high = l;
-      while (low < high) {
-        int64_t k = (low + high) / 2;
-        if (least[k] >= cost_of(d, i, k, l))
-          high = k;
-        else
-          low = k + 1;
-      }
-      double best = fmax(least[low], cost_of(d, i, low, l));
-      if (low > 0) best = fmin(best, cost_of(d, i, low - 1, l));
-      // The first k as good. What lies before costs no more there, so only the stage's cost counts.
-      high = low;
-      low = 0;
-      while (low < high) {
-        int64_t k = (low + high) / 2;
-        if (cost_of(d, i, k, l) <= best)
-          high = k;
-        else
-          low = k + 1;
-      }
+      double cost = cost_of(d, i, k, l);
+      while (k < l && before[k] < cost) cost = cost_of(d, i, ++k, l);
+      double best = fmax(before[k], cost);
+      if (k > 0) best = fmin(best, cost_of(d, i, k - 1, l));
       now[l] = best;
-      from[i * size + l] = low;
     }
-    double *t = least;
-    least = now;
-    now = t;
   }
   first[n] = d->layers;
-  for (int i = n - 1; i > 0; i--) first[i] = from[i * size + first[i + 1]];
-  return least[d->layers];
+  for (int i = n - 1; i > 0; i--) {
+    // The first k as good. What lies before costs no more there, so only the stage's cost counts.
+    int64_t l = first[i + 1], low = 0, high = l;
+    double best = least[i * size + l];
+    while (low < high) {
+      int64_t k = (low + high) / 2;
+      if (cost_of(d, i, k, l) <= best)
+        high = k;
+      else
+        low = k + 1;
+    }
+    first[i] = low;
+  }
+  return least[(n - 1) * size + d->layers];
 }
 
 stages_cut stages_find(arena *a, const stages_job *job) {
@@ -104,8 +98,9 @@ stages_cut stages_find(arena *a, const stages_job *job) {
                   .bytes = arena_new(a, double, job->stages),
                   .fits = true};
   if (isinf(cut(a, &d, s.first))) {
-    d.beyond = true;
     s.fits = false;
+    if (job->only_fitting) return s;
+    d.beyond = true;
     s.over = cut(a, &d, s.first);
   }
   for (int i = 0; i < job->stages; i++) {

@@ -41,6 +41,7 @@ typedef struct stages_job {
   const double *slowness;  // [stages] of its device: seconds are multiplied by it; NULL: 1
   const double *stash;     // [stages] micro-batches it holds (pipe_stash); NULL: 0
   const double *capacity;  // [stages] bytes; NULL: no limit
+  bool only_fitting;       // when no cut fits, look no further: then only `fits` is set
 } stages_job;
 
 typedef struct stages_cut {
