@@ -412,7 +412,7 @@ static void strategies_of(labels *l, sh_rules *r, int at) {
     label_op(l);
     for (int label = 0; label < l->n; label++)
       if (cut_label(l, label, &s)) vec_push(l->a, &v, s);
-    bool among[64] = {false}, all = true, any = false;
+    bool among[64] = {false}, any = false;
     if (accumulates(p->op)) {
       s = blank(l);
       ((signed char *)(uintptr_t)s.code)[0] = ((signed char *)(uintptr_t)s.code)[1] = SH_PARTIAL;
@@ -429,7 +429,6 @@ static void strategies_of(labels *l, sh_rules *r, int at) {
         among[i] = p->in[i] >= 0 && ir_dtype_float(p->op->in[i]->type.dtype);
         n += among[i];
         any |= among[i];
-        all &= among[i];
       }
       if (any && n > 1 && pass_partial(l, among, &s)) vec_push(l->a, &v, s);
     }

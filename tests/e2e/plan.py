@@ -102,7 +102,8 @@ def contract(apply_fixes):
             none = [*first[:5], "--pin", pins]
             j = plan_json(*none, good=(3,))
             check_fields(j, 8)
-            assert j["best"] is None and j["rejected"] and j["rejected"][0]["reason"], j
+            assert j["best"] is None and j["rejected"][0]["code"] == "indivisible", j
+            assert "8 heads cannot be split" in j["rejected"][0]["reason"], j
         # What is not text of a plan is 1, with a caret.
         for pins in ("tensor=oops", "zero=7", "wheels=4"):
             wrong = plan(*first[:5], "--pin", pins, good=(1,))

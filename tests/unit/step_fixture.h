@@ -19,10 +19,10 @@ typedef struct step {
 } step;
 
 // "examples/gpt2.dsm" with "layers=2,hidden=64", at a micro-batch of one sample.
-static inline step step_of(arena *a, const char *file, const char *settings, recompute_mode mode) {
+static inline step step_of(arena *a, const char *path, const char *settings, recompute_mode mode) {
   diags d;
   diags_init(&d, a);
-  step s = {.program = sema_open(a, &d, file)};
+  step s = {.program = sema_open(a, &d, path)};
   if (s.program && !diags_errors(&d)) {
     source *text = source_from_text(a, "--set", settings, strlen(settings));
     s.job = sema_job(s.program, s.program->asked, parse_settings(a, &d, text));
@@ -30,7 +30,7 @@ static inline step step_of(arena *a, const char *file, const char *settings, rec
   if (s.job && !diags_errors(&d)) s.m = sema_lower(s.program, s.job, SEMA_TRAIN);
   if (!s.m) {
     diags_print(&d, stderr);
-    fail_msg("%s with %s does not compile", file, settings);
+    fail_msg("%s with %s does not compile", path, settings);
   }
   pass_options o = pass_defaults();
   o.optimizer = OPT_ADAMW;
@@ -41,9 +41,9 @@ static inline step step_of(arena *a, const char *file, const char *settings, rec
   o.after = "recompute";
   const char *why = pass_run(s.m, &o);
   if (!why) why = pass_dead(s.m, &o);
-  if (why) fail_msg("%s: %s", file, why);
+  if (why) fail_msg("%s: %s", path, why);
   s.g = pg_read(a, s.m);
-  if (s.g->error) fail_msg("%s: %s", file, s.g->error);
+  if (s.g->error) fail_msg("%s: %s", path, s.g->error);
   s.rules = sh_rules_of(a, s.g);
   return s;
 }

@@ -13,7 +13,7 @@
 #include "passes/plan/search.h"
 #include "tests/unit/step_fixture.h"
 
-enum { LAYERS = 8, HIDDEN = 1024, VOCAB = 8192, SEQ = 512, BATCH = 64 };
+static const int LAYERS = 8, HIDDEN = 1024, VOCAB = 8192, SEQ = 512, BATCH = 64;
 
 typedef struct fixture {
   arena a;
@@ -41,12 +41,12 @@ static void open_job(fixture *x, const char *cluster) {
   }
 }
 
-static const plan_candidate *pinned(fixture *x, int64_t data, int64_t pipeline, int64_t tensor,
+static const plan_candidate *pinned(fixture *x, int64_t data, int64_t stages, int64_t tensor,
                                     int zero) {
   plan_pins p = plan_pins_none();
   for (int i = 0; i < PLAN_AXES; i++) p.size[i] = 1;
   p.size[PLAN_DATA] = data;
-  p.size[PLAN_PIPELINE] = pipeline;
+  p.size[PLAN_PIPELINE] = stages;
   p.size[PLAN_TENSOR] = tensor;
   p.micro_batch = 2;
   p.interleave = 1;

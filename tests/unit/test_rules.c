@@ -239,10 +239,10 @@ static void begin(probe *x, const step *s, const pg_op *p, int ranks, uint64_t s
 }
 
 // Every strategy of every op of a step; `seen` counts them by op.
-static void judge_all(const char *file, const char *settings, int *seen) {
+static void judge_all(const char *path, const char *settings, int *seen) {
   arena a;
   arena_init(&a);
-  step s = step_of(&a, file, settings, RECOMPUTE_NONE);
+  step s = step_of(&a, path, settings, RECOMPUTE_NONE);
   int wrong = 0;
   for (int i = 0; i < s.g->op.n; i++) {
     const pg_op *p = &s.g->op.at[i];
@@ -256,7 +256,7 @@ static void judge_all(const char *file, const char *settings, int *seen) {
         seen[p->op->code]++;
         if (!why) continue;
         wrong++;
-        print_error("%s: %s (%s), strategy %d of index %s:", file, pg_op_name(s.g, p),
+        print_error("%s: %s (%s), strategy %d of index %s:", path, pg_op_name(s.g, p),
                     ir_info(p->op->code)->name, k, y->index ? y->index->name : "-");
         for (int c = 0; c < p->nin + p->nout; c++) print_error(" %d", y->code[c]);
         print_error(": %s\n", why);
