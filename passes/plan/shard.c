@@ -113,7 +113,8 @@ static void make_states(solver *s, int v) {
     add_state(s, v, (state){p, there, {-1, -1}, {0, 0}});
     // A weight stays as it lies: to gather it is what ZeRO 3 does, over the axes it is replicated
     // on.
-    if (s->g->value.at[v].weight) continue;
+    // The same holds for a view of one: gathered, it would be a whole copy on every rank.
+    if (s->g->value.at[v].weight || s->g->value.at[v].view_of >= 0) continue;
     if (asked & ~there)  // replicated: serves all
       add_state(s, v, (state){p, there | 1u | leaves, {SH_REPLICATED, -1}, {p, 0}});
     for (int x = SH_LEAF; x < codes; x++) {
@@ -385,4 +386,52 @@ sh_result *sh_solve(arena *a, const sh_rules *r, const sh_env *e, const double *
                                : "no placement of its values is possible";
   arena_free(&own);
   return found ? out : NULL;
+}
+
+// ---- printing -----------------------------------------------------------------------------------
+
+// Which op makes a value first; -1: a weight or an input.
+static int maker_of(const pg_graph *g, int v) {
+  for (int i = 0; i < g->op.n; i++)
+    for (int k = 0; k < g->op.at[i].nout && g->op.at[i].kind != PG_UPDATE; k++)
+      if (g->op.at[i].out[k] == v) return i;
+  return -1;
+}
+
+static void print_move(FILE *out, arena *a, const pg_graph *g, const sh_move *m, bool inside,
+                       const char *axis) {
+  const pg_value *v = &g->value.at[m->value];
+  int made = maker_of(g, m->value);
+  const char *piece = m->piece < 0 ? NULL : g->piece.at[m->piece].name;
+  const char *by = v->carried ? "carried" : made < 0 ? "input" : pg_op_name(g, &g->op.at[made]);
+  const char *op =
+      made >= 0 && g->op.at[made].kind == PG_OP ? ir_info(g->op.at[made].op->code)->name : "-";
+  const char *from = sh_code_text(a, v, m->from, axis), *to = sh_code_text(a, v, m->to, axis);
+  fprintf(out, "%-9s %-8s %-14s %s (%s): %s -> %s, %.0f bytes%s%s\n", piece ? piece : "-",
+          m->phase == PG_FORWARD ? "forward" : "backward", cl_collective_name(m->kind), by, op,
+          inside  ? "within the op"
+          : *from ? from
+                  : "whole",
+          *to ? to : "whole", m->bytes, m->streamed ? ", streamed" : "",
+          m->once ? ", once a step" : "");
+}
+
+void sh_print(FILE *out, arena *a, const sh_rules *r, const sh_result *s, const char *axis) {
+  const pg_graph *g = r->g;
+  for (int v = 0; v < g->value.n; v++) {
+    const pg_value *p = &g->value.at[v];
+    if (!p->weight) continue;
+    const char *text = sh_code_text(a, p, s->code[v], axis);
+    fprintf(out, "weight    %-44s %s", p->weight->name, *text ? text : "whole");
+    // Which dim that is tells a column from a row: weights are [out, in].
+    if (s->code[v] >= SH_LEAF) fprintf(out, " (dim %d)", p->dim[s->code[v] - SH_LEAF]);
+    fputc('\n', out);
+  }
+  for (int i = 0; i < g->op.n + 1; i++)
+    for (int k = 0; k < s->moves.n; k++) {
+      int made = maker_of(g, s->moves.at[k].value);
+      if (made == i || (made < 0 && i == g->op.n))
+        print_move(out, a, g, &s->moves.at[k], false, axis);
+    }
+  for (int k = 0; k < s->reduces.n; k++) print_move(out, a, g, &s->reduces.at[k], true, axis);
 }

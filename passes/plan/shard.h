@@ -20,6 +20,8 @@
 #ifndef DSM_PLAN_SHARD_H
 #define DSM_PLAN_SHARD_H
 
+#include <stdio.h>
+
 #include "ir/cluster.h"
 #include "passes/plan/elim.h"
 #include "passes/plan/graph.h"
@@ -98,5 +100,14 @@ bool sh_divides(const ir_index *x, int64_t n);
 double sh_part(const ir_index *x, int64_t n);
 // "kv_heads/tensor", "partial/tensor", or "" when replicated.
 const char *sh_code_text(arena *a, const pg_value *v, int code, const char *axis);
+
+// What was found, a line each: where weights lie, then the collectives of a micro-batch in the
+// order of the ops behind them, those of a layer once, with the bytes of the whole value:
+//
+//   weight    h.attn.c_attn.weight    heads/tensor
+//   h         forward   all_gather      ln_1       seq/tensor -> whole   50331648 bytes
+//
+// For golden files and for looking at a plan while working on the planner.
+void sh_print(FILE *out, arena *a, const sh_rules *r, const sh_result *s, const char *axis);
 
 #endif

@@ -316,27 +316,73 @@ static bool cut_label(labels *l, int label, sh_strategy *out) {
   s.cuts = true;
   s.index = l->index[label];
   s.streams = p->op && p->op->code == IR_attention && kind == KIND_PREFIX;
-  bool loss = p->op && p->op->code == IR_nll && kind == KIND_TABLE;
+  bool loss = p->op && p->op->code == IR_nll && kind == KIND_TABLE, held = false, partial = false;
   for (int i = 0; i < p->nin + p->nout; i++) {
     if (code[i] < 0) continue;
     int leaf = leaf_of_label(l, i, label);
     if (leaf >= 0) {
       code[i] = (signed char)(SH_LEAF + leaf);
+      held = true;
     } else if (i >= p->nin) {
       if (kind == KIND_PARALLEL || kind == KIND_RANGE || kind == KIND_PREFIX) return false;
       code[i] = loss ? SH_REPLICATED : SH_PARTIAL;
+      partial |= !loss;
     }
   }
+  // An index of extent 1 is on no value's list: each rank would do all of it and the sum be `size`
+  // times too large.
+  if (!held) return false;
+  // What gradients are added to is added once, so each rank brings a part of it.
+  if (partial && p->op->code == IR_scatter_add && p->nin > 2 && code[2] == SH_REPLICATED)
+    code[2] = SH_PARTIAL;
   // The loss over a cut vocabulary: maximum, sum of exponentials and the target's logit.
   if (loss) s.reduces = 3 * l->g->value.at[p->out[0]].elements;
   *out = s;
   return true;
 }
 
+// What a value of a map's function is to operands that are partial: nothing to do with them, linear
+// in them (each of its terms has exactly one of them once), or neither.
+enum { APART, LINEAR, NEITHER };
+
+static int degree(const ir_op *op, const int *of) {
+  int d[3] = {APART, APART, APART}, most = APART;
+  for (int i = 0; i < op->nin; i++) {
+    const ir_value *v = op->in[i];
+    int at = v->def ? v->def->mark : of[v->pos];
+    if (at > most) most = at;
+    if (i < 3) d[i] = at;
+  }
+  if (most != LINEAR) return most;
+  switch (op->code) {
+    case IR_add:
+    case IR_sub: return d[0] == d[1] ? LINEAR : NEITHER;  // of `x + bias` each rank would add one
+    case IR_neg: return LINEAR;
+    case IR_mul: return d[0] != d[1] ? LINEAR : NEITHER;
+    case IR_div: return d[1] == APART ? LINEAR : NEITHER;
+    default: return NEITHER;
+  }
+}
+
+// A map whose function is linear, as a sum of gradients is.
+static bool map_is_linear(const ir_op *op, const bool *among) {
+  const ir_region *body = op->region[0];
+  int of[SIDES];
+  if (body->args.n != op->nin) return false;
+  for (int i = 0; i < op->nin; i++) of[i] = among[i] ? LINEAR : APART;
+  for (int i = 0; i < body->ops.n; i++) body->ops.at[i]->mark = degree(body->ops.at[i], of);
+  for (int i = 0; i < body->yield.n; i++) {
+    const ir_value *y = body->yield.at[i];
+    if ((y->def ? y->def->mark : of[y->pos]) != LINEAR) return false;
+  }
+  return body->yield.n > 0;
+}
+
 // Operands `among` partial: then so are the results, when the op is linear in them.
 static bool pass_partial(labels *l, const bool *among, sh_strategy *out) {
   const pg_op *p = l->op;
-  if (!ir_is_linear(p->op, among)) return false;
+  if (p->op->code == IR_map ? !map_is_linear(p->op, among) : !ir_is_linear(p->op, among))
+    return false;
   sh_strategy s = blank(l);
   signed char *code = (signed char *)(uintptr_t)s.code;
   for (int i = 0; i < p->nin; i++)
@@ -366,7 +412,7 @@ static void strategies_of(labels *l, sh_rules *r, int at) {
     label_op(l);
     for (int label = 0; label < l->n; label++)
       if (cut_label(l, label, &s)) vec_push(l->a, &v, s);
-    bool among[64] = {false}, all = true, any = false;
+    bool among[64] = {false}, any = false;
     if (accumulates(p->op)) {
       s = blank(l);
       ((signed char *)(uintptr_t)s.code)[0] = ((signed char *)(uintptr_t)s.code)[1] = SH_PARTIAL;
@@ -383,7 +429,6 @@ static void strategies_of(labels *l, sh_rules *r, int at) {
         among[i] = p->in[i] >= 0 && ir_dtype_float(p->op->in[i]->type.dtype);
         n += among[i];
         any |= among[i];
-        all &= among[i];
       }
       if (any && n > 1 && pass_partial(l, among, &s)) vec_push(l->a, &v, s);
     }

@@ -1,0 +1,192 @@
+// Elimination against trying every choice, on random problems.
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdlib.h>
+
+#include <cmocka.h>
+
+#include <math.h>
+
+#include "passes/plan/elim.h"
+
+static uint64_t draw(uint64_t *state) {
+  uint64_t x = *state += 0x9e3779b97f4a7c15u;
+  x = (x ^ x >> 30) * 0xbf58476d1ce4e5b9u;
+  x = (x ^ x >> 27) * 0x94d049bb133111ebu;
+  return x ^ x >> 31;
+}
+static int pick(uint64_t *s, int from, int to) {
+  return from + (int)(draw(s) % (uint64_t)(to - from + 1));
+}
+
+enum { MOST = 9 };
+
+// Whole numbers, so that sums are exact in any order; `never` in 8 entries are not allowed.
+static const double *table(arena *a, uint64_t *s, int n, int never) {
+  double *t = arena_new(a, double, n);
+  for (int i = 0; i < n; i++) t[i] = pick(s, 0, 7) < never ? EL_NEVER : pick(s, -20, 20);
+  return t;
+}
+
+// Up to 9 variables of up to 4 values; `own`: also terms that name one variable twice.
+static el_problem *problem(arena *a, uint64_t *s, bool own) {
+  int n = pick(s, 1, MOST), *size = arena_new(a, int, n), never = pick(s, 0, 4);
+  for (int i = 0; i < n; i++) size[i] = pick(s, 1, 4);
+  el_problem *p = el_new(a, n, size);
+  for (int k = pick(s, 0, 2 * n); k > 0; k--) {
+    int x = pick(s, 0, n - 1), y = pick(s, 0, n - 1);
+    if (pick(s, 0, 3) == 0)
+      el_one(p, x, table(a, s, size[x], never));
+    else if (x != y || own)
+      el_two(p, x, y, table(a, s, size[x] * size[y], never));
+  }
+  return p;
+}
+
+// What a choice costs, read off the terms; EL_NEVER where one forbids it.
+static double cost_of(const el_problem *p, const int *value) {
+  double sum = 0;
+  for (int i = 0; i < p->term.n; i++) {
+    const el_term *t = &p->term.at[i];
+    int at = t->b < 0 ? value[t->a] : value[t->a] * p->size[t->b] + value[t->b];
+    if (t->cost[at] >= EL_NEVER) return EL_NEVER;
+    sum += t->cost[at];
+  }
+  return sum;
+}
+
+// The least cost over all choices, by counting; nothing of elim.c in it.
+static double least(const el_problem *p) {
+  int value[MOST] = {0};
+  double best = EL_NEVER;
+  for (;;) {
+    double c = cost_of(p, value);
+    if (c < best) best = c;
+    int i = 0;
+    while (i < p->n && ++value[i] == p->size[i]) value[i++] = 0;
+    if (i == p->n) return best;
+  }
+}
+
+static void test_equals_brute_force(void **state) {
+  (void)state;
+  int solved = 0, refused = 0;
+  for (uint64_t seed = 1; seed <= 6000; seed++) {
+    arena a;
+    arena_init(&a);
+    uint64_t s = seed;
+    el_problem *p = problem(&a, &s, seed % 2 == 0);
+    int fast[MOST] = {0}, slow[MOST] = {0};
+    double total = 0, brute = 0, best = least(p);
+    el_stats stats;
+    bool found = el_solve(p, &a, fast, &total, &stats);
+    assert_int_equal(found, best < EL_NEVER);
+    assert_int_equal(el_brute(p, slow, &brute), found);
+    if (found) {
+      assert_true(total == best && brute == best);
+      for (int i = 0; i < p->n; i++) assert_in_range(fast[i], 0, p->size[i] - 1);
+      assert_true(cost_of(p, fast) == best && cost_of(p, slow) == best);
+    } else {
+      assert_true(!isnan(total));  // not for want of room
+    }
+    solved += found;
+    refused += !found;
+    arena_free(&a);
+  }
+  assert_true(solved > 2000 && refused > 500);  // the generator makes both
+}
+
+static void test_same_choice_each_time(void **state) {
+  (void)state;
+  for (uint64_t seed = 1; seed <= 200; seed++) {
+    arena a;
+    arena_init(&a);
+    uint64_t s = seed;
+    el_problem *p = problem(&a, &s, true);
+    int one[MOST] = {0}, two[MOST] = {0};
+    double total;
+    el_stats stats;
+    el_solve(p, &a, one, &total, &stats);
+    el_solve(p, &a, two, &total, &stats);
+    for (int i = 0; i < p->n; i++) assert_int_equal(one[i], two[i]);
+    arena_free(&a);
+  }
+}
+
+// A chain costs its length: functions of two variables, whatever the order of the numbers.
+static void test_chain_stays_small(void **state) {
+  (void)state;
+  arena a;
+  arena_init(&a);
+  uint64_t s = 7;
+  enum { N = 2000, SIZE = 6 };
+  int size[N], at[N], value[N];
+  for (int i = 0; i < N; i++) size[i] = SIZE, at[i] = i;
+  for (int i = N - 1; i > 0; i--) {
+    int k = pick(&s, 0, i), t = at[i];
+    at[i] = at[k];
+    at[k] = t;
+  }
+  el_problem *p = el_new(&a, N, size);
+  const double *cost[N];
+  for (int i = 1; i < N; i++) el_two(p, at[i - 1], at[i], cost[i] = table(&a, &s, SIZE * SIZE, 0));
+  double total, best[SIZE] = {0};
+  el_stats stats;
+  assert_true(el_solve(p, &a, value, &total, &stats));
+  for (int i = 1; i < N; i++) {  // the shortest path, forwards
+    double next[SIZE];
+    for (int y = 0; y < SIZE; y++) {
+      next[y] = EL_NEVER;
+      for (int x = 0; x < SIZE; x++) next[y] = fmin(next[y], best[x] + cost[i][x * SIZE + y]);
+    }
+    for (int y = 0; y < SIZE; y++) best[y] = next[y];
+  }
+  double least_end = EL_NEVER;
+  for (int y = 0; y < SIZE; y++) least_end = fmin(least_end, best[y]);
+  assert_true(total == least_end && total == cost_of(p, value));
+  assert_true(stats.largest <= SIZE * SIZE * SIZE);
+  arena_free(&a);
+}
+
+// All of n variables with each other: one function of n - 1 of them, `size` values each.
+static bool clique(int n, int values, double *total, el_stats *stats) {
+  arena a;
+  arena_init(&a);
+  int *size = arena_new(&a, int, n), *value = arena_new(&a, int, n);
+  for (int i = 0; i < n; i++) size[i] = values;
+  const double *none = arena_new(&a, double, values *values);
+  el_problem *p = el_new(&a, n, size);
+  for (int i = 0; i < n; i++)
+    for (int k = i + 1; k < n; k++) el_two(p, i, k, none);
+  bool found = el_solve(p, &a, value, total, stats);
+  arena_free(&a);
+  return found;
+}
+
+static void test_limit_is_reported(void **state) {
+  (void)state;
+  double total = 0;
+  el_stats stats;
+  // 16^5 entries are few, 16^7 are more than 2^24, 40 variables are more than one function names.
+  assert_true(clique(5, 16, &total, &stats));
+  assert_true(total == 0);
+  assert_true(stats.largest == 16.0 * 16 * 16 * 16 * 16);
+  assert_false(clique(7, 16, &total, &stats));
+  assert_true(isnan(total));
+  assert_true(stats.largest <= EL_LARGEST);
+  assert_false(clique(40, 2, &total, &stats));
+  assert_true(isnan(total));
+  assert_true(stats.largest <= EL_LARGEST);
+}
+
+int main(void) {
+  const struct CMUnitTest tests[] = {
+      cmocka_unit_test(test_equals_brute_force),
+      cmocka_unit_test(test_same_choice_each_time),
+      cmocka_unit_test(test_chain_stays_small),
+      cmocka_unit_test(test_limit_is_reported),
+  };
+  return cmocka_run_group_tests(tests, NULL, NULL);
+}
