@@ -293,7 +293,25 @@ static bool read_one(const reading *r) {
   return true;
 }
 
+// `offload=optimizer:host` is not an expression: on the command line its value gets quotes.
+static const char *quote_homes(arena *a, const char *text) {
+  static const char key[] = "offload=";
+  sb s = {.arena = a};
+  for (const char *p = text; *p;) {
+    bool starts = p == text || p[-1] == ',';
+    size_t n = strlen(key), value = strcspn(p + (starts && str_starts(p, key) ? n : 0), ",");
+    if (starts && str_starts(p, key) && p[n] != '"' && memchr(p + n, ':', value)) {
+      sb_printf(&s, "%s\"%s\"", key, arena_strndup(a, p + n, value));
+      p += n + value;
+    } else {
+      sb_printf(&s, "%c", *p++);
+    }
+  }
+  return sb_str(&s);
+}
+
 bool plan_given_pin(cli *c, const char *where, const char *text, plan_given *out) {
+  text = quote_homes(c->arena, text);
   int errors = diags_errors(&c->diags);
   setting_list list =
       parse_settings(c->arena, &c->diags, source_from_text(c->arena, where, text, strlen(text)));

@@ -242,6 +242,8 @@ static int64_t device_of(const point *p, int stage) { return stage * p->stride[P
 static void fill_chunks(point *p, const stages_cut *cut, pipe_chunk *chunk, plan_candidate *x) {
   int n = (int)p->c->size[PLAN_PIPELINE], v = (int)p->c->interleave;
   double m = (double)p->c->micro_batches;
+  cl_cost *sent = arena_new(p->a, cl_cost, n);
+  double *messages = arena_new(p->a, double, n);
   for (int part = 0; part < p->parts; part++) {
     pipe_chunk *c = &chunk[(part % n) * v + part / n];
     for (int i = 0; i < p->b->npieces; i++) {
@@ -262,8 +264,19 @@ static void fill_chunks(point *p, const stages_cut *cut, pipe_chunk *chunk, plan
     c->send = send.seconds;
     pipe_chunk *after = &chunk[((part + 1) % n) * v + (part + 1) / n];
     after->send_back = send.seconds;
-    if (part < n) count(x, PLAN_PIPELINE, CL_SEND, &send, 2 * m * (double)v);
+    // The activation goes from this stage, its gradient from the next one.
+    int to = (part + 1) % n, from = part % n;
+    sent[from].intra += m * send.intra, sent[to].intra += m * send.intra;
+    sent[from].inter += m * send.inter, sent[to].inter += m * send.inter;
+    messages[from] += m, messages[to] += m;
   }
+  int most = 0;
+  for (int i = 1; i < n; i++)
+    if (sent[i].intra + sent[i].inter > sent[most].intra + sent[most].inter) most = i;
+  if (n == 1) return;
+  x->bytes.bytes[PLAN_PIPELINE][CL_SEND][0] = sent[most].intra;
+  x->bytes.bytes[PLAN_PIPELINE][CL_SEND][1] = sent[most].inter;
+  x->bytes.calls[PLAN_PIPELINE][CL_SEND] = llround(messages[most]);
 }
 
 // ---- once a step --------------------------------------------------------------------------------
