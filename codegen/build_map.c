@@ -6,6 +6,10 @@
 //
 //   x[4, 64, 768] + bias[768]:  axes 256 (x 768, bias 0) . 768 (x 1, bias 1)
 //                               tiles of 8 x 768, bias read once a tile
+//
+// For a GPU there are always an outer axis, rows and columns, of extent 1 where tensors have fewer
+// axes, and tiles are of one size: so a position's vector and a batch of sequences, a stack of
+// matrices and a bias are walked by one function.
 #include "codegen/build_impl.h"
 
 // How a set of axes is cut into tiles, and where a cell is.
@@ -17,30 +21,64 @@ typedef struct tiles {
 } tiles;
 
 // Whole tiles when some divisor allows it, so that no lane needs a mask.
-static b_cut cut_columns(const bld *b, int64_t n, int max, bool rows) {
-  if (b->limit->powers) return b_cut_tile(b, n, rows ? b->limit->map_cols : max / 4, 1);
+static b_cut cut_columns(const bld *b, int64_t n, int max) {
+  if (b->limit->powers) return b_cut_tile(b, n, b->limit->map_cols, 1);
   if (n > max)
     for (int size = max; size >= max / 4; size -= 16)
       if (n % size == 0) return (b_cut){n, size, n / size, false};
   return b_cut_even(n, max, 16);
 }
 
-static void make_tiles(bld *b, const b_axes *axes, int elements, tiles *t) {
+// Puts an axis of extent 1 in front. Its strides are never used; where a tensor repeats along the
+// axis that was the first one, it repeats along this one too.
+static void add_axis(b_axes *x, int cols) {
+  for (int a = x->n; a > 0; a--) {
+    x->size[a] = x->size[a - 1];
+    for (int t = 0; t < x->tensors; t++) x->stride[t][a] = x->stride[t][a - 1];
+  }
+  x->size[0] = 1;
+  for (int t = 0; t < x->tensors; t++) x->stride[t][0] = x->stride[t][1] ? cols : 0;
+  x->n++;
+}
+
+// At least an outer axis, rows and columns. A single axis becomes rows of a tile's columns where
+// they divide it.
+static void fill_axes(b_axes *x, int cols) {
+  IR_CHECK(x->n + 2 <= B_MAX_AXES);
+  if (x->n == 1) {
+    add_axis(x, cols);
+    if (x->size[1] % cols == 0) {
+      x->size[0] = x->size[1] / cols;
+      x->size[1] = cols;
+      for (int t = 0; t < x->tensors; t++) x->stride[t][0] = x->stride[t][1] * cols;
+    }
+  }
+  if (x->n == 2) add_axis(x, cols);
+}
+
+static void make_tiles(bld *b, const b_axes *whole, int elements, tiles *t) {
+  b_axes filled = *whole, *axes = &filled;
+  if (b->limit->powers) fill_axes(axes, b->limit->map_cols);
   t->outer = *axes;
   int last = axes->n - 1;
   for (int i = 0; i < axes->tensors; i++) {
     t->col_stride[i] = axes->n ? axes->stride[i][last] : 0;
     t->row_stride[i] = axes->n > 1 ? axes->stride[i][last - 1] : 0;
   }
-  t->col = axes->n ? cut_columns(b, axes->size[last], elements, axes->n > 1) : b_cut_even(1, 1, 1);
+  t->col = axes->n ? cut_columns(b, axes->size[last], elements) : b_cut_even(1, 1, 1);
   int rows = elements / ((t->col.size + 15) / 16 * 16);
   // Enough cells for a few threads even when the whole is small.
   int64_t total = b_product(axes);
-  while (rows > 1 && total / ((int64_t)rows * t->col.size) < 8) rows /= 2;
-  t->row = axes->n > 1 ? b_cut_tile(b, axes->size[last - 1], rows > 0 ? rows : 1, 1)
-                       : b_cut_even(1, 1, 1);
+  while (!b->limit->powers && rows > 1 && total / ((int64_t)rows * t->col.size) < 8) rows /= 2;
+  if (axes->n < 2)
+    t->row = b_cut_even(1, 1, 1);
+  else if (b->limit->powers)
+    t->row = b_cut_rows(axes->size[last - 1], rows);
+  else
+    t->row = b_cut_even(axes->size[last - 1], rows > 0 ? rows : 1, 1);
   for (int i = 0; i < 2 && t->outer.n; i++) b_drop(&t->outer, t->outer.n - 1);
-  k_value *outer = k_grid(b->k, b_product(&t->outer));
+  int64_t cells = b_product(&t->outer);
+  k_value *outer = axes->n ? b_grid_of(b, cells) : k_grid(b->k, cells);
   t->r = k_muli(b->k, b_grid(b, &t->row), t->row.size);
   t->c = k_muli(b->k, b_grid(b, &t->col), t->col.size);
   b_coordinates(b, &t->outer, outer, t->coord);
