@@ -511,6 +511,7 @@ const char *cuda_lower(arena *a, const k_kernel *k, cuda_kernel *out) {
   out->symbol = arena_printf(a, "%s_%012llx", base_name(a, k->name),
                              (unsigned long long)(hash & 0xffffffffffffull));
   out->source = arena_printf(a, "D_KERNEL(%s, %s", out->symbol, sb_str(&text));
+  out->text = out->source + strlen("D_KERNEL(") + strlen(out->symbol);
   out->threads = c.threads;
   out->shared_bytes = c.shared_bytes;
   out->blocks = k_cells(k);

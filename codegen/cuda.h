@@ -26,6 +26,7 @@
 typedef struct cuda_kernel {
   const char *symbol;  // of the function: the kernel's name and a hash of the text
   const char *source;  // the function, starting with its D_KERNEL line
+  const char *text;    // the part of it behind the symbol
   int threads;         // of a block
   int shared_bytes;    // dynamic shared memory of a block
   int64_t blocks;      // of the grid: its cells
