@@ -190,6 +190,7 @@ cg_tensor b_scratch(bld *b, int scratch, ir_dtype t, int64_t elements, k_use use
 }
 
 k_value *b_load(bld *b, const cg_tensor *t, int rows, int cols, k_access x) {
+  if (t->is_const && t->dtype == DT_f32) return b_real(b, t->number);
   if (t->is_const) return k_const(b->k, k_type_of(t->dtype), t->number);
   x.buffer = t->buffer;
   x.base = x.base ? k_add(b->k, t->base, x.base) : t->base;

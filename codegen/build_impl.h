@@ -102,6 +102,7 @@ b_cut b_cut_rows(int64_t extent, int size);
 b_cut b_cut_exact(const bld *b, int64_t extent, int max, int multiple);
 // A number of this shape; one that nothing is folded with where kernels of several shapes are one.
 k_value *b_number(bld *b, int64_t v);
+k_value *b_real(bld *b, double v);  // f32
 // The coordinate along a new grid dimension of the cut's tiles.
 k_value *b_grid(bld *b, const b_cut *c);
 k_value *b_grid_of(bld *b, int64_t extent);

@@ -253,9 +253,9 @@ static k_value *square_from(rows *w, k_value *c0, k_value *mean) {
 static void layernorm(rows *w, int64_t n, double eps) {
   k_kernel *k = w->b->k;
   enum { X, W, BIAS, Y, MEAN, RSTD };
-  k_value *mean = k_mul(k, row_sum(w, plain, NULL), num(w, 1.0 / (double)n));
-  k_value *var = k_mul(k, row_sum(w, square_from, mean), num(w, 1.0 / (double)n));
-  k_value *rstd = un(w, IR_rsqrt, k_add(k, var, num(w, eps)));
+  k_value *mean = k_mul(k, row_sum(w, plain, NULL), b_real(w->b, 1.0 / (double)n));
+  k_value *var = k_mul(k, row_sum(w, square_from, mean), b_real(w->b, 1.0 / (double)n));
+  k_value *rstd = un(w, IR_rsqrt, k_add(k, var, b_real(w->b, eps)));
   put(w, MEAN, NULL, mean);
   put(w, RSTD, NULL, rstd);
   b_loop l = each_tile(w, NULL, 0);
@@ -267,8 +267,8 @@ static void layernorm(rows *w, int64_t n, double eps) {
 static void rmsnorm(rows *w, int64_t n, double eps) {
   k_kernel *k = w->b->k;
   enum { X, W, Y, RRMS };
-  k_value *ms = k_mul(k, row_sum(w, square_from, NULL), num(w, 1.0 / (double)n));
-  k_value *rrms = un(w, IR_rsqrt, k_add(k, ms, num(w, eps)));
+  k_value *ms = k_mul(k, row_sum(w, square_from, NULL), b_real(w->b, 1.0 / (double)n));
+  k_value *rrms = un(w, IR_rsqrt, k_add(k, ms, b_real(w->b, eps)));
   put(w, RRMS, NULL, rrms);
   b_loop l = each_tile(w, NULL, 0);
   put(w, Y, l.i, k_mul(k, k_mul(k, get(w, X, l.i, 0), rrms), get(w, W, l.i, 0)));
@@ -298,7 +298,7 @@ static void norm_grad(rows *w, int64_t n) {
   k_kernel *k = w->b->k;
   bool layer = w->b->op->code == IR_layernorm_grad;
   int y = layer ? 5 : 4;
-  k_value *inverse = num(w, 1.0 / (double)n), *mean_u = NULL;
+  k_value *inverse = b_real(w->b, 1.0 / (double)n), *mean_u = NULL;
   if (layer) mean_u = k_mul(k, row_sum(w, weighted, NULL), inverse);
   k_value *mean_ux = k_mul(k, row_sum(w, weighted_normalised, NULL), inverse);
   b_loop l = each_tile(w, NULL, 0);

@@ -200,7 +200,7 @@ void cg_build_rope(bld *b) {
   b_coordinates(b, &outer, o, coord);
   float *hi = arena_new(b->arena, float, half), *lo = arena_new(b->arena, float, half);
   for (int64_t i = 0; i < half; i++) {
-    double f = turn * pow(theta, -2 * (double)i / (double)n) / 6.283185307179586476925;
+    double f = pow(theta, -2 * (double)i / (double)n) / 6.283185307179586476925;
     hi[i] = (float)f;
     lo[i] = (float)(f - (double)hi[i]);
   }
@@ -209,7 +209,8 @@ void cg_build_rope(bld *b) {
   k_value *pos = r0;
   // Where nothing came before, `past` is 0.
   if (b->limit->powers || ir_attr_int(op, "past", 0)) pos = k_add(k, pos, k_call(k, K_PAST));
-  k_value *p = k_cast(k, k_add(k, pos, k_iota(k, K_I64, nr, 1)), K_F32);
+  // Backwards is the other way round: a number, so that it is the same function.
+  k_value *p = k_mul(k, k_cast(k, k_add(k, pos, k_iota(k, K_I64, nr, 1)), K_F32), b_real(b, turn));
   k_value *turns = k_mul(k, p, th);
   k_value *error = k_fma(k, p, th, k_scalar(k, IR_neg, turns, NULL, NULL));
   k_value *whole = k_scalar(k, IR_floor, k_add(k, turns, k_const(k, K_F32, 0.5)), NULL, NULL);

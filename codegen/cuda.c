@@ -167,9 +167,19 @@ const char *cu_scalar(cu *c, const k_value *v) {
   return c->at[v->id].text;
 }
 
+// The text of an f32 that is an argument: its bits.
+static const char *real_number(cu *c, double v) {
+  float f = (float)v;
+  uint32_t bits;
+  memcpy(&bits, &f, sizeof bits);
+  return arena_printf(c->arena, "d_real((d_u32)%s)", new_number(c, bits));
+}
+
 static void constant(cu *c, const k_stmt *s) {
   const k_value *v = s->out[0];
-  if (s->open)
+  if (s->open && v->type == K_F32)
+    new_scalar(c, v, real_number(c, s->f));
+  else if (s->open)
     set_scalar(c, v, new_number(c, s->i));
   else if (v->type == K_I64)
     set_scalar(c, v, cu_is_scalar(v) ? cu_number(c, s->i) : cu_literal(c, K_I64, (double)s->i));
