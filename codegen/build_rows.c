@@ -351,19 +351,24 @@ typedef struct column_sums {
 static void sums_body(bld *b, column_sums *s) {
   k_kernel *k = b->k;
   b_axes outer = s->row;
-  int64_t extent = 1, stride[4] = {0};
+  // A single row: the strides that many would have, so that a tile of several has one all the same.
+  int64_t extent = 1, stride[4] = {s->n, s->n, 1, 1};
   if (outer.n) {
     extent = outer.size[outer.n - 1];
     for (int t = 0; t < 4; t++) stride[t] = outer.stride[t][outer.n - 1];
     b_drop(&outer, outer.n - 1);
   }
-  b_cut cc = b_cut_tile(b, s->n, 128, 16), rc = b_cut_tile(b, extent, b->limit->weight_rows, 1);
-  k_value *c0 = k_muli(k, b_grid(b, &cc), cc.size), *p = k_grid(k, s->parts);
+  int most = b->limit->weight_rows;
+  b_cut cc = b_cut_tile(b, s->n, 128, 16),
+        rc = b->limit->powers ? b_cut_rows(extent, most) : b_cut_even(extent, most, 1);
+  k_value *c0 = k_muli(k, b_grid(b, &cc), cc.size), *p = b_grid_of(b, s->parts);
   int64_t chunks = b_product(&outer) * rc.count;
-  k_value *lo = k_divi(k, k_muli(k, p, chunks), s->parts);
-  k_value *hi = k_divi(k, k_muli(k, k_addi(k, p, 1), chunks), s->parts);
+  k_value *all = b_number(b, chunks), *parts = b_number(b, s->parts);
+  k_value *lo = k_scalar(k, IR_floordiv, k_mul(k, p, all), parts, NULL);
+  k_value *hi = k_scalar(k, IR_floordiv, k_mul(k, k_addi(k, p, 1), all), parts, NULL);
   k_value *init[2] = {k_full(k, K_F32, 1, cc.size, 0), k_full(k, K_F32, 1, cc.size, 0)};
-  b_loop l = b_loop_begin(b, lo, hi, 1, s->parts == 1 ? chunks : 0, init, s->layer ? 2 : 1);
+  int64_t rounds = s->parts == 1 && !b->limit->powers ? chunks : 0;
+  b_loop l = b_loop_begin(b, lo, hi, 1, rounds, init, s->layer ? 2 : 1);
   k_value *r0 = b_start(b, &rc, l.i), *coord[B_MAX_AXES], *v[4] = {0};
   b_coordinates(b, &outer, k_divi(k, l.i, rc.count), coord);
   const cg_tensor *t[] = {&s->g, &s->x, &s->mean, &s->rstd};
