@@ -203,6 +203,9 @@ k_value *b_load(bld *b, const cg_tensor *t, int rows, int cols, k_access x) {
 void b_store(bld *b, const cg_tensor *t, k_value *v, k_access x) {
   x.buffer = t->buffer;
   x.base = x.base ? k_add(b->k, t->base, x.base) : t->base;
+  // A store rounds by itself.
+  const k_stmt *d = v->def;
+  if (d && d->code == K_CAST && d->storage == t->dtype && d->in[0]->type == v->type) v = d->in[0];
   k_store(b->k, v, x);
 }
 

@@ -155,6 +155,8 @@ b_range b_region_range(b_env *e, ir_region *r, const b_range *arg);
 // ---- shared pieces -----------------------------------------------------------------------------
 k_value *b_load(bld *b, const cg_tensor *t, int rows, int cols, k_access x);
 void b_store(bld *b, const cg_tensor *t, k_value *v, k_access x);
+// The body of a copy, over axes of the tensors `to`, `from`.
+void b_copy_axes(bld *b, const cg_tensor *to, const cg_tensor *from, const b_axes *axes);
 // Copies or fills a strided region: dst takes src (NULL: zeros). Views have equal extents per dim.
 void b_copy_kernel(bld *b, const char *name, ir_value *dst, const ir_view *dst_view, ir_value *src,
                    double number);

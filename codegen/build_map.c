@@ -194,6 +194,14 @@ void cg_build_map(bld *b) {
 
 // ---- copies ------------------------------------------------------------------------------------
 
+// The body of a kernel that stores what it loads.
+void b_copy_axes(bld *b, const cg_tensor *to, const cg_tensor *from, const b_axes *axes) {
+  tiles grid;
+  make_tiles(b, axes, b->limit->map, &grid);
+  k_value *v = b_load(b, from, grid.row.size, grid.col.size, access_of(b, &grid, 1));
+  b_store(b, to, k_spread(b->k, v, grid.row.size, grid.col.size), access_of(b, &grid, 0));
+}
+
 void b_copy_kernel(bld *b, const char *name, ir_value *dst, const ir_view *dst_view, ir_value *src,
                    double number) {
   b_begin(b, "%s", name);

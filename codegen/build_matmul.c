@@ -341,7 +341,7 @@ static int round_operand(bld *b, product *p, int t, b_axes *const *axes, int64_t
                          int64_t *elements) {
   if (is_number(p->value[t]) || skips(b->skip, SKIP_preround)) return -1;
   if (p->round == DT_f32 || p->value[t]->type.dtype != DT_f32 || readers < 3) return -1;
-  // Tensors of `all`: the operand, the scratch.
+  enum { TO, FROM };  // tensors of `all`: the scratch, the operand
   b_axes all = {.tensors = 2};
   int64_t *back[5 * B_MAX_AXES];
   for (int i = 0; axes[i]; i++)
@@ -349,34 +349,25 @@ static int round_operand(bld *b, product *p, int t, b_axes *const *axes, int64_t
       if (!axes[i]->stride[t][a] || axes[i]->size[a] == 1) continue;
       if (all.n == B_MAX_AXES) return -1;
       int at = all.n++;  // by stride, the finest last
-      for (; at > 0 && all.stride[0][at - 1] < axes[i]->stride[t][a]; at--) {
-        all.size[at] = all.size[at - 1], all.stride[0][at] = all.stride[0][at - 1];
+      for (; at > 0 && all.stride[FROM][at - 1] < axes[i]->stride[t][a]; at--) {
+        all.size[at] = all.size[at - 1], all.stride[FROM][at] = all.stride[FROM][at - 1];
         back[at] = back[at - 1];
       }
-      all.size[at] = axes[i]->size[a], all.stride[0][at] = axes[i]->stride[t][a];
+      all.size[at] = axes[i]->size[a], all.stride[FROM][at] = axes[i]->stride[t][a];
       back[at] = &axes[i]->stride[t][a];
     }
-  if (all.n == 0 || all.stride[0][all.n - 1] != 1) return -1;
+  if (all.n == 0 || all.stride[FROM][all.n - 1] != 1) return -1;
   *elements = 1;
   for (int a = all.n - 1; a >= 0; a--) {
-    all.stride[1][a] = *elements;
+    all.stride[TO][a] = *elements;
     *back[a] = *elements;
     *elements *= all.size[a];
   }
   b_collapse(&all);
   int scratch = b_new_scratch(b, p->round, *elements);
   b_begin(b, "round_%lld", (long long)*elements);
-  cg_tensor x = b_read(b, p->value[t]), y = b_scratch(b, scratch, p->round, *elements, K_WRITE);
-  b_axes line = product_axis(&all, 0);
-  b_cut cut = b_cut_tile(b, line.size[0], 4096, 16);
-  k_value *coord[B_MAX_AXES];
-  b_coordinates(b, &all, k_grid(b->k, b_product(&all)), coord);
-  k_value *c0 = k_muli(b->k, b_grid(b, &cut), cut.size), *left = b_left(b, &cut, c0);
-  k_access from = {
-      .base = k_add(b->k, b_at(b, &all, 0, coord), c0), .col_stride = 1, .col_limit = left};
-  k_access to = {
-      .base = k_add(b->k, b_at(b, &all, 1, coord), c0), .col_stride = 1, .col_limit = left};
-  b_store(b, &y, b_load(b, &x, 1, cut.size, from), to);
+  cg_tensor y = b_scratch(b, scratch, p->round, *elements, K_WRITE), x = b_read(b, p->value[t]);
+  b_copy_axes(b, &y, &x, &all);
   b_end(b);
   return scratch;
 }
