@@ -111,8 +111,10 @@ static const char *scalar_row(cu *c, const k_stmt *s, const char *const *in) {
   if (divides_small(c, s))
     return arena_printf(c->arena, "(d_i64)((d_u32)%s %s (d_u32)%s)", in[0],
                         s->op == IR_mod ? "%" : "/", in[1]);
+  // Sums and products are the same either way round: what was computed first stands first.
+  bool turned = (s->op == IR_add || s->op == IR_mul) && s->in[0]->id > s->in[1]->id;
   if (operator_of[s->op])
-    return arena_printf(c->arena, "(%s %s %s)", in[0], operator_of[s->op], in[1]);
+    return arena_printf(c->arena, "(%s %s %s)", in[turned], operator_of[s->op], in[!turned]);
   sb text = {.arena = c->arena};
   sb_printf(&text, "d_%s(", ir_info(s->op)->name);
   for (int i = 0; i < s->nin; i++) sb_printf(&text, "%s%s", i ? ", " : "", in[i]);
