@@ -41,6 +41,27 @@ static void add_axis(b_axes *x, int cols) {
   x->n++;
 }
 
+// Does v lack leading dimensions of the result, all of extent 1? It repeats along them, once.
+static bool repeats_once(const ir_view *v, const ir_type *out) {
+  int rank = 0;
+  int64_t n = 1;
+  while (rank < IR_MAX_RANK && v->dim_first[rank] < v->nleaves) rank++;
+  for (int d = 0; d < out->rank - rank; d++) n *= out->dim[d]->size;
+  return rank && rank < out->rank && n == 1;
+}
+
+// What is added to each sequence of a batch is, where the batch is one sequence, added to one of
+// many all the same: an axis along which it repeats.
+static void single_repeat(b_axes *x, const ir_type *out, const ir_view *const *view, int n,
+                          int cols) {
+  bool once[B_MAX_TENSORS] = {false}, any = false;
+  for (int t = 0; t < n; t++) any |= once[t] = repeats_once(view[t], out);
+  if (!any || x->n == 0 || x->n + 1 > B_MAX_AXES) return;
+  add_axis(x, cols);
+  for (int t = 0; t < n; t++)
+    if (once[t]) x->stride[t][0] = 0;
+}
+
 // At least an outer axis, rows and columns. A single axis becomes rows of a tile's columns where
 // they divide it.
 static void fill_axes(b_axes *x, int cols) {
@@ -165,6 +186,7 @@ void cg_build_map(bld *b) {
     return;
   }
   b_collapse(&axes);
+  if (b->limit->powers) single_repeat(&axes, &out->type, view, n, b->limit->map_cols);
   tiles grid;
   make_tiles(b, &axes, b->limit->map, &grid);
   b_env *e = b_env_new(b);
