@@ -26,6 +26,11 @@ static double neutral_of(ir_opcode kind, k_type t) {
 
 static ir_opcode scalar_of(ir_opcode kind) { return kind == IR_sum ? IR_add : IR_max; }
 
+// Of what is added up or compared.
+static ir_dtype term_dtype(const reduction *r) {
+  return r->of ? r->of->yield.at[0]->type.dtype : r->x.dtype;
+}
+
 static bool by_rows(const reduction *r) {
   if (r->kind == IR_lse || r->keep.n == 0) return true;
   if (r->over.n == 0) return false;
@@ -105,7 +110,7 @@ static void reduce_body(bld *b, const reduction *r) {
   k_value *to = k_add(k, b_at(b, &keep, 1, coord), k_muli(k, start, kept[1]));
   to = k_add(k, to, k_mul(k, p, b_number(b, r->part_stride)));
 
-  k_type t = k_type_of(r->x.dtype);
+  k_type t = k_type_of(term_dtype(r));
   double neutral = neutral_of(r->kind, t);
   int n = r->kind == IR_lse ? 2 : 1;
   int nr = rows ? own.size : 1, nc = rows ? 1 : own.size;
@@ -205,7 +210,7 @@ void b_reduce_kernels(bld *b, ir_opcode kind, ir_value *x, ir_region *of, ir_val
     return;
   }
   // Part p's results lie dense at p * results; the second kernel adds them in order.
-  ir_dtype t = natural_dtype(k_type_of(x->type.dtype));
+  ir_dtype t = natural_dtype(k_type_of(term_dtype(&r)));
   int scratch = b_new_scratch(b, t, parts * results);
   reduction last = r;
   int64_t step = 1;

@@ -15,7 +15,7 @@
 #include "ir/expr.h"
 #include "passes/pass.h"
 
-#define MAX_OPERANDS 16
+#define MAX_OPERANDS 32
 #define MAX_RESULTS 4
 
 bool pass_fusible(const ir_op *op) {
@@ -121,7 +121,7 @@ static void absorb_in_sum(ir_module *m, ir_op *sum) {
     else if (!pass_const_value(p->in[i], &x))
       return;
   }
-  if (at < 0 || p->in[at]->type.dtype != p->out[0]->type.dtype) return;
+  if (at < 0) return;
   ir_region *f = pass_function_of(m, p), *r = ir_region_new(m, sum);
   for (int i = 0; i < p->nin; i++) {
     double x = 0;
