@@ -11,7 +11,7 @@
 #include <string.h>
 
 // More operands or statements are work that deserves a launch.
-enum { MOST_OPERANDS = 24, MOST_STATEMENTS = 300, MOST_ELEMENTS = 64 };
+enum { MOST_OPERANDS = CG_MAX_OPERANDS, MOST_STATEMENTS = 300, MOST_ELEMENTS = 64 };
 
 // What a kernel's layouts depend on besides its tiles' shapes (codegen/cuda_layout.c).
 typedef struct traits {
