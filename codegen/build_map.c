@@ -162,6 +162,11 @@ void cg_build_map(bld *b) {
   ir_op *op = b->op;
   ir_value *out = op->out[0];
   int n = op->nout + op->nin;
+  if (op->code == IR_cast && op->in[0]->type.dtype == out->type.dtype) {
+    ir_view w = ir_view_of(out);
+    b_copy_kernel(b, "cast", out, &w, op->in[0], 0);
+    return;
+  }
   if (n + 2 > B_MAX_TENSORS) {
     b_fail(b, "an elementwise function of %d operands", op->nin);
     return;
@@ -230,8 +235,11 @@ void b_copy_kernel(bld *b, const char *name, ir_value *dst, const ir_view *dst_v
   cg_tensor y = b_write(b, dst), x = {0};
   y.view = *dst_view;
   y.base = b_number(b, dst_view->offset);
-  if (dst_view->past_stride)
-    y.base = k_add(b->k, y.base, k_muli(b->k, k_call(b->k, K_PAST), dst_view->past_stride));
+  // A copy that goes on behind what came before and one that does not are one function of a GPU.
+  if (dst_view->past_stride || b->limit->powers) {
+    k_value *past = b_number(b, dst_view->past_stride);
+    y.base = k_add(b->k, y.base, k_mul(b->k, k_call(b->k, K_PAST), past));
+  }
   b_axes axes = {0};
   b_part part[2] = {0};
   bool ok = true;

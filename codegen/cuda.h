@@ -12,8 +12,9 @@
 //
 // Numbers that tell one launch from another and do not shape the code (strides, extents, counts,
 // constant operands) are not in the text but in `number`: kernels that differ only in them are one
-// function, which is compiled once. A launch passes one struct (d_args of the prelude): the addresses of the kernel's
-// buffers, that of the call's d_step, layer, micro, sample, then the numbers; eight bytes each.
+// function, which is compiled once. A launch passes one struct (d_args of the prelude): the
+// addresses of the kernel's buffers, that of the call's d_step, layer, micro, sample, then the
+// numbers; eight bytes each.
 //
 // Results of f32 equal the host's to the bit but for sums: a thread adds its own elements in order,
 // lanes and then warps add as a tree; which elements a thread has depends on the tile's shape
