@@ -189,6 +189,19 @@ cg_tensor b_scratch(bld *b, int scratch, ir_dtype t, int64_t elements, k_use use
   return x;
 }
 
+cg_tensor b_absent(bld *b, ir_value *v) {
+  cg_launch *l = &b->launch;
+  IR_CHECK(l->n > 0 && l->n < CG_MAX_OPERANDS);
+  cg_tensor t = {.dtype = v->type.dtype, .view = ir_view_of(v), .base = b_number(b, 0)};
+  t.buffer = k_buffer(b->k, arena_printf(b->arena, "b%d", l->n), t.dtype, K_READ);
+  l->operand[l->n] = l->operand[0];
+  l->operand[l->n].read = true;
+  l->operand[l->n++].write = false;
+  return t;
+}
+
+double b_no_summand(const bld *b) { return b->limit->powers ? -0.0 : 0; }
+
 k_value *b_load(bld *b, const cg_tensor *t, int rows, int cols, k_access x) {
   if (t->is_const && t->dtype == DT_f32) return b_real(b, t->number);
   if (t->is_const) return k_const(b->k, k_type_of(t->dtype), t->number);

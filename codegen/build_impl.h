@@ -50,6 +50,12 @@ void b_gemm(bld *b, const cg_gemm *g);
 cg_tensor b_read(bld *b, ir_value *v);
 cg_tensor b_write(bld *b, ir_value *v);   // v is a root
 cg_tensor b_update(bld *b, ir_value *v);  // read and written
+// A tensor in the shape of v that is not there, behind all others: what an op would add to its
+// result if it carried an addition. Its loads must have a limit of 0; its buffer is some address.
+cg_tensor b_absent(bld *b, ir_value *v);
+// What loads give for a summand's elements that are not there: on GPUs -0, which changes no bit of
+// a sum, so that functions with and without summand are one.
+double b_no_summand(const bld *b);
 // Scratch of this op: `elements` of type t. b_scratch makes a dense one-axis tensor of it.
 int b_new_scratch(bld *b, ir_dtype t, int64_t elements);
 cg_tensor b_scratch(bld *b, int scratch, ir_dtype t, int64_t elements, k_use use);

@@ -104,7 +104,20 @@ static void finish(bld *b, const product *p, k_value *acc, k_value *const *at, c
     x[t].row_stride = rows ? rows->stride[t][0] : 0;
     x[t].col_stride = cols ? cols->stride[t][0] : 0;
   }
-  if (!op->nregions && !ir_accumulates(op)) {
+  // A summand has a limit of its own, which is 0 where it is absent.
+  int s = p->summand;
+  if (s) {
+    bool by_rows = x[s].row_limit || !x[s].col_limit;
+    k_value **limit = by_rows ? &x[s].row_limit : &x[s].col_limit;
+    int64_t *stride = by_rows ? &x[s].row_stride : &x[s].col_stride;
+    k_value *all = *limit ? *limit : k_int(k, acc->rows);
+    *limit = k_mul(k, all, b_number(b, !p->absent));
+    if (*stride == 0) *stride = 1;  // of a single one: any, so that the limit holds
+    x[s].fill = b_no_summand(b);
+  }
+  k_value *absent = NULL;
+  if (!op->nregions && p->absent) absent = b_load(b, &p->t[s], acc->rows, acc->cols, x[s]);
+  if (!op->nregions && !ir_accumulates(op) && !absent) {
     // The store itself, so that a dot may write its sums there.
     x[O].buffer = p->t[O].buffer;
     x[O].base = k_add(k, p->t[O].base, at[O]);
@@ -115,11 +128,13 @@ static void finish(bld *b, const product *p, k_value *acc, k_value *const *at, c
     b_env *e = b_env_new(b);
     ir_region *r = op->region[0];
     b_bind(e, r->args.at[0], k_round(k, acc, r->args.at[0]->type.dtype));
-    for (int t = O + p->results; t < p->tensors; t++)
+    for (int t = O + p->results; t < p->tensors - p->absent; t++)
       b_bind(e, r->args.at[1 + t - O - p->results],
              b_load(b, &p->t[t], acc->rows, acc->cols, x[t]));
+    if (p->absent) absent = b_load(b, &p->t[s], acc->rows, acc->cols, x[s]);
     b_region(e, r, result);
   }
+  if (absent) result[0] = k_add(k, absent, result[0]);
   for (int i = 0; i < p->results; i++) {
     k_value *v = k_spread(k, result[i], acc->rows, acc->cols);
     if (ir_accumulates(op)) {
@@ -372,6 +387,34 @@ static int round_operand(bld *b, product *p, int t, b_axes *const *axes, int64_t
   return scratch;
 }
 
+// On a GPU a product that adds to its sums only, a bias or nothing, may add another operand in the
+// shape of its result behind that, a residual: one function for both.
+static void find_summand(const bld *b, product *p) {
+  const ir_op *op = b->op;
+  const ir_value *out = op->out[0];
+  if (!b->limit->powers || p->results != 1 || ir_accumulates(op) || ir_base(op) >= 0 ||
+      out->type.dtype != DT_f32 || p->tensors == MAX_TENSORS)
+    return;
+  const ir_region *r = op->nregions ? op->region[0] : NULL;
+  for (int i = 0; r && i < r->ops.n; i++)
+    if (r->ops.at[i]->code != IR_add) return;
+  const ir_op *last = r ? r->yield.at[0]->def : NULL;
+  for (int i = 0; last && i < last->nin; i++)
+    for (int t = O + 1; t < p->tensors; t++)
+      if (last->in[i] == r->args.at[t - O] && p->value[t]->type.dtype == DT_f32 &&
+          ir_elements(&p->value[t]->type) == ir_elements(&out->type))
+        p->summand = t;
+  if (p->summand) return;
+  p->absent = true;
+  p->summand = p->tensors++;
+  p->value[p->summand] = op->out[0];
+  b_axes *axes[] = {&p->batch, &p->m, &p->n, &p->k};
+  for (int i = 0; i < 4; i++) {
+    axes[i]->tensors = p->tensors;
+    for (int a = 0; a < axes[i]->n; a++) axes[i]->stride[p->summand][a] = axes[i]->stride[O][a];
+  }
+}
+
 // One operand: a sum over the letters that the result lacks.
 static void build_single(bld *b, product *p) {
   b_axes keep = {.tensors = 2}, over = {.tensors = 1};
@@ -404,6 +447,7 @@ void cg_build_matmul(bld *b) {
     product_build_gemm(b, &p, &g);
     return;
   }
+  find_summand(b, &p);
   b_axes m = product_axis(&p.m, -1), n = product_axis(&p.n, O), kx = product_axis(&p.k, -1);
   bool thin = ir_base(op) < 0 && m.size[0] <= PRODUCT_FEW && n.size[0] >= 16 &&
               !is_number(p.value[A]) && !is_number(p.value[B]);
@@ -423,9 +467,10 @@ void cg_build_matmul(bld *b) {
     p.t[t] = scratch[t] < 0 ? b_read(b, p.value[t])
                             : b_scratch(b, scratch[t], p.round, elements[t], K_READ);
   for (int t = O; t < p.tensors; t++)
-    p.t[t] = t >= O + p.results   ? b_read(b, p.value[t])
-             : ir_accumulates(op) ? b_update(b, p.value[t])
-                                  : b_write(b, p.value[t]);
+    p.t[t] = p.absent && t == p.summand ? b_absent(b, p.value[t])
+             : t >= O + p.results       ? b_read(b, p.value[t])
+             : ir_accumulates(op)       ? b_update(b, p.value[t])
+                                        : b_write(b, p.value[t]);
   if (thin && !b->limit->powers && p.k.n == 0 && kx.stride[B][0] <= n.stride[B][0]) {
     build_thin_rows(b, &p, &m, &n, &kx);
   } else if (thin) {
@@ -434,6 +479,6 @@ void cg_build_matmul(bld *b) {
     build_tiled(b, &p, c);
   }
   b->k->flops = p.flops;
-  for (int t = 0; t < p.tensors; t++) b->k->bytes += (double)ir_bytes(&p.value[t]->type);
+  for (int t = 0; t < p.tensors - p.absent; t++) b->k->bytes += (double)ir_bytes(&p.value[t]->type);
   b_end(b);
 }

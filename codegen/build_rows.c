@@ -24,6 +24,7 @@ typedef struct rows {
   int64_t row_stride[MAX_ROW_TENSORS];
   k_value *coord[B_MAX_AXES], *r0;
   k_value *kept[MAX_ROW_TENSORS];  // the tile, when it is the whole row
+  int absent;                      // the number of a tensor that is not there; 0: none is
 } rows;
 
 static void add_tensor(rows *w, ir_value *v, int kind, bool write) {
@@ -104,6 +105,7 @@ static k_access row_access(rows *w, int i, k_value *c0) {
       .base = k_add(k, b_at(w->b, &w->outer, i, w->coord), k_muli(k, w->r0, w->row_stride[i])),
       .row_stride = w->row_stride[i],
       .row_limit = b_left(w->b, &w->rc, w->r0)};
+  if (w->absent && i == w->absent) x.row_limit = k_sub(k, b_number(w->b, 0), w->r0);
   if (w->kind[i] == ROW) return x;
   x.base = k_add(k, x.base, k_muli(k, c0, w->col.stride[i][0]));
   x.col_stride = w->col.stride[i][0];
@@ -148,10 +150,11 @@ static void put_results(rows *w, int y, k_value *c0, k_value *v) {
       if (pass_const_value(op->in[i], &x))
         b_bind(e, arg, k_const(b->k, k_type_of(arg->type.dtype), x));
       else
-        b_bind(e, arg, get(w, next++, c0, 0));
+        b_bind(e, arg, get(w, next++, c0, b_no_summand(w->b)));
     }
     b_region(e, r, result);
   }
+  if (w->absent) result[0] = k_add(b->k, v, get(w, w->absent, c0, b_no_summand(w->b)));
   for (int i = 0; i < op->nout; i++) put(w, y + i, c0, result[i]);
 }
 
@@ -325,6 +328,13 @@ void cg_build_norm(bld *b) {
   for (int i = own; i < op->nin; i++) {
     double x;
     if (!pass_const_value(op->in[i], &x)) add_tensor(&w, op->in[i], FULL, false);
+  }
+  // Most gradients of norms are added to that of the residual; on a GPU the last norm's, which is
+  // not, is the same function.
+  if (grad && b->limit->powers && ir_epilogue(op) < 0) {
+    w.absent = w.tensors;
+    w.kind[w.tensors] = FULL;
+    w.t[w.tensors++] = b_absent(b, op->out[0]);
   }
   if (!begin_rows(&w, n)) return;
   double eps = ir_attr_float(op, "eps", 0);

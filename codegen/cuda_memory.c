@@ -2,6 +2,8 @@
 //
 // Neighbouring registers of a thread hold neighbouring elements; where they are neighbours in
 // memory too, and where the address is a multiple, they move in one access of up to 16 bytes.
+#include <math.h>
+
 #include "codegen/cuda_impl.h"
 
 // ---- what is known of numbers ------------------------------------------------------------------
@@ -181,7 +183,7 @@ void cu_load(cu *c, const cu_place *p, const k_stmt *s) {
   } else {
     cu_line(c, "const d_vec<%s, %d> x = %s;", cu_dtype(t), n, get);
   }
-  bool fills = (in || by_end) && x->fill != 0;
+  bool fills = (in || by_end) && (x->fill != 0 || signbit(x->fill));
   const char *fill =
       fills ? arena_printf(c->arena, " : %s", cu_literal(c, out->type, x->fill)) : "";
   const char *when = !fills         ? ""

@@ -28,6 +28,8 @@ typedef struct product {
   ir_value *value[MAX_TENSORS];
   cg_tensor t[MAX_TENSORS];  // filled in by who builds a kernel
   int tensors, results;
+  int summand;     // an operand in the shape of the result that is added last; 0: none
+  bool absent;     // it is not there (b_absent)
   ir_dtype round;  // what operands are rounded through
   double flops;
 } product;
