@@ -53,6 +53,12 @@ cg_tensor b_update(bld *b, ir_value *v);  // read and written
 // A tensor in the shape of v that is not there, behind all others: what an op would add to its
 // result if it carried an addition. Its loads must have a limit of 0; its buffer is some address.
 cg_tensor b_absent(bld *b, ir_value *v);
+// The result y of v itself, as it was before: a summand of sums over micro-batches.
+cg_tensor b_old(bld *b, const cg_tensor *y, ir_value *v);
+// 1 where a summand counts in this launch and 0 where it does not, by numbers of the launch: what
+// limits of its loads are multiplied by. The old result counts from the second micro-batch on.
+typedef enum b_summand { B_ABSENT, B_PRESENT, B_OLD } b_summand;
+k_value *b_present(bld *b, b_summand s);
 // What loads give for a summand's elements that are not there: on GPUs -0, which changes no bit of
 // a sum, so that functions with and without summand are one.
 double b_no_summand(const bld *b);

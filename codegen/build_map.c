@@ -158,6 +158,43 @@ static k_value *affine(bld *b, const tiles *t, int i, k_type type) {
   return v;
 }
 
+// A sum of two tensors on a GPU: of x and y, or, y being NULL, of x and what earlier micro-batches
+// gave, of which nothing is read for the first one. That is one function. False: not of this kind.
+static bool sum_of_two(bld *b, const char *name, ir_value *x, ir_value *y) {
+  ir_value *out = b->op->out[0], *of[] = {out, x, y ? y : out};
+  if (!b->limit->powers || ir_elements(&out->type) == 1) return false;
+  for (int i = 0; i < 3; i++) {
+    ir_view v = ir_view_of(of[i]);
+    if (of[i]->type.dtype != DT_f32 || ir_elements(&of[i]->type) != ir_elements(&out->type) ||
+        repeats_once(&v, &out->type))
+      return false;
+  }
+  b_begin(b, "%s", name);
+  cg_tensor t[] = {b_write(b, out), b_read(b, x), {0}};
+  t[2] = y ? b_read(b, y) : b_old(b, &t[0], out);
+  const ir_view *view[] = {&t[0].view, &t[1].view, &t[2].view};
+  b_axes axes;
+  if (!b_align_to(&axes, &out->type, view, 3)) {
+    b_fail(b, "%s: layouts do not nest", name);
+    return true;
+  }
+  b_collapse(&axes);
+  tiles grid;
+  make_tiles(b, &axes, b->limit->map, &grid);
+  k_value *v[2];
+  for (int i = 0; i < 2; i++) {
+    k_access a = access_of(b, &grid, 1 + i);
+    if (i) {
+      a.row_limit = k_mul(b->k, a.row_limit, b_present(b, y ? B_PRESENT : B_OLD));
+      a.fill = b_no_summand(b);
+    }
+    v[i] = b_load(b, &t[1 + i], grid.row.size, grid.col.size, a);
+  }
+  b_store(b, &t[0], k_add(b->k, v[0], v[1]), access_of(b, &grid, 0));
+  b_end(b);
+  return true;
+}
+
 void cg_build_map(bld *b) {
   ir_op *op = b->op;
   ir_value *out = op->out[0];
@@ -167,6 +204,7 @@ void cg_build_map(bld *b) {
     b_copy_kernel(b, "cast", out, &w, op->in[0], 0);
     return;
   }
+  if (op->code == IR_add && sum_of_two(b, "add", op->in[0], op->in[1])) return;
   if (n + 2 > B_MAX_TENSORS) {
     b_fail(b, "an elementwise function of %d operands", op->nin);
     return;
@@ -327,6 +365,7 @@ void cg_build_append(bld *b) {
 // The sum over micro-batches: the first one sets it, the others add.
 void cg_build_accumulate(bld *b) {
   ir_op *op = b->op;
+  if (sum_of_two(b, "accumulate", op->in[0], NULL)) return;
   b_begin(b, "accumulate");
   cg_tensor y = b_update(b, op->out[0]), x = b_read(b, op->in[0]);
   const ir_view *view[] = {&y.view, &x.view};

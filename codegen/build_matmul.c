@@ -104,20 +104,21 @@ static void finish(bld *b, const product *p, k_value *acc, k_value *const *at, c
     x[t].row_stride = rows ? rows->stride[t][0] : 0;
     x[t].col_stride = cols ? cols->stride[t][0] : 0;
   }
-  // A summand has a limit of its own, which is 0 where it is absent.
+  // A summand has a limit of its own, which is 0 where it does not count.
   int s = p->summand;
+  bool made = s && p->kind != B_PRESENT;  // no operand of the function
   if (s) {
     bool by_rows = x[s].row_limit || !x[s].col_limit;
     k_value **limit = by_rows ? &x[s].row_limit : &x[s].col_limit;
     int64_t *stride = by_rows ? &x[s].row_stride : &x[s].col_stride;
     k_value *all = *limit ? *limit : k_int(k, acc->rows);
-    *limit = k_mul(k, all, b_number(b, !p->absent));
+    *limit = k_mul(k, all, b_present(b, p->kind));
     if (*stride == 0) *stride = 1;  // of a single one: any, so that the limit holds
     x[s].fill = b_no_summand(b);
   }
-  k_value *absent = NULL;
-  if (!op->nregions && p->absent) absent = b_load(b, &p->t[s], acc->rows, acc->cols, x[s]);
-  if (!op->nregions && !ir_accumulates(op) && !absent) {
+  k_value *more = NULL;
+  if (!op->nregions && made) more = b_load(b, &p->t[s], acc->rows, acc->cols, x[s]);
+  if (!op->nregions && !ir_accumulates(op) && !made) {
     // The store itself, so that a dot may write its sums there.
     x[O].buffer = p->t[O].buffer;
     x[O].base = k_add(k, p->t[O].base, at[O]);
@@ -128,16 +129,16 @@ static void finish(bld *b, const product *p, k_value *acc, k_value *const *at, c
     b_env *e = b_env_new(b);
     ir_region *r = op->region[0];
     b_bind(e, r->args.at[0], k_round(k, acc, r->args.at[0]->type.dtype));
-    for (int t = O + p->results; t < p->tensors - p->absent; t++)
+    for (int t = O + p->results; t < p->tensors - made; t++)
       b_bind(e, r->args.at[1 + t - O - p->results],
              b_load(b, &p->t[t], acc->rows, acc->cols, x[t]));
-    if (p->absent) absent = b_load(b, &p->t[s], acc->rows, acc->cols, x[s]);
+    if (made) more = b_load(b, &p->t[s], acc->rows, acc->cols, x[s]);
     b_region(e, r, result);
   }
-  if (absent) result[0] = k_add(k, absent, result[0]);
+  if (more) result[0] = k_add(k, more, result[0]);
   for (int i = 0; i < p->results; i++) {
     k_value *v = k_spread(k, result[i], acc->rows, acc->cols);
-    if (ir_accumulates(op)) {
+    if (ir_accumulates(op) && !made) {
       k_value *old = b_load(b, &p->t[O + i], acc->rows, acc->cols, x[O + i]);
       k_value *first = k_scalar(k, IR_eq, k_call(k, K_MICRO), k_int(k, 0), NULL);
       v = k_where(k, first, k_round(k, v, p->t[O + i].dtype), k_add(k, old, v));
@@ -387,25 +388,26 @@ static int round_operand(bld *b, product *p, int t, b_axes *const *axes, int64_t
   return scratch;
 }
 
-// On a GPU a product that adds to its sums only, a bias or nothing, may add another operand in the
-// shape of its result behind that, a residual: one function for both.
+// On a GPU a product that adds to its sums only, a bias or nothing, may add something in the shape
+// of its result behind that: a residual, what earlier micro-batches gave, or nothing again. That is
+// one function, which reads nothing where there is nothing to add, as for the first micro-batch.
 static void find_summand(const bld *b, product *p) {
   const ir_op *op = b->op;
   const ir_value *out = op->out[0];
-  if (!b->limit->powers || p->results != 1 || ir_accumulates(op) || ir_base(op) >= 0 ||
-      out->type.dtype != DT_f32 || p->tensors == MAX_TENSORS)
+  if (!b->limit->powers || p->results != 1 || ir_base(op) >= 0 || out->type.dtype != DT_f32 ||
+      p->tensors == MAX_TENSORS)
     return;
   const ir_region *r = op->nregions ? op->region[0] : NULL;
   for (int i = 0; r && i < r->ops.n; i++)
     if (r->ops.at[i]->code != IR_add) return;
-  const ir_op *last = r ? r->yield.at[0]->def : NULL;
+  p->kind = ir_accumulates(op) ? B_OLD : B_ABSENT;
+  const ir_op *last = r && p->kind == B_ABSENT ? r->yield.at[0]->def : NULL;
   for (int i = 0; last && i < last->nin; i++)
     for (int t = O + 1; t < p->tensors; t++)
       if (last->in[i] == r->args.at[t - O] && p->value[t]->type.dtype == DT_f32 &&
           ir_elements(&p->value[t]->type) == ir_elements(&out->type))
-        p->summand = t;
+        p->summand = t, p->kind = B_PRESENT;
   if (p->summand) return;
-  p->absent = true;
   p->summand = p->tensors++;
   p->value[p->summand] = op->out[0];
   b_axes *axes[] = {&p->batch, &p->m, &p->n, &p->k};
@@ -466,11 +468,15 @@ void cg_build_matmul(bld *b) {
   for (int t = A; t <= B; t++)
     p.t[t] = scratch[t] < 0 ? b_read(b, p.value[t])
                             : b_scratch(b, scratch[t], p.round, elements[t], K_READ);
-  for (int t = O; t < p.tensors; t++)
-    p.t[t] = p.absent && t == p.summand ? b_absent(b, p.value[t])
-             : t >= O + p.results       ? b_read(b, p.value[t])
-             : ir_accumulates(op)       ? b_update(b, p.value[t])
-                                        : b_write(b, p.value[t]);
+  bool made = p.summand && p.kind != B_PRESENT;
+  for (int t = O; t < p.tensors; t++) {
+    if (made && t == p.summand)
+      p.t[t] = p.kind == B_OLD ? b_old(b, &p.t[O], p.value[t]) : b_absent(b, p.value[t]);
+    else if (t >= O + p.results)
+      p.t[t] = b_read(b, p.value[t]);
+    else
+      p.t[t] = ir_accumulates(op) && !made ? b_update(b, p.value[t]) : b_write(b, p.value[t]);
+  }
   if (thin && !b->limit->powers && p.k.n == 0 && kx.stride[B][0] <= n.stride[B][0]) {
     build_thin_rows(b, &p, &m, &n, &kx);
   } else if (thin) {
@@ -479,6 +485,7 @@ void cg_build_matmul(bld *b) {
     build_tiled(b, &p, c);
   }
   b->k->flops = p.flops;
-  for (int t = 0; t < p.tensors - p.absent; t++) b->k->bytes += (double)ir_bytes(&p.value[t]->type);
+  for (int t = 0; t < p.tensors - (made && p.kind == B_ABSENT); t++)
+    b->k->bytes += (double)ir_bytes(&p.value[t]->type);
   b_end(b);
 }

@@ -29,7 +29,7 @@ typedef struct product {
   cg_tensor t[MAX_TENSORS];  // filled in by who builds a kernel
   int tensors, results;
   int summand;     // an operand in the shape of the result that is added last; 0: none
-  bool absent;     // it is not there (b_absent)
+  b_summand kind;  // whether it is one of the op's
   ir_dtype round;  // what operands are rounded through
   double flops;
 } product;
