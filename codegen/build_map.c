@@ -22,6 +22,7 @@ typedef struct tiles {
 
 // Whole tiles when some divisor allows it, so that no lane needs a mask.
 static b_cut cut_columns(const bld *b, int64_t n, int max) {
+  if (b->limit->powers && n == 1) return b_cut_rows(1, b->limit->map_cols);  // a copy's
   if (b->limit->powers) return b_cut_tile(b, n, b->limit->map_cols, 1);
   if (n > max)
     for (int size = max; size >= max / 4; size -= 16)
@@ -267,6 +268,18 @@ void b_copy_axes(bld *b, const cg_tensor *to, const cg_tensor *from, const b_axe
   b_store(b, to, k_spread(b->k, v, grid.row.size, grid.col.size), access_of(b, &grid, 0));
 }
 
+// Of a copy on a GPU: what is moved is 32 bits, whatever they mean, and may be a single one. (Loads
+// and stores change none.)
+static void move_bits(bld *b, cg_tensor *to, cg_tensor *from, b_axes *axes) {
+  if (axes->n == 0) {
+    axes->n = 1;
+    axes->size[0] = axes->stride[0][0] = axes->stride[1][0] = 1;
+  }
+  if (to->dtype != from->dtype || to->dtype != DT_i32 || from->is_const) return;
+  to->dtype = from->dtype = DT_f32;
+  b->k->buffer[to->buffer].dtype = b->k->buffer[from->buffer].dtype = DT_f32;
+}
+
 void b_copy_kernel(bld *b, const char *name, ir_value *dst, const ir_view *dst_view, ir_value *src,
                    double number) {
   b_begin(b, "%s", name);
@@ -293,6 +306,7 @@ void b_copy_kernel(bld *b, const char *name, ir_value *dst, const ir_view *dst_v
     return;
   }
   b_collapse(&axes);
+  if (b->limit->powers && src) move_bits(b, &y, &x, &axes);
   tiles grid;
   make_tiles(b, &axes, b->limit->map, &grid);
   k_value *v = src ? b_load(b, &x, grid.row.size, grid.col.size, access_of(b, &grid, 1))
