@@ -104,7 +104,7 @@ def main():
     print("# Functions on GPUs\n")
     print("Written by `bench/cuda_kernels.py`: the examples as they stand, compiled by NVRTC %s for %s. Where a "
           "column has several numbers they are for these, in this order.\n" % (version, names))
-    print("A *function* is CUDA C that is compiled once; kernels that differ in strides and extents only share one. "
+    print("A *function* is CUDA C that is compiled once; kernels that differ in strides, extents and constants only share one. "
           "*local* is what it keeps in local memory, spilled registers or arrays, in bytes of a thread on the worst "
           "target: 0 is what we want. *shared* is shared memory of a block in bytes. *us* is the roofline of a launch: "
           "its bytes at the memory's bandwidth or its FLOPs at the peak (codegen/targets.def), whichever takes longer; "

@@ -189,7 +189,33 @@ cg_tensor b_scratch(bld *b, int scratch, ir_dtype t, int64_t elements, k_use use
   return x;
 }
 
+static cg_tensor summand_at(bld *b, int operand, ir_value *v, k_value *base) {
+  cg_launch *l = &b->launch;
+  IR_CHECK(operand < l->n && l->n < CG_MAX_OPERANDS);
+  cg_tensor t = {.dtype = v->type.dtype, .view = ir_view_of(v), .base = base};
+  t.buffer = k_buffer(b->k, arena_printf(b->arena, "b%d", l->n), t.dtype, K_READ);
+  l->operand[l->n] = l->operand[operand];
+  l->operand[l->n].read = true;
+  l->operand[l->n++].write = false;
+  return t;
+}
+
+cg_tensor b_absent(bld *b, ir_value *v) { return summand_at(b, 0, v, b_number(b, 0)); }
+
+cg_tensor b_old(bld *b, const cg_tensor *y, ir_value *v) {
+  return summand_at(b, y->buffer, v, b_number(b, y->view.offset));
+}
+
+k_value *b_present(bld *b, b_summand s) {
+  k_kernel *k = b->k;
+  k_value *later = k_mul(k, k_call(k, K_MICRO), b_number(b, s == B_OLD));
+  return k_min(k, k_add(k, later, b_number(b, s == B_PRESENT)), k_int(k, 1));
+}
+
+double b_no_summand(const bld *b) { return b->limit->powers ? -0.0 : 0; }
+
 k_value *b_load(bld *b, const cg_tensor *t, int rows, int cols, k_access x) {
+  if (t->is_const && t->dtype == DT_f32) return b_real(b, t->number);
   if (t->is_const) return k_const(b->k, k_type_of(t->dtype), t->number);
   x.buffer = t->buffer;
   x.base = x.base ? k_add(b->k, t->base, x.base) : t->base;
@@ -202,6 +228,9 @@ k_value *b_load(bld *b, const cg_tensor *t, int rows, int cols, k_access x) {
 void b_store(bld *b, const cg_tensor *t, k_value *v, k_access x) {
   x.buffer = t->buffer;
   x.base = x.base ? k_add(b->k, t->base, x.base) : t->base;
+  // A store rounds by itself.
+  const k_stmt *d = v->def;
+  if (d && d->code == K_CAST && d->storage == t->dtype && d->in[0]->type == v->type) v = d->in[0];
   k_store(b->k, v, x);
 }
 

@@ -140,6 +140,15 @@ void att_use_delta(att *a, int scratch, k_use use) {
   use_view(a, AT_DELTA, &a->tensor[AT_DELTA].view, fake.type.rank);
 }
 
+// A batch of one has an axis too, whose strides nobody uses: one function for it and for many.
+static void single_batch(att *a) {
+  enum { ANY_ALIGNED = 1 << 16 };
+  b_axes *x = &a->axes[0];
+  x->n = 1;
+  x->size[0] = 1;
+  for (int r = 0; r < AT_ROLES; r++) x->stride[r][0] = a->used[r] ? ANY_ALIGNED : 0;
+}
+
 bool att_ready(att *a) {
   bld *b = a->b;
   if (b->why) return false;
@@ -151,6 +160,7 @@ bool att_ready(att *a) {
     }
     b_collapse(&a->axes[x]);
   }
+  if (b->limit->powers && !a->axes[0].n) single_batch(a);
   a->env = b_env_new(b);
   int masks = (int)ir_attr_int(a->op, "ncap_mask", 0);
   for (int i = a->first_capture; i < a->op->nin; i++) {
@@ -365,7 +375,7 @@ void cg_build_attention(bld *b) {
   att_use(&a, AT_LSE, op->out[1], K_WRITE);
   if (!att_ready(&a)) return;
   k_kernel *k = b->k;
-  k_value *batch = k_grid(k, a.batch_n), *kv = k_grid(k, a.kv), *rep = k_grid(k, a.rep);
+  k_value *batch = b_grid_of(b, a.batch_n), *kv = k_grid(k, a.kv), *rep = k_grid(k, a.rep);
   k_value *i0 = k_muli(k, k_grid(k, a.qc.count), a.qc.size);
   att_cell(&a, batch, kv, rep);
   k_value *q = k_stage(k, att_load(&a, AT_Q, i0, 0));

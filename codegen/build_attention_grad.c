@@ -80,14 +80,15 @@ static int build_delta(att *a) {
   plain.mask = plain.bias = NULL;
   plain.drop = 0;
   plain.first_capture = op->nin;
+  if (b->limit->powers) plain.qc = b_cut_rows(a->s, a->qc.size);
   att_begin(&plain, "attention_delta");
   att_use(&plain, AT_DO, op->in[0], K_READ);
   att_use(&plain, AT_O, op->in[1], K_READ);
   att_use_delta(&plain, scratch, K_WRITE);
   if (!att_ready(&plain)) return scratch;
   k_kernel *k = b->k;
-  k_value *batch = k_grid(k, a->batch_n), *kv = k_grid(k, a->kv), *rep = k_grid(k, a->rep);
-  k_value *i0 = k_muli(k, k_grid(k, a->qc.count), a->qc.size);
+  k_value *batch = b_grid_of(b, a->batch_n), *kv = k_grid(k, a->kv), *rep = k_grid(k, a->rep);
+  k_value *i0 = k_muli(k, b_grid_of(b, plain.qc.count), plain.qc.size);
   att_cell(&plain, batch, kv, rep);
   k_value *product = k_mul(k, att_load(&plain, AT_DO, i0, 0), att_load(&plain, AT_O, i0, 0));
   att_store(&plain, AT_DELTA, i0, k_reduce(k, IR_add, product, 1));
@@ -118,7 +119,7 @@ static void build_dq(att *a, int delta) {
   att_use(a, AT_DQ, b->op->out[0], K_WRITE);
   if (!att_ready(a)) return;
   k_kernel *k = b->k;
-  k_value *batch = k_grid(k, a->batch_n), *kv = k_grid(k, a->kv), *rep = k_grid(k, a->rep);
+  k_value *batch = b_grid_of(b, a->batch_n), *kv = k_grid(k, a->kv), *rep = k_grid(k, a->rep);
   k_value *i0 = k_muli(k, k_grid(k, a->qc.count), a->qc.size);
   att_cell(a, batch, kv, rep);
   grad_tile t;
@@ -147,7 +148,7 @@ static void build_dkv(att *a, int delta) {
   att_use(a, AT_DV, b->op->out[2], K_WRITE);
   if (!att_ready(a)) return;
   k_kernel *k = b->k;
-  k_value *batch = k_grid(k, a->batch_n), *kv = k_grid(k, a->kv);
+  k_value *batch = b_grid_of(b, a->batch_n), *kv = k_grid(k, a->kv);
   k_value *j0 = k_muli(k, k_grid(k, a->kc.count), a->kc.size);
   grad_tile t;
   att_cell(a, batch, kv, k_int(k, 0));

@@ -178,6 +178,10 @@ b_cut b_cut_even(int64_t extent, int max, int multiple) {
 
 k_value *b_number(bld *b, int64_t v) { return b->limit->powers ? k_open(b->k, v) : k_int(b->k, v); }
 
+k_value *b_real(bld *b, double v) {
+  return b->limit->powers ? k_open_real(b->k, v) : k_const(b->k, K_F32, v);
+}
+
 k_value *b_grid_of(bld *b, int64_t extent) {
   return b->limit->powers ? k_grid_open(b->k, extent) : k_grid(b->k, extent);
 }

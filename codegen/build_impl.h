@@ -50,6 +50,18 @@ void b_gemm(bld *b, const cg_gemm *g);
 cg_tensor b_read(bld *b, ir_value *v);
 cg_tensor b_write(bld *b, ir_value *v);   // v is a root
 cg_tensor b_update(bld *b, ir_value *v);  // read and written
+// A tensor in the shape of v that is not there, behind all others: what an op would add to its
+// result if it carried an addition. Its loads must have a limit of 0; its buffer is some address.
+cg_tensor b_absent(bld *b, ir_value *v);
+// The result y of v itself, as it was before: a summand of sums over micro-batches.
+cg_tensor b_old(bld *b, const cg_tensor *y, ir_value *v);
+// 1 where a summand counts in this launch and 0 where it does not, by numbers of the launch: what
+// limits of its loads are multiplied by. The old result counts from the second micro-batch on.
+typedef enum b_summand { B_ABSENT, B_PRESENT, B_OLD } b_summand;
+k_value *b_present(bld *b, b_summand s);
+// What loads give for a summand's elements that are not there: on GPUs -0, which changes no bit of
+// a sum, so that functions with and without summand are one.
+double b_no_summand(const bld *b);
 // Scratch of this op: `elements` of type t. b_scratch makes a dense one-axis tensor of it.
 int b_new_scratch(bld *b, ir_dtype t, int64_t elements);
 cg_tensor b_scratch(bld *b, int scratch, ir_dtype t, int64_t elements, k_use use);
@@ -102,6 +114,7 @@ b_cut b_cut_rows(int64_t extent, int size);
 b_cut b_cut_exact(const bld *b, int64_t extent, int max, int multiple);
 // A number of this shape; one that nothing is folded with where kernels of several shapes are one.
 k_value *b_number(bld *b, int64_t v);
+k_value *b_real(bld *b, double v);  // f32
 // The coordinate along a new grid dimension of the cut's tiles.
 k_value *b_grid(bld *b, const b_cut *c);
 k_value *b_grid_of(bld *b, int64_t extent);
@@ -154,6 +167,8 @@ b_range b_region_range(b_env *e, ir_region *r, const b_range *arg);
 // ---- shared pieces -----------------------------------------------------------------------------
 k_value *b_load(bld *b, const cg_tensor *t, int rows, int cols, k_access x);
 void b_store(bld *b, const cg_tensor *t, k_value *v, k_access x);
+// The body of a copy, over axes of the tensors `to`, `from`.
+void b_copy_axes(bld *b, const cg_tensor *to, const cg_tensor *from, const b_axes *axes);
 // Copies or fills a strided region: dst takes src (NULL: zeros). Views have equal extents per dim.
 void b_copy_kernel(bld *b, const char *name, ir_value *dst, const ir_view *dst_view, ir_value *src,
                    double number);
@@ -162,10 +177,10 @@ void b_copy_kernel(bld *b, const char *name, ir_value *dst, const ir_view *dst_v
 void b_reduce_kernels(bld *b, ir_opcode kind, ir_value *x, ir_region *of, ir_value *out,
                       b_axes keep, b_axes over);
 
-// Reduces the parts of one result: part p lies dense at p * (product of keep) of a scratch buffer.
-// keep: tensors scratch, out.
-void b_reduce_parts(bld *b, ir_opcode kind, int scratch, ir_dtype t, int64_t parts, ir_value *out,
-                    const b_axes *keep);
+// Reduces the parts of one result: part p lies dense at p * apart of a scratch buffer. keep: tensors
+// scratch, out.
+void b_reduce_parts(bld *b, ir_opcode kind, int scratch, ir_dtype t, int64_t parts, int64_t apart,
+                    ir_value *out, const b_axes *keep);
 
 // The builders, by the `build` column.
 #define SCALAR(name, arity, kinds, expr, d0, d1, d2, flops, doc)

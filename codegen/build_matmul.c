@@ -104,25 +104,40 @@ static void finish(bld *b, const product *p, k_value *acc, k_value *const *at, c
     x[t].row_stride = rows ? rows->stride[t][0] : 0;
     x[t].col_stride = cols ? cols->stride[t][0] : 0;
   }
-  if (!op->nregions && !ir_accumulates(op)) {
+  // A summand has a limit of its own, which is 0 where it does not count.
+  for (int i = 0; i < p->summands; i++) {
+    k_access *a = &x[p->summand[i]];
+    bool by_rows = a->row_limit || !a->col_limit;
+    k_value **limit = by_rows ? &a->row_limit : &a->col_limit, *all = *limit;
+    int64_t *stride = by_rows ? &a->row_stride : &a->col_stride;
+    if (!all) all = k_int(k, acc->rows);
+    *limit = k_mul(k, all, b_present(b, p->kind[i]));
+    if (*stride == 0) *stride = 1;  // of a single one: any, so that the limit holds
+    a->fill = b_no_summand(b);
+  }
+  if (!op->nregions && !ir_accumulates(op) && !p->made) {
     // The store itself, so that a dot may write its sums there.
     x[O].buffer = p->t[O].buffer;
     x[O].base = k_add(k, p->t[O].base, at[O]);
     k_store(k, acc, x[O]);
     return;
   }
+  int given = p->tensors - p->made;
+  k_value *operand[MAX_TENSORS];
+  for (int t = O + p->results; t < p->tensors; t++)
+    operand[t] = b_load(b, &p->t[t], acc->rows, acc->cols, x[t]);
   if (op->nregions) {
     b_env *e = b_env_new(b);
     ir_region *r = op->region[0];
     b_bind(e, r->args.at[0], k_round(k, acc, r->args.at[0]->type.dtype));
-    for (int t = O + p->results; t < p->tensors; t++)
-      b_bind(e, r->args.at[1 + t - O - p->results],
-             b_load(b, &p->t[t], acc->rows, acc->cols, x[t]));
+    for (int t = O + p->results; t < given; t++)
+      b_bind(e, r->args.at[1 + t - O - p->results], operand[t]);
     b_region(e, r, result);
   }
+  for (int t = given; t < p->tensors; t++) result[0] = k_add(k, operand[t], result[0]);
   for (int i = 0; i < p->results; i++) {
     k_value *v = k_spread(k, result[i], acc->rows, acc->cols);
-    if (ir_accumulates(op)) {
+    if (ir_accumulates(op) && !p->made) {
       k_value *old = b_load(b, &p->t[O + i], acc->rows, acc->cols, x[O + i]);
       k_value *first = k_scalar(k, IR_eq, k_call(k, K_MICRO), k_int(k, 0), NULL);
       v = k_where(k, first, k_round(k, v, p->t[O + i].dtype), k_add(k, old, v));
@@ -341,7 +356,7 @@ static int round_operand(bld *b, product *p, int t, b_axes *const *axes, int64_t
                          int64_t *elements) {
   if (is_number(p->value[t]) || skips(b->skip, SKIP_preround)) return -1;
   if (p->round == DT_f32 || p->value[t]->type.dtype != DT_f32 || readers < 3) return -1;
-  // Tensors of `all`: the operand, the scratch.
+  enum { TO, FROM };  // tensors of `all`: the scratch, the operand
   b_axes all = {.tensors = 2};
   int64_t *back[5 * B_MAX_AXES];
   for (int i = 0; axes[i]; i++)
@@ -349,36 +364,73 @@ static int round_operand(bld *b, product *p, int t, b_axes *const *axes, int64_t
       if (!axes[i]->stride[t][a] || axes[i]->size[a] == 1) continue;
       if (all.n == B_MAX_AXES) return -1;
       int at = all.n++;  // by stride, the finest last
-      for (; at > 0 && all.stride[0][at - 1] < axes[i]->stride[t][a]; at--) {
-        all.size[at] = all.size[at - 1], all.stride[0][at] = all.stride[0][at - 1];
+      for (; at > 0 && all.stride[FROM][at - 1] < axes[i]->stride[t][a]; at--) {
+        all.size[at] = all.size[at - 1], all.stride[FROM][at] = all.stride[FROM][at - 1];
         back[at] = back[at - 1];
       }
-      all.size[at] = axes[i]->size[a], all.stride[0][at] = axes[i]->stride[t][a];
+      all.size[at] = axes[i]->size[a], all.stride[FROM][at] = axes[i]->stride[t][a];
       back[at] = &axes[i]->stride[t][a];
     }
-  if (all.n == 0 || all.stride[0][all.n - 1] != 1) return -1;
+  if (all.n == 0 || all.stride[FROM][all.n - 1] != 1) return -1;
   *elements = 1;
   for (int a = all.n - 1; a >= 0; a--) {
-    all.stride[1][a] = *elements;
+    all.stride[TO][a] = *elements;
     *back[a] = *elements;
     *elements *= all.size[a];
   }
   b_collapse(&all);
   int scratch = b_new_scratch(b, p->round, *elements);
   b_begin(b, "round_%lld", (long long)*elements);
-  cg_tensor x = b_read(b, p->value[t]), y = b_scratch(b, scratch, p->round, *elements, K_WRITE);
-  b_axes line = product_axis(&all, 0);
-  b_cut cut = b_cut_tile(b, line.size[0], 4096, 16);
-  k_value *coord[B_MAX_AXES];
-  b_coordinates(b, &all, k_grid(b->k, b_product(&all)), coord);
-  k_value *c0 = k_muli(b->k, b_grid(b, &cut), cut.size), *left = b_left(b, &cut, c0);
-  k_access from = {
-      .base = k_add(b->k, b_at(b, &all, 0, coord), c0), .col_stride = 1, .col_limit = left};
-  k_access to = {
-      .base = k_add(b->k, b_at(b, &all, 1, coord), c0), .col_stride = 1, .col_limit = left};
-  b_store(b, &y, b_load(b, &x, 1, cut.size, from), to);
+  cg_tensor y = b_scratch(b, scratch, p->round, *elements, K_WRITE), x = b_read(b, p->value[t]);
+  b_copy_axes(b, &y, &x, &all);
   b_end(b);
   return scratch;
+}
+
+// The tensor of a region's argument that is an operand in the shape of the result; 0: it is none.
+static int full_operand(const product *p, const ir_region *r, const ir_value *v,
+                        const ir_value *out) {
+  for (int t = O + 1; t < p->tensors; t++)
+    if (v == r->args.at[t - O] && p->value[t]->type.dtype == DT_f32 &&
+        ir_elements(&p->value[t]->type) == ir_elements(&out->type))
+      return t;
+  return 0;
+}
+
+// On a GPU a product that adds to its sums only, a bias or nothing, may add two things in the shape
+// of its result behind that: residuals, what earlier micro-batches gave, or nothing again. That is
+// one function, which reads nothing where there is nothing to add, as for the first micro-batch.
+static void find_summands(const bld *b, product *p) {
+  const ir_op *op = b->op;
+  const ir_value *out = op->out[0];
+  if (!b->limit->powers || p->results != 1 || ir_base(op) >= 0 || out->type.dtype != DT_f32 ||
+      p->tensors + MOST_SUMMANDS > MAX_TENSORS)
+    return;
+  const ir_region *r = op->nregions ? op->region[0] : NULL;
+  for (int i = 0; r && i < r->ops.n; i++)
+    if (r->ops.at[i]->code != IR_add) return;
+  // From the last addition back.
+  const ir_op *last = r && !ir_accumulates(op) ? r->yield.at[0]->def : NULL;
+  while (last && p->summands < MOST_SUMMANDS) {
+    int i = full_operand(p, r, last->in[0], out) ? 0 : 1, t = full_operand(p, r, last->in[i], out);
+    if (!t) break;
+    p->summand[1] = p->summand[0], p->kind[1] = p->kind[0];
+    p->summand[0] = t, p->kind[0] = B_PRESENT;
+    p->summands++;
+    last = last->in[1 - i]->def;
+  }
+  while (p->summands < MOST_SUMMANDS) {
+    int t = p->tensors++, i = p->summands++;
+    p->made++;
+    p->summand[i] = t;
+    p->kind[i] = ir_accumulates(op) && i == 0 ? B_OLD : B_ABSENT;
+    p->value[t] = op->out[0];
+    b_axes *axes[] = {&p->batch, &p->m, &p->n, &p->k};
+    for (int x = 0; x < 4; x++) {
+      axes[x]->tensors = p->tensors;
+      for (int a = 0; a < axes[x]->n; a++) axes[x]->stride[t][a] = axes[x]->stride[O][a];
+    }
+  }
 }
 
 // One operand: a sum over the letters that the result lacks.
@@ -413,6 +465,7 @@ void cg_build_matmul(bld *b) {
     product_build_gemm(b, &p, &g);
     return;
   }
+  find_summands(b, &p);
   b_axes m = product_axis(&p.m, -1), n = product_axis(&p.n, O), kx = product_axis(&p.k, -1);
   bool thin = ir_base(op) < 0 && m.size[0] <= PRODUCT_FEW && n.size[0] >= 16 &&
               !is_number(p.value[A]) && !is_number(p.value[B]);
@@ -431,10 +484,14 @@ void cg_build_matmul(bld *b) {
   for (int t = A; t <= B; t++)
     p.t[t] = scratch[t] < 0 ? b_read(b, p.value[t])
                             : b_scratch(b, scratch[t], p.round, elements[t], K_READ);
-  for (int t = O; t < p.tensors; t++)
-    p.t[t] = t >= O + p.results   ? b_read(b, p.value[t])
-             : ir_accumulates(op) ? b_update(b, p.value[t])
-                                  : b_write(b, p.value[t]);
+  int given = p.tensors - p.made;
+  for (int t = O; t < given; t++)
+    p.t[t] = t >= O + p.results              ? b_read(b, p.value[t])
+             : ir_accumulates(op) && !p.made ? b_update(b, p.value[t])
+                                             : b_write(b, p.value[t]);
+  for (int i = p.summands - p.made; i < p.summands; i++)
+    p.t[p.summand[i]] =
+        p.kind[i] == B_OLD ? b_old(b, &p.t[O], op->out[0]) : b_absent(b, op->out[0]);
   if (thin && !b->limit->powers && p.k.n == 0 && kx.stride[B][0] <= n.stride[B][0]) {
     build_thin_rows(b, &p, &m, &n, &kx);
   } else if (thin) {
@@ -443,6 +500,6 @@ void cg_build_matmul(bld *b) {
     build_tiled(b, &p, c);
   }
   b->k->flops = p.flops;
-  for (int t = 0; t < p.tensors; t++) b->k->bytes += (double)ir_bytes(&p.value[t]->type);
+  for (int t = 0; t < given; t++) b->k->bytes += (double)ir_bytes(&p.value[t]->type);
   b_end(b);
 }

@@ -17,6 +17,7 @@ typedef struct reduction {
   int64_t parts;
   int64_t part_stride;  // of out, in elements
   ir_region *of;        // the function of each element, or NULL
+  bool columns;         // results as columns, whatever the layout
 } reduction;
 
 static double neutral_of(ir_opcode kind, k_type t) {
@@ -26,7 +27,13 @@ static double neutral_of(ir_opcode kind, k_type t) {
 
 static ir_opcode scalar_of(ir_opcode kind) { return kind == IR_sum ? IR_add : IR_max; }
 
+// Of what is added up or compared.
+static ir_dtype term_dtype(const reduction *r) {
+  return r->of ? r->of->yield.at[0]->type.dtype : r->x.dtype;
+}
+
 static bool by_rows(const reduction *r) {
+  if (r->columns) return false;
   if (r->kind == IR_lse || r->keep.n == 0) return true;
   if (r->over.n == 0) return false;
   return r->over.stride[0][r->over.n - 1] <= r->keep.stride[0][r->keep.n - 1];
@@ -105,7 +112,7 @@ static void reduce_body(bld *b, const reduction *r) {
   k_value *to = k_add(k, b_at(b, &keep, 1, coord), k_muli(k, start, kept[1]));
   to = k_add(k, to, k_mul(k, p, b_number(b, r->part_stride)));
 
-  k_type t = k_type_of(r->x.dtype);
+  k_type t = k_type_of(term_dtype(r));
   double neutral = neutral_of(r->kind, t);
   int n = r->kind == IR_lse ? 2 : 1;
   int nr = rows ? own.size : 1, nc = rows ? 1 : own.size;
@@ -163,15 +170,20 @@ static bool constant(ir_value *x, double *number) {
   return true;
 }
 
-void b_reduce_parts(bld *b, ir_opcode kind, int scratch, ir_dtype t, int64_t parts, ir_value *out,
-                    const b_axes *keep) {
+void b_reduce_parts(bld *b, ir_opcode kind, int scratch, ir_dtype t, int64_t parts, int64_t apart,
+                    ir_value *out, const b_axes *keep) {
   int64_t results = b_product(keep);
   reduction r = {.kind = kind,
                  .keep = *keep,
-                 .over = {.n = 1, .tensors = 1, .size = {parts}, .stride = {{results}}},
+                 .over = {.n = 1, .tensors = 1, .size = {parts}, .stride = {{apart}}},
                  .parts = 1};
+  if (b->limit->powers && results == 1) {
+    // Parts are few: those of one result are added by the function for those of many.
+    r.columns = true;
+    r.keep = (b_axes){.n = 1, .tensors = 2, .size = {1}, .stride = {{1}, {1}}};
+  }
   b_begin(b, "%s_of_parts", kind == IR_sum ? "sum" : "max");
-  r.x = b_scratch(b, scratch, t, parts * results, K_READ);
+  r.x = b_scratch(b, scratch, t, parts * apart, K_READ);
   r.out = b_write(b, out);
   reduce_body(b, &r);
   b_end(b);
@@ -204,9 +216,10 @@ void b_reduce_kernels(bld *b, ir_opcode kind, ir_value *x, ir_region *of, ir_val
     b_end(b);
     return;
   }
-  // Part p's results lie dense at p * results; the second kernel adds them in order.
-  ir_dtype t = natural_dtype(k_type_of(x->type.dtype));
-  int scratch = b_new_scratch(b, t, parts * results);
+  // Part p's results lie dense at p * apart; the second kernel adds them in order.
+  int64_t apart = b->limit->powers && results == 1 ? 4 : results;
+  ir_dtype t = natural_dtype(k_type_of(term_dtype(&r)));
+  int scratch = b_new_scratch(b, t, parts * apart);
   reduction last = r;
   int64_t step = 1;
   for (int a = r.keep.n - 1; a >= 0; a--) {
@@ -214,12 +227,12 @@ void b_reduce_kernels(bld *b, ir_opcode kind, ir_value *x, ir_region *of, ir_val
     step *= r.keep.size[a];
   }
   r.parts = parts;
-  r.part_stride = results;
-  r.out = b_scratch(b, scratch, t, parts * results, K_WRITE);
+  r.part_stride = apart;
+  r.out = b_scratch(b, scratch, t, parts * apart, K_WRITE);
   reduce_body(b, &r);
   b_end(b);
 
-  b_reduce_parts(b, kind, scratch, t, parts, out, &last.keep);
+  b_reduce_parts(b, kind, scratch, t, parts, apart, out, &last.keep);
 }
 
 void cg_build_reduce(bld *b) {

@@ -24,6 +24,7 @@ typedef struct rows {
   int64_t row_stride[MAX_ROW_TENSORS];
   k_value *coord[B_MAX_AXES], *r0;
   k_value *kept[MAX_ROW_TENSORS];  // the tile, when it is the whole row
+  int absent;                      // the number of a tensor that is not there; 0: none is
 } rows;
 
 static void add_tensor(rows *w, ir_value *v, int kind, bool write) {
@@ -104,6 +105,7 @@ static k_access row_access(rows *w, int i, k_value *c0) {
       .base = k_add(k, b_at(w->b, &w->outer, i, w->coord), k_muli(k, w->r0, w->row_stride[i])),
       .row_stride = w->row_stride[i],
       .row_limit = b_left(w->b, &w->rc, w->r0)};
+  if (w->absent && i == w->absent) x.row_limit = k_sub(k, b_number(w->b, 0), w->r0);
   if (w->kind[i] == ROW) return x;
   x.base = k_add(k, x.base, k_muli(k, c0, w->col.stride[i][0]));
   x.col_stride = w->col.stride[i][0];
@@ -148,10 +150,11 @@ static void put_results(rows *w, int y, k_value *c0, k_value *v) {
       if (pass_const_value(op->in[i], &x))
         b_bind(e, arg, k_const(b->k, k_type_of(arg->type.dtype), x));
       else
-        b_bind(e, arg, get(w, next++, c0, 0));
+        b_bind(e, arg, get(w, next++, c0, b_no_summand(w->b)));
     }
     b_region(e, r, result);
   }
+  if (w->absent) result[0] = k_add(b->k, v, get(w, w->absent, c0, b_no_summand(w->b)));
   for (int i = 0; i < op->nout; i++) put(w, y + i, c0, result[i]);
 }
 
@@ -253,9 +256,9 @@ static k_value *square_from(rows *w, k_value *c0, k_value *mean) {
 static void layernorm(rows *w, int64_t n, double eps) {
   k_kernel *k = w->b->k;
   enum { X, W, BIAS, Y, MEAN, RSTD };
-  k_value *mean = k_mul(k, row_sum(w, plain, NULL), num(w, 1.0 / (double)n));
-  k_value *var = k_mul(k, row_sum(w, square_from, mean), num(w, 1.0 / (double)n));
-  k_value *rstd = un(w, IR_rsqrt, k_add(k, var, num(w, eps)));
+  k_value *mean = k_mul(k, row_sum(w, plain, NULL), b_real(w->b, 1.0 / (double)n));
+  k_value *var = k_mul(k, row_sum(w, square_from, mean), b_real(w->b, 1.0 / (double)n));
+  k_value *rstd = un(w, IR_rsqrt, k_add(k, var, b_real(w->b, eps)));
   put(w, MEAN, NULL, mean);
   put(w, RSTD, NULL, rstd);
   b_loop l = each_tile(w, NULL, 0);
@@ -267,8 +270,8 @@ static void layernorm(rows *w, int64_t n, double eps) {
 static void rmsnorm(rows *w, int64_t n, double eps) {
   k_kernel *k = w->b->k;
   enum { X, W, Y, RRMS };
-  k_value *ms = k_mul(k, row_sum(w, square_from, NULL), num(w, 1.0 / (double)n));
-  k_value *rrms = un(w, IR_rsqrt, k_add(k, ms, num(w, eps)));
+  k_value *ms = k_mul(k, row_sum(w, square_from, NULL), b_real(w->b, 1.0 / (double)n));
+  k_value *rrms = un(w, IR_rsqrt, k_add(k, ms, b_real(w->b, eps)));
   put(w, RRMS, NULL, rrms);
   b_loop l = each_tile(w, NULL, 0);
   put(w, Y, l.i, k_mul(k, k_mul(k, get(w, X, l.i, 0), rrms), get(w, W, l.i, 0)));
@@ -298,7 +301,7 @@ static void norm_grad(rows *w, int64_t n) {
   k_kernel *k = w->b->k;
   bool layer = w->b->op->code == IR_layernorm_grad;
   int y = layer ? 5 : 4;
-  k_value *inverse = num(w, 1.0 / (double)n), *mean_u = NULL;
+  k_value *inverse = b_real(w->b, 1.0 / (double)n), *mean_u = NULL;
   if (layer) mean_u = k_mul(k, row_sum(w, weighted, NULL), inverse);
   k_value *mean_ux = k_mul(k, row_sum(w, weighted_normalised, NULL), inverse);
   b_loop l = each_tile(w, NULL, 0);
@@ -326,6 +329,13 @@ void cg_build_norm(bld *b) {
     double x;
     if (!pass_const_value(op->in[i], &x)) add_tensor(&w, op->in[i], FULL, false);
   }
+  // Most gradients of norms are added to that of the residual; on a GPU the last norm's, which is
+  // not, is the same function.
+  if (grad && b->limit->powers && ir_epilogue(op) < 0) {
+    w.absent = w.tensors;
+    w.kind[w.tensors] = FULL;
+    w.t[w.tensors++] = b_absent(b, op->out[0]);
+  }
   if (!begin_rows(&w, n)) return;
   double eps = ir_attr_float(op, "eps", 0);
   if (grad) {
@@ -351,19 +361,24 @@ typedef struct column_sums {
 static void sums_body(bld *b, column_sums *s) {
   k_kernel *k = b->k;
   b_axes outer = s->row;
-  int64_t extent = 1, stride[4] = {0};
+  // A single row: the strides that many would have, so that a tile of several has one all the same.
+  int64_t extent = 1, stride[4] = {s->n, s->n, 1, 1};
   if (outer.n) {
     extent = outer.size[outer.n - 1];
     for (int t = 0; t < 4; t++) stride[t] = outer.stride[t][outer.n - 1];
     b_drop(&outer, outer.n - 1);
   }
-  b_cut cc = b_cut_tile(b, s->n, 128, 16), rc = b_cut_tile(b, extent, b->limit->weight_rows, 1);
-  k_value *c0 = k_muli(k, b_grid(b, &cc), cc.size), *p = k_grid(k, s->parts);
+  int most = b->limit->weight_rows;
+  b_cut cc = b_cut_tile(b, s->n, 128, 16),
+        rc = b->limit->powers ? b_cut_rows(extent, most) : b_cut_even(extent, most, 1);
+  k_value *c0 = k_muli(k, b_grid(b, &cc), cc.size), *p = b_grid_of(b, s->parts);
   int64_t chunks = b_product(&outer) * rc.count;
-  k_value *lo = k_divi(k, k_muli(k, p, chunks), s->parts);
-  k_value *hi = k_divi(k, k_muli(k, k_addi(k, p, 1), chunks), s->parts);
+  k_value *all = b_number(b, chunks), *parts = b_number(b, s->parts);
+  k_value *lo = k_scalar(k, IR_floordiv, k_mul(k, p, all), parts, NULL);
+  k_value *hi = k_scalar(k, IR_floordiv, k_mul(k, k_addi(k, p, 1), all), parts, NULL);
   k_value *init[2] = {k_full(k, K_F32, 1, cc.size, 0), k_full(k, K_F32, 1, cc.size, 0)};
-  b_loop l = b_loop_begin(b, lo, hi, 1, s->parts == 1 ? chunks : 0, init, s->layer ? 2 : 1);
+  int64_t rounds = s->parts == 1 && !b->limit->powers ? chunks : 0;
+  b_loop l = b_loop_begin(b, lo, hi, 1, rounds, init, s->layer ? 2 : 1);
   k_value *r0 = b_start(b, &rc, l.i), *coord[B_MAX_AXES], *v[4] = {0};
   b_coordinates(b, &outer, k_divi(k, l.i, rc.count), coord);
   const cg_tensor *t[] = {&s->g, &s->x, &s->mean, &s->rstd};
@@ -436,7 +451,7 @@ void cg_build_norm_w(bld *b) {
   b_end(b);
   b_axes dense = {.n = 1, .tensors = 2, .size = {s.n}, .stride = {{1}, {1}}};
   for (int i = 0; i < op->nout && s.parts > 1; i++)
-    b_reduce_parts(b, IR_sum, scratch[i], DT_f32, s.parts, op->out[i], &dense);
+    b_reduce_parts(b, IR_sum, scratch[i], DT_f32, s.parts, s.n, op->out[i], &dense);
 }
 
 // ---- negative log likelihood -------------------------------------------------------------------

@@ -98,14 +98,16 @@ void cg_build_scatter_add(bld *b) {
   if (rows.n) b_drop(&rows, rows.n - 1);
   if (cols.n) b_drop(&cols, cols.n - 1);
   b_cut cc = b_cut_tile(b, ce, 64, 16), rc = b_cut_tile(b, re, 32, 1),
-        tc = b_cut_tile(b, table_rows, 64, 1);
+        tc = b->limit->powers ? b_cut_rows(table_rows, 32) : b_cut_even(table_rows, 64, 1);
   k_value *co = k_grid(k, b_product(&cols)), *c0 = k_muli(k, b_grid(b, &cc), cc.size);
   k_value *ccoord[B_MAX_AXES], *rcoord[B_MAX_AXES], *left = b_left(b, &cc, c0);
   b_coordinates(b, &cols, co, ccoord);
   k_value *own = k_add(k, b_at(b, &cols, 0, ccoord), k_muli(k, c0, cs[0]));
-  if (op->nin == 2) {
-    b_loop clear =
-        b_loop_begin(b, k_int(k, 0), k_int(k, tc.count * tc.size), tc.size, tc.count, NULL, 0);
+  // On a GPU how many are cleared is a number, 0 where they hold the base.
+  if (op->nin == 2 || b->limit->powers) {
+    k_value *end = b_number(b, op->nin == 2 ? tc.count * tc.size : 0);
+    int64_t rounds = b->limit->powers ? 0 : tc.count;
+    b_loop clear = b_loop_begin(b, k_int(k, 0), end, tc.size, rounds, NULL, 0);
     b_store(b, &y, k_full(k, k_type_of(y.dtype), tc.size, cc.size, 0),
             (k_access){.base = k_add(k, own, k_muli(k, clear.i, width)),
                        .row_stride = width,
@@ -200,7 +202,7 @@ void cg_build_rope(bld *b) {
   b_coordinates(b, &outer, o, coord);
   float *hi = arena_new(b->arena, float, half), *lo = arena_new(b->arena, float, half);
   for (int64_t i = 0; i < half; i++) {
-    double f = turn * pow(theta, -2 * (double)i / (double)n) / 6.283185307179586476925;
+    double f = pow(theta, -2 * (double)i / (double)n) / 6.283185307179586476925;
     hi[i] = (float)f;
     lo[i] = (float)(f - (double)hi[i]);
   }
@@ -209,7 +211,8 @@ void cg_build_rope(bld *b) {
   k_value *pos = r0;
   // Where nothing came before, `past` is 0.
   if (b->limit->powers || ir_attr_int(op, "past", 0)) pos = k_add(k, pos, k_call(k, K_PAST));
-  k_value *p = k_cast(k, k_add(k, pos, k_iota(k, K_I64, nr, 1)), K_F32);
+  // Backwards is the other way round: a number, so that it is the same function.
+  k_value *p = k_mul(k, k_cast(k, k_add(k, pos, k_iota(k, K_I64, nr, 1)), K_F32), b_real(b, turn));
   k_value *turns = k_mul(k, p, th);
   k_value *error = k_fma(k, p, th, k_scalar(k, IR_neg, turns, NULL, NULL));
   k_value *whole = k_scalar(k, IR_floor, k_add(k, turns, k_const(k, K_F32, 0.5)), NULL, NULL);

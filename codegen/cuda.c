@@ -111,8 +111,10 @@ static const char *scalar_row(cu *c, const k_stmt *s, const char *const *in) {
   if (divides_small(c, s))
     return arena_printf(c->arena, "(d_i64)((d_u32)%s %s (d_u32)%s)", in[0],
                         s->op == IR_mod ? "%" : "/", in[1]);
+  // Sums and products are the same either way round: what was computed first stands first.
+  bool turned = (s->op == IR_add || s->op == IR_mul) && s->in[0]->id > s->in[1]->id;
   if (operator_of[s->op])
-    return arena_printf(c->arena, "(%s %s %s)", in[0], operator_of[s->op], in[1]);
+    return arena_printf(c->arena, "(%s %s %s)", in[turned], operator_of[s->op], in[!turned]);
   sb text = {.arena = c->arena};
   sb_printf(&text, "d_%s(", ir_info(s->op)->name);
   for (int i = 0; i < s->nin; i++) sb_printf(&text, "%s%s", i ? ", " : "", in[i]);
@@ -167,9 +169,19 @@ const char *cu_scalar(cu *c, const k_value *v) {
   return c->at[v->id].text;
 }
 
+// The text of an f32 that is an argument: its bits.
+static const char *real_number(cu *c, double v) {
+  float f = (float)v;
+  uint32_t bits;
+  memcpy(&bits, &f, sizeof bits);
+  return arena_printf(c->arena, "d_real((d_u32)%s)", new_number(c, bits));
+}
+
 static void constant(cu *c, const k_stmt *s) {
   const k_value *v = s->out[0];
-  if (s->open)
+  if (s->open && v->type == K_F32)
+    new_scalar(c, v, real_number(c, s->f));
+  else if (s->open)
     set_scalar(c, v, new_number(c, s->i));
   else if (v->type == K_I64)
     set_scalar(c, v, cu_is_scalar(v) ? cu_number(c, s->i) : cu_literal(c, K_I64, (double)s->i));
@@ -511,6 +523,7 @@ const char *cuda_lower(arena *a, const k_kernel *k, cuda_kernel *out) {
   out->symbol = arena_printf(a, "%s_%012llx", base_name(a, k->name),
                              (unsigned long long)(hash & 0xffffffffffffull));
   out->source = arena_printf(a, "D_KERNEL(%s, %s", out->symbol, sb_str(&text));
+  out->text = out->source + strlen("D_KERNEL(") + strlen(out->symbol);
   out->threads = c.threads;
   out->shared_bytes = c.shared_bytes;
   out->blocks = k_cells(k);

@@ -10,10 +10,11 @@
 //   sb_puts(&unit, c.source);                          // each function once: equal symbols, equal
 //   text
 //
-// Numbers that tell one launch from another and do not shape the code (strides, extents, counts)
-// are not in the text but in `number`: kernels that differ only in them are one function, which is
-// compiled once. A launch passes one struct (d_args of the prelude): the addresses of the kernel's
-// buffers, that of the call's d_step, layer, micro, sample, then the numbers; eight bytes each.
+// Numbers that tell one launch from another and do not shape the code (strides, extents, counts,
+// constant operands) are not in the text but in `number`: kernels that differ only in them are one
+// function, which is compiled once. A launch passes one struct (d_args of the prelude): the
+// addresses of the kernel's buffers, that of the call's d_step, layer, micro, sample, then the
+// numbers; eight bytes each.
 //
 // Results of f32 equal the host's to the bit but for sums: a thread adds its own elements in order,
 // lanes and then warps add as a tree; which elements a thread has depends on the tile's shape
@@ -26,6 +27,7 @@
 typedef struct cuda_kernel {
   const char *symbol;  // of the function: the kernel's name and a hash of the text
   const char *source;  // the function, starting with its D_KERNEL line
+  const char *text;    // the part of it behind the symbol
   int threads;         // of a block
   int shared_bytes;    // dynamic shared memory of a block
   int64_t blocks;      // of the grid: its cells

@@ -23,7 +23,9 @@ void cuda_lower_all(arena *a, k_kernel *const *kernel, int n, cuda_unit *out) {
                      .function_of = arena_new(a, int, n),
                      .why = arena_new(a, const char *, n),
                      .function = arena_new(a, cuda_function, n)};
-  map by_symbol = {.arena = a};
+  // Of equal functions with different names (a copy is a copy, whether it joins or appends) the
+  // first one is taken.
+  map by_text = {.arena = a}, by_symbol = {.arena = a};
   for (int i = 0; i < n; i++) {
     cuda_kernel *c = &out->kernel[i];
     out->why[i] = cuda_lower(a, kernel[i], c);
@@ -32,16 +34,17 @@ void cuda_lower_all(arena *a, k_kernel *const *kernel, int n, cuda_unit *out) {
       out->refused++;
       continue;
     }
-    int known = map_find(&by_symbol, c->symbol);
+    int known = map_find(&by_text, c->text);
     if (known >= 0) {
       const cuda_function *f = &out->function[known];
-      if (strcmp(f->source, c->source) != 0)
-        IR_BUG("kernels %s and %s are different functions called %s", f->kernel->name,
-               kernel[i]->name, c->symbol);
       IR_CHECK(f->threads == c->threads && f->shared_bytes == c->shared_bytes);
+      c->symbol = f->symbol;
+      c->source = f->source;
       out->function_of[i] = known;
       continue;
     }
+    if (map_find(&by_symbol, c->symbol) >= 0) IR_BUG("two functions called %s", c->symbol);
+    map_set(&by_text, c->text, NULL);
     map_set(&by_symbol, c->symbol, NULL);
     out->function_of[i] = out->nfunctions;
     out->function[out->nfunctions++] = (cuda_function){.symbol = c->symbol,

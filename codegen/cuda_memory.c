@@ -1,8 +1,9 @@
 // Buffers: which bytes a thread reads and writes.
 //
 // Neighbouring registers of a thread hold neighbouring elements; where they are neighbours in
-// memory too, and where address, strides and limits are known to be multiples, they move in one
-// access of up to 16 bytes.
+// memory too, and where the address is a multiple, they move in one access of up to 16 bytes.
+#include <math.h>
+
 #include "codegen/cuda_impl.h"
 
 // ---- what is known of numbers ------------------------------------------------------------------
@@ -82,8 +83,9 @@ static const k_value *end_of(const cu_place *p, const k_access *x) {
 }
 
 // Elements that may move at once along the layout's vectors. *by_end: some of them may lie beyond
-// the limit, so what is left is counted. (Kernels with dots have none of that: there the limit must
-// be a multiple, and inner loops stay short.)
+// the limit, so what is left is counted and the address looked at: rows of any length are one
+// function. (Kernels with dots have none of that: there limit and address must be multiples, and
+// inner loops stay short.)
 static int width_of(const cu *c, const cu_place *p, const k_access *x, bool *by_end) {
   const cu_layout *l = cu_lay(c, p->layout);
   bool cols = p->vaxis == CU_COL;
@@ -91,18 +93,19 @@ static int width_of(const cu *c, const cu_place *p, const k_access *x, bool *by_
           across = cols ? x->row_stride : x->col_stride;
   *by_end = false;
   if (along != 1) return 1;
-  int z = least(cu_zeros(x->base), zeros_of(across));
-  if (c->dots && end_of(p, x)) z = least(z, cu_zeros(end_of(p, x)));
-  if (x->offset) {
-    if ((cols ? x->offset->cols : x->offset->rows) > 1) return 1;
-    z = least(z, cu_zeros(x->offset));
-  }
+  if (x->offset && (cols ? x->offset->cols : x->offset->rows) > 1) return 1;
   if (x->mask && (cols ? x->mask->cols : x->mask->rows) > 1) return 1;
-  z = least(z, zeros_of(cols ? l->cols : l->rows));
+  bool look = !c->dots && end_of(p, x);
+  int z = zeros_of(cols ? l->cols : l->rows), most = 16;
+  if (!look) {
+    z = least(z, least(cu_zeros(x->base), zeros_of(across)));
+    if (end_of(p, x)) z = least(z, cu_zeros(end_of(p, x)));
+    if (x->offset) z = least(z, cu_zeros(x->offset));
+    if (c->k->buffer[x->buffer].align) most = c->k->buffer[x->buffer].align;
+  }
   int n = 1, size = cu_dtype_bytes(c->k->buffer[x->buffer].dtype);
-  int most = c->k->buffer[x->buffer].align ? c->k->buffer[x->buffer].align : 16;
   while (2 * n <= p->vec && 2 * n * size <= most && z >= __builtin_ctz(2u * (unsigned)n)) n *= 2;
-  *by_end = n > 1 && !c->dots && end_of(p, x);
+  *by_end = n > 1 && look;
   return n;
 }
 
@@ -180,7 +183,7 @@ void cu_load(cu *c, const cu_place *p, const k_stmt *s) {
   } else {
     cu_line(c, "const d_vec<%s, %d> x = %s;", cu_dtype(t), n, get);
   }
-  bool fills = (in || by_end) && x->fill != 0;
+  bool fills = (in || by_end) && (x->fill != 0 || signbit(x->fill));
   const char *fill =
       fills ? arena_printf(c->arena, " : %s", cu_literal(c, out->type, x->fill)) : "";
   const char *when = !fills         ? ""

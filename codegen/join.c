@@ -11,7 +11,7 @@
 #include <string.h>
 
 // More operands or statements are work that deserves a launch.
-enum { MOST_OPERANDS = 24, MOST_STATEMENTS = 300, MOST_ELEMENTS = 64 };
+enum { MOST_OPERANDS = CG_MAX_OPERANDS, MOST_STATEMENTS = 300, MOST_ELEMENTS = 64 };
 
 // What a kernel's layouts depend on besides its tiles' shapes (codegen/cuda_layout.c).
 typedef struct traits {
@@ -102,6 +102,17 @@ static void give_buffers(k_kernel *k, const cg_launch *l, const k_kernel *from, 
     k->buffer[i].use = (l->operand[i].read ? K_READ : 0) | (l->operand[i].write ? K_WRITE : 0);
 }
 
+// Is a buffer they share of one type for both? A copy, for one, moves whole numbers as reals.
+static bool same_types(const k_kernel *first, const k_kernel *next, const int *buffer) {
+  for (int i = 0; i < next->nbuffers; i++) {
+    ir_dtype t = next->buffer[i].dtype;
+    if (buffer[i] < first->nbuffers && first->buffer[buffer[i]].dtype != t) return false;
+    for (int j = 0; j < i; j++)
+      if (buffer[i] == buffer[j] && next->buffer[j].dtype != t) return false;
+  }
+  return true;
+}
+
 static const char *joint_name(arena *a, const k_kernel *x, const k_kernel *y) {
   if (strlen(x->name) > 40) return x->name;
   return arena_printf(a, "%s_%s", x->name, y->name);
@@ -117,7 +128,7 @@ static const cg_launch *joined(cg_context *cg, const cg_launch *first, const cg_
   int of_first[CG_MAX_OPERANDS], of_next[CG_MAX_OPERANDS];
   *l = *first;
   for (int i = 0; i < first->n; i++) of_first[i] = i;
-  if (!unite(l, next, of_next)) return NULL;
+  if (!unite(l, next, of_next) || !same_types(first->kernel, next->kernel, of_next)) return NULL;
   k_kernel *k = k_new(a, joint_name(a, first->kernel, next->kernel));
   give_buffers(k, l, first->kernel, of_first);
   give_buffers(k, l, next->kernel, of_next);

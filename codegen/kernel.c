@@ -125,6 +125,12 @@ k_value *k_open(k_kernel *k, int64_t v) {
   return n;
 }
 
+k_value *k_open_real(k_kernel *k, double v) {
+  k_value *n = k_const(k, K_F32, v);
+  n->def->open = true;
+  return n;
+}
+
 bool k_is_const(const k_value *v, int64_t *out) {
   if (!v->def || v->def->code != K_CONST || v->type == K_F32 || v->def->open) return false;
   if (out) *out = v->def->i;

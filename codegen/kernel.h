@@ -131,7 +131,7 @@ struct k_stmt {
   ir_opcode op;  // SCALAR; REDUCE: IR_add or IR_max
   double f;      // CONST of type f32
   int64_t i;  // CONST otherwise; GRID: dim; FIELD: which; FOR: step; KEY: the op's key; DRAW: below
-  bool open;  // CONST: not folded
+  bool open;  // CONST: not folded, nor part of a function's text
   int axis;   // IOTA, REDUCE: 0 rows, 1 columns
   bool ta, tb;         // DOT: a is given as [K,M], b as [N,K]
   ir_dtype storage;    // CAST; DOT: what operands are rounded through
@@ -200,6 +200,7 @@ k_value *k_int(k_kernel *k, int64_t v);             // i64 scalar
 k_value *k_const(k_kernel *k, k_type t, double v);
 // A number that nothing is folded with: kernels that differ in it keep one shape.
 k_value *k_open(k_kernel *k, int64_t v);
+k_value *k_open_real(k_kernel *k, double v);  // f32
 k_value *k_full(k_kernel *k, k_type t, int rows, int cols, double v);
 bool k_is_const(const k_value *v, int64_t *out);             // an integer constant, not an open one
 k_value *k_iota(k_kernel *k, k_type t, int rows, int cols);  // one of rows, cols is 1

@@ -41,7 +41,7 @@ typedef struct cg_limits {
                 .dot_k = 768,       \
                 .cells = 12},       \
    [CG_CUDA] = {.powers = true,     \
-                .map = 4096,        \
+                .map = 1024,        \
                 .map_cols = 256,    \
                 .row_all = 4096,    \
                 .row_cols = 2048,   \

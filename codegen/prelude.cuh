@@ -209,9 +209,13 @@ D_FN void d_mma(float *c, const d_u32 (&a)[4], d_u32 b0, d_u32 b1, d_f16) {
 // Of N elements at p the first `left` exist: at most N move, in one access where all do. What does
 // not exist is read as zeros.
 template <int N, class T>
+D_FN bool d_whole(const T *p, d_i64 left) {
+  return left >= N && (d_u64)p % (N * sizeof(T)) == 0;
+}
+template <int N, class T>
 D_FN d_vec<T, N> d_load_left(const T *p, d_i64 left) {
   d_vec<T, N> v = {};
-  if (left >= N) {
+  if (d_whole<N>(p, left)) {
     v = d_load<N>(p);
   } else {
     D_UNROLL for (int e = 0; e < N; e++) {
@@ -222,7 +226,7 @@ D_FN d_vec<T, N> d_load_left(const T *p, d_i64 left) {
 }
 template <class T, int N>
 D_FN void d_store_left(T *p, d_i64 left, d_vec<T, N> v) {
-  if (left >= N) {
+  if (d_whole<N>(p, left)) {
     d_store(p, v);
   } else {
     D_UNROLL for (int e = 0; e < N; e++) {

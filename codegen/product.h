@@ -23,11 +23,17 @@ enum { A, B, O, MAX_TENSORS = 24 };
 // multiplies.
 enum { PRODUCT_FEW = 4 };
 
+enum { MOST_SUMMANDS = 2 };
+
 typedef struct product {
   b_axes batch, m, n, k;
   ir_value *value[MAX_TENSORS];
   cg_tensor t[MAX_TENSORS];  // filled in by who builds a kernel
   int tensors, results;
+  // Operands in the shape of the result that are added last, in this order: tensors summand[i]. The
+  // last `made` tensors are summands that are not operands of the op.
+  int summands, made, summand[MOST_SUMMANDS];
+  b_summand kind[MOST_SUMMANDS];
   ir_dtype round;  // what operands are rounded through
   double flops;
 } product;

@@ -216,9 +216,10 @@ const char *infer_reduce(const infer *t, ir_type *out) {
   bool gone[IR_MAX_RANK] = {0}, keep = ir_attr_int(t->op, "keep", 0) != 0;
   if (t->op->nregions) {
     const ir_region *f = t->op->region[0];
-    if (f->args.n != 1 || f->yield.n != 1 || f->args.at[0]->type.dtype != x->dtype ||
-        f->yield.at[0]->type.dtype != x->dtype)
-      return SAY("%s: its function takes and gives one %s", t->name, ir_dtype_name(x->dtype));
+    if (f->args.n != 1 || f->yield.n != 1 || f->args.at[0]->type.dtype != x->dtype)
+      return SAY("%s: its function takes one %s and gives one value", t->name,
+                 ir_dtype_name(x->dtype));
+    out->dtype = f->yield.at[0]->type.dtype;
   }
   for (int i = 0; i < axes->n; i++) {
     int64_t a = axes->v[i];

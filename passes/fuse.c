@@ -6,14 +6,16 @@
 //
 // A producer joins its consumer when both are elementwise over the same shape in one segment and
 // nobody else reads it. That is enough for chains such as residual + dropout, activation gradients
-// and optimizer arithmetic; what follows a matrix product is for `epilogue`.
+// and optimizer arithmetic; what follows a matrix product is for `epilogue`. What makes one number
+// of another, such as a count that is at least 1, is done by all who read it: a kernel takes
+// longer.
 
 #include <string.h>
 
 #include "ir/expr.h"
 #include "passes/pass.h"
 
-#define MAX_OPERANDS 16
+#define MAX_OPERANDS 32
 #define MAX_RESULTS 4
 
 bool pass_fusible(const ir_op *op) {
@@ -119,7 +121,7 @@ static void absorb_in_sum(ir_module *m, ir_op *sum) {
     else if (!pass_const_value(p->in[i], &x))
       return;
   }
-  if (at < 0 || p->in[at]->type.dtype != p->out[0]->type.dtype) return;
+  if (at < 0) return;
   ir_region *f = pass_function_of(m, p), *r = ir_region_new(m, sum);
   for (int i = 0; i < p->nin; i++) {
     double x = 0;
@@ -144,6 +146,17 @@ static void absorb_in_sum(ir_module *m, ir_op *sum) {
   p->out[0]->mark = 0;
 }
 
+// One number, of one other number and constants.
+static bool is_one_of_one(const ir_op *op) {
+  int n = 0;
+  double x;
+  for (int i = 0; i < op->nin; i++) {
+    if (ir_elements(&op->in[i]->type) != 1) return false;
+    n += !pass_const_value(op->in[i], &x);
+  }
+  return n == 1 && ir_elements(&op->out[0]->type) == 1;
+}
+
 static void fuse_region(ir_module *m, ir_region *r) {
   for (int i = 0; i < r->ops.n; i++) {
     ir_op *user = r->ops.at[i];
@@ -153,14 +166,15 @@ static void fuse_region(ir_module *m, ir_region *r) {
     for (int k = 0; k < user->nin; k++) {
       ir_op *p = user->in[k]->def;
       if (!p || p->parent != r || p == user || !pass_fusible(p) || p->nout != 1) continue;
-      if (p->segment != user->segment || !pass_same_extents(p->out[0], user->out[0])) continue;
+      if (!pass_same_extents(p->out[0], user->out[0])) continue;
       int uses = 0;
       for (int j = 0; j < user->nin; j++) uses += user->in[j] == p->out[0];
-      if (p->out[0]->mark != uses) continue;
-      if (absorb(m, p, user)) {
-        p->out[0]->mark = 0;
-        k = -1;  // the operands are new: look again
-      }
+      bool last = p->out[0]->mark == uses && p->segment == user->segment;
+      if (!last && !is_one_of_one(p)) continue;
+      if (!absorb(m, p, user)) continue;
+      p->out[0]->mark -= uses;
+      for (int j = 0; j < p->nin && p->out[0]->mark; j++) p->in[j]->mark++;
+      k = -1;  // the operands are new: look again
     }
   }
 }

@@ -6,8 +6,9 @@
 // norm = sqrt(sum over all gradients of g^2), a logged output; each gradient is scaled by
 // min(1, clip / norm) when clip > 0. The updates are those of PyTorch's AdamW (decoupled decay) and
 // SGD; learning rate, betas and the like are scalars of the argument block, so an executable takes
-// them from its command line. Optimizer states become states of the module, named after their
-// weight.
+// them from its command line. What a weight multiplies learning rate and decay by are numbers of
+// its update, 1 and 0 among them: weights are updated alike. Optimizer states become states of the
+// module, named after their weight.
 
 #include <string.h>
 
@@ -74,18 +75,22 @@ typedef struct scalars {
 
 // PyTorch's AdamW: decay first, then the bias-corrected step.
 static void adamw(ir_builder *b, const ir_state *w, ir_value *p, ir_value *g, const scalars *s,
-                  ir_value *lr, ir_value *decay) {
+                  ir_value *lr_scale, ir_value *decay_scale) {
   ir_state *m1 = optimizer_state(b->m, w, "m"), *m2 = optimizer_state(b->m, w, "v");
-  ir_value *in[] = {p,        g,       read_state(b, m1), read_state(b, m2), s->scale,
-                    lr,       decay,   s->beta1,          s->beta2,          s->eps,
-                    s->bias1, s->bias2};
-  ir_op *op = update(b, "adamw", "p, g0, m, v, scale, lr, decay, beta1, beta2, eps, bias1, bias2",
+  ir_value *in[] = {p,        g,        read_state(b, m1), read_state(b, m2), s->scale,
+                    s->lr,    s->decay, s->beta1,          s->beta2,          s->eps,
+                    s->bias1, s->bias2, lr_scale,          decay_scale};
+  ir_op *op = update(b, "adamw",
+                     "p, g0, m, v, scale, lr0, decay0, beta1, beta2, eps, bias1, bias2, "
+                     "lr_scale, decay_scale",
+                     "lr = lr0 * lr_scale;"
+                     "decay = decay0 * decay_scale;"
                      "g = g0 * scale;"
                      "m1 = beta1 * m + (1 - beta1) * g;"
                      "v1 = beta2 * v + (1 - beta2) * (g * g);"
                      "p * (1 - lr * decay) - lr / bias1 * (m1 / (sqrt(v1) / sqrt(bias2) + eps)),"
                      "m1, v1",
-                     in, 12);
+                     in, 14);
   write_state(b, w->name, op->out[0]);
   write_state(b, m1->name, op->out[1]);
   write_state(b, m2->name, op->out[2]);
@@ -93,22 +98,27 @@ static void adamw(ir_builder *b, const ir_state *w, ir_value *p, ir_value *g, co
 
 // PyTorch's SGD, with decay decoupled as everywhere in dsmc.
 static void sgd(ir_builder *b, const ir_state *w, ir_value *p, ir_value *g, const scalars *s,
-                ir_value *lr, ir_value *decay, const pass_options *o) {
+                ir_value *lr_scale, ir_value *decay_scale, const pass_options *o) {
   if (!o->momentum) {
-    ir_value *in[] = {p, g, s->scale, lr, decay};
-    ir_op *op = update(b, "sgd", "p, g, scale, lr, decay",
-                       "p * (1 - lr * decay) - lr * (g * scale)", in, 5);
+    ir_value *in[] = {p, g, s->scale, s->lr, s->decay, lr_scale, decay_scale};
+    ir_op *op = update(b, "sgd", "p, g, scale, lr0, decay0, lr_scale, decay_scale",
+                       "lr = lr0 * lr_scale; decay = decay0 * decay_scale;"
+                       "p * (1 - lr * decay) - lr * (g * scale)",
+                       in, 7);
     write_state(b, w->name, op->out[0]);
     return;
   }
   ir_state *u = optimizer_state(b->m, w, "u");
-  ir_value *in[] = {p, g, read_state(b, u), s->scale, lr, decay, s->momentum};
-  ir_op *op = update(b, "sgd", "p, g0, u, scale, lr, decay, momentum",
-                     o->nesterov ? "g = g0 * scale; u1 = momentum * u + g;"
+  ir_value *in[] = {p,        g,           read_state(b, u), s->scale,   s->lr,
+                    s->decay, s->momentum, lr_scale,         decay_scale};
+  ir_op *op = update(b, "sgd", "p, g0, u, scale, lr0, decay0, momentum, lr_scale, decay_scale",
+                     o->nesterov ? "lr = lr0 * lr_scale; decay = decay0 * decay_scale;"
+                                   "g = g0 * scale; u1 = momentum * u + g;"
                                    "p * (1 - lr * decay) - lr * (g + momentum * u1), u1"
-                                 : "g = g0 * scale; u1 = momentum * u + g;"
+                                 : "lr = lr0 * lr_scale; decay = decay0 * decay_scale;"
+                                   "g = g0 * scale; u1 = momentum * u + g;"
                                    "p * (1 - lr * decay) - lr * u1, u1",
-                     in, 7);
+                     in, 9);
   write_state(b, w->name, op->out[0]);
   write_state(b, u->name, op->out[1]);
 }
@@ -172,16 +182,12 @@ const char *pass_optimize(ir_module *m, const pass_options *o) {
     ir_state *w = weights.at[i];
     b.span = w->span;
     ir_value *p = read_state(&b, w);
-    ir_value *lr = s.lr, *decay = s.decay;
-    if (w->lr_scale != 1) lr = ir_build2(&b, IR_mul, lr, ir_const(&b, DT_f32, w->lr_scale));
-    if (w->weight_decay == 0)
-      decay = ir_const(&b, DT_f32, 0);
-    else if (w->weight_decay != 1)
-      decay = ir_build2(&b, IR_mul, decay, ir_const(&b, DT_f32, w->weight_decay));
+    ir_value *lr_scale = ir_const(&b, DT_f32, w->lr_scale);
+    ir_value *decay_scale = ir_const(&b, DT_f32, w->weight_decay);
     if (o->optimizer == OPT_ADAMW)
-      adamw(&b, w, p, grads.at[i], &s, lr, decay);
+      adamw(&b, w, p, grads.at[i], &s, lr_scale, decay_scale);
     else
-      sgd(&b, w, p, grads.at[i], &s, lr, decay, o);
+      sgd(&b, w, p, grads.at[i], &s, lr_scale, decay_scale, o);
   }
   return NULL;
 }

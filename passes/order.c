@@ -4,7 +4,8 @@
 // tasks of the new schedule refer to the module's ops.
 // A task ends where a repeat begins, where the segment changes, or where the phase does. Phases of
 // train_step: what `loss` follows from is forward, what the gradient norm follows from besides is
-// backward, the rest is update.
+// backward, and so is what is made of the norm and arguments alone, such as the factor that clips:
+// it changes no state, and can share a launch with the norm. The rest is update.
 
 #include <string.h>
 
@@ -39,12 +40,37 @@ static void mark_ancestors(ir_region *r, const char *output, int phase) {
   }
 }
 
-static void set_phases(ir_func *f) {
+// Made of `norm`, arguments and constants, by way of others that are?
+static bool follows(const ir_op *op, const ir_value *norm, const bool *follower) {
+  bool some = false;
+  for (int k = 0; k < op->nin; k++) {
+    const ir_op *def = op->in[k]->def;
+    bool from = op->in[k] == norm || follower[op->in[k]->id];
+    if (!from && (!def || (def->code != IR_arg && def->code != IR_const))) return false;
+    some |= from;
+  }
+  return some && op->nout > 0;
+}
+
+static void mark_followers(ir_module *m, ir_region *r, const char *output, int phase) {
+  const ir_value *norm = NULL;
+  bool *follower = arena_new(m->arena, bool, m->next_value + 1);
+  for (int i = 0; i < r->ops.n; i++) {
+    ir_op *op = r->ops.at[i];
+    if (op->code == IR_output && str_eq(ir_attr_str(op, "name", NULL), output)) norm = op->in[0];
+    if (op->mark != PHASE_UPDATE || !follows(op, norm, follower)) continue;
+    op->mark = phase;
+    for (int k = 0; k < op->nout; k++) follower[op->out[k]->id] = true;
+  }
+}
+
+static void set_phases(ir_module *m, ir_func *f) {
   ir_region *r = f->body;
   for (int i = 0; i < r->ops.n; i++)
     r->ops.at[i]->mark = f->kind == ENTRY_TRAIN ? PHASE_UPDATE : PHASE_FORWARD;
   if (f->kind != ENTRY_TRAIN) return;
   mark_ancestors(r, "grad_norm", PHASE_BACKWARD);
+  mark_followers(m, r, "grad_norm", PHASE_BACKWARD);
   mark_ancestors(r, "loss", PHASE_FORWARD);
 }
 
@@ -78,7 +104,7 @@ static void build_entry(sched *s, ir_func *f, int64_t batch) {
     e.micro_batch = ir_root(m->batch)->size;
   }
   int64_t micros = e.batch / e.micro_batch;
-  set_phases(f);
+  set_phases(m, f);
   int count[3] = {0, 0, 0}, loops = 0;
   int task = -1, phase = -1, segment = -1, loop_run = -1;
   for (int i = 0; i < r->ops.n; i++) {

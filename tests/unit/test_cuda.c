@@ -164,10 +164,11 @@ static void extents_are_numbers(void **state) {
   assert_memory_not_equal(p.number, q.number, sizeof *p.number * (size_t)p.nnumbers);
   assert_int_equal(p.blocks, 3);
   assert_int_equal(q.blocks, 90);
-  // Rows that do not begin at multiples of 16 bytes are read in other steps: another function.
-  assert_string_not_equal(p.symbol, odd.symbol);
+  // Rows that do not begin at multiples of 16 bytes are read in other steps: the address says so
+  // when the function runs.
+  assert_string_equal(p.symbol, odd.symbol);
+  assert_string_equal(p.source, odd.source);
   assert_non_null(strstr(p.source, "d_load_left<4>"));
-  assert_null(strstr(odd.source, "d_load_left<4>"));
   arena_free(&a);
 }
 
