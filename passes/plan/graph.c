@@ -237,16 +237,22 @@ static void read_updates(reader *r, const ir_region *top) {
 
 // ---- all ----------------------------------------------------------------------------------------
 
-static void count_model(reader *r, const ir_region *top) {
+// FLOPs as the field counts them: products and attention (full, whatever its mask closes).
+static double counted_flops(const ir_op *op) {
+  bool attends = op->code == IR_attention || op->code == IR_attention_grad;
+  return attends || ir_is_product(op) ? ir_op_flops(op) : 0;
+}
+
+static void count_model(reader *r) {
   for (int i = 0; i < r->m->states.n; i++)
     if (r->m->states.at[i]->cls == STATE_WEIGHT)
       r->g->parameters += (double)ir_elements(&r->m->states.at[i]->type);
-  for (int i = 0; i < top->ops.n; i++)
-    if (top->ops.at[i]->segment == r->segment && !top->ops.at[i]->recompute)
-      r->g->flops += ir_op_flops(top->ops.at[i]);
   for (int i = 0; i < r->g->op.n; i++) {
     const pg_op *p = &r->g->op.at[i];
-    if (p->kind == PG_OP && !p->once) r->g->hardware_flops += p->times * p->flops;
+    if (p->kind != PG_OP || p->once) continue;
+    double flops = p->times * counted_flops(p->op);
+    r->g->hardware_flops += flops;
+    if (!p->op->recompute) r->g->flops += flops;
   }
 }
 
@@ -302,6 +308,6 @@ pg_graph *pg_read(arena *a, ir_module *m) {
     }
   }
   read_updates(&r, top);
-  count_model(&r, top);
+  count_model(&r);
   return g;
 }

@@ -67,7 +67,7 @@ typedef struct pg_graph {
   VEC(pg_op) op;  // in the order they run
   VEC(pg_piece) piece;
   double parameters;      // logical, each once
-  double flops;           // model FLOPs of one sample, forward and backward
+  double flops;           // model FLOPs of one sample, forward and backward: products and attention
   double hardware_flops;  // with what is run again
   const char *error;      // why the step cannot be planned, in the user's words
 } pg_graph;
