@@ -82,11 +82,11 @@ static inline void fx_pipe(arena *a, plan_candidate *c, double forward, double b
                             .send_back = send};
   for (int i = 0; i < p; i++) behind[i] = after;
   c->pipe = (pipeline){.kind = k->pipe,
-                   .stages = p,
-                   .chunks = v,
-                   .micro = k->micro_batches,
-                   .chunk = chunk,
-                   .after = behind};
+                       .stages = p,
+                       .chunks = v,
+                       .micro = k->micro_batches,
+                       .chunk = chunk,
+                       .after = behind};
 }
 
 // Peak, memory of the highest stage, times of the critical one.
