@@ -9,10 +9,12 @@ the simplest rival, one constant share of the peak fitted on the very rows it is
 (bench/published/DEVICE.json) are fitted on Narayanan 2021 (A100) and on Megatron-Core 0.8 (H100); all other rows are
 predictions. `--fit` searches their numbers again (coordinate search over predictions) and prints them.
 
-What a row does not say is minimised over: micro-batch 1, 2, 4; chunks of a stage. The stack of 2021 is unlike ours in
+What a row does not say is minimised over: micro-batch 1 to 16; chunks of a stage. The stack of 2021 is unlike ours in
 two ways that are added to the planner's step by name: `reduce`, gradients are reduced after backward and not beside
 it; `rerun`, full recompute runs the whole layer again, where the planner leaves out what backward does not read (the
-second product of the MLP and its reduction). No memory is compared: see docs/planner.md.
+second product of the MLP and its reduction). That of 2024 gathers the parameters of ZeRO 1 while it computes, which the
+planner does not, so all but the first layer's share of `data` is left out. Of memory only states are compared, not
+activations: see docs/planner.md.
 """
 import csv, glob, json, math, os, subprocess, sys, tempfile
 from concurrent.futures import ThreadPoolExecutor
@@ -45,7 +47,7 @@ class Row:
         for k, c in dict(L="layers", h="hidden", heads="heads", ffn="ffn", V="vocab", S="seq", n="n_gpus", tp="tp",
                          pp="pp", dp="dp", batch="global_batch").items():
             setattr(self, k, int(r[c]))
-        self.micro = [int(r["micro_batch"])] if r["micro_batch"] else [1, 2, 4]
+        self.micro = [int(r["micro_batch"])] if r["micro_batch"] else [1, 2, 4, 8, 16]
         self.interleave = [int(r["interleave"])] if r["interleave"] else None
         self.recompute = r["recompute"] or "none"
         self.note = "SP" if r["cp_or_sp"].startswith("SP") else ""
@@ -110,6 +112,9 @@ class Planner:
                 layers = row.L / row.pp * row.batch / row.dp / b
                 whole = best["step_s"]
                 parts["rerun"] = one * layers * whole / (whole - best["time_s"]["bubble"])
+        elif row.zero == 1 and row.dp > 1:
+            # Updated parameters are gathered while the next forward runs, all but those of its first layer.
+            parts["data"] *= row.pp / row.L
         return sum(parts.values()), parts, best
 
     def best(self, row, d):
@@ -163,6 +168,20 @@ def table(planner, title, rows, d):
     worst = lambda es: 100 * max(map(abs, es))
     print(f"  average {mean(errors):.1f} %, worst {worst(errors):.1f} %, in the 80 % interval {inside} of {len(rows)};"
           f" rival (constant {constant:.3f} of the peak): average {mean(other):.1f} %, worst {worst(other):.1f} %")
+
+
+def states(planner, folder, d):
+    """Weights, gradients, optimizer of the fullest stage, against Korthikanti's figure 1."""
+    print("\nKorthikanti 2022, figure 1: parameters, gradients and optimizer (18 bytes a parameter; not fitted)")
+    with open(os.path.join(folder, "korthikanti2022.csv")) as f:
+        rows = [r for r in csv.DictReader(f) if r["metric"] == "mem_params_optimizer"]
+    errors = []
+    for r in rows:
+        best = planner.ask(Row(r, "a100"), d, int(r["micro_batch"]), int(r["interleave"]))
+        held = max(sum(s["memory_bytes"][k] for k in ("parameters", "gradients", "optimizer")) for s in best["stages"]) / 2**30
+        errors.append(held / float(r["value"]) - 1)
+        print(f"  {r['model']:<13}{r['n_gpus']:>5} {float(r['value']):>8.2f} GiB {held:>8.2f} GiB {100 * errors[-1]:>+6.1f}%")
+    print(f"  average {100 * sum(map(abs, errors)) / len(errors):.1f} %, worst {100 * max(map(abs, errors)):.1f} %")
 
 
 def fit(planner, rows, d):
@@ -219,6 +238,7 @@ def main():
         return
     for title, rows in sets:
         table(planner, title, rows, d[rows[0].kind])
+    states(planner, folder, d["a100"])
     print("\n* micro-batch or chunks are not published: the fastest of those tried")
 
 
