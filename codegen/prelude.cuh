@@ -206,12 +206,13 @@ D_FN void d_mma(float *c, const d_u32 (&a)[4], d_u32 b0, d_u32 b1, d_f16) {
 #endif  // DSM_EMULATED
 
 // ---- ends of rows -------------------------------------------------------------------------------
-// Of N elements at p the first `left` exist: at most N move, in one access where all do. What does
-// not exist is read as zeros.
+// Whether N elements at p, of which `left` exist, can move in one access.
 template <int N, class T>
 D_FN bool d_whole(const T *p, d_i64 left) {
   return left >= N && (d_u64)p % (N * sizeof(T)) == 0;
 }
+// Of N elements at p the first `left` exist: at most N move, in one access where all do and the
+// address is a multiple. What does not exist is read as zeros.
 template <int N, class T>
 D_FN d_vec<T, N> d_load_left(const T *p, d_i64 left) {
   d_vec<T, N> v = {};
