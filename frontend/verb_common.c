@@ -317,12 +317,23 @@ bool compile_open(cli *c, const char *path, compiled *k) {
   return true;
 }
 
+static void set_batch(job *j, int64_t batch) {
+  j->batch = batch;
+  for (int i = 0; i < j->dims.n; i++)
+    if (str_eq(j->dims.at[i].name, "batch")) j->dims.at[i].extent = batch;
+}
+
 ir_module *compile_step(compiled *k, recompute_mode mode) {
+  // A step of one sample has no loop over micro-batches, which is what the planner reads by; that of
+  // two has, and its micro-batches are the same.
+  int64_t batch = k->job->batch;
+  if (batch == 1) set_batch(k->job, 2);
   ir_module *m = sema_lower(k->program, k->job, SEMA_TRAIN);
-  if (!m) return NULL;
   pass_options o = pass_defaults();
   set_optimizer(&o, k->job);
   o.batch = k->job->batch;
+  set_batch(k->job, batch);
+  if (!m) return NULL;
   o.micro_batch = 1;
   o.recompute = mode;
   o.recomputed = &k->recomputed;
