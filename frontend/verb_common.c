@@ -324,8 +324,8 @@ static void set_batch(job *j, int64_t batch) {
 }
 
 ir_module *compile_step(compiled *k, recompute_mode mode) {
-  // A step of one sample has no loop over micro-batches, which is what the planner reads by; that of
-  // two has, and its micro-batches are the same.
+  // A step of one sample has no loop over micro-batches, which is what the planner reads by; that
+  // of two has, and its micro-batches are the same.
   int64_t batch = k->job->batch;
   if (batch == 1) set_batch(k->job, 2);
   ir_module *m = sema_lower(k->program, k->job, SEMA_TRAIN);

@@ -188,9 +188,9 @@ static double tied_bytes(const point *p, const stages_cut *cut, int stage, int *
 
 // ---- stages -------------------------------------------------------------------------------------
 
-// Chunks are equal (interleave divides the layers); without chunks stages may be uneven. What a stage
-// is said to hold here is no more than it will hold (the highest transient of one piece, not of all),
-// so that `fits` is false only where no cut can fit.
+// Chunks are equal (interleave divides the layers); without chunks stages may be uneven. What a
+// stage is said to hold here is no more than it will hold (the highest transient of one piece, not
+// of all), so that `fits` is false only where no cut can fit.
 static stages_cut cut_stages(point *p, const pipeline *line, double capacity, bool only_fitting) {
   if (p->c->interleave > 1 || p->parts == 1) {
     stages_cut even = {.fits = true, .first = arena_new(p->a, int64_t, p->parts + 1)};
