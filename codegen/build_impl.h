@@ -177,10 +177,10 @@ void b_copy_kernel(bld *b, const char *name, ir_value *dst, const ir_view *dst_v
 void b_reduce_kernels(bld *b, ir_opcode kind, ir_value *x, ir_region *of, ir_value *out,
                       b_axes keep, b_axes over);
 
-// Reduces the parts of one result: part p lies dense at p * apart of a scratch buffer. keep:
-// tensors scratch, out.
-void b_reduce_parts(bld *b, ir_opcode kind, int scratch, ir_dtype t, int64_t parts, int64_t apart,
-                    ir_value *out, const b_axes *keep);
+// Reduces the parts of one result: part p lies dense at p * (product of keep) of a scratch buffer.
+// keep: tensors scratch, out.
+void b_reduce_parts(bld *b, ir_opcode kind, int scratch, ir_dtype t, int64_t parts, ir_value *out,
+                    const b_axes *keep);
 
 // The builders, by the `build` column.
 #define SCALAR(name, arity, kinds, expr, d0, d1, d2, flops, doc)

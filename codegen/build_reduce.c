@@ -127,7 +127,8 @@ static void reduce_body(bld *b, const reduction *r) {
   k_value *first = b_start(b, &part, l.i);
   b_coordinates(b, &over, k_divi(k, l.i, part.count), coord);
   k_access a = {
-      .base = k_add(k, k_add(k, base, b_at(b, &over, 0, coord)), k_muli(k, first, reduced[0])),
+      .base = k_add(k, k_add(k, base, b_at(b, &over, 0, coord)),
+                    rows ? k_muli(k, first, reduced[0]) : k_mul(k, first, b_number(b, reduced[0]))),
       .fill = neutral};
   a.row_stride = rows ? kept[0] : reduced[0];
   a.col_stride = rows ? reduced[0] : kept[0];
@@ -170,12 +171,12 @@ static bool constant(ir_value *x, double *number) {
   return true;
 }
 
-void b_reduce_parts(bld *b, ir_opcode kind, int scratch, ir_dtype t, int64_t parts, int64_t apart,
-                    ir_value *out, const b_axes *keep) {
+void b_reduce_parts(bld *b, ir_opcode kind, int scratch, ir_dtype t, int64_t parts, ir_value *out,
+                    const b_axes *keep) {
   int64_t results = b_product(keep);
   reduction r = {.kind = kind,
                  .keep = *keep,
-                 .over = {.n = 1, .tensors = 1, .size = {parts}, .stride = {{apart}}},
+                 .over = {.n = 1, .tensors = 1, .size = {parts}, .stride = {{results}}},
                  .parts = 1};
   if (b->limit->powers && results == 1) {
     // Parts are few: those of one result are added by the function for those of many.
@@ -183,7 +184,7 @@ void b_reduce_parts(bld *b, ir_opcode kind, int scratch, ir_dtype t, int64_t par
     r.keep = (b_axes){.n = 1, .tensors = 2, .size = {1}, .stride = {{1}, {1}}};
   }
   b_begin(b, "%s_of_parts", kind == IR_sum ? "sum" : "max");
-  r.x = b_scratch(b, scratch, t, parts * apart, K_READ);
+  r.x = b_scratch(b, scratch, t, parts * results, K_READ);
   r.out = b_write(b, out);
   reduce_body(b, &r);
   b_end(b);
@@ -216,10 +217,9 @@ void b_reduce_kernels(bld *b, ir_opcode kind, ir_value *x, ir_region *of, ir_val
     b_end(b);
     return;
   }
-  // Part p's results lie dense at p * apart; the second kernel adds them in order.
-  int64_t apart = b->limit->powers && results == 1 ? 4 : results;
+  // Part p's results lie dense at p * results; the second kernel adds them in order.
   ir_dtype t = natural_dtype(k_type_of(term_dtype(&r)));
-  int scratch = b_new_scratch(b, t, parts * apart);
+  int scratch = b_new_scratch(b, t, parts * results);
   reduction last = r;
   int64_t step = 1;
   for (int a = r.keep.n - 1; a >= 0; a--) {
@@ -227,12 +227,12 @@ void b_reduce_kernels(bld *b, ir_opcode kind, ir_value *x, ir_region *of, ir_val
     step *= r.keep.size[a];
   }
   r.parts = parts;
-  r.part_stride = apart;
-  r.out = b_scratch(b, scratch, t, parts * apart, K_WRITE);
+  r.part_stride = results;
+  r.out = b_scratch(b, scratch, t, parts * results, K_WRITE);
   reduce_body(b, &r);
   b_end(b);
 
-  b_reduce_parts(b, kind, scratch, t, parts, apart, out, &last.keep);
+  b_reduce_parts(b, kind, scratch, t, parts, out, &last.keep);
 }
 
 void cg_build_reduce(bld *b) {

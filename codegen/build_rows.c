@@ -451,7 +451,7 @@ void cg_build_norm_w(bld *b) {
   b_end(b);
   b_axes dense = {.n = 1, .tensors = 2, .size = {s.n}, .stride = {{1}, {1}}};
   for (int i = 0; i < op->nout && s.parts > 1; i++)
-    b_reduce_parts(b, IR_sum, scratch[i], DT_f32, s.parts, s.n, op->out[i], &dense);
+    b_reduce_parts(b, IR_sum, scratch[i], DT_f32, s.parts, op->out[i], &dense);
 }
 
 // ---- negative log likelihood -------------------------------------------------------------------

@@ -113,6 +113,11 @@ static const char *stride_text(cu *c, int64_t stride, const char *at) {
   return stride == 1 ? at : arena_printf(c->arena, "%s * %s", at, cu_number(c, stride));
 }
 
+// Across the vectors of the layout a stride is a number of the launch, 1 as any other.
+static const char *across_text(cu *c, int64_t stride, const char *at) {
+  return arena_printf(c->arena, "%s * %s", at, cu_number(c, stride));
+}
+
 // Where element j is: an address, and a condition or NULL.
 static void locate(cu *c, const cu_place *p, const k_access *x, const char *j, bool by_end,
                    const char **address, const char **condition) {
@@ -122,8 +127,11 @@ static void locate(cu *c, const cu_place *p, const k_access *x, const char *j, b
   sb_printf(&at, "b%d + (", x->buffer);
   sb_puts(&at, x->base ? cu_scalar(c, x->base) : "0");
   if (x->offset) sb_printf(&at, " + %s", cu_ref(c, p, x->offset, j));
-  if (x->row_stride && l->rows > 1) sb_printf(&at, " + %s", stride_text(c, x->row_stride, r));
-  if (x->col_stride && l->cols > 1) sb_printf(&at, " + %s", stride_text(c, x->col_stride, col));
+  bool cols = p->vaxis == CU_COL;
+  if (x->row_stride && l->rows > 1)
+    sb_printf(&at, " + %s", (cols ? across_text : stride_text)(c, x->row_stride, r));
+  if (x->col_stride && l->cols > 1)
+    sb_printf(&at, " + %s", (cols ? stride_text : across_text)(c, x->col_stride, col));
   sb_puts(&at, ")");
   if (cu_padded(l, CU_ROW)) sb_printf(&in, " && %s < %d", r, l->rows);
   if (cu_padded(l, CU_COL)) sb_printf(&in, " && %s < %d", col, l->cols);

@@ -308,7 +308,7 @@ static bool check_op(decoding *d, const ir_op *op) {
       break;
     }
     default:
-      if (!str_eq(ir_info(op->code)->rule, "raw") && !str_eq(ir_info(op->code)->rule, "*"))
+      if (!str_starts(ir_info(op->code)->rule, "raw") && !str_eq(ir_info(op->code)->rule, "*"))
         whole = !parallel_by_rule(d, op);
   }
   for (int i = 0; i < op->nout && !whole; i++)

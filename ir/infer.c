@@ -386,7 +386,7 @@ static const char *check_broadcast(const infer *t, const ir_type *out) {
   return x->dtype == out->dtype ? NULL : SAY("broadcast: the element type changes");
 }
 
-// All rows with the rule "raw".
+// All rows whose rule is "raw", with words behind it or without.
 static const char *infer_raw(const infer *t, ir_type *out, int *nout) {
   const ir_op *op = t->op;
   if (strcmp(ir_info(op->code)->dtype, "raw") != 0 && *nout > 0 && op->code != IR_split) {
@@ -492,7 +492,7 @@ static const char *infer_op(const infer *t, ir_type *out, int *nout) {
   const char *rule = ir_info(op->code)->rule, *error = check_dtypes(t);
   if (error) return error;
   if (strcmp(rule, "*") == 0) return infer_broadcast(t, out, nout);
-  if (strcmp(rule, "raw") == 0) return infer_raw(t, out, nout);
+  if (str_starts(rule, "raw")) return infer_raw(t, out, nout);
   ir_rule parsed;
   int from = ir_epilogue(op);
   if (from >= 0) {

@@ -183,7 +183,7 @@ static void read_kinds(reader *r, const char *kinds) {
     if (!name || p[name] != ':') break;
     size_t kind = strcspn(p + name + 1, ", ");
     static const char *const of_operands[] = {
-        "linear:", "updates:", "over:", "epilogue:", "rounds:", "work:"};
+        "linear:", "updates:", "over:", "epilogue:", "rounds:", "work:", "parts:"};
     bool index = true;
     for (size_t i = 0; i < sizeof of_operands / sizeof *of_operands; i++)
       index &= !str_starts(p, of_operands[i]);
@@ -197,10 +197,46 @@ static void read_kinds(reader *r, const char *kinds) {
   }
 }
 
+// What a value of a scalar function is to some of its arguments: nothing to do with them, linear in
+// them together, or neither.
+enum { APART, LINEAR, NEITHER };
+
+static int class_of(const ir_op *op, const unsigned char *arg, const unsigned char *made, int at) {
+  bool among[IR_MAX_LEAVES] = {false}, any = false;
+  for (int i = 0; i < op->nin; i++) {
+    const ir_value *v = op->in[i];
+    int c = APART;
+    if (!v->def) c = arg[v->pos];
+    for (int k = 0; v->def && k < at; k++)
+      if (op->parent->ops.at[k] == v->def) c = made[k];
+    if (c == NEITHER || (c == LINEAR && i >= IR_MAX_LEAVES)) return NEITHER;
+    if (c == LINEAR) among[i] = any = true;
+  }
+  return !any ? APART : op->nin <= IR_MAX_LEAVES && ir_is_linear(op, among) ? LINEAR : NEITHER;
+}
+
+// Of a function of scalars: all that it gives is linear in the arguments `among`.
+static bool function_is_linear(const ir_region *f, const bool *among) {
+  unsigned char *arg = arena_alloc(f->module->arena, (size_t)f->args.n + 1);
+  unsigned char *made = arena_alloc(f->module->arena, (size_t)f->ops.n + 1);
+  for (int i = 0; i < f->args.n; i++) arg[i] = among[i] ? LINEAR : APART;
+  for (int i = 0; i < f->ops.n; i++) made[i] = (unsigned char)class_of(f->ops.at[i], arg, made, i);
+  for (int i = 0; i < f->yield.n; i++) {
+    const ir_value *y = f->yield.at[i];
+    int c = y->def ? APART : arg[y->pos];
+    for (int k = 0; y->def && k < f->ops.n; k++)
+      if (f->ops.at[k] == y->def) c = made[k];
+    if (c != LINEAR) return false;
+  }
+  return f->yield.n > 0;
+}
+
 bool ir_is_linear(const ir_op *op, const bool *among) {
   const char *how = strstr(ir_info(op->code)->kinds, "linear:");
   if (!how) return false;
   how += strlen("linear:");
+  if (str_starts(how, "function"))
+    return op->region[0]->args.n == op->nin && function_is_linear(op->region[0], among);
   size_t letters = strcspn(how, ", ");
   bool all = str_starts(how, "all"), each = str_starts(how, "each");
   int n = 0;
@@ -244,6 +280,11 @@ ir_dtype ir_rounds(const ir_op *op, int k) {
   return t;
 }
 
+int ir_parts(const ir_op *op) {
+  const char *how = strstr(ir_info(op->code)->kinds, "parts:");
+  return how ? how[strlen("parts:")] - '0' : 0;
+}
+
 bool ir_is_product(const ir_op *op) {
   return op->nin > 1 && strstr(ir_info(op->code)->kinds, "work:product");
 }
@@ -254,8 +295,10 @@ const char *ir_rule_read(ir_module *m, const ir_op *op, ir_rule *out) {
   reader r = {.m = m, .rule = out, .at = info->rule};
   if (strcmp(info->rule, "*") == 0) {
     out->broadcast = true;
-  } else if (strcmp(info->rule, "raw") == 0) {
+  } else if (str_starts(info->rule, "raw")) {
     out->raw = true;
+    r.at += strlen("raw");
+    if (*r.at) read_rule(&r);
   } else if (strcmp(info->rule, "spec") == 0) {
     out->spec = r.spec = true;
     r.at = ir_attr_str(op, "spec", "");

@@ -12,7 +12,8 @@
 // division. `*` as a whole operand list tail means "any further operands, not looked at".
 // Special rules: "*" broadcasts all operands to one shape (aligned at the last dimension, extent 1
 // or a missing dimension repeats); "spec" takes the attribute `spec` (einsum); "raw" infers
-// nothing.
+// nothing; words behind it ("raw ...i ...h; ...i -> v ...h") say which indices are the same ones,
+// for placements.
 //
 // From the rule follow the result types (ir_infer), the unification and refinement of indices, the
 // verifier's check, and, with the kinds column, how placements propagate (ir/place.h).
@@ -72,6 +73,9 @@ bool ir_is_linear(const ir_op *op, const bool *among);
 // What `op` rounds operand k to as it reads it (`rounds` in ir/ops.def, attribute `round`), or
 // DT_COUNT when it takes it as it is.
 ir_dtype ir_rounds(const ir_op *op, int k);
+// The sums and maxima, each of the size of a result, by which an op whose table index is cut makes
+// its results whole (`parts` in ir/ops.def); 0: none, they are partial.
+int ir_parts(const ir_op *op);
 // True for products of matrices (`work:product` in ir/ops.def) of two operands or more.
 bool ir_is_product(const ir_op *op);
 

@@ -90,49 +90,48 @@ static void add_ops(maker *k) {
     double seconds = times * pc_op_seconds(k->device, p->op, flops, bytes);
     f->compute += seconds;
     if (p->phase == PG_BACKWARD && makes_gradient(g, p)) f->weight += seconds;
-    f->hardware_flops += times * flops;
-    if (!p->op->recompute) f->flops += times * flops;
   }
 }
 
-static void add_move(maker *k, int inner, const sh_move *m, bool inside) {
-  if (m->piece < 0 || m->once) return;
-  bl_phase *f = &k->b->piece[m->piece].phase[m->phase];
-  double n = m->times / layers_of(k, m->piece);
-  double other = inside ? 1 : 1;
-  f->busy[inner] += n * m->cost.seconds * other;
-  if (!m->streamed) f->sent[inner] += n * m->cost.seconds;
-  f->bytes[inner][m->kind][0] += n * m->cost.intra;
-  f->bytes[inner][m->kind][1] += n * m->cost.inter;
-  f->calls[inner][m->kind] += n;
+static void count_move(bl_sent *to, const sh_move *m, double times) {
+  to->seconds += times * m->cost.seconds;
+  to->bytes[m->kind][0] += times * m->cost.intra;
+  to->bytes[m->kind][1] += times * m->cost.inter;
+  to->calls[m->kind] += times;
 }
 
-// Keys and values that are gathered chunk by chunk while attention runs on the chunks before.
-static void hide_streams(maker *k) {
+static void add_moves(maker *k, int inner, const sh_move *move, int n) {
+  for (const sh_move *m = move; m < move + n; m++) {
+    if (m->piece < 0) continue;
+    bl_piece *q = &k->b->piece[m->piece];
+    double times = m->times / layers_of(k, m->piece);
+    count_move(m->once ? &q->once[inner] : &q->phase[m->phase].moves[inner], m, times);
+    if (!m->once && !m->streamed) q->phase[m->phase].sent[inner] += times * m->cost.seconds;
+  }
+}
+
+// What is gathered chunk by chunk while the op it feeds runs on the chunks before.
+static void hide_streams(maker *k, int inner) {
   const pg_graph *g = k->g;
-  for (int i = 0; i < g->op.n; i++) {
+  const sh_result *s = k->b->axis[inner];
+  for (int i = 0; i < g->op.n && s->strategy; i++) {
     const pg_op *p = &g->op.at[i];
-    if (p->kind != PG_OP || (p->op->code != IR_attention && p->op->code != IR_attention_grad))
-      continue;
+    const bool *streams = k->r->strategy[i][s->strategy[i]].streams;
+    if (!streams) continue;
     double flops = p->flops * (double)k->b->key.micro_batch * k->op_part[i];
-    double work = pc_op_seconds(k->device, p->op, flops, 0);
-    for (int x = 0; x < BL_INNER; x++) {
-      const sh_result *s = k->b->axis[x];
-      double moved = 0;
-      for (int j = 0; j < s->moves.n; j++) {
-        const sh_move *m = &s->moves.at[j];
-        bool feeds = false;
-        for (int o = 0; o < p->nin; o++) feeds |= p->in[o] == m->value;
-        if (m->streamed && feeds && m->phase == p->phase) moved += m->cost.seconds;
-      }
-      // The first chunk cannot be hidden.
-      double n = (double)k->b->key.size[x];
-      double exposed =
-          moved > 0 ? moved / n + (moved - moved / n > work ? moved - moved / n - work : 0) : 0;
-      exposed *= p->times / layers_of(k, p->piece);
-      k->b->piece[p->piece].phase[p->phase].sent[x] += exposed;
-      k->b->piece[p->piece].phase[p->phase].streamed[x] += exposed;
+    double work = pc_op_seconds(k->device, p->op, flops, 0), moved = 0;
+    for (int j = 0; j < s->moves.n; j++) {
+      const sh_move *m = &s->moves.at[j];
+      bool feeds = false;
+      for (int o = 0; o < p->nin; o++) feeds |= streams[o] && p->in[o] == m->value;
+      if (m->streamed && feeds && m->phase == p->phase) moved += m->cost.seconds;
     }
+    // The first chunk cannot be hidden.
+    double first = moved / (double)k->b->key.size[inner];
+    double exposed = first + (moved - first > work ? moved - first - work : 0);
+    exposed *= p->times / layers_of(k, p->piece);
+    k->b->piece[p->piece].phase[p->phase].sent[inner] += exposed;
+    k->b->piece[p->piece].phase[p->phase].streamed[inner] += exposed;
   }
 }
 
@@ -186,7 +185,7 @@ static void add_transient(maker *k, int piece, bool both, pg_phase phase) {
     }
     if (live > f->transient) {
       f->transient = live;
-      f->transient_at = pg_op_name(g, p);
+      f->transient_at = pg_op_name(p);
     }
     live -= held[i];
   }
@@ -320,11 +319,10 @@ bl_block *bl_make(arena *a, const sh_rules *rules, const bl_key *key, const cl_c
   }
   add_ops(&k);
   for (int x = 0; x < BL_INNER; x++) {
-    for (int i = 0; i < b->axis[x]->moves.n; i++) add_move(&k, x, &b->axis[x]->moves.at[i], false);
-    for (int i = 0; i < b->axis[x]->reduces.n; i++)
-      add_move(&k, x, &b->axis[x]->reduces.at[i], true);
+    add_moves(&k, x, b->axis[x]->moves.at, b->axis[x]->moves.n);
+    add_moves(&k, x, b->axis[x]->reduces.at, b->axis[x]->reduces.n);
+    hide_streams(&k, x);
   }
-  hide_streams(&k);
   for (int i = 0; i < g->piece.n; i++) {
     bool tail = i == g->piece.n - 1;
     add_transient(&k, i, tail, PG_FORWARD);

@@ -19,19 +19,22 @@ typedef struct bl_key {
 } bl_key;
 plan_axis bl_axis_of(int inner);  // PLAN_TENSOR, PLAN_ULYSSES, PLAN_RING
 
+// What collectives over one axis take.
+typedef struct bl_sent {
+  double seconds;                   // hidden or not
+  double bytes[CL_COLLECTIVES][2];  // sent: inside nodes, between them
+  double calls[CL_COLLECTIVES];
+} bl_sent;
+
 // Of one phase of a piece.
 typedef struct bl_phase {
   double compute;             // seconds of its ops
   double weight;              // of these, gradients of weights (what zero-bubble moves)
   double sent[BL_INNER];      // exposed seconds of collectives
-  double streamed[BL_INNER];  // of these, keys and values on the way to attention
-  double busy[BL_INNER];      // all of them
-  double bytes[BL_INNER][CL_COLLECTIVES][2];  // sent: inside nodes, between them
-  double calls[BL_INNER][CL_COLLECTIVES];
-  double transient;          // highest sum of values that live only within it
-  const char *transient_at;  // the op there
-  double flops;              // of this rank, without what is run again
-  double hardware_flops;     // with it
+  double streamed[BL_INNER];  // of these, what is on its way to an op that runs on chunks of it
+  bl_sent moves[BL_INNER];    // all collectives
+  double transient;           // highest sum of values that live only within it
+  const char *transient_at;   // the op there
 } bl_phase;
 
 // What weights take on a rank. A stack's layer, or a weight.
@@ -54,9 +57,10 @@ typedef struct bl_weight {
 } bl_weight;
 
 typedef struct bl_piece {
-  bl_phase phase[2];  // PG_FORWARD, PG_BACKWARD
-  double kept;        // bytes that wait for backward
-  bl_state layer;     // of stacked weights, a layer
+  bl_phase phase[2];       // PG_FORWARD, PG_BACKWARD
+  bl_sent once[BL_INNER];  // once a step: gradients of weights that an axis does not cut
+  double kept;             // bytes that wait for backward
+  bl_state layer;          // of stacked weights, a layer
   double boundary;  // bytes that enter it from the piece or layer before: carried values, and what
                     // an earlier piece made for all layers
 } bl_piece;

@@ -2,14 +2,11 @@
 
 #include "ir/rule.h"
 
-static bool is_attention(const ir_op *op) {
-  return op->code == IR_attention || op->code == IR_attention_grad ||
-         op->code == IR_attention_grad_bias;
-}
+bool pc_attends(const ir_op *op) { return ir_attr_allowed(op, "has_mask"); }
 
 // mask (b, h, i, j) -> j <= i, or i >= j
 double pc_unmasked(const ir_op *op) {
-  if (!is_attention(op) || !ir_attr_int(op, "has_mask", 0) || !op->nregions) return 1;
+  if (!pc_attends(op) || !ir_attr_int(op, "has_mask", 0) || !op->nregions) return 1;
   const ir_region *r = op->region[0];
   if (r->yield.n != 1 || !r->yield.at[0]->def || r->args.n < 4) return 1;
   const ir_op *test = r->yield.at[0]->def;
@@ -31,7 +28,7 @@ static ir_dtype multiplied(const ir_op *op) {
 double pc_op_seconds(const cl_device *d, const ir_op *op, double flops, double bytes) {
   double move = bytes / (d->bandwidth * cl_share(&d->memory_share, bytes));
   double work;
-  if (is_attention(op)) {
+  if (pc_attends(op)) {
     flops *= pc_unmasked(op);
     work = flops / (cl_matmul_peak(d, multiplied(op)) * cl_share(&d->attention_share, flops));
   } else if (ir_is_product(op)) {

@@ -11,6 +11,8 @@
 
 // `flops` and `bytes`: of the call, as a rank runs it.
 double pc_op_seconds(const cl_device *d, const ir_op *op, double flops, double bytes);
+// Attention and its gradients: ops that take a mask as a function.
+bool pc_attends(const ir_op *op);
 // The share of a call's model FLOPs that a kernel which leaves out masked pairs runs: 1/2 for a
 // causal mask (key position <= query position), else 1.
 double pc_unmasked(const ir_op *op);

@@ -143,15 +143,28 @@ static bool part_has(const point *p, const stages_cut *cut, int part, int piece)
   return next >= from && next < to;
 }
 
+// How many layers of a piece a part has; of a piece between layers 1 or 0.
+static double layers_of_part(const point *p, const stages_cut *cut, int part, int piece) {
+  if (!is_layers(p, piece)) return part_has(p, cut, part, piece);
+  return (double)layers_in(p, cut->first[part], cut->first[part + 1], piece);
+}
+
+// Once a step, on a stage: sums of gradients over the axes inside it.
+static double once_inside(const point *p, const stages_cut *cut, int stage, int axis) {
+  double seconds = 0;
+  for (int part = stage; part < p->parts; part += (int)p->c->size[PLAN_PIPELINE])
+    for (int i = 0; i < p->b->npieces; i++)
+      seconds += layers_of_part(p, cut, part, i) * p->b->piece[i].once[axis].seconds;
+  return seconds;
+}
+
 // States of a stage: its layers', and each other weight once.
 static bl_state stage_state(const point *p, const stages_cut *cut, int stage) {
   bl_state s = {0};
   int n = (int)p->c->size[PLAN_PIPELINE];
   for (int part = stage; part < p->parts; part += n)
     for (int i = 0; i < p->b->npieces; i++)
-      if (is_layers(p, i))
-        bl_state_add(&s, &p->b->piece[i].layer,
-                     (double)layers_in(p, cut->first[part], cut->first[part + 1], i));
+      if (is_layers(p, i)) bl_state_add(&s, &p->b->piece[i].layer, layers_of_part(p, cut, part, i));
   for (int w = 0; w < p->b->weight.n; w++) {
     const bl_weight *x = &p->b->weight.at[w];
     bool has = false;
@@ -249,9 +262,7 @@ static void fill_chunks(point *p, const stages_cut *cut, pipe_chunk *chunk, plan
   for (int part = 0; part < p->parts; part++) {
     pipe_chunk *c = &chunk[(part % n) * v + part / n];
     for (int i = 0; i < p->b->npieces; i++) {
-      double times = is_layers(p, i)
-                         ? (double)layers_in(p, cut->first[part], cut->first[part + 1], i)
-                         : part_has(p, cut, part, i);
+      double times = layers_of_part(p, cut, part, i);
       c->forward += times * p->forward[i];
       c->backward += times * p->backward[i];
       c->weight += times * p->weight[i];
@@ -305,6 +316,7 @@ typedef struct once {
   double reduce, hidden;  // seconds of the gradients' reduction, and what of it is hidden
   double gather;          // updated parameters
   double tied, optimizer, offload;
+  double inside;  // sums over the axes inside the stage
 } once;
 
 static once once_of(const point *p, const bl_state *s, const stages_cut *cut, int stage,
@@ -312,6 +324,7 @@ static once once_of(const point *p, const bl_state *s, const stages_cut *cut, in
   const plan_choice *c = p->c;
   once o = {0};
   o.optimizer = optimizer_seconds(p, s, &o.offload);
+  for (int a = 0; a < BL_INNER; a++) o.inside += once_inside(p, cut, stage, a);
   double layers = 0;
   int n = (int)c->size[PLAN_PIPELINE], v = (int)c->interleave;
   for (int part = stage; part < p->parts; part += n)
@@ -365,11 +378,7 @@ static void stage_memory(const point *p, const stages_cut *cut, int stage, const
     for (int i = 0; i < p->b->npieces; i++) {
       if (!part_has(p, cut, part, i)) continue;
       const bl_piece *q = &p->b->piece[i];
-      double times = 1;
-      if (is_layers(p, i)) {
-        times = (double)layers_in(p, cut->first[part], cut->first[part + 1], i);
-      }
-      kept[part / n] += times * q->kept;
+      kept[part / n] += layers_of_part(p, cut, part, i) * q->kept;
       double moved =
           (c->zero >= 3 ? 2 * q->layer.parameter : 0) + (c->zero >= 2 ? q->layer.gradient : 0);
       if (moved > layer) layer = moved;
@@ -531,31 +540,37 @@ plan_quick plan_quickly(arena *a, plan_space *s, const plan_choice *c, const bl_
 
 // ---- all ----------------------------------------------------------------------------------------
 
+static void count_sent(plan_candidate *x, int axis, const bl_sent *s, double times) {
+  plan_bytes *b = &x->bytes;
+  plan_axis a = bl_axis_of(axis);
+  for (int k = 0; k < CL_COLLECTIVES; k++) {
+    for (int far = 0; far < 2; far++) b->bytes[a][k][far] += times * s->bytes[k][far];
+    b->calls[a][k] += llround(times * s->calls[k]);
+  }
+}
+
 static void inner_times(const point *p, const stages_cut *cut, int stage, double *time,
                         double *busy, plan_candidate *x, bool counted) {
   int n = (int)p->c->size[PLAN_PIPELINE];
-  double m = (double)p->c->micro_batches;
   for (int part = stage; part < p->parts; part += n)
     for (int i = 0; i < p->b->npieces; i++) {
-      if (!part_has(p, cut, part, i)) continue;
-      double times = m;
-      if (is_layers(p, i)) {
-        times *= (double)layers_in(p, cut->first[part], cut->first[part + 1], i);
+      double layers = layers_of_part(p, cut, part, i);
+      double times = layers * (double)p->c->micro_batches;
+      const bl_piece *piece = &p->b->piece[i];
+      for (int a = 0; a < BL_INNER; a++) {
+        plan_time t = bl_axis_of(a) == PLAN_TENSOR ? PLAN_T_TENSOR : PLAN_T_SEQUENCE;
+        time[t] += layers * piece->once[a].seconds;
+        busy[t] += layers * piece->once[a].seconds;
+        if (counted) count_sent(x, a, &piece->once[a], layers);
+        for (int f = 0; f < 2; f++) {
+          time[t] += times * piece->phase[f].sent[a];
+          busy[t] += times * piece->phase[f].moves[a].seconds;
+          if (counted) count_sent(x, a, &piece->phase[f].moves[a], times);
+        }
       }
       for (int f = 0; f < 2; f++) {
-        const bl_phase *q = &p->b->piece[i].phase[f];
+        const bl_phase *q = &piece->phase[f];
         time[PLAN_T_COMPUTE] += times * q->compute;
-        for (int a = 0; a < BL_INNER; a++) {
-          plan_time t = a == 0 ? PLAN_T_TENSOR : PLAN_T_SEQUENCE;
-          time[t] += times * q->sent[a];
-          busy[t] += times * q->busy[a];
-          for (int k = 0; counted && k < CL_COLLECTIVES; k++) {
-            plan_axis axis = bl_axis_of(a);
-            x->bytes.bytes[axis][k][0] += times * q->bytes[a][k][0];
-            x->bytes.bytes[axis][k][1] += times * q->bytes[a][k][1];
-            x->bytes.calls[axis][k] += (int64_t)llround(times * q->calls[a][k]);
-          }
-        }
         double phase = f ? p->backward[i] : p->forward[i];
         double own = q->compute + exposed(q);
         time[PLAN_T_DATA] += times * (phase - own);  // what ZeRO moves and does not hide
@@ -578,7 +593,7 @@ static void list_cuts(const point *p, plan_candidate *x) {
   for (int i = 0; i < g->piece.n; i++)
     for (int f = 0; f < 2 && is_layers(p, i); f++)
       for (int k = 0; k < CL_COLLECTIVES; k++)
-        x->tensor_calls_layer[k] += (int64_t)llround(p->b->piece[i].phase[f].calls[0][k]);
+        x->tensor_calls_layer[k] += llround(p->b->piece[i].phase[f].moves[0].calls[k]);
 }
 
 static void set_rates(const point *p, plan_candidate *x) {
@@ -645,7 +660,7 @@ plan_candidate *plan_evaluate(arena *a, plan_space *s, const plan_choice *c, con
     bl_state state = stage_state(p, &cut, i);
     once_at[i] = once_of(p, &state, &cut, i, chunk, x, i == 0);
     const once *o = &once_at[i];
-    after[i] = o->reduce - o->hidden + o->gather + o->tied + o->optimizer + o->offload;
+    after[i] = o->reduce - o->hidden + o->gather + o->tied + o->inside + o->optimizer + o->offload;
     plan_stage *q = &x->stage[i];
     name_stage(p, &cut, i, q);
     stage_memory(p, &cut, i, &x->pipe, &state, q);

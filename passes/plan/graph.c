@@ -9,6 +9,7 @@
 #include "ir/rule.h"
 #include "ir/view.h"
 #include "passes/pass.h"
+#include "passes/plan/cost.h"
 
 typedef struct reader {
   arena *a;
@@ -26,11 +27,10 @@ int pg_leaf(const pg_value *v, int dim, const ir_index *x) {
   return -1;
 }
 
-const char *pg_op_name(const pg_graph *g, const pg_op *op) {
+const char *pg_op_name(const pg_op *op) {
   static const char *const kinds[] = {"", "enter", "carry", "store", "update"};
   if (op->kind != PG_OP) return kinds[op->kind];
   const char *path = op->op->path;
-  (void)g;
   return path && *path ? path : ir_info(op->op->code)->name;
 }
 
@@ -209,10 +209,9 @@ static void find_gradients(reader *r, const ir_value *v, int weight) {
     r->g->value.at[g].gradient = true;
     const pg_value *w = &r->g->value.at[weight];
     int last = r->g->piece.n - 1;
-    if (r->g->value.at[g].nleaf == w->nleaf)
-      add_move(r, PG_UPDATE, last, PG_BACKWARD, 1, g, weight);
+    if (r->g->value.at[g].nleaf != w->nleaf) return;
+    add_move(r, PG_UPDATE, last, PG_BACKWARD, w->layers, g, weight);
     vec_last(&r->g->op).once = true;
-    vec_last(&r->g->op).times = w->layers;
     return;
   }
   for (int i = 0; i < v->def->nin; i++)
@@ -239,8 +238,7 @@ static void read_updates(reader *r, const ir_region *top) {
 
 // FLOPs as the field counts them: products and attention (full, whatever its mask closes).
 static double counted_flops(const ir_op *op) {
-  bool attends = op->code == IR_attention || op->code == IR_attention_grad;
-  return attends || ir_is_product(op) ? ir_op_flops(op) : 0;
+  return pc_attends(op) || ir_is_product(op) ? ir_op_flops(op) : 0;
 }
 
 static void count_model(reader *r) {

@@ -78,6 +78,6 @@ pg_graph *pg_read(arena *a, ir_module *m);
 // The number of leaf `x` (a root) in dim `dim` of value v, or -1.
 int pg_leaf(const pg_value *v, int dim, const ir_index *x);
 // "h.attn.c_attn" of an op; "carry", "store", ... of the others.
-const char *pg_op_name(const pg_graph *g, const pg_op *op);
+const char *pg_op_name(const pg_op *op);
 
 #endif

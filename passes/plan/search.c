@@ -25,15 +25,19 @@ static bl_key key_of(const plan_choice *c) {
   return k;
 }
 
-const bl_block *plan_block_of(plan_space *s, const plan_choice *c) {
+static const char *block_name(arena *a, const plan_choice *c) {
   bl_key k = key_of(c);
-  const char *name =
-      arena_printf(s->a, "%d %lld %lld %lld %lld", (int)k.recompute, (long long)k.size[0],
-                   (long long)k.size[1], (long long)k.size[2], (long long)k.micro_batch);
+  return arena_printf(a, "%d %lld %lld %lld %lld", (int)k.recompute, (long long)k.size[0],
+                      (long long)k.size[1], (long long)k.size[2], (long long)k.micro_batch);
+}
+
+const bl_block *plan_block_of(plan_space *s, const plan_choice *c) {
+  const char *name = block_name(s->a, c);
   bl_block *b = map_get(s->blocks, name);
   if (b) return b;
   // What happens once a step is a small share of any micro-batch; 8 stands for their number, so
   // that one block serves all.
+  bl_key k = key_of(c);
   b = bl_make(s->a, s->job->rules[k.recompute], &k, s->cluster, cl_device_at(s->cluster, 0), 8);
   map_set(s->blocks, name, b);
   s->fronts++;
@@ -80,6 +84,8 @@ typedef struct walk {
   plan_space *s;
   const plan_options *o;
   plan_search_stats *stats;
+  const plan_dim *inner;  // dimensions of a point in an outer one
+  int ninner;
   VEC(outer) outer;
   map groups;
   arena scratch;
@@ -140,17 +146,32 @@ static void consider(walk *w, const plan_choice *c, const bl_block *b) {
   }
 }
 
-// How many inner points an outer one has.
-static int64_t count_inner(const walk *w, const plan_dim *dim, int n, plan_choice c) {
-  if (!n) return 1;
-  int64_t v[PLAN_VALUES], sum = 0;
-  int k = dim->values(w->s, &c, v);
+// Calls `visit` for every legal way to choose the dimensions dim[0 .. n-1] of c.
+static void each_choice(const plan_space *s, const plan_dim *dim, int n, plan_choice c,
+                        void (*visit)(void *ctx, const plan_choice *c), void *ctx) {
+  if (!n) {
+    visit(ctx, &c);
+    return;
+  }
+  int64_t v[PLAN_VALUES];
+  int k = dim->values(s, &c, v);
   for (int i = 0; i < k; i++) {
     plan_choice next = c;
-    dim->set(w->s, &next, v[i]);
-    sum += count_inner(w, dim + 1, n - 1, next);
+    dim->set(s, &next, v[i]);
+    each_choice(s, dim + 1, n - 1, next, visit, ctx);
   }
-  return sum;
+}
+
+static void count_one(void *ctx, const plan_choice *c) {
+  (void)c;
+  ++*(int64_t *)ctx;
+}
+
+// How many inner points an outer one has.
+static int64_t count_inner(const walk *w, const plan_choice *c) {
+  int64_t n = 0;
+  each_choice(w->s, w->inner, w->ninner, *c, count_one, &n);
+  return n;
 }
 
 static group *group_of(walk *w, const plan_choice *c) {
@@ -167,19 +188,22 @@ static group *group_of(walk *w, const plan_choice *c) {
   return g;
 }
 
-static void walk_outer(walk *w, const plan_dim *dim, int n, plan_choice c) {
-  if (!n) {
-    outer x = {c, plan_outer_bound(w->s, &c), group_of(w, &c)};
-    vec_push(w->s->a, &w->outer, x);
-    return;
-  }
-  int64_t v[PLAN_VALUES];
-  int k = dim->values(w->s, &c, v);
-  for (int i = 0; i < k; i++) {
-    plan_choice next = c;
-    dim->set(w->s, &next, v[i]);
-    walk_outer(w, dim + 1, n - 1, next);
-  }
+static void add_outer(void *ctx, const plan_choice *c) {
+  walk *w = ctx;
+  outer x = {*c, plan_outer_bound(w->s, c), group_of(w, c)};
+  vec_push(w->s->a, &w->outer, x);
+}
+
+// All outer points, and which dimensions are inner.
+static void begin(walk *w) {
+  const plan_dim *dim;
+  int n = plan_dims(&dim), outer_dims = 0;
+  while (outer_dims < n && dim[outer_dims].level == PLAN_OUTER) outer_dims++;
+  w->inner = dim + outer_dims;
+  w->ninner = n - outer_dims;
+  w->groups = (map){.arena = w->s->a};
+  arena_init(&w->scratch);
+  each_choice(w->s, dim, outer_dims, plan_choice_start(w->s), add_outer, w);
 }
 
 // Seconds of a block for each sample do not rise with the micro-batch: efficiencies grow with the
@@ -257,49 +281,47 @@ static void remember(walk *w, const plan_choice *c, double over) {
   w->unfit[at] = (lack){*c, over};
 }
 
-// All inner points of an outer one that may fit and win.
-static void expand(walk *w, heap *h, const plan_dim *dim, int n, plan_choice c, int at,
-                   const bl_block *b) {
-  if (!n) {
-    plan_quick q = plan_quickly(&w->scratch, w->s, &c, b);
-    w->stats->considered++;
-    bool unfit = !q.fits && !w->o->exhaustive;
-    if (unfit && !w->best.any) remember(w, &c, q.over);
-    if (unfit || q.bound > to_beat(w))
-      w->stats->pruned++;
-    else
-      push(w, h, (node){w->o->exhaustive ? 0 : q.bound, NODE_POINT, at, 0, c});
-    return;
-  }
-  int64_t v[PLAN_VALUES];
-  int k = dim->values(w->s, &c, v);
-  for (int i = 0; i < k; i++) {
-    plan_choice next = c;
-    dim->set(w->s, &next, v[i]);
-    expand(w, h, dim + 1, n - 1, next, at, b);
-  }
+typedef struct opened {
+  walk *w;
+  heap *h;
+  int at;
+  const bl_block *b;
+} opened;
+
+// An inner point goes on the heap when it may fit and win.
+static void add_point(void *ctx, const plan_choice *c) {
+  opened *o = ctx;
+  walk *w = o->w;
+  plan_quick q = plan_quickly(&w->scratch, w->s, c, o->b);
+  w->stats->considered++;
+  bool unfit = !q.fits && !w->o->exhaustive;
+  if (unfit && !w->best.any) remember(w, c, q.over);
+  if (unfit || q.bound > to_beat(w))
+    w->stats->pruned++;
+  else
+    push(w, o->h, (node){w->o->exhaustive ? 0 : q.bound, NODE_POINT, o->at, 0, *c});
 }
 
-static void drop(walk *w, const plan_dim *dim, int n, const plan_choice *c) {
-  int64_t points = count_inner(w, dim, n, *c);
+static void drop(walk *w, const plan_choice *c) {
+  int64_t points = count_inner(w, c);
   w->stats->considered += points;
   w->stats->pruned += points;
 }
 
-static void open_outer(walk *w, heap *h, const plan_dim *dim, int n, const node *x) {
-  const outer *o = &w->outer.at[x->outer];
-  const bl_block *b = plan_block_of(w->s, &o->c);
-  if (b->why) {
-    w->code = b->code;
-    w->why = b->why;
+static void open_outer(walk *w, heap *h, int at) {
+  const outer *o = &w->outer.at[at];
+  opened ctx = {w, h, at, plan_block_of(w->s, &o->c)};
+  if (!ctx.b->why) {
+    each_choice(w->s, w->inner, w->ninner, o->c, add_point, &ctx);
     return;
   }
-  expand(w, h, dim, n, o->c, x->outer, b);
+  w->code = ctx.b->code;
+  w->why = ctx.b->why;
 }
 
 // Nothing fits: which point lacks least. Of the outer points that were put off the ones with the
 // smallest micro-batch hold least.
-static void find_closest(walk *w, const plan_dim *dim, int n) {
+static void find_closest(walk *w) {
   int64_t least = INT64_MAX;
   for (int i = 0; i < w->put_off.n; i++) {
     int64_t b = w->outer.at[w->put_off.at[i]].c.micro_batch;
@@ -309,9 +331,8 @@ static void find_closest(walk *w, const plan_dim *dim, int n) {
   for (int i = 0; i < w->put_off.n; i++) {
     const plan_choice *c = &w->outer.at[w->put_off.at[i]].c;
     if (c->micro_batch > least) continue;
-    node x = {.outer = w->put_off.at[i]};
     int64_t considered = w->stats->considered, pruned = w->stats->pruned;
-    open_outer(w, &h, dim, n, &x);
+    open_outer(w, &h, w->put_off.at[i]);
     w->stats->considered = considered;
     w->stats->pruned = pruned;
   }
@@ -321,15 +342,8 @@ static void find_closest(walk *w, const plan_dim *dim, int n) {
 
 // The best plan of a space under some pins. Exhaustive: every bound is 0 and nothing is left out.
 static void search(walk *w) {
-  const plan_dim *dim;
-  int n = plan_dims(&dim), outer_dims = 0;
-  while (outer_dims < n && dim[outer_dims].level == PLAN_OUTER) outer_dims++;
-  const plan_dim *rest = dim + outer_dims;
-  int inner_dims = n - outer_dims;
   bool all = w->o->exhaustive;
-  arena_init(&w->scratch);
-  w->groups = (map){.arena = w->s->a};
-  walk_outer(w, dim, outer_dims, plan_choice_start(w->s));
+  begin(w);
   heap h = {0};
   for (int i = 0; i < w->outer.n; i++)
     push(w, &h, (node){.bound = all ? 0 : w->outer.at[i].bound, .kind = NODE_OUTER, .outer = i});
@@ -347,9 +361,9 @@ static void search(walk *w) {
     if (lost && x.kind == NODE_POINT) {
       w->stats->pruned++;
     } else if (lost) {
-      drop(w, rest, inner_dims, &o->c);
+      drop(w, &o->c);
     } else if (x.kind == NODE_OUTER && !all && !plan_outer_fits(w->s, &o->c)) {
-      drop(w, rest, inner_dims, &o->c);
+      drop(w, &o->c);
       vec_push(w->s->a, &w->put_off, x.outer);
     } else if (x.kind == NODE_OUTER && !all) {
       double bound = group_bound(w, o);
@@ -359,7 +373,7 @@ static void search(walk *w) {
     } else if (x.kind == NODE_POINT) {
       consider(w, &x.c, plan_block_of(w->s, &x.c));
     } else {
-      open_outer(w, &h, rest, inner_dims, &x);
+      open_outer(w, &h, x.outer);
     }
     if (w->scratch.total > (size_t)8 << 20) {
       arena_free(&w->scratch);
@@ -367,7 +381,7 @@ static void search(walk *w) {
     }
   }
   if (!w->stopped) w->stats->bound_s = w->best.step;
-  if (!w->best.any) find_closest(w, rest, inner_dims);
+  if (!w->best.any) find_closest(w);
   arena_free(&w->scratch);
 }
 
@@ -546,24 +560,15 @@ static void add_fixes(plan_result *r, const plan_space *s, const plan_pins *pins
 
 // How many blocks and points there are: counted from the outer points before any is worked out.
 static void predict(walk *w, plan_search_stats *stats) {
-  const plan_dim *dim;
-  int n = plan_dims(&dim), outer_dims = 0;
-  while (outer_dims < n && dim[outer_dims].level == PLAN_OUTER) outer_dims++;
-  arena_init(&w->scratch);
-  w->groups = (map){.arena = w->s->a};
-  walk_outer(w, dim, outer_dims, plan_choice_start(w->s));
-  arena_free(&w->scratch);
+  begin(w);
   map seen = {.arena = w->s->a};
   for (int i = 0; i < w->outer.n; i++) {
-    bl_key k = key_of(&w->outer.at[i].c);
-    map_set(&seen,
-            arena_printf(w->s->a, "%d %lld %lld %lld %lld", (int)k.recompute, (long long)k.size[0],
-                         (long long)k.size[1], (long long)k.size[2], (long long)k.micro_batch),
-            w);
-    stats->predicted_points += count_inner(w, dim + outer_dims, n - outer_dims, w->outer.at[i].c);
+    map_set(&seen, block_name(w->s->a, &w->outer.at[i].c), w);
+    stats->predicted_points += count_inner(w, &w->outer.at[i].c);
   }
   stats->predicted_fronts = seen.n;
   stats->points = stats->predicted_points;
+  arena_free(&w->scratch);
 }
 
 static int64_t layers_of(const plan_job *job) {

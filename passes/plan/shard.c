@@ -159,32 +159,16 @@ static double op_cost(const solver *s, int at, const sh_strategy *x) {
   if (batch) flops *= (double)s->e->micro_batch;
   flops *= share * (s->op_part ? s->op_part[at] : 1);
   double seconds = pc_op_seconds(s->e->device, p->op, flops, bytes);
-  if (x->reduces > 0) {
-    double n = x->reduces * 4 * (double)s->e->micro_batch;
-    if (s->value_part) n *= s->value_part[p->out[0]];
-    seconds +=
-        3 *
-        cl_collective_cost(s->e->cluster, CL_ALL_REDUCE, s->e->stride, s->e->size, n / 3).seconds;
-  }
+  if (x->reduces)
+    seconds += x->reduces * cl_collective_cost(s->e->cluster, CL_ALL_REDUCE, s->e->stride,
+                                               s->e->size, bytes_of(s, p->out[0]))
+                                .seconds;
   seconds *= p->times;
   return p->once ? seconds / (double)s->e->micro_batches : seconds;
 }
 
-// Positions: the leaves of attention's queries and keys.
-static bool is_position(const solver *s, const ir_index *x) {
-  for (int i = 0; i < s->g->op.n; i++) {
-    const pg_op *p = &s->g->op.at[i];
-    if (p->kind != PG_OP || p->op->code != IR_attention) continue;
-    for (int k = 0; k < 2; k++) {
-      const ir_type *t = &p->op->in[k]->type;
-      if (ir_root(t->dim[t->rank - 2]) == x) return true;
-    }
-  }
-  return false;
-}
-
 static bool leaf_allowed(const solver *s, const ir_index *x) {
-  return sh_divides(x, s->e->size) && (s->e->domain != SH_SEQUENCE || is_position(s, x));
+  return sh_divides(x, s->e->size) && (s->e->domain != SH_SEQUENCE || sh_is_position(s->r, x));
 }
 
 static bool code_allowed(const solver *s, int v, int code) {
@@ -248,7 +232,8 @@ static void prepare(solver *s) {
   bool *multiplied = arena_new(s->a, bool, nv + 1);
   for (int i = 0; i < no; i++) {
     const pg_op *p = &g->op.at[i];
-    for (int k = 0; k < p->nin && p->kind == PG_OP && p->op->code == IR_einsum; k++) {
+    for (int k = 0; k < p->nin && p->kind == PG_OP && ir_is_product(p->op) && !pc_attends(p->op);
+         k++) {
       int v = p->in[k];
       if (v >= 0) multiplied[g->value.at[v].view_of >= 0 ? g->value.at[v].view_of : v] = true;
     }
@@ -295,20 +280,19 @@ static void record(solver *s, sh_result *out, const int *value) {
     out->strategy[i] = s->keep[i][value[i]];
     const sh_strategy *x = &s->r->strategy[i][out->strategy[i]];
     out->op_part[i] = x->cuts ? sh_part(x->index, s->e->size) : 1;
-    if (x->reduces > 0) {
-      double n = x->reduces * 4 * (double)s->e->micro_batch / 3;
+    if (x->reduces) {
       sh_move m = {.value = p->out[0],
                    .kind = CL_ALL_REDUCE,
                    .piece = p->piece,
                    .phase = p->phase,
-                   .times = 3 * p->times,
+                   .times = x->reduces * p->times,
                    .once = p->once,
-                   .bytes = n};
-      m.cost = cl_collective_cost(s->e->cluster, CL_ALL_REDUCE, s->e->stride, s->e->size, n);
+                   .bytes = bytes_of(s, p->out[0])};
+      m.cost = cl_collective_cost(s->e->cluster, m.kind, s->e->stride, s->e->size, m.bytes);
       vec_push(s->result, &out->reduces, m);
     }
     for (int k = 0; k < p->nin && x->streams; k++)
-      if ((k == 1 || k == 2) && p->in[k] >= 0) s->streamed[p->in[k]] = true;
+      if (x->streams[k] && p->in[k] >= 0) s->streamed[p->in[k]] = true;
   }
   for (int v = 0; v < g->value.n; v++) {
     out->code[v] = SH_REPLICATED;
@@ -403,7 +387,7 @@ static void print_move(FILE *out, arena *a, const pg_graph *g, const sh_move *m,
   const pg_value *v = &g->value.at[m->value];
   int made = maker_of(g, m->value);
   const char *piece = m->piece < 0 ? NULL : g->piece.at[m->piece].name;
-  const char *by = v->carried ? "carried" : made < 0 ? "input" : pg_op_name(g, &g->op.at[made]);
+  const char *by = v->carried ? "carried" : made < 0 ? "input" : pg_op_name(&g->op.at[made]);
   const char *op =
       made >= 0 && g->op.at[made].kind == PG_OP ? ir_info(g->op.at[made].op->code)->name : "-";
   const char *from = sh_code_text(a, v, m->from, axis), *to = sh_code_text(a, v, m->to, axis);

@@ -32,16 +32,17 @@ enum { SH_REPLICATED, SH_PARTIAL, SH_LEAF };
 typedef struct sh_strategy {
   const signed char *code;  // of each operand, then of each result; -1: none of its business
   bool cuts;                // each rank does a part of the work
-  double reduces;           // elements of small all-reduces inside it (loss over a cut vocabulary)
-  bool streams;             // conversions of operands 1, 2 can overlap it: keys and values of
-                            // attention, gathered chunk by chunk
-  ir_index *index;          // that is cut
+  int reduces;              // all-reduces inside it, of the size of a result (ir_parts)
+  const bool *streams;  // [operands] whose conversions overlap it, chunk by chunk: what a prefix
+                        // is cut of (keys and values of attention); NULL: none
+  ir_index *index;      // that is cut
 } sh_strategy;
 
 typedef struct sh_rules {
   const pg_graph *g;
-  int *n;                  // strategies of each op
-  sh_strategy **strategy;  // [op][strategy]
+  int *n;                    // strategies of each op
+  sh_strategy **strategy;    // [op][strategy]
+  VEC(ir_index *) position;  // of tokens: cut as a causal prefix, or reduced by lse, in some op
 } sh_rules;
 // What each op can do; once for a graph.
 sh_rules *sh_rules_of(arena *a, const pg_graph *g);
@@ -94,6 +95,8 @@ typedef struct sh_result {
 sh_result *sh_solve(arena *a, const sh_rules *r, const sh_env *e, const double *value_part,
                     const double *op_part, const char **why);
 
+// Whether x is a position of tokens.
+bool sh_is_position(const sh_rules *r, const ir_index *x);
 // Whether an index can be cut in `n` parts: it divides, or the padding is less than 1/64 of it.
 bool sh_divides(const ir_index *x, int64_t n);
 // The fraction of an index that a rank holds: ceil(size / n) / size.

@@ -9,18 +9,15 @@
 #include "ir/view.h"
 #include "passes/plan/shard.h"
 
-enum { SIDES = 40, LABELS = 96 };
-
 typedef struct labels {
   arena *a;
   const pg_graph *g;
   const pg_op *op;
-  int nsides;                    // operands, then results
-  int of[SIDES][IR_MAX_LEAVES];  // label of each leaf; -1: must not be cut
+  ir_rule rule;
+  int (*of)[IR_MAX_LEAVES];  // of each operand, then result: label of each leaf; -1: not to be cut
   int n;
-  ir_kind kind[LABELS];
-  ir_index *index[LABELS];
-  bool open[SIDES];  // an operand the rule does not look at: whole
+  ir_kind *kind;
+  ir_index **index;
 } labels;
 
 static int value_at(const pg_op *p, int side) {
@@ -37,7 +34,6 @@ static const pg_value *pg_at(const labels *l, int side) {
 }
 
 static int new_label(labels *l, ir_kind kind, ir_index *index) {
-  IR_CHECK(l->n < LABELS);
   l->kind[l->n] = kind;
   l->index[l->n] = index;
   return l->n++;
@@ -95,13 +91,19 @@ static void label_dim(labels *l, const ir_op *op, const ir_rule *rule, binding *
   }
 }
 
+static bool has_two_ellipses(const ir_rule_side *s) {
+  int n = 0;
+  for (int i = 0; i < s->n; i++) n += s->dim[i].ellipsis;
+  return n > 1;
+}
+
 static void label_side(labels *l, const ir_op *op, const ir_rule *rule, binding *word,
                        binding (*ellipsis)[IR_MAX_RANK], int *dims, int side,
                        const ir_rule_side *s) {
   const ir_type *t = type_at(op, side);
   int plain = 0;
   for (int i = 0; i < s->n; i++) plain += !s->dim[i].ellipsis;
-  bool many = s->n - plain > 1;
+  bool many = has_two_ellipses(s);
   int dim = 0;
   for (int i = 0; i < s->n; i++) {
     const ir_rule_dim *d = &s->dim[i];
@@ -110,7 +112,7 @@ static void label_side(labels *l, const ir_op *op, const ir_rule *rule, binding 
       dim++;
       continue;
     }
-    // One ellipsis of a side takes what is left; where there are two, operands have told before.
+    // One ellipsis of a side takes what is left.
     int w = d->word[0], n = many ? dims[w] : t->rank - plain;
     dims[w] = n;
     for (int k = 0; k < n && dim < t->rank; k++, dim++) {
@@ -122,23 +124,23 @@ static void label_side(labels *l, const ir_op *op, const ir_rule *rule, binding 
   }
 }
 
+// An operand that the rule does not look at stays whole.
 static void label_words(labels *l, const ir_op *op) {
-  ir_rule rule;
-  ir_rule_of(l->g->m, op, &rule);
   binding word[RULE_MAX_WORDS], ellipsis[RULE_MAX_WORDS][IR_MAX_RANK];
   int dims[RULE_MAX_WORDS] = {0};
   for (int i = 0; i < RULE_MAX_WORDS; i++) {
     word[i].count = -1;
     for (int k = 0; k < IR_MAX_RANK; k++) ellipsis[i][k].count = -1;
   }
-  for (int i = 0; i < op->nin; i++) {
-    if (i < rule.nin)
-      label_side(l, op, &rule, word, ellipsis, dims, i, &rule.in[i]);
-    else
-      l->open[i] = true;
+  // Sides with two ellipses come last: only the others tell how many dims each stands for.
+  for (int two = 0; two < 2; two++) {
+    for (int i = 0; i < op->nin && i < l->rule.nin; i++)
+      if (has_two_ellipses(&l->rule.in[i]) == two)
+        label_side(l, op, &l->rule, word, ellipsis, dims, i, &l->rule.in[i]);
+    for (int i = 0; i < op->nout && i < l->rule.nout; i++)
+      if (has_two_ellipses(&l->rule.out[i]) == two)
+        label_side(l, op, &l->rule, word, ellipsis, dims, op->nin + i, &l->rule.out[i]);
   }
-  for (int i = 0; i < op->nout && i < rule.nout; i++)
-    label_side(l, op, &rule, word, ellipsis, dims, op->nin + i, &rule.out[i]);
 }
 
 // ---- broadcast and movement ---------------------------------------------------------------------
@@ -178,108 +180,95 @@ static void label_broadcast(labels *l, const ir_op *op) {
   }
 }
 
-// Which dim of operand `k` the dim `d` of the result is; -1: none. For ops that only move elements.
-static int source_dim(const ir_op *op, int d) {
-  int dim = (int)ir_attr_int(op, "dim", -1);
-  switch (op->code) {
-    case IR_transpose: return (int)ir_get_attr(op, "perm")->v[d];
-    case IR_expand: return d == dim ? -1 : d < dim ? d : d - 1;
-    case IR_squeeze: return d < dim ? d : d + 1;
-    case IR_unfold: return d <= dim ? d : d - 1;
-    case IR_fold: return d <= dim ? d : d + 1;
-    case IR_broadcast: {
-      const ir_attr *dims = ir_get_attr(op, "dims");
-      for (int i = 0; i < dims->n; i++)
-        if (dims->v[i] == d) return i;
-      return -1;
-    }
-    default: return d;
-  }
+// The kind that a raw rule gives to what its attribute `name` names ("axes:sum"), or KIND_PARALLEL.
+static ir_kind kind_of(const labels *l, const char *name) {
+  for (int w = 0; w < l->rule.nwords; w++)
+    if (str_eq(l->rule.word[w], name)) return l->rule.kind[w];
+  return KIND_PARALLEL;
 }
 
-static bool is_axis(const ir_op *op, int d) {
-  const ir_attr *axes = ir_get_attr(op, "axes");
-  for (int i = 0; axes && i < axes->n; i++)
+static bool is_axis(const ir_attr *axes, int d) {
+  for (int i = 0; i < axes->n; i++)
     if (axes->v[i] == d) return true;
   return false;
 }
 
-static void label_reduction(labels *l, const ir_op *op, ir_kind kind) {
+// Over the dims of attribute `axes`; the others keep their order.
+static void label_reduction(labels *l, const ir_op *op, const ir_attr *axes) {
   bool keep = ir_attr_int(op, "keep", 0);
   for (int d = 0, out = 0; d < type_at(op, 0)->rank; d++) {
-    bool axis = is_axis(op, d);
-    fresh_dim(l, op, 0, d, axis ? kind : KIND_PARALLEL);
+    bool axis = is_axis(axes, d);
+    fresh_dim(l, op, 0, d, axis ? kind_of(l, "axes") : KIND_PARALLEL);
     if (!axis) same_dim(l, op, 0, d, op->nin, out);
     out += !axis || keep;
   }
 }
 
-// (g, ids[, base]) -> table
-static void label_scatter(labels *l, const ir_op *op) {
-  int ids = type_at(op, 1)->rank, width = type_at(op, op->nin)->rank;
-  fresh_dim(l, op, op->nin, 0, KIND_TABLE);  // each rank owns rows
-  for (int d = 0; d < ids; d++) {
-    fresh_dim(l, op, 0, d, KIND_SUM);
-    same_dim(l, op, 0, d, 1, d);
+// The leaf of operand 0 that a step of `stride` over `size` elements of the same storage is.
+static int leaf_by_step(const labels *l, const ir_view *v, int64_t size, int64_t stride) {
+  const ir_type *t = type_at(l->op->op, 0);
+  for (int d = 0; d < t->rank; d++) {
+    ir_index *leaf[IR_MAX_LEAVES];
+    int n = ir_index_leaves(ir_root(t->dim[d]), leaf, IR_MAX_LEAVES);
+    for (int i = 0; i < n; i++) {
+      int at = v->dim_first[d] + i;
+      if (v->size[at] == size && v->stride[at] == stride && size > 1)
+        return pg_leaf(pg_at(l, 0), d, leaf[i]);
+    }
   }
-  for (int d = 1; d < width; d++) {
-    fresh_dim(l, op, 0, ids + d - 1, KIND_PARALLEL);
-    same_dim(l, op, 0, ids + d - 1, op->nin, d);
-  }
-  for (int d = 0; d < width && op->nin > 2; d++) same_dim(l, op, op->nin, d, 2, d);
+  return -1;
 }
 
-// (do, o, lse, q, k, v, captures...) -> gradient of a capture: a sum over heads and queries. The
-// leaves of lse are both; keys and values have heads, their positions stay whole.
-static void label_grad_bias(labels *l, const ir_op *op) {
-  const pg_value *lse = pg_at(l, 2);
-  for (int d = 0; d < type_at(op, 2)->rank; d++) fresh_dim(l, op, 2, d, KIND_SUM);
-  for (int side = 0; side < 6 && lse; side++) {
-    const pg_value *v = pg_at(l, side);
-    int rank = type_at(op, side)->rank;
-    for (int i = 0; v && side != 2 && i < v->nleaf; i++) {
-      if (v->dim[i] == rank - 2 && side >= 4) continue;
-      for (int k = 0; k < lse->nleaf; k++)
-        if (lse->leaf[k] == v->leaf[i]) l->of[side][i] = l->of[2][k];
+// A view: leaves that walk the same storage in the same steps are the same ones; along a new one
+// the operand repeats. What is walked in other steps (a part of an axis) stays whole.
+static void label_view(labels *l, const ir_op *op) {
+  if (!pg_at(l, 0)) return;
+  for (int d = 0; d < type_at(op, 0)->rank; d++) fresh_dim(l, op, 0, d, KIND_PARALLEL);
+  ir_view from = ir_view_of(op->in[0]);
+  for (int k = 0; k < op->nout; k++) {
+    ir_view to = ir_view_of(op->out[k]);
+    const ir_type *t = &op->out[k]->type;
+    const pg_value *v = pg_at(l, op->nin + k);
+    for (int d = 0; v && d < t->rank; d++) {
+      ir_index *leaf[IR_MAX_LEAVES];
+      int n = ir_index_leaves(ir_root(t->dim[d]), leaf, IR_MAX_LEAVES);
+      for (int i = 0; i < n; i++) {
+        int at = to.dim_first[d] + i, mine = pg_leaf(v, d, leaf[i]);
+        if (mine < 0) continue;
+        int *label = &l->of[op->nin + k][mine];
+        int other = to.stride[at] ? leaf_by_step(l, &from, to.size[at], to.stride[at]) : -1;
+        if (other >= 0) *label = l->of[0][other];
+        if (!to.stride[at]) *label = new_label(l, KIND_PARALLEL, leaf[i]);
+      }
     }
   }
 }
 
-static void label_moves(labels *l, const ir_op *op) {
+// What puts operands beside each other along `dim`, or leaves all where it is. A `range` of an axis
+// stays whole; of a product that gets an outer part the rest is the operands'.
+static void label_copy(labels *l, const ir_op *op) {
   const ir_attr *dim = ir_get_attr(op, "dim");
-  bool whole =
-      op->code == IR_slice || op->code == IR_pad || op->code == IR_concat || op->code == IR_append;
-  for (int d = 0; d < type_at(op, 0)->rank; d++)
-    if (!whole || !dim || dim->i != d) fresh_dim(l, op, 0, d, KIND_PARALLEL);
-  for (int s = 1; s < op->nin; s++)
-    for (int d = 0; d < type_at(op, s)->rank; d++) same_dim(l, op, 0, d, s, d);
-  for (int s = op->nin; s < op->nin + op->nout; s++)
-    for (int d = 0; d < type_at(op, s)->rank; d++) {
-      int from = source_dim(op, d);
-      same_dim(l, op, 0, from, s, d);
-      if (op->code == IR_fold && dim && dim->i == d) same_dim(l, op, 0, d + 1, s, d);
-      if (op->code == IR_broadcast && from < 0) fresh_dim(l, op, s, d, KIND_PARALLEL);
-    }
-  if (op->code == IR_join)  // the new dim part . rest: rest is the operands'
-    for (int k = 0; k < op->nin && dim; k++) same_dim(l, op, op->nin, (int)dim->i, k, (int)dim->i);
+  bool range = kind_of(l, "dim") == KIND_RANGE;
+  for (int d = 0; d < type_at(op, op->nin)->rank; d++) {
+    if (range && dim && dim->i == d) continue;
+    fresh_dim(l, op, op->nin, d, KIND_PARALLEL);
+    for (int s = 0; s < op->nin; s++) same_dim(l, op, op->nin, d, s, d);
+  }
 }
 
 static void label_op(labels *l) {
   const ir_op *op = l->op->op;
-  const ir_op_info *info = ir_info(op->code);
-  switch (op->code) {
-    case IR_sum: label_reduction(l, op, KIND_SUM); return;
-    case IR_reduce_max: label_reduction(l, op, KIND_MAX); return;
-    case IR_scatter_add: label_scatter(l, op); return;
-    case IR_attention_grad_bias: label_grad_bias(l, op); return;
-    default: break;
-  }
-  if (str_eq(info->rule, "*"))
+  const ir_attr *axes = ir_get_attr(op, "axes");
+  if (l->rule.broadcast)
     label_broadcast(l, op);
-  else if (!str_eq(info->rule, "raw"))
+  else if (!l->rule.raw || l->rule.nin)
     label_words(l, op);
+  else if (axes)
+    label_reduction(l, op, axes);
+  else if (l->op->view)
+    label_view(l, op);
   else
-    label_moves(l, op);
+    label_copy(l, op);
 }
 
 // ---- strategies ---------------------------------------------------------------------------------
@@ -305,6 +294,15 @@ static bool vanishes(const labels *l, int label) {
   return true;
 }
 
+// The operands with an index that the op reduces by lse: its parts can be merged as they come.
+static const bool *reduced_by_lse(const labels *l) {
+  bool *has = arena_new(l->a, bool, l->op->nin + 1);
+  for (int k = 0; k < l->n; k++)
+    for (int i = 0; i < l->op->nin && l->kind[k] == KIND_LSE; i++)
+      has[i] |= leaf_of_label(l, i, k) >= 0;
+  return has;
+}
+
 static bool cut_label(labels *l, int label, sh_strategy *out) {
   const pg_op *p = l->op;
   ir_kind kind = l->kind[label];
@@ -315,8 +313,10 @@ static bool cut_label(labels *l, int label, sh_strategy *out) {
   signed char *code = (signed char *)(uintptr_t)s.code;
   s.cuts = true;
   s.index = l->index[label];
-  s.streams = p->op && p->op->code == IR_attention && kind == KIND_PREFIX;
-  bool loss = p->op && p->op->code == IR_nll && kind == KIND_TABLE, held = false, partial = false;
+  if (kind == KIND_PREFIX) s.streams = reduced_by_lse(l);
+  // A loss over a cut vocabulary makes its results whole itself.
+  int parts = kind == KIND_TABLE ? ir_parts(p->op) : 0;
+  bool held = false, partial = false;
   for (int i = 0; i < p->nin + p->nout; i++) {
     if (code[i] < 0) continue;
     int leaf = leaf_of_label(l, i, label);
@@ -325,64 +325,25 @@ static bool cut_label(labels *l, int label, sh_strategy *out) {
       held = true;
     } else if (i >= p->nin) {
       if (kind == KIND_PARALLEL || kind == KIND_RANGE || kind == KIND_PREFIX) return false;
-      code[i] = loss ? SH_REPLICATED : SH_PARTIAL;
-      partial |= !loss;
+      code[i] = parts ? SH_REPLICATED : SH_PARTIAL;
+      partial |= !parts;
     }
   }
   // An index of extent 1 is on no value's list: each rank would do all of it and the sum be `size`
   // times too large.
   if (!held) return false;
-  // What gradients are added to is added once, so each rank brings a part of it.
-  if (partial && p->op->code == IR_scatter_add && p->nin > 2 && code[2] == SH_REPLICATED)
-    code[2] = SH_PARTIAL;
-  // The loss over a cut vocabulary: maximum, sum of exponentials and the target's logit.
-  if (loss) s.reduces = 3 * l->g->value.at[p->out[0]].elements;
+  // What is added to in place is added to once, so each rank brings a part of it.
+  int base = partial ? ir_updated(p->op) : -1;
+  if (base >= 0 && code[base] == SH_REPLICATED) code[base] = SH_PARTIAL;
+  s.reduces = parts;
   *out = s;
   return true;
-}
-
-// What a value of a map's function is to operands that are partial: nothing to do with them, linear
-// in them (each of its terms has exactly one of them once), or neither.
-enum { APART, LINEAR, NEITHER };
-
-static int degree(const ir_op *op, const int *of) {
-  int d[3] = {APART, APART, APART}, most = APART;
-  for (int i = 0; i < op->nin; i++) {
-    const ir_value *v = op->in[i];
-    int at = v->def ? v->def->mark : of[v->pos];
-    if (at > most) most = at;
-    if (i < 3) d[i] = at;
-  }
-  if (most != LINEAR) return most;
-  switch (op->code) {
-    case IR_add:
-    case IR_sub: return d[0] == d[1] ? LINEAR : NEITHER;  // of `x + bias` each rank would add one
-    case IR_neg: return LINEAR;
-    case IR_mul: return d[0] != d[1] ? LINEAR : NEITHER;
-    case IR_div: return d[1] == APART ? LINEAR : NEITHER;
-    default: return NEITHER;
-  }
-}
-
-// A map whose function is linear, as a sum of gradients is.
-static bool map_is_linear(const ir_op *op, const bool *among) {
-  const ir_region *body = op->region[0];
-  int of[SIDES];
-  if (body->args.n != op->nin) return false;
-  for (int i = 0; i < op->nin; i++) of[i] = among[i] ? LINEAR : APART;
-  for (int i = 0; i < body->ops.n; i++) body->ops.at[i]->mark = degree(body->ops.at[i], of);
-  for (int i = 0; i < body->yield.n; i++) {
-    const ir_value *y = body->yield.at[i];
-    if ((y->def ? y->def->mark : of[y->pos]) != LINEAR) return false;
-  }
-  return body->yield.n > 0;
 }
 
 // Operands `among` partial: then so are the results, when the op is linear in them.
 static bool pass_partial(labels *l, const bool *among, sh_strategy *out) {
   const pg_op *p = l->op;
-  if (p->op->code == IR_map ? !map_is_linear(p->op, among) : !ir_is_linear(p->op, among))
-    return false;
+  if (!ir_is_linear(p->op, among)) return false;
   sh_strategy s = blank(l);
   signed char *code = (signed char *)(uintptr_t)s.code;
   for (int i = 0; i < p->nin; i++)
@@ -393,7 +354,9 @@ static bool pass_partial(labels *l, const bool *among, sh_strategy *out) {
   return true;
 }
 
-static bool accumulates(const ir_op *op) { return op->code == IR_accumulate; }
+static bool is_real(const pg_op *p, int i) {
+  return p->in[i] >= 0 && ir_dtype_float(p->op->in[i]->type.dtype);
+}
 
 static void strategies_of(labels *l, sh_rules *r, int at) {
   const pg_op *p = l->op;
@@ -412,29 +375,49 @@ static void strategies_of(labels *l, sh_rules *r, int at) {
     label_op(l);
     for (int label = 0; label < l->n; label++)
       if (cut_label(l, label, &s)) vec_push(l->a, &v, s);
-    bool among[64] = {false}, any = false;
-    if (accumulates(p->op)) {
-      s = blank(l);
-      ((signed char *)(uintptr_t)s.code)[0] = ((signed char *)(uintptr_t)s.code)[1] = SH_PARTIAL;
-      vec_push(l->a, &v, s);
-    } else if (p->nin <= 64) {
-      for (int i = 0; i < p->nin; i++) {
-        if (p->in[i] < 0 || !ir_dtype_float(p->op->in[i]->type.dtype)) continue;
-        among[i] = true;
-        if (pass_partial(l, among, &s)) vec_push(l->a, &v, s);
-        among[i] = false;
-      }
-      int n = 0;
-      for (int i = 0; i < p->nin; i++) {
-        among[i] = p->in[i] >= 0 && ir_dtype_float(p->op->in[i]->type.dtype);
-        n += among[i];
-        any |= among[i];
-      }
-      if (any && n > 1 && pass_partial(l, among, &s)) vec_push(l->a, &v, s);
+    bool *among = arena_new(l->a, bool, p->nin + 1);
+    int n = 0;
+    for (int i = 0; i < p->nin; i++) {
+      if (!is_real(p, i)) continue;
+      among[i] = true;
+      n++;
+      if (pass_partial(l, among, &s)) vec_push(l->a, &v, s);
+      among[i] = false;
     }
+    for (int i = 0; i < p->nin; i++) among[i] = is_real(p, i);
+    if (n > 1 && pass_partial(l, among, &s)) vec_push(l->a, &v, s);
   }
   r->n[at] = v.n;
   r->strategy[at] = v.at;
+}
+
+bool sh_is_position(const sh_rules *r, const ir_index *x) {
+  for (int i = 0; i < r->position.n; i++)
+    if (r->position.at[i] == x) return true;
+  return false;
+}
+
+// Positions: what some op reads as a causal prefix of another index, and that index, which is
+// reduced by lse there.
+static void note_positions(const labels *l, sh_rules *r) {
+  for (int i = 0; i < l->n; i++) {
+    if (l->kind[i] != KIND_PREFIX && l->kind[i] != KIND_LSE) continue;
+    if (!sh_is_position(r, l->index[i])) vec_push(l->a, &r->position, l->index[i]);
+  }
+}
+
+static labels *labels_of(arena *a, const pg_graph *g, const pg_op *p) {
+  labels *l = arena_new(a, labels, 1);
+  *l = (labels){.a = a, .g = g, .op = p};
+  int sides = p->nin + p->nout, most = 1;
+  l->of = arena_alloc(a, sizeof *l->of * (size_t)sides);
+  memset(l->of, -1, sizeof *l->of * (size_t)sides);
+  for (int i = 0; i < sides; i++)
+    if (pg_at(l, i)) most += pg_at(l, i)->nleaf + 2 * IR_MAX_RANK;  // and leaves of extent 1
+  l->kind = arena_new(a, ir_kind, most);
+  l->index = arena_new(a, ir_index *, most);
+  if (p->kind == PG_OP) ir_rule_of(g->m, p->op, &l->rule);
+  return l;
 }
 
 sh_rules *sh_rules_of(arena *a, const pg_graph *g) {
@@ -443,13 +426,9 @@ sh_rules *sh_rules_of(arena *a, const pg_graph *g) {
   r->n = arena_new(a, int, g->op.n + 1);
   r->strategy = arena_new(a, sh_strategy *, g->op.n + 1);
   for (int i = 0; i < g->op.n; i++) {
-    labels *l = arena_new(a, labels, 1);
-    l->a = a;
-    l->g = g;
-    l->op = &g->op.at[i];
-    IR_CHECK(l->op->nin + l->op->nout <= SIDES);
-    memset(l->of, -1, sizeof l->of);
+    labels *l = labels_of(a, g, &g->op.at[i]);
     strategies_of(l, r, i);
+    note_positions(l, r);
   }
   return r;
 }

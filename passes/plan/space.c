@@ -38,34 +38,28 @@ static int64_t divisors(int64_t n, int64_t most, int64_t out[PLAN_VALUES]) {
   return k;
 }
 
-static const pg_graph *graph(const plan_space *s) {
+static const sh_rules *rules(const plan_space *s) {
   for (int i = 0; i < PLAN_RECOMPUTES; i++)
-    if (s->job->rules[i]) return s->job->rules[i]->g;
-  return NULL;
+    if (s->job->rules[i]) return s->job->rules[i];
+  IR_BUG("a job without a graph");
 }
 
-// Every attention's heads can be cut in n: its key-value heads, or the queries that share one.
+// Every op with heads can be cut in n: by its key-value heads, or by the queries that share one.
 static bool heads_divide(const plan_space *s, int64_t n) {
-  const pg_graph *g = graph(s);
+  const pg_graph *g = rules(s)->g;
   for (int i = 0; i < g->op.n; i++) {
     const ir_op *op = g->op.at[i].op;
-    if (g->op.at[i].kind != PG_OP || op->code != IR_attention) continue;
+    if (g->op.at[i].kind != PG_OP || !ir_get_attr(op, "kv_heads")) continue;
     if (ir_attr_int(op, "kv_heads", 1) % n && ir_attr_int(op, "rep", 1) % n) return false;
   }
   return true;
 }
 
 static bool positions_divide(const plan_space *s, int64_t n) {
-  const pg_graph *g = graph(s);
-  bool any = false;
-  for (int i = 0; i < g->op.n; i++) {
-    const ir_op *op = g->op.at[i].op;
-    if (g->op.at[i].kind != PG_OP || op->code != IR_attention) continue;
-    const ir_type *t = &op->in[0]->type;
-    any = true;
-    if (t->dim[t->rank - 2]->size % n) return false;
-  }
-  return any || n == 1;
+  const sh_rules *r = rules(s);
+  for (int i = 0; i < r->position.n; i++)
+    if (r->position.at[i]->size % n) return false;
+  return r->position.n > 0 || n == 1;
 }
 
 // An axis: its pin, or the divisors of what is left that pass a test.
@@ -241,10 +235,10 @@ static const char *list_of(arena *a, const plan_space *s, bool (*test)(const pla
 const char *plan_why_illegal(arena *a, const plan_space *s, const char **code) {
   *code = "indivisible";
   int64_t devices = s->cluster->devices, product = 1, heads = 1;
-  const pg_graph *g = graph(s);
+  const pg_graph *g = rules(s)->g;
   for (int i = 0; i < g->op.n; i++) {
     const ir_op *op = g->op.at[i].op;
-    if (g->op.at[i].kind == PG_OP && op->code == IR_attention)
+    if (g->op.at[i].kind == PG_OP && ir_get_attr(op, "kv_heads"))
       heads = ir_attr_int(op, "kv_heads", 1) * ir_attr_int(op, "rep", 1);
   }
   for (int x = 0; x < PLAN_AXES; x++) {

@@ -113,8 +113,11 @@ static void test_tensor_bytes(void **state) {
   assert_int_equal(c->bytes.calls[PLAN_TENSOR][CL_ALL_GATHER], (int64_t)micro * (4 * LAYERS + 1));
   assert_int_equal(c->bytes.calls[PLAN_TENSOR][CL_REDUCE_SCATTER],
                    (int64_t)micro * (4 * LAYERS + 2));
-  // The loss over a cut vocabulary: maximum, sum, target's logit of each token.
-  assert_true(sent(c, PLAN_TENSOR, CL_ALL_REDUCE) == micro * 3 * (2.0 * SEQ * 4) * 2 * 7 / 8);
+  // The loss over a cut vocabulary: maximum, sum, target's logit of each token. Once a step the
+  // gradients of whole weights, whose tokens are cut: both norms and both biases behind sums, f32.
+  double loss = micro * 3 * (2.0 * SEQ * 4), whole = (LAYERS * 6 + 2) * HIDDEN * 4;
+  assert_true(sent(c, PLAN_TENSOR, CL_ALL_REDUCE) == (loss + whole) * 2 * 7 / 8);
+  assert_int_equal(c->bytes.calls[PLAN_TENSOR][CL_ALL_REDUCE], (int64_t)micro * 3 + LAYERS * 6 + 2);
   assert_int_equal(c->tensor_calls_layer[CL_ALL_GATHER], 4);
   assert_int_equal(c->tensor_calls_layer[CL_REDUCE_SCATTER], 4);
   arena_free(&x.a);

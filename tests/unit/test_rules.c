@@ -259,7 +259,7 @@ static void judge_all(const char *path, const char *settings, int *seen) {
         seen[p->op->code]++;
         if (!why) continue;
         wrong++;
-        print_error("%s: %s (%s), strategy %d of index %s:", path, pg_op_name(s.g, p),
+        print_error("%s: %s (%s), strategy %d of index %s:", path, pg_op_name(p),
                     ir_info(p->op->code)->name, k, y->index ? y->index->name : "-");
         for (int c = 0; c < p->nin + p->nout; c++) print_error(" %d", y->code[c]);
         print_error(": %s\n", why);
