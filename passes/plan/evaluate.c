@@ -22,7 +22,6 @@ typedef struct point {
   int *piece_of;                        // of each layer
   int64_t *first_of;                    // of each piece: its first layer
   double *forward, *backward, *weight;  // seconds of a layer of each piece, by piece
-  double gather, scatter;               // seconds that ZeRO 2 and 3 add, exposed, by the step
 } point;
 
 // ---- data ranks ---------------------------------------------------------------------------------
@@ -68,8 +67,16 @@ static double exposed(const bl_phase *f) {
   return s;
 }
 
-// Seconds of a phase of one layer, with what ZeRO moves for it. `lead`: nothing runs before it that
-// would hide the move.
+// Weights that a layer of a piece reads, or a piece between layers.
+static bl_state piece_state(const point *p, int piece) {
+  bl_state s = p->b->piece[piece].layer;
+  for (int w = 0; w < p->b->weight.n && !is_layers(p, piece); w++)
+    for (int k = 0; k < p->b->weight.at[w].npieces; k++)
+      if (p->b->weight.at[w].piece[k] == piece) bl_state_add(&s, &p->b->weight.at[w].state, 1);
+  return s;
+}
+
+// Seconds of a phase of one layer, with what ZeRO moves for it and the phase does not hide.
 static void layer_seconds(point *p) {
   int zero = p->c->zero;
   for (int i = 0; i < p->b->npieces; i++) {
@@ -77,14 +84,9 @@ static void layer_seconds(point *p) {
     double f = q->phase[PG_FORWARD].compute + exposed(&q->phase[PG_FORWARD]);
     double b = q->phase[PG_BACKWARD].compute + exposed(&q->phase[PG_BACKWARD]);
     double gather = 0, scatter = 0;
-    bl_state held = q->layer;
-    for (int w = 0; zero >= 2 && w < p->b->weight.n;
-         w++)  // those of this piece that are no layer's
-      for (int k = 0; k < p->b->weight.at[w].npieces; k++)
-        if (p->b->weight.at[w].piece[k] == i && !is_layers(p, i))
-          bl_state_add(&held, &p->b->weight.at[w].state, 1);
-    if (zero == 3) gather = over_replicas(p, CL_ALL_GATHER, held.parameter).seconds;
-    if (zero >= 2) scatter = over_replicas(p, CL_REDUCE_SCATTER, held.gradient).seconds;
+    bl_state own = zero >= 2 ? piece_state(p, i) : q->layer;
+    if (zero == 3) gather = over_replicas(p, CL_ALL_GATHER, own.parameter).seconds;
+    if (zero >= 2) scatter = over_replicas(p, CL_REDUCE_SCATTER, own.gradient).seconds;
     double move = gather + scatter;
     p->forward[i] = f > gather ? f : gather;
     p->backward[i] = b > move ? b : move;
@@ -215,16 +217,11 @@ static stages_cut cut_stages(point *p, const pipeline *line, double capacity, bo
   stages_job job = {.run = run, .stages = p->parts, .only_fitting = only_fitting};
   for (int i = 0; i < g->piece.n; i++) {
     const bl_piece *q = &p->b->piece[i];
-    held h = held_by(p->c, &q->layer);
+    bl_state own = piece_state(p, i);
+    held h = held_by(p->c, &own);
     stages_cost cost = {p->forward[i] + p->backward[i], q->kept,
                         h.parameters + h.gradients + h.optimizer};
     if (!is_layers(p, i)) {
-      for (int w = 0; w < p->b->weight.n; w++)
-        for (int k = 0; k < p->b->weight.at[w].npieces; k++)
-          if (p->b->weight.at[w].piece[k] == i) {
-            h = held_by(p->c, &p->b->weight.at[w].state);
-            cost.state += h.parameters + h.gradients + h.optimizer;
-          }
       double f = q->phase[PG_FORWARD].transient, b = q->phase[PG_BACKWARD].transient;
       cost.state += f > b ? f : b;
       if (i == 0) job.first = cost;
@@ -626,7 +623,7 @@ plan_candidate *plan_evaluate(arena *a, plan_space *s, const plan_choice *c, con
   layer_seconds(p);
   find_layers(p);
   pipe_chunk *chunk = arena_new(a, pipe_chunk, p->parts);
-  double *after = arena_new(a, double, n), *before = arena_new(a, double, n);
+  double *after = arena_new(a, double, n);
   plan_candidate *x = arena_new(a, plan_candidate, 1);
   x->choice = *c;
   x->pipe = (pipeline){.kind = c->pipe,
@@ -634,7 +631,6 @@ plan_candidate *plan_evaluate(arena *a, plan_space *s, const plan_choice *c, con
                        .chunks = v,
                        .micro = c->micro_batches,
                        .chunk = chunk,
-                       .before = before,
                        .after = after};
   const char *wrong = pipe_check(a, &x->pipe);
   if (wrong) {
