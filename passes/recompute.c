@@ -42,6 +42,7 @@ typedef struct pair {
   bool *droppable;  // by result of fwd: a stack that only `back` reads, made by an op of the body
   int *arg_item;    // by carried argument: the item "save it", or -1
   int *op_item;     // by op of the body: the item "run it again", or -1
+  int first_item;   // its items follow each other
 } pair;
 
 typedef struct work {
@@ -363,6 +364,34 @@ static bool takes_any(const pair *p, const rc_choice *c) {
   return false;
 }
 
+// Without a budget to share, repeats are chosen for one by one: the fewest bytes of all are the
+// fewest of each, so a model of many unlike layers takes as long as its layers together.
+static rc_front choose_apart(work *w) {
+  uint64_t *taken = arena_new(w->a, uint64_t, w->items.n / 64 + 1);
+  rc_choice all = {.taken = taken};
+  rc_front front = {.exact = true};
+  for (int i = 0; i < w->pairs.n; i++) {
+    int first = w->pairs.at[i].first_item;
+    int n = (i + 1 < w->pairs.n ? w->pairs.at[i + 1].first_item : w->items.n) - first;
+    rc_item *own = arena_new(w->a, rc_item, n + 1);
+    for (int k = 0; k < n; k++) {
+      own[k] = w->items.at[first + k];
+      int *needs = arena_new(w->a, int, own[k].nneeds + 1);
+      for (int j = 0; j < own[k].nneeds; j++) needs[j] = own[k].needs[j] - first;
+      own[k].needs = needs;
+    }
+    rc_front f = rc_choose(w->a, own, n, RC_LIMIT);
+    const rc_choice *c = &vec_last(&f.at);
+    all.bytes += c->bytes;
+    all.work += c->work;
+    front.exact &= f.exact;
+    for (int k = 0; k < n; k++)
+      if (rc_taken(c, k)) taken[(first + k) / 64] |= (uint64_t)1 << ((first + k) % 64);
+  }
+  vec_push(w->a, &front.at, all);
+  return front;
+}
+
 static const char *run(work *w, const pass_options *o, ir_func *f, recompute_result *out) {
   ir_region *body = f->body;
   pass_count_uses(body);
@@ -372,8 +401,12 @@ static const char *run(work *w, const pass_options *o, ir_func *f, recompute_res
     ir_op *back = body->ops.at[i], *fwd = back->code == IR_repeat ? forward_of(back) : NULL;
     if (fwd) add_pair(w, fwd, back);
   }
-  for (int i = 0; i < w->pairs.n; i++) add_items(w, &w->pairs.at[i], number);
-  rc_front front = rc_choose(w->a, w->items.at, w->items.n, RC_LIMIT);
+  for (int i = 0; i < w->pairs.n; i++) {
+    w->pairs.at[i].first_item = w->items.n;
+    add_items(w, &w->pairs.at[i], number);
+  }
+  rc_front front = w->mode == RECOMPUTE_BYTES ? rc_choose(w->a, w->items.at, w->items.n, RC_LIMIT)
+                                              : choose_apart(w);
   int at = front.at.n - 1;
   if (w->mode == RECOMPUTE_BYTES)
     while (at > 0 && w->before + front.at.at[at - 1].bytes <= o->recompute_bytes) at--;
