@@ -50,6 +50,7 @@ typedef struct maker {
   const cl_cluster *cluster;
   const cl_device *device;
   double *op_part;
+  int *first, *by_piece;  // ops of piece i: by_piece[first[i]] .. by_piece[first[i + 1] - 1]
 } maker;
 
 static double local_bytes(const maker *k, int v) {
@@ -137,51 +138,81 @@ static void hide_streams(maker *k, int inner) {
 
 // ---- memory -------------------------------------------------------------------------------------
 
-// Live ranges over the ops of one or both phases of a piece: the highest sum of what lives there
-// only.
-static void add_transient(maker *k, int piece, bool both, pg_phase phase) {
+// The ops of each piece, in order.
+static void sort_ops(maker *k) {
   const pg_graph *g = k->g;
-  int *root = arena_new(k->a, int, g->value.n + 1), *last = arena_new(k->a, int, g->value.n + 1);
-  bool *made = arena_new(k->a, bool, g->value.n + 1),
-       *stored = arena_new(k->a, bool, g->value.n + 1);
-  double *more = arena_new(k->a, double, g->value.n + 1);
-  for (int v = 0; v < g->value.n; v++) {
-    root[v] = v;
-    last[v] = -1;
-  }
+  k->first = arena_new(k->a, int, g->piece.n + 1);
+  k->by_piece = arena_new(k->a, int, g->op.n + 1);
+  int *next = arena_new(k->a, int, g->piece.n + 1);
+  for (int i = 0; i < g->op.n; i++) k->first[g->op.at[i].piece + 1]++;
+  for (int i = 0; i < g->piece.n; i++) k->first[i + 1] += k->first[i];
+  for (int i = 0; i < g->piece.n; i++) next[i] = k->first[i];
+  for (int i = 0; i < g->op.n; i++) k->by_piece[next[g->op.at[i].piece]++] = i;
+}
+
+// What is known of a value while one piece is looked at.
+typedef struct life {
+  int root;      // the value whose storage it looks at
+  int last;      // the last op that reads it, by its place in the piece; -1: none does
+  bool made;     // by an op of the piece
+  bool stored;   // a stack or a carried value has it
+  double moved;  // bytes of its whole form, where it is gathered
+} life;
+
+static void begin_lives(const maker *k, life *l) {
+  for (int v = 0; v < k->g->value.n; v++) l[v] = (life){.root = v, .last = -1};
   for (int x = 0; x < BL_INNER; x++)
     for (int j = 0; j < k->b->axis[x]->moves.n; j++) {
       const sh_move *m = &k->b->axis[x]->moves.at[j];
-      if (m->to == SH_REPLICATED && !m->streamed) more[m->value] += m->bytes;
+      if (m->to == SH_REPLICATED && !m->streamed) l[m->value].moved += m->bytes;
     }
-  for (int i = 0; i < g->op.n; i++) {
-    const pg_op *p = &g->op.at[i];
-    if (p->piece != piece || (!both && p->phase != phase)) continue;
-    if (p->kind == PG_STORE || p->kind == PG_CARRY) stored[root[p->in[0]]] = true;
+}
+
+static void forget(life *l, int v) {
+  if (v >= 0) l[v] = (life){.root = v, .last = -1, .moved = l[v].moved};
+}
+
+static bool is_in(const pg_op *p, bool both, pg_phase phase) { return both || p->phase == phase; }
+
+// Live ranges over the ops of one or both phases of a piece: the highest sum of what lives there
+// only. `held`: room for as many numbers as the piece has ops.
+static void add_transient(maker *k, life *l, double *held, int piece, bool both, pg_phase phase) {
+  const pg_graph *g = k->g;
+  const int *at = k->by_piece + k->first[piece];
+  int n = k->first[piece + 1] - k->first[piece];
+  for (int i = 0; i < n; i++) {
+    const pg_op *p = &g->op.at[at[i]];
+    held[i] = 0;
+    for (int j = 0; j < p->nin; j++) forget(l, p->in[j]);
+    for (int j = 0; j < p->nout; j++) forget(l, p->out[j]);
+  }
+  for (int i = 0; i < n; i++) {
+    const pg_op *p = &g->op.at[at[i]];
+    if (!is_in(p, both, phase)) continue;
+    if (p->kind == PG_STORE || p->kind == PG_CARRY) l[l[p->in[0]].root].stored = true;
     if (p->kind != PG_OP) continue;
-    bool view = p->view;
     for (int j = 0; j < p->nin; j++)
-      if (p->in[j] >= 0) last[root[p->in[j]]] = i;
+      if (p->in[j] >= 0) l[l[p->in[j]].root].last = i;
     for (int j = 0; j < p->nout; j++) {
       int v = p->out[j];
       if (v < 0) continue;
-      if (view && p->in[0] >= 0) root[v] = root[p->in[0]];
-      made[root[v]] |= !view;
-      if (last[root[v]] < i) last[root[v]] = i;
+      if (p->view && p->in[0] >= 0) l[v].root = l[p->in[0]].root;
+      life *r = &l[l[v].root];
+      r->made |= !p->view;
+      if (r->last < i) r->last = i;
     }
   }
   double live = 0;
   bl_phase *f = &k->b->piece[piece].phase[phase];
-  double *held = arena_new(k->a, double, g->op.n + 1);  // what dies behind op i
-  for (int i = 0; i < g->op.n; i++) {
-    const pg_op *p = &g->op.at[i];
-    if (p->piece != piece || (!both && p->phase != phase) || p->kind != PG_OP) continue;
+  for (int i = 0; i < n; i++) {
+    const pg_op *p = &g->op.at[at[i]];
+    if (!is_in(p, both, phase) || p->kind != PG_OP) continue;
     for (int j = 0; j < p->nout; j++) {
       int v = p->out[j];
-      if (v < 0 || root[v] != v || !made[v] || stored[v] || g->value.at[v].gradient) continue;
-      double bytes = local_bytes(k, v) + more[v];
+      if (v < 0 || l[v].root != v || !l[v].made || l[v].stored || g->value.at[v].gradient) continue;
+      double bytes = local_bytes(k, v) + l[v].moved;
       live += bytes;
-      held[last[v]] += bytes;
+      held[l[v].last] += bytes;
     }
     if (live > f->transient) {
       f->transient = live;
@@ -191,63 +222,71 @@ static void add_transient(maker *k, int piece, bool both, pg_phase phase) {
   }
 }
 
-// What waits for backward: stacks of layers, and what the straight pieces' backward reads.
+static void add_transients(maker *k) {
+  const pg_graph *g = k->g;
+  life *l = arena_new(k->a, life, g->value.n + 1);
+  double *held = arena_new(k->a, double, g->op.n + 1);
+  begin_lives(k, l);
+  for (int i = 0; i < g->piece.n; i++) {
+    bool tail = i == g->piece.n - 1;
+    add_transient(k, l, held, i, tail, PG_FORWARD);
+    add_transient(k, l, held, i, tail, PG_BACKWARD);
+  }
+}
+
+// What waits for backward: stacks of layers, and what the backward part of a piece between layers
+// reads of its forward part.
 static void add_kept(maker *k) {
   const pg_graph *g = k->g;
-  bool *counted = arena_new(k->a, bool, g->value.n + 1);
-  for (int i = 0; i < g->op.n; i++) {
-    const pg_op *p = &g->op.at[i];
-    if (p->kind == PG_STORE && p->phase == PG_FORWARD && g->value.at[p->out[0]].saved)
-      k->b->piece[p->piece].kept += local_bytes(k, p->out[0]);
-  }
   int last = g->piece.n - 1;
+  int *made_in = arena_new(k->a, int, g->value.n + 1);  // piece + 1; 0: by none, or counted
   for (int i = 0; i < g->op.n; i++) {
     const pg_op *p = &g->op.at[i];
-    if (p->kind != PG_OP || p->phase != PG_FORWARD || g->piece.at[p->piece].name ||
-        p->piece == last)
-      continue;
-    for (int j = 0; j < p->nout; j++) {
-      int v = p->out[j];
-      if (v < 0 || !g->value.at[v].batch || counted[v]) continue;
-      for (int n = i + 1; n < g->op.n; n++) {
-        const pg_op *q = &g->op.at[n];
-        if (q->piece != p->piece || q->phase != PG_BACKWARD || q->kind != PG_OP) continue;
-        for (int o = 0; o < q->nin; o++)
-          if (q->in[o] == v && !counted[v]) {
-            counted[v] = true;
-            k->b->piece[p->piece].kept += local_bytes(k, v);
-          }
+    bl_piece *q = &k->b->piece[p->piece];
+    if (p->kind == PG_STORE && p->phase == PG_FORWARD && g->value.at[p->out[0]].saved)
+      q->kept += local_bytes(k, p->out[0]);
+    if (p->kind != PG_OP || g->piece.at[p->piece].name || p->piece == last) continue;
+    for (int j = 0; j < p->nout && p->phase == PG_FORWARD; j++)
+      if (p->out[j] >= 0 && g->value.at[p->out[j]].batch) made_in[p->out[j]] = p->piece + 1;
+    for (int j = 0; j < p->nin && p->phase == PG_BACKWARD; j++)
+      if (p->in[j] >= 0 && made_in[p->in[j]] == p->piece + 1) {
+        q->kept += local_bytes(k, p->in[j]);
+        made_in[p->in[j]] = 0;
       }
-    }
   }
+}
+
+static void add_piece(arena *a, bl_weight *w, int piece) {
+  for (int i = 0; i < w->npieces; i++)
+    if (w->piece[i] == piece) return;
+  int *more = arena_new(a, int, w->npieces + 1);
+  if (w->npieces) memcpy(more, w->piece, sizeof *more * (size_t)w->npieces);
+  more[w->npieces++] = piece;
+  w->piece = more;
 }
 
 // Weights by the pieces that read them. A view above the repeats is read where its readers are.
 static void add_weights(maker *k) {
   const pg_graph *g = k->g;
-  bool *seen = arena_new(k->a, bool, g->value.n * g->piece.n + 1);
-  int *number = arena_new(k->a, int, g->value.n + 1);  // of its bl_weight + 1
+  int *number = arena_new(k->a, int, g->value.n + 1);  // of its bl_weight + 1; a stack: 1
   for (int i = 0; i < g->op.n; i++) {
     const pg_op *p = &g->op.at[i];
     if (p->kind != PG_OP || p->view) continue;
     for (int j = 0; j < p->nin; j++) {
       int v = p->in[j];
       if (v >= 0 && g->value.at[v].view_of >= 0) v = g->value.at[v].view_of;
-      if (v < 0 || !g->value.at[v].weight || seen[v * g->piece.n + p->piece]) continue;
-      seen[v * g->piece.n + p->piece] = true;
-      const pg_value *w = &g->value.at[v];
-      bl_state s = state_of(g->m, w->weight, w->elements, k->b->value_part[v]);
-      if (w->layers > 1) {
-        bl_state_add(&k->b->piece[p->piece].layer, &s, 1);
-        continue;
-      }
+      const pg_value *w = v < 0 ? NULL : &g->value.at[v];
+      if (!w || !w->weight) continue;
+      bool stack = w->layers > 1;  // only its repeat reads it
       if (!number[v]) {
-        vec_push(k->a, &k->b->weight,
-                 (bl_weight){.state = s, .piece = arena_new(k->a, int, g->piece.n)});
+        bl_state s = state_of(g->m, w->weight, w->elements, k->b->value_part[v]);
+        number[v] = 1;
+        if (stack) bl_state_add(&k->b->piece[p->piece].layer, &s, 1);
+        if (stack) continue;
+        vec_push(k->a, &k->b->weight, (bl_weight){.state = s});
         number[v] = k->b->weight.n;
       }
-      bl_weight *x = &k->b->weight.at[number[v] - 1];
-      x->piece[x->npieces++] = p->piece;
+      if (!stack) add_piece(k->a, &k->b->weight.at[number[v] - 1], p->piece);
     }
   }
 }
@@ -259,23 +298,23 @@ static void add_boundaries(maker *k) {
     if (p->kind == PG_ENTER && p->phase == PG_FORWARD && g->value.at[p->out[0]].batch)
       k->b->piece[p->piece].boundary += local_bytes(k, p->out[0]);
   }
-  // What every layer reads and an earlier piece made goes from stage to stage with them.
-  bool *seen = arena_new(k->a, bool, g->value.n * g->piece.n + 1);
-  int *maker_of = arena_new(k->a, int, g->value.n + 1);
-  for (int v = 0; v < g->value.n; v++) maker_of[v] = -1;
+  // What every layer reads and an earlier piece made goes from stage to stage with them. Forward
+  // ops stand in the order of their pieces.
+  int *made_in = arena_new(k->a, int, g->value.n + 1),
+      *read_in = arena_new(k->a, int, g->value.n + 1);
   for (int i = 0; i < g->op.n; i++) {
     const pg_op *p = &g->op.at[i];
     if (p->kind != PG_OP || p->phase != PG_FORWARD) continue;
-    for (int j = 0; j < p->nin; j++) {
+    int here = p->piece + 1;
+    for (int j = 0; j < p->nin && g->piece.at[p->piece].name; j++) {
       int v = p->in[j];
-      if (v < 0 || !g->value.at[v].batch || maker_of[v] < 0 || maker_of[v] == p->piece) continue;
-      if (g->value.at[v].carried || seen[v * g->piece.n + p->piece]) continue;
-      if (!g->piece.at[p->piece].name) continue;
-      seen[v * g->piece.n + p->piece] = true;
+      if (v < 0 || !g->value.at[v].batch || g->value.at[v].carried) continue;
+      if (!made_in[v] || made_in[v] == here || read_in[v] == here) continue;
+      read_in[v] = here;
       k->b->piece[p->piece].boundary += local_bytes(k, v);
     }
     for (int j = 0; j < p->nout; j++)
-      if (p->out[j] >= 0) maker_of[p->out[j]] = p->piece;
+      if (p->out[j] >= 0) made_in[p->out[j]] = here;
   }
 }
 
@@ -323,11 +362,8 @@ bl_block *bl_make(arena *a, const sh_rules *rules, const bl_key *key, const cl_c
     add_moves(&k, x, b->axis[x]->reduces.at, b->axis[x]->reduces.n);
     hide_streams(&k, x);
   }
-  for (int i = 0; i < g->piece.n; i++) {
-    bool tail = i == g->piece.n - 1;
-    add_transient(&k, i, tail, PG_FORWARD);
-    add_transient(&k, i, tail, PG_BACKWARD);
-  }
+  sort_ops(&k);
+  add_transients(&k);
   add_kept(&k);
   add_weights(&k);
   add_boundaries(&k);
