@@ -30,13 +30,19 @@ typedef struct factor {
 
 enum { MOST = 24 };  // variables of one function
 
+typedef struct entry {
+  double cost;
+  int var;
+} entry;
+
 typedef struct solver {
   const el_problem *p;
   arena *a;
   VEC(factor *) factor;
   VEC(int) * of;  // factors that name a variable
   bool *done;
-  double *cost;  // entries of the function that eliminating a variable makes; < 0: not known
+  double *cost;      // entries of the function that eliminating a variable makes
+  VEC(entry) queue;  // a heap of variables, some of them several times; the last offer counts
   int *mark, stamp;
 } solver;
 
@@ -94,6 +100,33 @@ static double entries(solver *s, int v) {
   double e = s->p->size[v];
   for (int i = 0; i < n; i++) e *= s->p->size[near[i]];
   return e;
+}
+
+static bool before(const entry *a, const entry *b) {
+  return a->cost != b->cost ? a->cost < b->cost : a->var < b->var;
+}
+
+// Works out what a variable costs and puts it into the queue.
+static void offer(solver *s, int v) {
+  entry e = {s->cost[v] = entries(s, v), v};
+  int at = s->queue.n;
+  vec_push(s->a, &s->queue, e);
+  for (; at > 0 && before(&e, &s->queue.at[(at - 1) / 2]); at = (at - 1) / 2)
+    s->queue.at[at] = s->queue.at[(at - 1) / 2];
+  s->queue.at[at] = e;
+}
+
+static entry take(solver *s) {
+  entry top = s->queue.at[0], last = s->queue.at[--s->queue.n];
+  int at = 0;
+  for (int child = 1; child < s->queue.n; child = 2 * at + 1) {
+    if (child + 1 < s->queue.n && before(&s->queue.at[child + 1], &s->queue.at[child])) child++;
+    if (!before(&s->queue.at[child], &last)) break;
+    s->queue.at[at] = s->queue.at[child];
+    at = child;
+  }
+  if (s->queue.n) s->queue.at[at] = last;
+  return top;
 }
 
 // All functions that name `v` become one without it.
@@ -156,7 +189,7 @@ static bool eliminate(solver *s, int v, el_stats *stats) {
   }
   add(s, made);
   s->done[v] = true;
-  for (int i = 0; i < n; i++) s->cost[near[i]] = -1;
+  for (int i = 0; i < n; i++) offer(s, near[i]);
   return true;
 }
 
@@ -170,17 +203,13 @@ bool el_solve(const el_problem *p, arena *scratch, int *value, double *total, el
   s.done = arena_new(scratch, bool, p->n + 1);
   s.cost = arena_new(scratch, double, p->n + 1);
   s.mark = arena_new(scratch, int, p->n + 1);
-  for (int i = 0; i < p->n; i++) s.cost[i] = -1;
   for (int i = 0; i < p->term.n; i++) add(&s, factor_of(&s, &p->term.at[i]));
   int given = s.factor.n;
-  for (int k = 0; k < p->n; k++) {
-    int next = -1;
-    for (int i = 0; i < p->n; i++) {
-      if (s.done[i]) continue;
-      if (s.cost[i] < 0) s.cost[i] = entries(&s, i);
-      if (next < 0 || s.cost[i] < s.cost[next]) next = i;
-    }
-    if (!eliminate(&s, next, stats)) return false;
+  for (int i = 0; i < p->n; i++) offer(&s, i);
+  while (s.queue.n) {
+    entry next = take(&s);
+    if (s.done[next.var] || next.cost != s.cost[next.var]) continue;  // it was offered again
+    if (!eliminate(&s, next.var, stats)) return false;
   }
   double sum = 0;
   for (int i = given; i < s.factor.n; i++)
