@@ -227,10 +227,10 @@ def main():
     for kind in ("a100", "h100"):
         with open(os.path.join(ROOM, kind + ".json")) as f:
             d[kind] = json.load(f)
-    sets = [("Narayanan 2021, table 1 (starting guesses, not fitted yet)", load(folder, "narayanan2021_table1.csv", "a100")),
+    sets = [("Narayanan 2021, table 1 (fitted on these)", load(folder, "narayanan2021_table1.csv", "a100")),
             ("Korthikanti 2022, table 5 and abstract (not fitted)", load(folder, "korthikanti2022.csv", "a100")),
             ("MT-NLG 530B (not fitted)", load(folder, "mtnlg530b.csv", "a100")),
-            ("Megatron-Core 0.8 on H100 (starting guesses, not fitted yet)", load(folder, "megatron_core_h100.csv", "h100"))]
+            ("Megatron-Core 0.8 on H100 (fitted on these)", load(folder, "megatron_core_h100.csv", "h100"))]
     if which:
         rows = sets[0][1] if which == "a100" else sets[3][1]
         d[which] = {k: float(f"{x:.4g}") for k, x in fit(planner, rows, d[which]).items()}

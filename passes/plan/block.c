@@ -2,10 +2,8 @@
 
 #include <string.h>
 
-#include "ir/cost.h"
 #include "ir/rule.h"
 #include "ir/view.h"
-#include "passes/plan/cost.h"
 
 plan_axis bl_axis_of(int inner) {
   static const plan_axis axis[BL_INNER] = {PLAN_TENSOR, PLAN_ULYSSES, PLAN_RING};
@@ -76,7 +74,7 @@ static void add_ops(maker *k) {
     const pg_op *p = &g->op.at[i];
     if (p->kind != PG_OP) continue;
     bl_phase *f = &k->b->piece[p->piece].phase[p->phase];
-    double bytes = 0, flops = p->flops;
+    double bytes = 0, flops = p->cost.flops;
     bool batch = false;
     for (int j = 0; j < p->nin + p->nout; j++) {
       int v = j < p->nin ? p->in[j] : p->out[j - p->nin];
@@ -88,7 +86,7 @@ static void add_ops(maker *k) {
     flops *= k->op_part[i];
     double times = p->times / layers_of(k, p->piece);
     if (p->once) continue;  // counted with the optimizer: once a step, of weights only
-    double seconds = times * pc_op_seconds(k->device, p->op, flops, bytes);
+    double seconds = times * pc_op_seconds(k->device, &p->cost, flops, bytes);
     f->compute += seconds;
     if (p->phase == PG_BACKWARD && makes_gradient(g, p)) f->weight += seconds;
   }
@@ -119,8 +117,8 @@ static void hide_streams(maker *k, int inner) {
     const pg_op *p = &g->op.at[i];
     const bool *streams = k->r->strategy[i][s->strategy[i]].streams;
     if (!streams) continue;
-    double flops = p->flops * (double)k->b->key.micro_batch * k->op_part[i];
-    double work = pc_op_seconds(k->device, p->op, flops, 0), moved = 0;
+    double flops = p->cost.flops * (double)k->b->key.micro_batch * k->op_part[i];
+    double work = pc_op_seconds(k->device, &p->cost, flops, 0), moved = 0;
     for (int j = 0; j < s->moves.n; j++) {
       const sh_move *m = &s->moves.at[j];
       bool feeds = false;
@@ -375,11 +373,11 @@ double bl_bound(const pg_graph *g, const bl_key *key, const cl_device *device) {
   for (int i = 0; i < g->op.n; i++) {
     const pg_op *p = &g->op.at[i];
     if (p->kind != PG_OP || p->once || p->view) continue;
-    double flops = p->flops;
+    double flops = p->cost.flops;
     bool batch = false;
     for (int j = 0; j < p->nin && !batch; j++) batch = p->in[j] >= 0 && g->value.at[p->in[j]].batch;
     if (batch) flops *= (double)key->micro_batch;
-    seconds += p->times * pc_op_seconds(device, p->op, flops / n, 0);
+    seconds += p->times * pc_op_seconds(device, &p->cost, flops / n, 0);
   }
   return seconds;
 }

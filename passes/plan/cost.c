@@ -1,12 +1,11 @@
 #include "passes/plan/cost.h"
 
+#include "ir/cost.h"
 #include "ir/rule.h"
 
-bool pc_attends(const ir_op *op) { return ir_attr_allowed(op, "has_mask"); }
-
 // mask (b, h, i, j) -> j <= i, or i >= j
-double pc_unmasked(const ir_op *op) {
-  if (!pc_attends(op) || !ir_attr_int(op, "has_mask", 0) || !op->nregions) return 1;
+static double unmasked(const ir_op *op) {
+  if (!ir_attr_int(op, "has_mask", 0) || !op->nregions) return 1;
   const ir_region *r = op->region[0];
   if (r->yield.n != 1 || !r->yield.at[0]->def || r->args.n < 4) return 1;
   const ir_op *test = r->yield.at[0]->def;
@@ -25,17 +24,28 @@ static ir_dtype multiplied(const ir_op *op) {
   return op->in[0]->type.dtype;
 }
 
-double pc_op_seconds(const cl_device *d, const ir_op *op, double flops, double bytes) {
-  double move = bytes / (d->bandwidth * cl_share(&d->memory_share, bytes));
-  double work;
-  if (pc_attends(op)) {
-    flops *= pc_unmasked(op);
-    work = flops / (cl_matmul_peak(d, multiplied(op)) * cl_share(&d->attention_share, flops));
-  } else if (ir_is_product(op)) {
-    work = flops / (cl_matmul_peak(d, multiplied(op)) * cl_share(&d->matmul_share, flops));
-  } else {
+// Attention and its gradients are the ops that take a mask as a function.
+pc_op pc_op_of(const ir_op *op) {
+  pc_op p = {.flops = ir_op_flops(op), .unmasked = 1, .type = DT_f32};
+  if (ir_attr_allowed(op, "has_mask"))
+    p.kind = PC_ATTENTION;
+  else if (ir_is_product(op))
+    p.kind = PC_PRODUCT;
+  if (p.kind == PC_OTHER) return p;
+  p.type = multiplied(op);
+  p.unmasked = unmasked(op);
+  return p;
+}
+
+double pc_op_seconds(const cl_device *d, const pc_op *op, double flops, double bytes) {
+  double move = bytes / (d->bandwidth * cl_share(&d->memory_share, bytes)), work;
+  flops *= op->unmasked;
+  if (op->kind == PC_OTHER) {
     double peak = d->vector[DT_f32];
     work = peak > 0 ? flops / (peak * cl_share(&d->vector_share, flops)) : 0;
+  } else {
+    const cl_curve *share = op->kind == PC_ATTENTION ? &d->attention_share : &d->matmul_share;
+    work = flops / (cl_matmul_peak(d, op->type) * cl_share(share, flops));
   }
   return d->launch + (move > work ? move : work);
 }

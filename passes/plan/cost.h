@@ -3,18 +3,22 @@
 //   products    max(FLOPs / (peak of the type * share at these FLOPs), bytes / bandwidth)
 //   attention   the same by its own curve; a causal mask leaves half of the pairs
 //   all others  max(bytes / (bandwidth * share at these bytes), FLOPs / vector peak)
-// and the time to start a kernel. Views take none: do not ask for them.
+// and the time to start a kernel.
 #ifndef DSM_PLAN_COST_H
 #define DSM_PLAN_COST_H
 
 #include "ir/cluster.h"
 
-// `flops` and `bytes`: of the call, as a rank runs it.
-double pc_op_seconds(const cl_device *d, const ir_op *op, double flops, double bytes);
-// Attention and its gradients: ops that take a mask as a function.
-bool pc_attends(const ir_op *op);
-// The share of a call's model FLOPs that a kernel which leaves out masked pairs runs: 1/2 for a
-// causal mask (key position <= query position), else 1.
-double pc_unmasked(const ir_op *op);
+typedef enum pc_kind { PC_OTHER, PC_PRODUCT, PC_ATTENTION } pc_kind;
+typedef struct pc_op {
+  pc_kind kind;
+  double flops;     // ir_op_flops: of a sample where the graph is one sample's
+  double unmasked;  // share of them that a kernel runs which leaves out masked pairs: 1/2 where a
+                    // mask is causal (key position <= query position), else 1
+  ir_dtype type;  // that is multiplied
+} pc_op;
+pc_op pc_op_of(const ir_op *op);
+// `flops` and `bytes`: of the call, as a rank runs it. (Views take no time: do not ask for them.)
+double pc_op_seconds(const cl_device *d, const pc_op *op, double flops, double bytes);
 
 #endif

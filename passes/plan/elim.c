@@ -39,6 +39,7 @@ typedef struct solver {
   const el_problem *p;
   arena *a;
   VEC(factor *) factor;
+  bool positive;  // no cost is negative: a sum that is too large need not go on
   VEC(int) * of;  // factors that name a variable
   bool *done;
   double *cost;      // entries of the function that eliminating a variable makes
@@ -49,6 +50,12 @@ typedef struct solver {
 static void add(solver *s, factor *f) {
   for (int i = 0; i < f->n; i++) vec_push(s->a, &s->of[f->var[i]], s->factor.n);
   vec_push(s->a, &s->factor, f);
+}
+
+static int entries_of(const solver *s, const factor *f) {
+  int n = 1;
+  for (int i = 0; i < f->n; i++) n *= s->p->size[f->var[i]];
+  return n;
 }
 
 static factor *factor_of(solver *s, const el_term *t) {
@@ -171,7 +178,8 @@ static bool eliminate(solver *s, int v, el_stats *stats) {
     int best = 0;
     for (int x = 0; x < size[v]; x++) {
       double sum = 0;
-      for (int f = 0; f < in.n; f++) sum += in.at[f]->cost[base[f] + x * step.at[f * (n + 1) + n]];
+      for (int f = 0; f < in.n && (sum < least || !s->positive); f++)
+        sum += in.at[f]->cost[base[f] + x * step.at[f * (n + 1) + n]];
       if (sum < least) {
         least = sum;
         best = x;
@@ -205,6 +213,10 @@ bool el_solve(const el_problem *p, arena *scratch, int *value, double *total, el
   s.mark = arena_new(scratch, int, p->n + 1);
   for (int i = 0; i < p->term.n; i++) add(&s, factor_of(&s, &p->term.at[i]));
   int given = s.factor.n;
+  s.positive = true;
+  for (int i = 0; i < given; i++)
+    for (int e = 0; e < entries_of(&s, s.factor.at[i]); e++)
+      s.positive &= s.factor.at[i]->cost[e] >= 0;
   for (int i = 0; i < p->n; i++) offer(&s, i);
   while (s.queue.n) {
     entry next = take(&s);

@@ -5,11 +5,9 @@
 
 #include <string.h>
 
-#include "ir/cost.h"
 #include "ir/rule.h"
 #include "ir/view.h"
 #include "passes/pass.h"
-#include "passes/plan/cost.h"
 
 typedef struct reader {
   arena *a;
@@ -129,7 +127,7 @@ static void read_op(reader *r, const ir_op *op, int piece, pg_phase phase, int t
   }
   pg_op *p = add_op(r, PG_OP, op, piece, phase, times);
   p->once = op->segment % 2 == 0 && times == 1;
-  p->flops = ir_op_flops(op);
+  p->cost = pc_op_of(op);
   p->view = ir_is_view(op);
   p->nin = op->nin;
   p->nout = op->nout;
@@ -237,18 +235,14 @@ static void read_updates(reader *r, const ir_region *top) {
 // ---- all ----------------------------------------------------------------------------------------
 
 // FLOPs as the field counts them: products and attention (full, whatever its mask closes).
-static double counted_flops(const ir_op *op) {
-  return pc_attends(op) || ir_is_product(op) ? ir_op_flops(op) : 0;
-}
-
 static void count_model(reader *r) {
   for (int i = 0; i < r->m->states.n; i++)
     if (r->m->states.at[i]->cls == STATE_WEIGHT)
       r->g->parameters += (double)ir_elements(&r->m->states.at[i]->type);
   for (int i = 0; i < r->g->op.n; i++) {
     const pg_op *p = &r->g->op.at[i];
-    if (p->kind != PG_OP || p->once) continue;
-    double flops = p->times * counted_flops(p->op);
+    if (p->kind != PG_OP || p->once || p->cost.kind == PC_OTHER) continue;
+    double flops = p->times * p->cost.flops;
     r->g->hardware_flops += flops;
     if (!p->op->recompute) r->g->flops += flops;
   }

@@ -21,7 +21,7 @@
 #ifndef DSM_PLAN_GRAPH_H
 #define DSM_PLAN_GRAPH_H
 
-#include "ir/ir.h"
+#include "passes/plan/cost.h"
 
 typedef enum pg_phase { PG_FORWARD, PG_BACKWARD } pg_phase;
 typedef enum pg_kind { PG_OP, PG_ENTER, PG_CARRY, PG_STORE, PG_UPDATE } pg_kind;
@@ -47,8 +47,8 @@ typedef struct pg_op {
   const ir_op *op;  // PG_OP
   int piece;
   pg_phase phase;
-  bool once;     // once a step, not once a micro-batch
-  double flops;  // ir_op_flops of a sample, and for views 0
+  bool once;   // once a step, not once a micro-batch
+  pc_op cost;  // PG_OP
   bool view;
   int times;  // layers of its piece, for an op of a repeat's body
   int nin, nout;

@@ -430,8 +430,8 @@ static void reject(plan_result *r, const plan_space *space, const plan_pins *pin
   s.pins = *pins;
   plan_search_stats stats = {0};
   plan_options o = {.top = 1};
-  // An alternative is shown, not proved: one within 2 % of the best of its kind will do.
-  walk w = {.s = &s, .o = &o, .stats = &stats, .top = 1, .slack = 0.02};
+  // An alternative is shown, not proved: one within 5 % of the best of its kind will do.
+  walk w = {.s = &s, .o = &o, .stats = &stats, .top = 1, .slack = 0.05};
   search(&w);
   found *f = w.best.any ? &w.best : &w.closest;
   if (!f->any) return;
@@ -497,7 +497,7 @@ static void try_fix(plan_result *r, const plan_space *space, const plan_pins *pi
   s.pins = *pins;
   plan_search_stats stats = {0};
   plan_options o = {.top = 1};
-  walk w = {.s = &s, .o = &o, .stats = &stats, .top = 1, .slack = 0.02};
+  walk w = {.s = &s, .o = &o, .stats = &stats, .top = 1, .slack = 0.05};
   search(&w);
   if (!w.best.any) return;
   plan_fix f = {change, flags, w.best.peak, w.best.step};

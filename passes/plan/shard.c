@@ -9,10 +9,8 @@
 #include <stdio.h>
 #include <string.h>
 
-#include "ir/cost.h"
 #include "ir/rule.h"
 #include "ir/view.h"
-#include "passes/plan/cost.h"
 
 bool sh_divides(const ir_index *x, int64_t n) { return x->size % n == 0 || x->size >= 64 * n; }
 
@@ -148,7 +146,7 @@ static double state_cost(const solver *s, int v, const state *x) {
 static double op_cost(const solver *s, int at, const sh_strategy *x) {
   const pg_op *p = &s->g->op.at[at];
   if (p->kind != PG_OP || p->view) return 0;
-  double share = x->cuts ? sh_part(x->index, s->e->size) : 1, flops = p->flops, bytes = 0;
+  double share = x->cuts ? sh_part(x->index, s->e->size) : 1, flops = p->cost.flops, bytes = 0;
   bool batch = false;
   for (int i = 0; i < p->nin + p->nout; i++) {
     int v = i < p->nin ? p->in[i] : p->out[i - p->nin];
@@ -158,7 +156,7 @@ static double op_cost(const solver *s, int at, const sh_strategy *x) {
   }
   if (batch) flops *= (double)s->e->micro_batch;
   flops *= share * (s->op_part ? s->op_part[at] : 1);
-  double seconds = pc_op_seconds(s->e->device, p->op, flops, bytes);
+  double seconds = pc_op_seconds(s->e->device, &p->cost, flops, bytes);
   if (x->reduces)
     seconds += x->reduces * cl_collective_cost(s->e->cluster, CL_ALL_REDUCE, s->e->stride,
                                                s->e->size, bytes_of(s, p->out[0]))
@@ -232,8 +230,7 @@ static void prepare(solver *s) {
   bool *multiplied = arena_new(s->a, bool, nv + 1);
   for (int i = 0; i < no; i++) {
     const pg_op *p = &g->op.at[i];
-    for (int k = 0; k < p->nin && p->kind == PG_OP && ir_is_product(p->op) && !pc_attends(p->op);
-         k++) {
+    for (int k = 0; k < p->nin && p->kind == PG_OP && p->cost.kind == PC_PRODUCT; k++) {
       int v = p->in[k];
       if (v >= 0) multiplied[g->value.at[v].view_of >= 0 ? g->value.at[v].view_of : v] = true;
     }
