@@ -85,13 +85,13 @@ static long long number_in_file(const char *path) {
   return v;
 }
 
-static int64_t memory_here(void) {
+int64_t host_memory(void) {
   int64_t all = (int64_t)sysconf(_SC_PHYS_PAGES) * sysconf(_SC_PAGESIZE);
   long long limit = number_in_file("/sys/fs/cgroup/memory.max");
   return limit > 0 && limit < all ? limit : all;
 }
 
-static int cores_here(void) {
+int host_cores(void) {
   cpu_set_t set;
   CPU_ZERO(&set);
   return sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set)
@@ -99,7 +99,7 @@ static int cores_here(void) {
 }
 
 host_facts host_guess(arena *a) {
-  host_facts h = {.cores = cores_here(), .memory = memory_here()};
+  host_facts h = {.cores = host_cores(), .memory = host_memory()};
   double each = 10e9;  // FLOP/s of a core without wide vectors
   bool bf16 = false;
 #if defined(__x86_64__)

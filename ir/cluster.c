@@ -84,7 +84,7 @@ const cl_level *cl_level_make(arena *a, const cl_level *written) {
 
 // ---- tiers --------------------------------------------------------------------------------------
 
-static int64_t gcd(int64_t x, int64_t y) {
+int64_t cl_gcd(int64_t x, int64_t y) {
   while (y) {
     int64_t r = x % y;
     x = y;
@@ -99,8 +99,8 @@ static int64_t unit_of(const cl_level *l, int height) {
   int64_t unit = 0, base = 0;
   for (int i = 0; i < l->nmembers; i++) {
     const cl_member *m = &l->member[i];
-    unit = gcd(gcd(unit, base), size_of(m));
-    if (m->level) unit = gcd(unit, unit_of(m->level, height));
+    unit = cl_gcd(cl_gcd(unit, base), size_of(m));
+    if (m->level) unit = cl_gcd(unit, unit_of(m->level, height));
     base += m->count * size_of(m);
   }
   return unit;

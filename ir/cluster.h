@@ -100,6 +100,8 @@ typedef struct cl_tier {
 
 // The tiers of a level by itself, inner first; returns how many. in_node: it lies in a node.
 int cl_tiers(const cl_level *l, bool in_node, cl_tier *tier);
+// The greatest common divisor; of x and 0 it is x. Units of tiers and groups are made of it.
+int64_t cl_gcd(int64_t x, int64_t y);
 
 typedef struct cl_cluster {
   const char *name;  // "dgx-a100-80g"

@@ -56,8 +56,7 @@ const char *pipe_check(arena *a, const pipeline *p) {
   return NULL;
 }
 
-// ---- one scheme for 1f1b, interleaved and gpipe
-// ---------------------------------------------------
+// ---- one scheme for 1f1b, interleaved and gpipe -------------------------------------------------
 
 int64_t pipe_group(const pipeline *p) { return p->kind == PIPE_INTERLEAVED ? p->stages : p->micro; }
 
@@ -101,8 +100,7 @@ void pipe_cursor_next(pipe_cursor *c) {
   if (c->left) show(c);
 }
 
-// ---- lists
-// ----------------------------------------------------------------------------------------
+// ---- lists --------------------------------------------------------------------------------------
 
 typedef VEC(pipe_run) runs;
 
@@ -140,8 +138,7 @@ pipe_list pipe_order_of(arena *a, const pipeline *p, int stage) {
   return walk(a, p, stage);
 }
 
-// ---- zero bubble
-// ----------------------------------------------------------------------------------
+// ---- zero bubble --------------------------------------------------------------------------------
 
 // What a stage has come to.
 typedef struct zb_stage {
@@ -240,8 +237,7 @@ pipe_result pipe_zero_bubble(arena *a, const pipeline *p, pipe_list *orders) {
   return is_deep ? deep : flat;
 }
 
-// ---- what a stage holds
-// ---------------------------------------------------------------------------
+// ---- what a stage holds -------------------------------------------------------------------------
 
 // The highest sum over the moments of an order; `weights`: activations are held until W, not B.
 static double most_held(pipe_list l, bool weights, const double *bytes) {

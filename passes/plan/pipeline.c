@@ -58,8 +58,7 @@ pipe_result pipe_result_of(const pipeline *p, double step, double exposed) {
   return r;
 }
 
-// ---- 1f1b
-// -----------------------------------------------------------------------------------------
+// ---- 1f1b ---------------------------------------------------------------------------------------
 //
 // In *waves*: in wave j stage i does the forward of micro-batch j + p-1-i and the backward of j,
 // the last stage first. The forward's message left stage i-1 in wave j-1, the backward's comes from
@@ -165,8 +164,7 @@ static pipe_result one_f_one_b(arena *a, const pipeline *p) {
   return pipe_result_of(p, step, w.exposed);
 }
 
-// ---- interleaved, gpipe
-// ---------------------------------------------------------------------------
+// ---- interleaved, gpipe -------------------------------------------------------------------------
 //
 // Stages in turn, up and down, each as far as what it needs has come. Messages that have not been
 // read wait in a ring for each part: as many as the part that sent them holds micro-batches, at
@@ -262,8 +260,7 @@ pipe_result pipe_longest(arena *scratch, const pipeline *p) {
   IR_BUG("no pipeline order has number %d", (int)p->kind);
 }
 
-// ---- bound
-// ----------------------------------------------------------------------------------------
+// ---- bound --------------------------------------------------------------------------------------
 //
 // Every path through events that must follow each other is a lower bound; the longest of some that
 // cost O(p) together is taken. Of stage i with one chunk (g: the part of its backward that others
@@ -435,8 +432,7 @@ double pipe_bound(const pipeline *p) {
   return best * rounding;
 }
 
-// ---- closed forms
-// ---------------------------------------------------------------------------------
+// ---- closed forms -------------------------------------------------------------------------------
 
 static bool alike(const double *x, int n) {
   for (int i = 1; x && i < n; i++)

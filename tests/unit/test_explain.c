@@ -1,16 +1,11 @@
 // How plans are shown: text, JSON, plan files and the page, over the plans of plan_fixture.h.
 //
 //   test_explain --print gpt3 text|color|json|html|file [columns]     shows one of them
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
-// cmocka.h wants the four above first
-#include <cmocka.h>
+#include "tests/unit/arena_fixture.h"
+
 #include <ctype.h>
 #include <jansson.h>
 #include <math.h>
-#include <stdlib.h>
 #include <string.h>
 
 #include "frontend/ast.h"
@@ -19,23 +14,10 @@
 #include "passes/plan/report.h"
 #include "passes/plan/show.h"
 #include "passes/plan/timeline.h"
-#include "plan_fixture.h"
-#include "plan_stand_ins.h"
 #include "runtime/base/str.h"
 #include "runtime/base/version.h"
-
-static int make_arena(void **state) {
-  arena *a = malloc(sizeof *a);
-  arena_init(a);
-  *state = a;
-  return 0;
-}
-
-static int free_arena(void **state) {
-  arena_free(*state);
-  free(*state);
-  return 0;
-}
+#include "tests/unit/draw.h"
+#include "tests/unit/plan_fixture.h"
 
 typedef enum form { TEXT, COLOR, JSON, HTML, PLAN } form;
 static const char *const form_names[] = {"text", "color", "json", "html", "file"};
@@ -261,8 +243,7 @@ static void text_of_many_stages(void **state) {
   assert_has(text, "within 1.2 % of the best (no plan takes less than 13.3 s)");
 }
 
-// ---- JSON
-// ----------------------------------------------------------------------------------------
+// ---- JSON ---------------------------------------------------------------------------------------
 
 static json_t *loaded(arena *a, const plan_result *r) {
   json_error_t e;
@@ -458,8 +439,7 @@ static void json_keeps_hostile_names(void **state) {
   json_decref(j);
 }
 
-// ---- plan files
-// ----------------------------------------------------------------------------------
+// ---- plan files ---------------------------------------------------------------------------------
 
 static const section *read_plan(arena *a, const plan_result *r) {
   const char *text = printed(a, r, PLAN, 0);
@@ -529,8 +509,7 @@ static void plan_files_read_back(void **state) {
   }
 }
 
-// ---- the page
-// ------------------------------------------------------------------------------------
+// ---- the page -----------------------------------------------------------------------------------
 
 // Every tag closed, in order; attributes in quotes; `&` only where it begins an entity.
 static void assert_well_formed(arena *a, const char *page) {
@@ -663,8 +642,7 @@ static void the_front_is_what_nothing_beats(void **state) {
     assert_int_equal(p.at[i].front, rows[i].front);
 }
 
-// ---- the timeline
-// --------------------------------------------------------------------------------
+// ---- the timeline -------------------------------------------------------------------------------
 
 static const timeline *equal_stages(arena *a, pipe_kind kind, int stages, int chunks, int64_t micro,
                                     double send) {
@@ -703,7 +681,6 @@ static void timelines_take_what_formulas_say(void **state) {
   assert_null(timeline_of(a, &none));
 }
 
-#if __has_include("passes/plan/pipeline.c")
 // The picture and the planner's own time of a step are of one thing.
 static void timelines_agree_with_the_longest_path(void **state) {
   arena *a = *state;
@@ -713,14 +690,13 @@ static void timelines_agree_with_the_longest_path(void **state) {
     int64_t micro = kind == PIPE_INTERLEAVED ? stages * (1 + round % 3) : 1 + round % 11;
     pipe_chunk *c = arena_new(a, pipe_chunk, stages * chunks);
     double *before = arena_new(a, double, stages), *after = arena_new(a, double, stages);
-    double *draws = (double *)c;
-    for (size_t i = 0; i < (size_t)(stages * chunks) * (sizeof *c / sizeof(double)); i++) {
-      seed = seed * 6364136223846793005u + 1442695040888963407u;
-      draws[i] = 0.1 + (double)(seed >> 40) / (1 << 24);
-    }
     for (int i = 0; i < stages * chunks; i++) {
-      c[i].backward = 2 * c[i].weight;
-      c[i].send /= 8, c[i].send_back /= 8;
+      double weight = 0.1 + draw_real(&seed);
+      c[i] = (pipe_chunk){.forward = 0.1 + draw_real(&seed),
+                          .backward = 2 * weight,
+                          .weight = weight,
+                          .send = (0.1 + draw_real(&seed)) / 8,
+                          .send_back = (0.1 + draw_real(&seed)) / 8};
     }
     for (int i = 0; i < stages; i++) before[i] = 0.05 * i, after[i] = 0.3 - 0.02 * i;
     pipeline p = {.kind = (pipe_kind)kind,
@@ -734,7 +710,6 @@ static void timelines_agree_with_the_longest_path(void **state) {
     assert_near(timeline_of(a, &p)->end, pipe_longest(a, &p).step);
   }
 }
-#endif
 
 int main(int argc, char **argv) {
   if (argc >= 4 && strcmp(argv[1], "--print") == 0) {
@@ -769,9 +744,7 @@ int main(int argc, char **argv) {
       T(page_says_what_matters),
       T(the_front_is_what_nothing_beats),
       T(timelines_take_what_formulas_say),
-#if __has_include("passes/plan/pipeline.c")
       T(timelines_agree_with_the_longest_path),
-#endif
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }
