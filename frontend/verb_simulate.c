@@ -7,22 +7,13 @@
 #include "frontend/verb_plan.h"
 #include "passes/plan/show.h"
 
-// "stage 0: layers 0-11 + embed"
+// "stage 0: layers 0-11+embed"
 static const char *stage_name(arena *a, const plan_candidate *x, int i) {
   const plan_stage *s = &x->stage[i];
-  const char *layers = s->last_layer < s->first_layer ? "no layers"
-                       : s->last_layer == s->first_layer
-                           ? arena_printf(a, "layer %lld", (long long)s->first_layer)
-                           : arena_printf(a, "layers %lld-%lld", (long long)s->first_layer,
-                                          (long long)s->last_layer);
-  sb out = {.arena = a};
-  sb_printf(&out, "stage %d: %s", i, layers);
-  for (const char *p = s->extra; p && *p;) {  // "embed+head"
-    size_t n = strcspn(p, "+");
-    sb_printf(&out, " + %.*s", (int)n, p);
-    p += n + (p[n] == '+');
-  }
-  return sb_str(&out);
+  const char *what = s->first_layer < s->last_layer    ? "layers "
+                     : s->first_layer == s->last_layer ? "layer "
+                                                       : "";
+  return arena_printf(a, "stage %d: %s%s", i, what, plan_layers_words(a, x, (plan_rows){i, i}));
 }
 
 // Simulates `x`; the trace goes to `path` unless it is NULL. False when it cannot be written.
