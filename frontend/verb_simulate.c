@@ -40,7 +40,8 @@ static bool simulate(cli *c, const plan_candidate *x, const char *path, pipe_res
     good &= fclose(f) == 0;
   }
   if (!good)
-    fprintf(stderr, "dsmc: error: %s: %s\n", path, strerror(errno));
+    diag_error(&c->diags, span_none(), DIAG_CANNOT_WRITE, "cannot write %s: %s", path,
+               strerror(errno));
   else if (path && !cli_has(c, OPT_QUIET))
     fprintf(stderr, "wrote %s\n", path);
   return good;

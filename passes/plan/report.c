@@ -182,12 +182,14 @@ static void headline(page *p) {
       show_quantity(a, m->parameters), show_whole(a, m->layers), show_whole(a, m->batch),
       show_short(a, m->tokens), esc(p, m->precision), esc(p, r->cluster->name), esc(p, r->source));
   const plan_candidate *c = p->c;
+  const char *why = plan_illegal_why(a, r);
   if (!r->best)
     say(p, "<div class=\"bad\"><p><b>No plan fits.</b> %s</p></div>\n",
-        c ? arena_printf(a, "The closest, shown below, is over by %s%s.",
-                         show_bytes(a, (double)c->over),
+        c     ? arena_printf(a, "The closest, shown below, is over by %s%s.",
+                             show_bytes(a, (double)c->over),
                          c->peak > c->capacity ? "" : " of the host or disk")
-          : "Every way to split this job is illegal; the reasons are below.");
+        : why ? arena_printf(a, "None is legal: %s.", esc(p, why))
+              : "Every way to split this job is illegal; the reasons are below.");
   if (c) {
     say(p, "<div class=\"tiles\">\n");
     split_tile(p);
@@ -431,6 +433,7 @@ static void list_all(page *p, listing *all) {
   if (!r->best && r->closest) list_candidate(p, all, r->closest);
   for (int i = 0; i < r->rejected.n; i++) {
     const plan_rejected *x = &r->rejected.at[i];
+    if (plan_is_shown(r, &x->choice)) continue;
     list_plan(p, all,
               (listed){.at = {.bytes = (double)x->peak,
                               .tokens_per_s = x->step_s > 0 ? r->model.tokens / x->step_s : 0,

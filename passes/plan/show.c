@@ -435,6 +435,17 @@ plan_time plan_slowest(const plan_candidate *c, plan_time *next) {
   return first;
 }
 
+bool plan_is_shown(const plan_result *r, const plan_choice *c) {
+  for (int i = 0; i < r->candidates.n; i++)
+    if (plan_choice_equal(&r->candidates.at[i]->choice, c)) return true;
+  return !r->best && r->closest && plan_choice_equal(&r->closest->choice, c);
+}
+
+const char *plan_illegal_why(arena *a, const plan_result *r) {
+  bool one = !r->best && !r->closest && r->rejected.n == 1;
+  return one ? show_clean(a, r->rejected.at[0].reason) : NULL;
+}
+
 int plan_highest(const plan_candidate *c) {
   int best = 0;
   for (int i = 1; i < c->nstages; i++)

@@ -62,6 +62,11 @@ void plan_sent(const plan_candidate *c, plan_time t, double sent[2]);
 plan_time plan_slowest(const plan_candidate *c, plan_time *next);
 const char *plan_time_words(plan_time t);      // "tensor traffic", "matrix and vector work"
 const char *plan_memory_words(plan_memory m);  // "weights", "gradients", "workspace"
+// Whether a choice is one of the candidates, or the closest where nothing fits: what a list of
+// rejected plans need not repeat.
+bool plan_is_shown(const plan_result *r, const plan_choice *c);
+// Why no plan is legal, when that is for one reason; else NULL.
+const char *plan_illegal_why(arena *a, const plan_result *r);
 // The stage with the highest peak.
 int plan_highest(const plan_candidate *c);
 

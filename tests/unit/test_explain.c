@@ -220,6 +220,17 @@ static void text_of_what_does_not_fit(void **state) {
   const char *illegal = printed(a, fx_illegal(a), TEXT, 100);
   assert_has(illegal, "PLAN    none: every way to split this job is illegal");
   assert_has(illegal, "64 heads cannot be split over tensor = 7");
+  // A single reason stands where the plan would; that no plan was worked out is no row.
+  plan_result *one = fx_illegal(a);
+  one->rejected.n = 1;
+  const char *why = printed(a, one, TEXT, 100);
+  assert_has(why, "PLAN    none: 64 heads cannot be split over tensor = 7\n");
+  assert_lacks(why, "OTHERS");
+  // The closest is shown in full, so it is not among the others.
+  plan_result *again = fx_unfit(a);
+  fx_reject(again, again->closest->choice, "does-not-fit", "the closest itself", 58.1, 0, 135.1);
+  assert_lacks(printed(a, again, TEXT, 100), "the closest itself");
+  assert_lacks(printed(a, again, HTML, 0), "the closest itself");
 }
 
 static void text_of_one_device(void **state) {
@@ -230,6 +241,9 @@ static void text_of_one_device(void **state) {
   assert_has(text, "MEMORY  MiB per device, of 14.5 GiB\n");
   assert_lacks(text, "zero");
   assert_lacks(text, "OTHERS");
+  plan_result *one = fx_single(a);
+  one->search.considered = 1;
+  assert_has(printed(a, one, TEXT, 80), "optimal: 1 plan, 1 pruned");
 }
 
 static void text_of_many_stages(void **state) {
@@ -614,6 +628,9 @@ static void page_says_what_matters(void **state) {
   const char *illegal = printed(a, fx_illegal(a), HTML, 0);
   assert_has(illegal, "Every way to split this job is illegal");
   assert_has(illegal, "64 heads cannot be split over tensor = 7");
+  plan_result *one = fx_illegal(a);
+  one->rejected.n = 1;
+  assert_has(printed(a, one, HTML, 0), "None is legal: 64 heads cannot be split over tensor = 7.");
   const char *wide = printed(a, fx_wide(a), HTML, 0);
   assert_has(wide,
              "stages 8\xe2\x80\x93"
