@@ -371,41 +371,15 @@ const cl_cluster *cluster_find(arena *a, diags *d, const sema_program *program, 
 
 // ---- telling ------------------------------------------------------------------------------------
 
-typedef struct tally {
-  map kinds;  // device name -> its count
-  int64_t nodes;
-} tally;
-
-static void add_kind(arena *a, tally *t, const char *name, int64_t n) {
-  int64_t *old = map_get(&t->kinds, name), *sum = arena_new(a, int64_t, 1);
-  *sum = (old ? *old : 0) + n;
-  map_set(&t->kinds, name, sum);
-}
-
-static tally count_in(arena *a, const cl_level *l) {
-  tally t = {.kinds.arena = a, .nodes = l->node};
-  for (int i = 0; i < l->nmembers; i++) {
-    const cl_member *m = &l->member[i];
-    if (!m->level) {
-      add_kind(a, &t, m->device->name, m->count);
-      continue;
-    }
-    tally inside = count_in(a, m->level);
-    if (!l->node) t.nodes += m->count * inside.nodes;
-    for (int k = 0; k < inside.kinds.n; k++)
-      add_kind(a, &t, inside.kinds.keys[k], m->count * *(int64_t *)inside.kinds.values[k]);
-  }
-  return t;
-}
-
 const char *cluster_text(arena *a, const cl_cluster *c) {
-  tally t = count_in(a, c->top);
+  const cl_named *named;
+  int64_t nodes;
+  int n = cl_census(a, c, &named, &nodes);
   sb s = {.arena = a};
   sb_printf(&s, "%s: ", c->name);
-  for (int i = 0; i < t.kinds.n; i++)
-    sb_printf(&s, "%s%lld × %s", i ? " + " : "", (long long)*(int64_t *)t.kinds.values[i],
-              t.kinds.keys[i]);
-  sb_printf(&s, ", %lld node%s", (long long)t.nodes, t.nodes == 1 ? "" : "s");
+  for (int i = 0; i < n; i++)
+    sb_printf(&s, "%s%lld × %s", i ? " + " : "", (long long)named[i].count, named[i].device->name);
+  sb_printf(&s, ", %lld node%s", (long long)nodes, nodes == 1 ? "" : "s");
   return sb_str(&s);
 }
 

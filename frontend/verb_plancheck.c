@@ -129,7 +129,7 @@ static bool stages_agree(arena *a, const plan_given *g, const plan_candidate *x,
   bool same = x->nstages == g->stages.n;
   sb found = {.arena = a};
   for (int i = 0; i < x->nstages; i++) {
-    int64_t n = x->stage[i].layers;
+    int64_t n = plan_stage_layers(&x->stage[i]);
     same &= i < g->stages.n && g->stages.at[i] == n;
     sb_printf(&found, "%s%" PRId64, i ? ", " : "", n);
   }

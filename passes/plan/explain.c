@@ -570,17 +570,20 @@ static void show_unfit(page *p, const plan_result *r) {
   arena *a = p->arena;
   const plan_candidate *c = r->closest;
   const char *why = plan_illegal_why(a, r);
+  bool stopped = !r->search.optimal;
   label(p, "PLAN");
   if (!c) {
     words(p,
-          why ? arena_printf(a, "none: %s", why)
-              : "none: every way to split this job is illegal; the reasons are below",
+          stopped ? "none so far: the search was stopped at its limit before it met a legal plan"
+          : why   ? arena_printf(a, "none: %s", why)
+                  : "none: every way to split this job is illegal; the reasons are below",
           LABEL);
     newline(p, 0);
   } else {
     const char *where = c->peak > c->capacity ? "" : " of the host or disk";
     words(p,
-          arena_printf(a, "none fits: the closest is over by %s%s; a device has %s",
+          arena_printf(a, "none fits%s: the closest is over by %s%s; a device has %s",
+                       stopped ? " so far (the search was stopped at its limit)" : "",
                        show_bytes(a, (double)c->over), where, capacity_words(a, c)),
           LABEL);
     newline(p, 0);
@@ -589,7 +592,7 @@ static void show_unfit(page *p, const plan_result *r) {
     show_memory(p, c);
   }
   show_fixes(p, r);
-  if (!why) show_others(p, r, c ? &c->choice : NULL);
+  if (c || !(why || stopped)) show_others(p, r, c ? &c->choice : NULL);
   show_warnings(p, r);
   label(p, "SEARCH");
   words(p, search_words(a, &r->search, " considered"), LABEL);

@@ -67,6 +67,16 @@ int64_t pipe_warm(const pipeline *p, int stage) {
   return warm < all ? warm : all;
 }
 
+int64_t pipe_before_back(const pipeline *p, int stage) {
+  int64_t all = p->micro * p->chunks, n = pipe_warm(p, stage) + 1;
+  return n < all ? n : all;
+}
+
+int64_t pipe_of_chunk(const pipeline *p, int64_t n, int chunk) {
+  int64_t g = pipe_group(p), round = g * p->chunks, part = n % round - chunk * g;
+  return n / round * g + (part < 0 ? 0 : part > g ? g : part);
+}
+
 static void show(pipe_cursor *c) {
   int w = c->way[0].left && c->ahead <= c->warm ? 0 : 1;
   c->phase = w == 0 ? PIPE_F : PIPE_B;
@@ -260,15 +270,9 @@ int64_t pipe_stash(arena *scratch, const pipeline *p, int stage, int64_t *each) 
     if (each) each[0] = most;
     return most;
   }
-  // Most are held behind the first forward after the warm-up: from there on each backward follows
-  // one forward. Which chunks these first forwards are of says how many groups they make.
-  int64_t all = p->micro * p->chunks, most = pipe_warm(p, stage) + 1, g = pipe_group(p);
-  if (most > all) most = all;
-  int64_t round = g * p->chunks, whole = most / round * g, rest = most % round;
-  for (int c = 0; each && c < p->chunks; c++) {
-    int64_t part = rest - c * g;
-    each[c] = whole + (part < 0 ? 0 : part > g ? g : part);
-  }
+  // Most are held before the first backward: from there on each backward follows one forward.
+  int64_t most = pipe_before_back(p, stage);
+  for (int c = 0; each && c < p->chunks; c++) each[c] = pipe_of_chunk(p, most, c);
   return most;
 }
 

@@ -363,13 +363,10 @@ static double bound_chunks(const pipeline *p) {
     }
     // Behind the start of the first backward on this stage come all backwards, and the forwards
     // after the warm-up but one.
-    int64_t held = pipe_warm(p, i) + 1, total = p->micro * v, g = pipe_group(p), round = g * v;
-    if (held > total) held = total;
-    int64_t groups = held / round * g, rest = held % round;
+    int64_t first = pipe_before_back(p, i);
     double left = 0;
     for (int c = 0; c < v; c++) {
-      int64_t part = rest - c * g;
-      int64_t done = groups + (part < 0 ? 0 : part > g ? g : part);
+      int64_t done = pipe_of_chunk(p, first, c);
       const pipe_chunk *k = &p->chunk[i * v + c];
       left += (double)(p->micro - done) * k->forward + m * k->backward;
     }

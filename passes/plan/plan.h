@@ -94,7 +94,7 @@ const char *plan_time_name(plan_time t);
 
 typedef struct plan_stage {
   int64_t first_layer, last_layer;  // first > last: none; interleaved stages have only some of them
-  int64_t layers;                   // how many; 0: all from first to last
+  int64_t layers;                   // how many; 0: all from first to last (plan_stage_layers)
   const char *extra;                // "embed", "head", "embed+head", or NULL
   double parameters;                // logical ones, on each of its ranks
   int64_t memory[PLAN_MEMORIES];

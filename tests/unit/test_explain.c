@@ -226,6 +226,16 @@ static void text_of_what_does_not_fit(void **state) {
   const char *why = printed(a, one, TEXT, 100);
   assert_has(why, "PLAN    none: 64 heads cannot be split over tensor = 7\n");
   assert_lacks(why, "OTHERS");
+  // A search that was stopped knows neither.
+  one->search.optimal = false;
+  const char *stopped = printed(a, one, TEXT, 100);
+  assert_has(stopped, "PLAN    none so far: the search was stopped at its limit before it met");
+  assert_lacks(stopped, "64 heads");
+  assert_has(printed(a, one, HTML, 0), "The search was stopped before its end.");
+  plan_result *unfit = fx_unfit(a);
+  unfit->search.optimal = false;
+  assert_has(printed(a, unfit, TEXT, 100),
+             "none fits so far (the search was stopped at its limit): the closest is over by 58.1");
   // The closest is shown in full, so it is not among the others.
   plan_result *again = fx_unfit(a);
   fx_reject(again, again->closest->choice, "does-not-fit", "the closest itself", 58.1, 0, 135.1);
@@ -435,6 +445,11 @@ static void json_of_what_does_not_fit(void **state) {
   assert_int_equal(json_integer_value(at(j, "fixes.0.peak")), fx_gib(38.1));
   assert_string_equal(json_string_value(at(j, "fixes.1.flags")), "--cluster dgx-a100-80g:16");
   assert_true(json_is_object(at(j, "closest.memory_bytes")));
+  assert_true(json_is_true(at(j, "search.optimal")));
+  json_decref(j);
+  plan_result *stopped = fx_unfit(a);
+  stopped->search.optimal = false;
+  j = loaded(a, stopped);
   assert_false(json_is_true(at(j, "search.optimal")));
   json_decref(j);
   j = loaded(a, fx_illegal(a));
