@@ -94,7 +94,10 @@ int verb_simulate(cli *c) {
   if (!plan_make(c, &p)) return compile_finish(c, &p.compiled);
   const plan_candidate *x = p.result->best;
   if (!x) {
-    plan_print_text(p.result, stdout, 100, false);
+    if (cli_has(c, OPT_JSON))
+      plan_print_json(p.result, stdout);
+    else
+      plan_print_text(p.result, stdout, 100, false);
     int rc = compile_finish(c, &p.compiled);
     return rc ? rc : EXIT_UNFIT;
   }

@@ -221,8 +221,7 @@ static void show_time(page *p, const plan_candidate *c) {
   plan_time rows[PLAN_TIMES];
   int n = 0;
   for (int t = 0; t < PLAN_TIMES; t++) {
-    bool busy = t != PLAN_T_BUBBLE && c->busy[t] > 0;
-    if (c->time[t] <= 0 && !busy) continue;
+    if (!plan_takes_time(c, (plan_time)t)) continue;
     int at = n++;
     for (; at > 0 && c->time[rows[at - 1]] < c->time[t]; at--) rows[at] = rows[at - 1];
     rows[at] = (plan_time)t;

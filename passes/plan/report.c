@@ -333,7 +333,7 @@ static void where_time_goes(page *p) {
     double sent[2];
     int64_t calls = plan_sent(c, t, sent);
     double busy = t == PLAN_T_BUBBLE ? 0 : c->busy[t];
-    if (c->time[t] <= 0 && busy <= 0 && sent[0] + sent[1] <= 0) continue;
+    if (!plan_takes_time(c, t) && sent[0] + sent[1] <= 0) continue;
     say(p, "<tr><td class=\"w\"><i class=\"t%d\"></i> %s</td>", i, plan_time_name(t));
     number(p, arena_printf(a, "%.2f %s", c->time[t] / u.by, u.name));
     number(p, show_percent(a, sum > 0 ? c->time[t] / sum : 0));

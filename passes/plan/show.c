@@ -391,6 +391,10 @@ const char *plan_cluster_words(arena *a, const cl_cluster *c, const char *times_
 
 // ---- what a candidate says ----------------------------------------------------------------------
 
+bool plan_takes_time(const plan_candidate *c, plan_time t) {
+  return c->time[t] > 1e-12 * c->step_s || (t != PLAN_T_BUBBLE && c->busy[t] > 0);
+}
+
 double plan_hidden(const plan_candidate *c, plan_time t) {
   return t == PLAN_T_BUBBLE || c->busy[t] <= c->time[t] ? 0 : c->busy[t] - c->time[t];
 }

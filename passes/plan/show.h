@@ -56,6 +56,8 @@ const char *plan_choice_pins(arena *a, const plan_choice *base, const plan_choic
 
 // Devices of a cluster in words: "1024 x a100_80g (128 nodes)", with `times` for the x.
 const char *plan_cluster_words(arena *a, const cl_cluster *c, const char *times);
+// Whether a class has seconds, waited for or hidden, beyond the rounding of a difference.
+bool plan_takes_time(const plan_candidate *c, plan_time t);
 // The seconds of a class that other work hides; 0 when none are.
 double plan_hidden(const plan_candidate *c, plan_time t);
 // Bytes sent over the axes that a class of time is about, by a rank, in a step, [0] intra; returns

@@ -251,7 +251,11 @@ static void text_of_one_device(void **state) {
   assert_has(text, "MEMORY  MiB per device, of 14.5 GiB\n");
   assert_lacks(text, "zero");
   assert_lacks(text, "OTHERS");
+  // What is left of a difference of seconds is no bubble.
   plan_result *one = fx_single(a);
+  one->best->time[PLAN_T_BUBBLE] = 1e-18;
+  assert_lacks(printed(a, one, TEXT, 80), "bubble");
+  assert_lacks(printed(a, one, HTML, 0), "</i> bubble</td>");
   one->search.considered = 1;
   assert_has(printed(a, one, TEXT, 80), "optimal: 1 plan, 1 pruned");
 }
