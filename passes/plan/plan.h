@@ -172,8 +172,8 @@ typedef struct plan_search_stats {
   int64_t evaluated;   // points that were worked out
   int64_t predicted_points, predicted_fronts;  // before the search
   double seconds;
-  bool optimal;         // no point of the space is better within the model
-  double gap, bound_s;  // how far from it the best may be when it is not
+  bool optimal;         // all was searched: no point of the space is better within the model
+  double gap, bound_s;  // how far from it the best may be when the search was stopped
 } plan_search_stats;
 
 typedef struct plan_assumption {

@@ -540,6 +540,19 @@ static void plan_files_read_back(void **state) {
     assert_has(printed(a, r, PLAN, 0), names[i][1]);
     read_plan(a, r);
   }
+  // All of them, as the lexer has them: `"repeat"   { put(...) }`.
+  const char *why;
+  const source *lexer = source_read(a, "frontend/dsm.l", &why);
+  assert_non_null(lexer);
+  int words = 0;
+  for (const char *p = lexer->text; (p = strstr(p, "\n\"")); p += 2) {
+    size_t n = strspn(p + 2, "abcdefghijklmnopqrstuvwxyz");
+    if (!n || p[2 + n] != '"') continue;
+    r->model.name = arena_strndup(a, p + 2, n);
+    read_plan(a, r);
+    words++;
+  }
+  assert_true(words >= 21);
 }
 
 // ---- the page -----------------------------------------------------------------------------------
