@@ -152,8 +152,8 @@ static int class_of(const char *name) {
 
 // A word of CLASS:HOME that is none, beside those that are.
 static bool no_such(const reading *r, const char *word, const char *what, bool home) {
-  const char *names[PLAN_CLASSES + PLAN_HOMES];
-  int n = home ? PLAN_HOMES : PLAN_CLASSES;
+  const char *names[(int)PLAN_CLASSES + (int)PLAN_HOMES];
+  int n = home ? (int)PLAN_HOMES : (int)PLAN_CLASSES;
   for (int i = 0; i < n; i++)
     names[i] = home ? plan_home_name((plan_home)i) : plan_class_name((plan_class)i);
   diag *d = diag_error(&r->c->diags, r->value->at, DIAG_WRONG_VALUE, "`%s`: `%s` is no %s", r->key,
