@@ -196,6 +196,13 @@ static const section *look_up(const maker *m, const scope *at, const char *name,
   return builtin_device(m->arena, name);
 }
 
+// What contains the place cannot be a member there.
+static bool is_around(const maker *m, const section *s) {
+  for (int i = 0; i < m->done.n; i++)
+    if (m->done.at[i]->s == s) return m->done.at[i]->open;
+  return false;
+}
+
 static void unknown_member(const maker *m, const scope *at, const ident *name) {
   enum { MOST = 256 };
   const char *names[MOST];
@@ -203,12 +210,12 @@ static void unknown_member(const maker *m, const scope *at, const ident *name) {
   for (; at; at = at->outer)
     for (int i = 0; i < at->s->entries.n && n < MOST; i++) {
       const section *s = at->s->entries.at[i]->section;
-      if (s && is_part(s) && s->label.text) names[n++] = s->label.text;
+      if (s && is_part(s) && s->label.text && !is_around(m, s)) names[n++] = s->label.text;
     }
   for (int i = 0; m->files && i < m->files->sections.n && n < MOST; i++) {
     const section *s = m->files->sections.at[i];
-    if (s->label.text && (str_eq(s->kind.text, "device") || str_eq(s->kind.text, "cluster")))
-      names[n++] = s->label.text;
+    bool part = str_eq(s->kind.text, "device") || str_eq(s->kind.text, "cluster");
+    if (s->label.text && part && !is_around(m, s)) names[n++] = s->label.text;
   }
   own = n;
   n += builtin_device_names(m->arena, names + n, MOST - n);

@@ -85,13 +85,13 @@ static long long number_in_file(const char *path) {
   return v;
 }
 
-static int64_t memory_here(void) {
+int64_t host_memory(void) {
   int64_t all = (int64_t)sysconf(_SC_PHYS_PAGES) * sysconf(_SC_PAGESIZE);
   long long limit = number_in_file("/sys/fs/cgroup/memory.max");
   return limit > 0 && limit < all ? limit : all;
 }
 
-static int cores_here(void) {
+int host_cores(void) {
   cpu_set_t set;
   CPU_ZERO(&set);
   return sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set)
@@ -99,7 +99,7 @@ static int cores_here(void) {
 }
 
 host_facts host_guess(arena *a) {
-  host_facts h = {.cores = cores_here(), .memory = memory_here()};
+  host_facts h = {.cores = host_cores(), .memory = host_memory()};
   double each = 10e9;  // FLOP/s of a core without wide vectors
   bool bf16 = false;
 #if defined(__x86_64__)
@@ -371,41 +371,15 @@ const cl_cluster *cluster_find(arena *a, diags *d, const sema_program *program, 
 
 // ---- telling ------------------------------------------------------------------------------------
 
-typedef struct tally {
-  map kinds;  // device name -> its count
-  int64_t nodes;
-} tally;
-
-static void add_kind(arena *a, tally *t, const char *name, int64_t n) {
-  int64_t *old = map_get(&t->kinds, name), *sum = arena_new(a, int64_t, 1);
-  *sum = (old ? *old : 0) + n;
-  map_set(&t->kinds, name, sum);
-}
-
-static tally count_in(arena *a, const cl_level *l) {
-  tally t = {.kinds.arena = a, .nodes = l->node};
-  for (int i = 0; i < l->nmembers; i++) {
-    const cl_member *m = &l->member[i];
-    if (!m->level) {
-      add_kind(a, &t, m->device->name, m->count);
-      continue;
-    }
-    tally inside = count_in(a, m->level);
-    if (!l->node) t.nodes += m->count * inside.nodes;
-    for (int k = 0; k < inside.kinds.n; k++)
-      add_kind(a, &t, inside.kinds.keys[k], m->count * *(int64_t *)inside.kinds.values[k]);
-  }
-  return t;
-}
-
 const char *cluster_text(arena *a, const cl_cluster *c) {
-  tally t = count_in(a, c->top);
+  const cl_named *named;
+  int64_t nodes;
+  int n = cl_census(a, c, &named, &nodes);
   sb s = {.arena = a};
   sb_printf(&s, "%s: ", c->name);
-  for (int i = 0; i < t.kinds.n; i++)
-    sb_printf(&s, "%s%lld × %s", i ? " + " : "", (long long)*(int64_t *)t.kinds.values[i],
-              t.kinds.keys[i]);
-  sb_printf(&s, ", %lld node%s", (long long)t.nodes, t.nodes == 1 ? "" : "s");
+  for (int i = 0; i < n; i++)
+    sb_printf(&s, "%s%lld × %s", i ? " + " : "", (long long)named[i].count, named[i].device->name);
+  sb_printf(&s, ", %lld node%s", (long long)nodes, nodes == 1 ? "" : "s");
   return sb_str(&s);
 }
 

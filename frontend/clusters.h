@@ -50,6 +50,8 @@ typedef struct host_facts {
   const char *comment;  // lines for the head of the text, each with its `# `
 } host_facts;
 host_facts host_guess(arena *a);
+int host_cores(void);
+int64_t host_memory(void);
 // The cluster text of a machine: a device, and a cluster this_host of one of it.
 const char *host_text(arena *a, const host_facts *h);
 

@@ -3,7 +3,6 @@
 // Nothing here is needed to compile: libraries are looked for in the same way as an executable
 // looks for them when it runs, with dlopen, and the names and folders tried are printed.
 #include <dlfcn.h>
-#include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -11,6 +10,7 @@
 
 #include "codegen/nvrtc.h"
 #include "frontend/cli.h"
+#include "frontend/clusters.h"
 #include "runtime/base/dynlib.h"
 #include "runtime/base/str.h"
 
@@ -147,30 +147,12 @@ static const char *cpu_features(arena *a) {
   return arena_strdup(a, sb_str(&s));
 }
 
-// The first whole number in a small file such as a cgroup limit; -1 when there is none.
-static long long number_in(const char *path) {
-  FILE *f = fopen(path, "r");
-  long long v = -1;
-  if (f && fscanf(f, "%lld", &v) != 1) v = -1;
-  if (f) fclose(f);
-  return v;
-}
-
-static int cores(void) {
-  cpu_set_t set;
-  CPU_ZERO(&set);
-  return sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set)
-                                                     : (int)sysconf(_SC_NPROCESSORS_ONLN);
-}
-
 static finding_list look(arena *a) {
   finding_list all = {0};
   double page = (double)sysconf(_SC_PAGESIZE), gib = 1024.0 * 1024 * 1024;
-  double memory = (double)sysconf(_SC_PHYS_PAGES) * page / gib;
-  long long limit = number_in("/sys/fs/cgroup/memory.max");
-  if (limit > 0 && (double)limit / gib < memory) memory = (double)limit / gib;
+  double memory = (double)host_memory() / gib;
   double available = (double)sysconf(_SC_AVPHYS_PAGES) * page / gib;
-  vec_push(a, &all, (finding){"cores", true, arena_printf(a, "%d", cores()), "", ""});
+  vec_push(a, &all, (finding){"cores", true, arena_printf(a, "%d", host_cores()), "", ""});
   vec_push(
       a, &all,
       (finding){"memory", true, arena_printf(a, "%.1f GiB, %.1f free", memory, available), "", ""});
@@ -197,30 +179,27 @@ static finding_list look(arena *a) {
   return all;
 }
 
-static void put_json_text(const char *s) {
-  putchar('"');
-  for (; *s; s++) {
-    if (*s == '"' || *s == '\\') putchar('\\');
-    putchar((unsigned char)*s < 0x20 ? ' ' : *s);
+static void print_json(arena *a, const finding_list *all) {
+  sb s = {.arena = a};
+  sb_printf(&s, "{\"dsmc\":\"%s\",\"findings\":[", DSMC_VERSION);
+  for (int i = 0; i < all->n; i++) {
+    const finding *f = &all->at[i];
+    sb_puts(&s, i ? ",{\"what\":" : "{\"what\":");
+    diag_json_string(&s, f->what);
+    sb_printf(&s, ",\"found\":%s,\"detail\":", f->found ? "true" : "false");
+    diag_json_string(&s, f->detail);
+    sb_puts(&s, ",\"cost\":");
+    diag_json_string(&s, f->found ? "" : f->cost);
+    sb_puts(&s, "}");
   }
-  putchar('"');
+  sb_puts(&s, "]}");
+  puts(sb_str(&s));
 }
 
 int verb_doctor(cli *c) {
   finding_list all = look(c->arena);
   if (cli_has(c, OPT_JSON)) {
-    printf("{\"dsmc\":\"%s\",\"findings\":[", DSMC_VERSION);
-    for (int i = 0; i < all.n; i++) {
-      const finding *f = &all.at[i];
-      printf("%s{\"what\":", i ? "," : "");
-      put_json_text(f->what);
-      printf(",\"found\":%s,\"detail\":", f->found ? "true" : "false");
-      put_json_text(f->detail);
-      printf(",\"cost\":");
-      put_json_text(f->found ? "" : f->cost);
-      printf("}");
-    }
-    printf("]}\n");
+    print_json(c->arena, &all);
     return EXIT_GOOD;
   }
   printf("dsmc %s\n", DSMC_VERSION);

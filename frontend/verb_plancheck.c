@@ -129,7 +129,7 @@ static bool stages_agree(arena *a, const plan_given *g, const plan_candidate *x,
   bool same = x->nstages == g->stages.n;
   sb found = {.arena = a};
   for (int i = 0; i < x->nstages; i++) {
-    int64_t n = x->stage[i].layers;
+    int64_t n = plan_stage_layers(&x->stage[i]);
     same &= i < g->stages.n && g->stages.at[i] == n;
     sb_printf(&found, "%s%" PRId64, i ? ", " : "", n);
   }
@@ -217,6 +217,7 @@ bool plan_given_choose(cli *c, const plan_given *g, plan_result *r, int top) {
 
 // What is fixed that one device cannot do: its key, or NULL.
 static const plan_said *beyond_one(const plan_given *g) {
+  if (g->stages.n > 1) return plan_given_said(g, "stages");
   for (int x = 0; x < PLAN_AXES; x++)
     if (g->pins.size[x] > 1) return size_said(g, (plan_axis)x);
   if (g->pins.zero > 0) return plan_given_said(g, "zero");
@@ -224,7 +225,6 @@ static const plan_said *beyond_one(const plan_given *g) {
     const plan_said *s = plan_given_said(g, "order");
     return s ? s : plan_given_said(g, "interleave");
   }
-  if (g->stages.n > 1) return plan_given_said(g, "stages");
   if (g->pins.home[PLAN_OPTIMIZER] > PLAN_DEVICE) {
     const plan_said *s = plan_given_said(g, "offload");
     return s ? s : plan_given_said(g, "optimizer");

@@ -2,6 +2,7 @@
 #include "frontend/verb_planfile.h"
 
 #include <inttypes.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "frontend/clusters.h"
@@ -59,6 +60,17 @@ static bool factor(const reading *r, const expr *e, int64_t *n, bool data) {
   return true;
 }
 
+// The search cuts nothing over experts: a size above 1 would be left unheeded.
+static bool set_axis(const reading *r, plan_axis x, int64_t n) {
+  if (x == PLAN_EXPERT && n > 1) {
+    diag_error(&r->c->diags, r->value->at, DIAG_PLANNED,
+               "`expert` above 1 is planned, not built: no layer is cut by its experts yet");
+    return false;
+  }
+  r->out->pins.size[x] = n;
+  return true;
+}
+
 // A size, or the sizes of an axis's factors, which multiply.
 static bool read_axis(const reading *r, plan_axis x) {
   const expr *e = r->value;
@@ -70,8 +82,7 @@ static bool read_axis(const reading *r, plan_axis x) {
     for (int i = 0; i < e->items.n; i++)
       if (!factor(r, e->items.at[i], &n, x == PLAN_DATA)) return false;
   }
-  r->out->pins.size[x] = n;
-  return true;
+  return set_axis(r, x, n);
 }
 
 // [pipeline(4), data(2, 4)]: axes that are not there have one rank.
@@ -86,7 +97,7 @@ static bool read_mesh(const reading *r) {
     int64_t n = 1;
     for (int k = 0; k < e->call.args.n; k++)
       if (!factor(r, e->call.args.at[k].value, &n, x == PLAN_DATA)) return false;
-    g->pins.size[x] = n;
+    if (!set_axis(r, (plan_axis)x, n)) return false;
     g->axis[g->naxes++] = (plan_axis)x;
   }
   return true;
@@ -133,6 +144,25 @@ static int home_of(const char *name) {
   return -1;
 }
 
+static int class_of(const char *name) {
+  for (int i = 0; i < PLAN_CLASSES; i++)
+    if (str_eq(name, plan_class_name((plan_class)i))) return i;
+  return -1;
+}
+
+// A word of CLASS:HOME that is none, beside those that are.
+static bool no_such(const reading *r, const char *word, const char *what, bool home) {
+  const char *names[(int)PLAN_CLASSES + (int)PLAN_HOMES];
+  int n = home ? (int)PLAN_HOMES : (int)PLAN_CLASSES;
+  for (int i = 0; i < n; i++)
+    names[i] = home ? plan_home_name((plan_home)i) : plan_class_name((plan_class)i);
+  diag *d = diag_error(&r->c->diags, r->value->at, DIAG_WRONG_VALUE, "`%s`: `%s` is no %s", r->key,
+                       word, what);
+  diag_did_you_mean(d, word, names, n);
+  diag_list(d, home ? "homes" : "classes", names, n);
+  return false;
+}
+
 // "optimizer:host+activations:device", or none.
 static bool read_offload(const reading *r) {
   arena *a = r->c->arena;
@@ -145,15 +175,14 @@ static bool read_offload(const reading *r) {
   while (*p) {
     size_t n = strcspn(p, "+");
     const char *one = arena_strndup(a, p, n), *colon = strchr(one, ':');
-    int class = -1, home = colon ? home_of(colon + 1) : -1;
-    for (int i = 0; i < PLAN_CLASSES; i++) {
-      const char *name = plan_class_name((plan_class)i);
-      if (colon && (size_t)(colon - one) == strlen(name) && str_starts(one, name)) class = i;
-    }
-    if (class < 0 || home < 0)
+    if (!colon)
       return wrong(r,
-                   "CLASS:HOME, several joined by `+`: classes parameters gradients "
-                   "optimizer activations, homes device host disk");
+                   "none, or CLASS:HOME, several joined by `+`, such as optimizer:host: classes "
+                   "parameters gradients optimizer activations, homes device host disk");
+    const char *word = arena_strndup(a, one, (size_t)(colon - one));
+    int class = class_of(word), home = home_of(colon + 1);
+    if (class < 0) return no_such(r, word, "class of bytes that has a home", false);
+    if (home < 0) return no_such(r, colon + 1, "home", true);
     if (!read_home(r, (plan_class) class, (plan_home)home)) return false;
     p += n + (p[n] == '+');
   }
@@ -200,10 +229,24 @@ static bool read_stages(const reading *r) {
   return true;
 }
 
+// 0..3, and as a pin also "N:RANKS", where so many ranks share a state.
 static bool read_zero(const reading *r) {
+  plan_given *g = r->out;
   int64_t n;
+  const char *text = r->pinned && r->value->kind == EXPR_STRING ? r->value->text : NULL;
+  if (text) {
+    const char *ranks = text + 2;
+    size_t digits = *text && text[1] ? strspn(ranks, "0123456789") : 0;
+    if (*text < '0' || *text > '3' || text[1] != ':' || !digits || ranks[digits] || digits > 9 ||
+        *ranks == '0')
+      return wrong(r, "N:RANKS: 0, 1, 2 or 3, and how many ranks share a state");
+    g->pins.zero = *text - '0';
+    g->zero_group = strtoll(ranks, NULL, 10);
+    vec_push(r->c->arena, &g->said, (plan_said){"cut", text, r->value->at, true});
+    return true;
+  }
   if (!whole_of(r->value, &n) || n < 0 || n > 3) return wrong(r, "0, 1, 2 or 3");
-  r->out->pins.zero = (int)n;
+  g->pins.zero = (int)n;
   return true;
 }
 
@@ -216,7 +259,8 @@ static void forget(const reading *r) {
     if (str_eq(key, plan_axis_name((plan_axis)x))) {
       g->pins.size[x] = 0;
       g->naxes = 0;  // the order of a mesh was that of other sizes
-      if (x == PLAN_DATA) g->zero_group = 0;
+      const plan_said *cut = plan_given_said(g, "cut");
+      if (x == PLAN_DATA && !(cut && cut->pinned)) g->zero_group = 0;
       if (x == PLAN_PIPELINE) g->stages.n = 0;
       if (x == PLAN_TENSOR) g->layers.n = 0;
     }
@@ -293,25 +337,27 @@ static bool read_one(const reading *r) {
   return true;
 }
 
-// `offload=optimizer:host` is not an expression: on the command line its value gets quotes.
-static const char *quote_homes(arena *a, const char *text) {
-  static const char key[] = "offload=";
+// `offload=optimizer:host` and `zero=1:8` are no expressions: on the command line such values get
+// quotes.
+static const char *quote_colons(arena *a, const char *text) {
+  static const char *const keys[] = {"offload=", "zero="};
   sb s = {.arena = a};
   for (const char *p = text; *p;) {
-    bool starts = p == text || p[-1] == ',';
-    size_t n = strlen(key), value = strcspn(p + (starts && str_starts(p, key) ? n : 0), ",");
-    if (starts && str_starts(p, key) && p[n] != '"' && memchr(p + n, ':', value)) {
-      sb_printf(&s, "%s\"%s\"", key, arena_strndup(a, p + n, value));
-      p += n + value;
-    } else {
-      sb_printf(&s, "%c", *p++);
-    }
+    size_t key = 0, n = strcspn(p, ",");
+    for (int i = 0; i < 2; i++)
+      if (str_starts(p, keys[i])) key = strlen(keys[i]);
+    if (key && p[key] != '"' && memchr(p + key, ':', n - key))
+      sb_printf(&s, "%.*s\"%.*s\"", (int)key, p, (int)(n - key), p + key);
+    else
+      sb_putn(&s, p, n);
+    p += n;
+    if (*p) sb_put(&s, *p++);
   }
   return sb_str(&s);
 }
 
 bool plan_given_pin(cli *c, const char *where, const char *text, plan_given *out) {
-  text = quote_homes(c->arena, text);
+  text = quote_colons(c->arena, text);
   int errors = diags_errors(&c->diags);
   setting_list list =
       parse_settings(c->arena, &c->diags, source_from_text(c->arena, where, text, strlen(text)));
@@ -319,7 +365,8 @@ bool plan_given_pin(cli *c, const char *where, const char *text, plan_given *out
   for (int i = 0; i < list.n; i++) {
     const setting *s = &list.at[i];
     reading r = {c, s->name.text, s->value, s->name.at, true, out};
-    if (!keys_check_pin(c->arena, &c->diags, s) || !read_one(&r)) return false;
+    bool ranks = str_eq(s->name.text, "zero") && s->value->kind == EXPR_STRING;
+    if (!(ranks || keys_check_pin(c->arena, &c->diags, s)) || !read_one(&r)) return false;
   }
   return true;
 }
@@ -366,9 +413,7 @@ static bool read_state(cli *c, const section *s, plan_given *g) {
     reading r = {c, e->key.text, e->value, e->key.at, false, g};
     if (expr_is_name(e->value, "auto")) continue;
     bool good = true;
-    int class = -1;
-    for (int k = 0; k < PLAN_CLASSES; k++)
-      if (str_eq(r.key, plan_class_name((plan_class)k))) class = k;
+    int class = class_of(r.key);
     if (str_eq(r.key, "zero")) {
       good = !conflict(&r, "zero") && read_one(&r);
     } else if (str_eq(r.key, "cut")) {
@@ -448,6 +493,7 @@ static const section *named_plan(cli *c, section *const *list, int n, const char
     d = diag_error(&c->diags, span_none(), DIAG_UNDECLARED_NAME, "%s has no plan `%s`", where,
                    name);
     diag_did_you_mean(d, name, names.at, names.n);
+    diag_note(d, "the name of a plan file has a `.` or a `/` in it");
   } else {
     d = diag_error(&c->diags, span_none(), DIAG_UNDECLARED_NAME,
                    names.n ? "%s has %d plans: write --plan %s:NAME" : "%s has no plan section",
@@ -457,7 +503,7 @@ static const section *named_plan(cli *c, section *const *list, int n, const char
   return NULL;
 }
 
-bool plan_given_read_plan(cli *c, const sema_program *program, const char *which, plan_given *out) {
+static bool read_plan(cli *c, const sema_program *program, const char *which, plan_given *out) {
   arena *a = c->arena;
   if (!strpbrk(which, "./")) {
     const section *s =
@@ -486,11 +532,23 @@ bool plan_given_read_plan(cli *c, const sema_program *program, const char *which
   return s && read_section(c, s, out);
 }
 
+// As many stages as layers are listed for, where nothing says how many.
+static void count_stages(plan_given *g) {
+  if (g->stages.n && !g->pins.size[PLAN_PIPELINE]) g->pins.size[PLAN_PIPELINE] = g->stages.n;
+}
+
+bool plan_given_read_plan(cli *c, const sema_program *program, const char *which, plan_given *out) {
+  if (!read_plan(c, program, which, out)) return false;
+  count_stages(out);
+  return true;
+}
+
 bool plan_given_read(cli *c, const sema_program *program, plan_given *out) {
   *out = plan_given_none();
   const char *plan = cli_get(c, OPT_PLAN);
-  if (plan && !plan_given_read_plan(c, program, plan, out)) return false;
+  if (plan && !read_plan(c, program, plan, out)) return false;
   for (int i = 0; i < c->options[OPT_PIN].n; i++)
     if (!plan_given_pin(c, "--pin", c->options[OPT_PIN].at[i], out)) return false;
+  count_stages(out);
   return true;
 }

@@ -8,10 +8,10 @@
 // A plan is a `plan` section, of the job's file (`--plan wide`) or of a file of its own (`--plan
 // gpt3.plan`, what `dsmc plan -o` writes), in flat keys or with a mesh. Pins come after it and win,
 // key by key; `auto` frees what a plan fixed, and any pin frees its `stages`, which were cut for
-// other choices. What no flag can fix - the order of a mesh, the ranks
-// that share a state, the layers of each stage, how a weight is cut - the planner finds by itself:
-// plan_given_choose takes the best of its plans that agrees, and plan_given_differs says in words,
-// with a caret in the plan, what no plan agrees with.
+// other choices. What the search takes no pin for - the order of a mesh, the ranks that share a
+// state (`zero=1:8`), the layers of each stage, how a weight is cut - it finds by itself:
+// plan_given_choose takes the best of its plans that agrees, and says in words, with a caret in the
+// plan, what none agrees with.
 #ifndef DSM_FRONTEND_VERB_PLANFILE_H
 #define DSM_FRONTEND_VERB_PLANFILE_H
 

@@ -7,22 +7,13 @@
 #include "frontend/verb_plan.h"
 #include "passes/plan/show.h"
 
-// "stage 0: layers 0-11 + embed"
+// "stage 0: layers 0-11+embed"
 static const char *stage_name(arena *a, const plan_candidate *x, int i) {
   const plan_stage *s = &x->stage[i];
-  const char *layers = s->last_layer < s->first_layer ? "no layers"
-                       : s->last_layer == s->first_layer
-                           ? arena_printf(a, "layer %lld", (long long)s->first_layer)
-                           : arena_printf(a, "layers %lld-%lld", (long long)s->first_layer,
-                                          (long long)s->last_layer);
-  sb out = {.arena = a};
-  sb_printf(&out, "stage %d: %s", i, layers);
-  for (const char *p = s->extra; p && *p;) {  // "embed+head"
-    size_t n = strcspn(p, "+");
-    sb_printf(&out, " + %.*s", (int)n, p);
-    p += n + (p[n] == '+');
-  }
-  return sb_str(&out);
+  const char *what = s->first_layer < s->last_layer    ? "layers "
+                     : s->first_layer == s->last_layer ? "layer "
+                                                       : "";
+  return arena_printf(a, "stage %d: %s%s", i, what, plan_layers_words(a, x, (plan_rows){i, i}));
 }
 
 // Simulates `x`; the trace goes to `path` unless it is NULL. False when it cannot be written.
@@ -49,7 +40,8 @@ static bool simulate(cli *c, const plan_candidate *x, const char *path, pipe_res
     good &= fclose(f) == 0;
   }
   if (!good)
-    fprintf(stderr, "dsmc: error: %s: %s\n", path, strerror(errno));
+    diag_error(&c->diags, span_none(), DIAG_CANNOT_WRITE, "cannot write %s: %s", path,
+               strerror(errno));
   else if (path && !cli_has(c, OPT_QUIET))
     fprintf(stderr, "wrote %s\n", path);
   return good;
@@ -102,7 +94,10 @@ int verb_simulate(cli *c) {
   if (!plan_make(c, &p)) return compile_finish(c, &p.compiled);
   const plan_candidate *x = p.result->best;
   if (!x) {
-    plan_print_text(p.result, stdout, 100, false);
+    if (cli_has(c, OPT_JSON))
+      plan_print_json(p.result, stdout);
+    else
+      plan_print_text(p.result, stdout, 100, false);
     int rc = compile_finish(c, &p.compiled);
     return rc ? rc : EXIT_UNFIT;
   }

@@ -84,7 +84,7 @@ const cl_level *cl_level_make(arena *a, const cl_level *written) {
 
 // ---- tiers --------------------------------------------------------------------------------------
 
-static int64_t gcd(int64_t x, int64_t y) {
+int64_t cl_gcd(int64_t x, int64_t y) {
   while (y) {
     int64_t r = x % y;
     x = y;
@@ -99,8 +99,8 @@ static int64_t unit_of(const cl_level *l, int height) {
   int64_t unit = 0, base = 0;
   for (int i = 0; i < l->nmembers; i++) {
     const cl_member *m = &l->member[i];
-    unit = gcd(gcd(unit, base), size_of(m));
-    if (m->level) unit = gcd(unit, unit_of(m->level, height));
+    unit = cl_gcd(cl_gcd(unit, base), size_of(m));
+    if (m->level) unit = cl_gcd(unit, unit_of(m->level, height));
     base += m->count * size_of(m);
   }
   return unit;
@@ -212,7 +212,34 @@ const cl_cluster *cl_cluster_make(arena *a, const char *name, const cl_level *to
   return c;
 }
 
-int cl_kinds(const cl_cluster *c) { return c->kinds; }
+typedef struct census {
+  VEC(cl_named) named;
+  int64_t nodes;
+} census;
+
+// Counts what lies in a level, `times` over.
+static void count_level(arena *a, const cl_level *l, int64_t times, bool in_node, census *out) {
+  if (l->node && !in_node) out->nodes += times;
+  for (int i = 0; i < l->nmembers; i++) {
+    const cl_member *m = &l->member[i];
+    if (m->level) {
+      count_level(a, m->level, times * m->count, in_node || l->node, out);
+      continue;
+    }
+    int k = 0;
+    while (k < out->named.n && !str_eq(out->named.at[k].device->name, m->device->name)) k++;
+    if (k == out->named.n) vec_push(a, &out->named, (cl_named){.device = m->device});
+    out->named.at[k].count += times * m->count;
+  }
+}
+
+int cl_census(arena *a, const cl_cluster *c, const cl_named **out, int64_t *nodes) {
+  census all = {0};
+  count_level(a, c->top, 1, false, &all);
+  *out = all.named.at;
+  *nodes = all.nodes;
+  return all.named.n;
+}
 
 // The member of `l` that holds device *number, which becomes its number in it; *base the number of
 // the member's first device.

@@ -100,13 +100,15 @@ typedef struct cl_tier {
 
 // The tiers of a level by itself, inner first; returns how many. in_node: it lies in a node.
 int cl_tiers(const cl_level *l, bool in_node, cl_tier *tier);
+// The greatest common divisor; of x and 0 it is x. Units of tiers and groups are made of it.
+int64_t cl_gcd(int64_t x, int64_t y);
 
 typedef struct cl_cluster {
   const char *name;  // "dgx-a100-80g"
   const cl_level *top;
   int64_t devices;
   uint64_t digest;  // of all that is in it
-  int kinds;        // of devices
+  int kinds;        // of devices that differ in anything
   int ntiers;
   cl_tier tier[CL_TIERS];
 } cl_cluster;
@@ -115,9 +117,13 @@ const cl_cluster *cl_cluster_make(arena *a, const char *name, const cl_level *to
 
 // The device with this number, 0 .. devices-1.
 const cl_device *cl_device_at(const cl_cluster *c, int64_t number);
-// The slowest device of the cluster per kind of work is not asked here: planners look at stages.
-// How many distinct kinds of devices there are.
-int cl_kinds(const cl_cluster *c);
+// Devices of each name, in the order of the tree. Returns how many names; *nodes: nodes that lie in
+// no other node.
+typedef struct cl_named {
+  const cl_device *device;
+  int64_t count;
+} cl_named;
+int cl_census(arena *a, const cl_cluster *c, const cl_named **out, int64_t *nodes);
 // The node that holds a device: level, and the numbers of its first device and how many it has.
 const cl_level *cl_node_of(const cl_cluster *c, int64_t number, int64_t *first, int64_t *count);
 // The lowest level that holds both devices: its link carries what they send each other.

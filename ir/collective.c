@@ -20,15 +20,6 @@ const char *cl_collective_name(cl_collective k) {
   return names[k];
 }
 
-static int64_t gcd(int64_t x, int64_t y) {
-  while (y) {
-    int64_t r = x % y;
-    x = y;
-    y = r;
-  }
-  return x;
-}
-
 // A group's way out: per tier how many of it lie together, and the link that joins those of this
 // tier.
 typedef struct steps {
@@ -92,7 +83,7 @@ static cl_cost cost_of(const steps *s, cl_collective k, double bytes) {
 // the group's first being `first` after the start of one. (First devices of other groups of the
 // axis are a multiple of stride * size further, or less than the stride.)
 static int64_t together(int64_t unit, int64_t first, int64_t stride, int64_t size) {
-  return unit % stride == 0 ? gcd(gcd(size, unit / stride), first / stride) : 1;
+  return unit % stride == 0 ? cl_gcd(cl_gcd(size, unit / stride), first / stride) : 1;
 }
 
 static cl_cost cost_on(const cl_tier *tier, int n, cl_collective k, cl_group g, double bytes) {

@@ -221,8 +221,7 @@ static void show_time(page *p, const plan_candidate *c) {
   plan_time rows[PLAN_TIMES];
   int n = 0;
   for (int t = 0; t < PLAN_TIMES; t++) {
-    bool busy = t != PLAN_T_BUBBLE && c->busy[t] > 0;
-    if (c->time[t] <= 0 && !busy) continue;
+    if (!plan_takes_time(c, (plan_time)t)) continue;
     int at = n++;
     for (; at > 0 && c->time[rows[at - 1]] < c->time[t]; at--) rows[at] = rows[at - 1];
     rows[at] = (plan_time)t;
@@ -409,12 +408,6 @@ typedef struct other {
 } other;
 typedef VEC(other) others;
 
-static bool listed(const plan_result *r, const plan_choice *c) {
-  for (int i = 0; i < r->candidates.n; i++)
-    if (plan_choice_equal(&r->candidates.at[i]->choice, c)) return true;
-  return false;
-}
-
 static const char *slower_words(arena *a, const plan_candidate *best, const plan_candidate *c) {
   double more = c->step_s / best->step_s - 1;
   const char *peak = show_bytes(a, (double)c->peak);
@@ -440,7 +433,7 @@ static void show_others(page *p, const plan_result *r, const plan_choice *base) 
   }
   for (int i = 0; i < r->rejected.n; i++) {
     const plan_rejected *x = &r->rejected.at[i];
-    if (listed(r, &x->choice)) continue;
+    if (plan_is_shown(r, &x->choice)) continue;
     if (all.n >= MOST_OTHERS) {
       more++;
       continue;
@@ -480,13 +473,18 @@ static void show_others(page *p, const plan_result *r, const plan_choice *base) 
   }
 }
 
+// "41,208 plans, 40,913 pruned by bound, 410 ms", with `considered` behind the plans.
+static const char *search_words(arena *a, const plan_search_stats *s, const char *considered) {
+  return arena_printf(a, "%s plan%s%s, %s pruned by bound, %s", show_whole(a, s->considered),
+                      s->considered == 1 ? "" : "s", considered, show_whole(a, s->pruned),
+                      show_seconds(a, s->seconds));
+}
+
 static void show_proof(page *p, const plan_result *r) {
   arena *a = p->arena;
   const plan_search_stats *s = &r->search;
   sb t = {.arena = a};
-  const char *plans =
-      arena_printf(a, "%s plans, %s pruned by bound, %s", show_whole(a, s->considered),
-                   show_whole(a, s->pruned), show_seconds(a, s->seconds));
+  const char *plans = search_words(a, s, "");
   if (s->optimal)
     sb_printf(&t, "optimal: %s", plans);
   else if (r->best && s->bound_s > 0)
@@ -570,14 +568,21 @@ static void show_fixes(page *p, const plan_result *r) {
 static void show_unfit(page *p, const plan_result *r) {
   arena *a = p->arena;
   const plan_candidate *c = r->closest;
+  const char *why = plan_illegal_why(a, r);
+  bool stopped = !r->search.optimal;
   label(p, "PLAN");
   if (!c) {
-    words(p, "none: every way to split this job is illegal; the reasons are below", LABEL);
+    words(p,
+          stopped ? "none so far: the search was stopped at its limit before it met a legal plan"
+          : why   ? arena_printf(a, "none: %s", why)
+                  : "none: every way to split this job is illegal; the reasons are below",
+          LABEL);
     newline(p, 0);
   } else {
     const char *where = c->peak > c->capacity ? "" : " of the host or disk";
     words(p,
-          arena_printf(a, "none fits: the closest is over by %s%s; a device has %s",
+          arena_printf(a, "none fits%s: the closest is over by %s%s; a device has %s",
+                       stopped ? " so far (the search was stopped at its limit)" : "",
                        show_bytes(a, (double)c->over), where, capacity_words(a, c)),
           LABEL);
     newline(p, 0);
@@ -586,14 +591,10 @@ static void show_unfit(page *p, const plan_result *r) {
     show_memory(p, c);
   }
   show_fixes(p, r);
-  show_others(p, r, c ? &c->choice : NULL);
+  if (c || !(why || stopped)) show_others(p, r, c ? &c->choice : NULL);
   show_warnings(p, r);
   label(p, "SEARCH");
-  words(p,
-        arena_printf(a, "%s plans considered, %s pruned by bound, %s",
-                     show_whole(a, r->search.considered), show_whole(a, r->search.pruned),
-                     show_seconds(a, r->search.seconds)),
-        LABEL);
+  words(p, search_words(a, &r->search, " considered"), LABEL);
   newline(p, 0);
 }
 

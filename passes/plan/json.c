@@ -114,7 +114,7 @@ static json_t *stage_of(arena *a, const plan_stage *s) {
   json_t *o = object(), *extra = array();
   set(o, "first_layer", whole(s->first_layer));
   set(o, "last_layer", whole(s->last_layer));
-  set(o, "layers", whole(s->layers ? s->layers : s->last_layer - s->first_layer + 1));
+  set(o, "layers", whole(plan_stage_layers(s)));
   for (const char *p = s->extra; p && *p;) {  // "embed+head"
     size_t n = strcspn(p, "+");
     if (n) add(extra, text(a, arena_strndup(a, p, n)));

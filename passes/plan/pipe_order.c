@@ -56,8 +56,7 @@ const char *pipe_check(arena *a, const pipeline *p) {
   return NULL;
 }
 
-// ---- one scheme for 1f1b, interleaved and gpipe
-// ---------------------------------------------------
+// ---- one scheme for 1f1b, interleaved and gpipe -------------------------------------------------
 
 int64_t pipe_group(const pipeline *p) { return p->kind == PIPE_INTERLEAVED ? p->stages : p->micro; }
 
@@ -66,6 +65,16 @@ int64_t pipe_warm(const pipeline *p, int stage) {
   if (p->kind == PIPE_ONE_F_ONE_B || p->kind == PIPE_ZERO_BUBBLE) warm = behind;
   if (p->kind == PIPE_INTERLEAVED) warm = 2 * behind + (int64_t)(p->chunks - 1) * p->stages;
   return warm < all ? warm : all;
+}
+
+int64_t pipe_before_back(const pipeline *p, int stage) {
+  int64_t all = p->micro * p->chunks, n = pipe_warm(p, stage) + 1;
+  return n < all ? n : all;
+}
+
+int64_t pipe_of_chunk(const pipeline *p, int64_t n, int chunk) {
+  int64_t g = pipe_group(p), round = g * p->chunks, part = n % round - chunk * g;
+  return n / round * g + (part < 0 ? 0 : part > g ? g : part);
 }
 
 static void show(pipe_cursor *c) {
@@ -101,8 +110,7 @@ void pipe_cursor_next(pipe_cursor *c) {
   if (c->left) show(c);
 }
 
-// ---- lists
-// ----------------------------------------------------------------------------------------
+// ---- lists --------------------------------------------------------------------------------------
 
 typedef VEC(pipe_run) runs;
 
@@ -140,8 +148,7 @@ pipe_list pipe_order_of(arena *a, const pipeline *p, int stage) {
   return walk(a, p, stage);
 }
 
-// ---- zero bubble
-// ----------------------------------------------------------------------------------
+// ---- zero bubble --------------------------------------------------------------------------------
 
 // What a stage has come to.
 typedef struct zb_stage {
@@ -240,8 +247,7 @@ pipe_result pipe_zero_bubble(arena *a, const pipeline *p, pipe_list *orders) {
   return is_deep ? deep : flat;
 }
 
-// ---- what a stage holds
-// ---------------------------------------------------------------------------
+// ---- what a stage holds -------------------------------------------------------------------------
 
 // The highest sum over the moments of an order; `weights`: activations are held until W, not B.
 static double most_held(pipe_list l, bool weights, const double *bytes) {
@@ -264,15 +270,9 @@ int64_t pipe_stash(arena *scratch, const pipeline *p, int stage, int64_t *each) 
     if (each) each[0] = most;
     return most;
   }
-  // Most are held behind the first forward after the warm-up: from there on each backward follows
-  // one forward. Which chunks these first forwards are of says how many groups they make.
-  int64_t all = p->micro * p->chunks, most = pipe_warm(p, stage) + 1, g = pipe_group(p);
-  if (most > all) most = all;
-  int64_t round = g * p->chunks, whole = most / round * g, rest = most % round;
-  for (int c = 0; each && c < p->chunks; c++) {
-    int64_t part = rest - c * g;
-    each[c] = whole + (part < 0 ? 0 : part > g ? g : part);
-  }
+  // Most are held before the first backward: from there on each backward follows one forward.
+  int64_t most = pipe_before_back(p, stage);
+  for (int c = 0; each && c < p->chunks; c++) each[c] = pipe_of_chunk(p, most, c);
   return most;
 }
 

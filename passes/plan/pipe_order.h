@@ -16,6 +16,10 @@
 
 int64_t pipe_group(const pipeline *p);
 int64_t pipe_warm(const pipeline *p, int stage);  // at most v m
+// How many forwards a stage has done when its first backward starts: the warm-up and one more, at
+// most v m. And how many of its first n forwards are of one chunk.
+int64_t pipe_before_back(const pipeline *p, int stage);
+int64_t pipe_of_chunk(const pipeline *p, int64_t n, int chunk);
 
 // Walks an order without a list:
 //   for (pipe_cursor c = pipe_cursor_of(p, stage); c.left; pipe_cursor_next(&c)) use(c.phase, ...);

@@ -58,8 +58,7 @@ pipe_result pipe_result_of(const pipeline *p, double step, double exposed) {
   return r;
 }
 
-// ---- 1f1b
-// -----------------------------------------------------------------------------------------
+// ---- 1f1b ---------------------------------------------------------------------------------------
 //
 // In *waves*: in wave j stage i does the forward of micro-batch j + p-1-i and the backward of j,
 // the last stage first. The forward's message left stage i-1 in wave j-1, the backward's comes from
@@ -165,8 +164,7 @@ static pipe_result one_f_one_b(arena *a, const pipeline *p) {
   return pipe_result_of(p, step, w.exposed);
 }
 
-// ---- interleaved, gpipe
-// ---------------------------------------------------------------------------
+// ---- interleaved, gpipe -------------------------------------------------------------------------
 //
 // Stages in turn, up and down, each as far as what it needs has come. Messages that have not been
 // read wait in a ring for each part: as many as the part that sent them holds micro-batches, at
@@ -262,8 +260,7 @@ pipe_result pipe_longest(arena *scratch, const pipeline *p) {
   IR_BUG("no pipeline order has number %d", (int)p->kind);
 }
 
-// ---- bound
-// ----------------------------------------------------------------------------------------
+// ---- bound --------------------------------------------------------------------------------------
 //
 // Every path through events that must follow each other is a lower bound; the longest of some that
 // cost O(p) together is taken. Of stage i with one chunk (g: the part of its backward that others
@@ -366,13 +363,10 @@ static double bound_chunks(const pipeline *p) {
     }
     // Behind the start of the first backward on this stage come all backwards, and the forwards
     // after the warm-up but one.
-    int64_t held = pipe_warm(p, i) + 1, total = p->micro * v, g = pipe_group(p), round = g * v;
-    if (held > total) held = total;
-    int64_t groups = held / round * g, rest = held % round;
+    int64_t first = pipe_before_back(p, i);
     double left = 0;
     for (int c = 0; c < v; c++) {
-      int64_t part = rest - c * g;
-      int64_t done = groups + (part < 0 ? 0 : part > g ? g : part);
+      int64_t done = pipe_of_chunk(p, first, c);
       const pipe_chunk *k = &p->chunk[i * v + c];
       left += (double)(p->micro - done) * k->forward + m * k->backward;
     }
@@ -435,8 +429,7 @@ double pipe_bound(const pipeline *p) {
   return best * rounding;
 }
 
-// ---- closed forms
-// ---------------------------------------------------------------------------------
+// ---- closed forms -------------------------------------------------------------------------------
 
 static bool alike(const double *x, int n) {
   for (int i = 1; x && i < n; i++)

@@ -94,7 +94,7 @@ const char *plan_time_name(plan_time t);
 
 typedef struct plan_stage {
   int64_t first_layer, last_layer;  // first > last: none; interleaved stages have only some of them
-  int64_t layers;                   // how many; 0: all from first to last
+  int64_t layers;                   // how many; 0: all from first to last (plan_stage_layers)
   const char *extra;                // "embed", "head", "embed+head", or NULL
   double parameters;                // logical ones, on each of its ranks
   int64_t memory[PLAN_MEMORIES];
@@ -172,8 +172,8 @@ typedef struct plan_search_stats {
   int64_t evaluated;   // points that were worked out
   int64_t predicted_points, predicted_fronts;  // before the search
   double seconds;
-  bool optimal;         // no point of the space is better within the model
-  double gap, bound_s;  // how far from it the best may be when it is not
+  bool optimal;         // all was searched: no point of the space is better within the model
+  double gap, bound_s;  // how far from it the best may be when the search was stopped
 } plan_search_stats;
 
 typedef struct plan_assumption {

@@ -70,11 +70,6 @@ static void print_mesh(const plan_choice *c, FILE *out) {
   fputs("]  # outer to inner\n", out);
 }
 
-static int64_t layers_of(const plan_stage *s) {
-  if (s->layers) return s->layers;
-  return s->last_layer >= s->first_layer ? s->last_layer - s->first_layer + 1 : 0;
-}
-
 static void print_stages(const plan_candidate *c, FILE *out) {
   int column = fprintf(out, "  stages = [");
   for (int i = 0; i < c->nstages; i++) {
@@ -82,7 +77,7 @@ static void print_stages(const plan_candidate *c, FILE *out) {
       column = fprintf(out, ",\n            ") - 2;
     else if (i)
       column += fprintf(out, ", ");
-    column += fprintf(out, "%" PRId64, layers_of(&c->stage[i]));
+    column += fprintf(out, "%" PRId64, plan_stage_layers(&c->stage[i]));
   }
   fputs("]  # layers of each\n", out);
 }

@@ -182,12 +182,16 @@ static void headline(page *p) {
       show_quantity(a, m->parameters), show_whole(a, m->layers), show_whole(a, m->batch),
       show_short(a, m->tokens), esc(p, m->precision), esc(p, r->cluster->name), esc(p, r->source));
   const plan_candidate *c = p->c;
+  const char *why = plan_illegal_why(a, r);
   if (!r->best)
-    say(p, "<div class=\"bad\"><p><b>No plan fits.</b> %s</p></div>\n",
-        c ? arena_printf(a, "The closest, shown below, is over by %s%s.",
-                         show_bytes(a, (double)c->over),
+    say(p, "<div class=\"bad\"><p><b>No plan fits%s.</b> %s</p></div>\n",
+        r->search.optimal ? "" : " of those met before the search was stopped at its limit",
+        c                   ? arena_printf(a, "The closest, shown below, is over by %s%s.",
+                                           show_bytes(a, (double)c->over),
                          c->peak > c->capacity ? "" : " of the host or disk")
-          : "Every way to split this job is illegal; the reasons are below.");
+        : why               ? arena_printf(a, "None is legal: %s.", esc(p, why))
+        : r->search.optimal ? "Every way to split this job is illegal; the reasons are below."
+                            : "");
   if (c) {
     say(p, "<div class=\"tiles\">\n");
     split_tile(p);
@@ -307,20 +311,6 @@ static void timeline(page *p) {
   say(p, "</section>\n");
 }
 
-static int64_t calls_of(const plan_candidate *c, plan_time t) {
-  int64_t n = 0;
-  for (int x = 0; x < PLAN_AXES; x++) {
-    bool of = t == PLAN_T_DATA       ? x == PLAN_DATA
-              : t == PLAN_T_PIPELINE ? x == PLAN_PIPELINE
-              : t == PLAN_T_TENSOR   ? x == PLAN_TENSOR
-              : t == PLAN_T_SEQUENCE ? x == PLAN_ULYSSES || x == PLAN_RING
-              : t == PLAN_T_EXPERT   ? x == PLAN_EXPERT
-                                     : false;
-    for (int k = 0; k < CL_COLLECTIVES && of; k++) n += c->bytes.calls[x][k];
-  }
-  return n;
-}
-
 static void where_time_goes(page *p) {
   arena *a = p->arena;
   const plan_candidate *c = p->c;
@@ -341,9 +331,9 @@ static void where_time_goes(page *p) {
   for (int i = 0; i < PLAN_TIMES; i++) {
     plan_time t = (plan_time)i;
     double sent[2];
-    plan_sent(c, t, sent);
+    int64_t calls = plan_sent(c, t, sent);
     double busy = t == PLAN_T_BUBBLE ? 0 : c->busy[t];
-    if (c->time[t] <= 0 && busy <= 0 && sent[0] + sent[1] <= 0) continue;
+    if (!plan_takes_time(c, t) && sent[0] + sent[1] <= 0) continue;
     say(p, "<tr><td class=\"w\"><i class=\"t%d\"></i> %s</td>", i, plan_time_name(t));
     number(p, arena_printf(a, "%.2f %s", c->time[t] / u.by, u.name));
     number(p, show_percent(a, sum > 0 ? c->time[t] / sum : 0));
@@ -352,7 +342,6 @@ static void where_time_goes(page *p) {
     number(p, busy > 0 ? show_percent(a, hidden / busy) : SHOW_DASH);
     number(p, sent[0] > 0 ? show_bytes(a, sent[0]) : SHOW_DASH);
     number(p, sent[1] > 0 ? show_bytes(a, sent[1]) : SHOW_DASH);
-    int64_t calls = calls_of(c, t);
     number(p, calls ? show_whole(a, calls) : SHOW_DASH);
     say(p, "</tr>\n");
   }
@@ -431,6 +420,7 @@ static void list_all(page *p, listing *all) {
   if (!r->best && r->closest) list_candidate(p, all, r->closest);
   for (int i = 0; i < r->rejected.n; i++) {
     const plan_rejected *x = &r->rejected.at[i];
+    if (plan_is_shown(r, &x->choice)) continue;
     list_plan(p, all,
               (listed){.at = {.bytes = (double)x->peak,
                               .tokens_per_s = x->step_s > 0 ? r->model.tokens / x->step_s : 0,
@@ -459,8 +449,8 @@ static void others(page *p) {
     svg_throughput(a, &points, (double)p->c->capacity, p->out);
     say(p,
         "<p class=\"note\">Numbers are rows of the table. %sShaded: beyond the capacity. A cross "
-        "on "
-        "the axis does not fit, and its speed was not worked out; what lies far out stands at the "
+        "on the axis does not fit, and its speed was not worked out; what lies far out stands at "
+        "the "
         "edge.</p>\n",
         p->r->best ? "Large: chosen. Green line: the front; no plan that fits is both smaller and "
                      "faster. "
@@ -538,7 +528,8 @@ static void search(page *p) {
   const plan_search_stats *s = &p->r->search;
   section(p, "How the plan was found", false);
   say(p, "<p>%s</p>\n",
-      !p->r->best      ? "The whole space was searched; nothing in it fits."
+      !p->r->best      ? s->optimal ? "The whole space was searched; nothing in it fits."
+                                    : "The search was stopped before its end."
       : s->optimal     ? "Proved optimal: within the model, no point of the space is better."
       : s->bound_s > 0 ? arena_printf(a, "Within %s of the best: no plan takes less than %s.",
                                       show_percent(a, s->gap), show_seconds(a, s->bound_s))

@@ -201,6 +201,10 @@ show_unit show_seconds_unit(double most) {
 
 int64_t plan_batch_ranks(const plan_choice *c) { return c->size[PLAN_DATA] * c->size[PLAN_EXPERT]; }
 
+int64_t plan_stage_layers(const plan_stage *s) {
+  return s->layers ? s->layers : s->last_layer - s->first_layer + 1;
+}
+
 int64_t plan_choice_devices(const plan_choice *c) {
   int64_t n = 1;
   for (int x = 0; x < PLAN_AXES; x++) n *= c->size[x];
@@ -373,55 +377,42 @@ const char *plan_choice_flags(arena *a, const plan_choice *c) {
 
 // ---- clusters -----------------------------------------------------------------------------------
 
-typedef struct kind {
-  const cl_device *device;
-  int64_t count;
-} kind;
-typedef VEC(kind) kind_list;
-
-// Nodes below a level, and its devices by kind, `times` over.
-static int64_t count_level(arena *a, const cl_level *l, int64_t times_over, kind_list *kinds) {
-  int64_t nodes = l->node ? times_over : 0;
-  for (int i = 0; i < l->nmembers; i++) {
-    const cl_member *m = &l->member[i];
-    if (m->level) {
-      nodes += count_level(a, m->level, times_over * m->count, kinds);
-      continue;
-    }
-    int k = 0;
-    while (k < kinds->n && !str_eq(kinds->at[k].device->name, m->device->name)) k++;
-    if (k == kinds->n) vec_push(a, kinds, (kind){.device = m->device});
-    kinds->at[k].count += times_over * m->count;
-  }
-  return nodes;
-}
-
 const char *plan_cluster_words(arena *a, const cl_cluster *c, const char *times_mark) {
-  kind_list kinds = {0};
-  int64_t nodes = count_level(a, c->top, 1, &kinds);
+  const cl_named *named;
+  int64_t nodes;
+  int n = cl_census(a, c, &named, &nodes);
   sb s = {.arena = a};
-  for (int i = 0; i < kinds.n; i++)
-    sb_printf(&s, "%s%s %s %s", i ? " + " : "", show_whole(a, kinds.at[i].count), times_mark,
-              show_clean(a, kinds.at[i].device->name));
+  for (int i = 0; i < n; i++)
+    sb_printf(&s, "%s%s %s %s", i ? " + " : "", show_whole(a, named[i].count), times_mark,
+              show_clean(a, named[i].device->name));
   if (nodes > 1) sb_printf(&s, " (%s nodes)", show_whole(a, nodes));
   return sb_str(&s);
 }
 
 // ---- what a candidate says ----------------------------------------------------------------------
 
+bool plan_takes_time(const plan_candidate *c, plan_time t) {
+  return c->time[t] > 1e-12 * c->step_s || (t != PLAN_T_BUBBLE && c->busy[t] > 0);
+}
+
 double plan_hidden(const plan_candidate *c, plan_time t) {
   return t == PLAN_T_BUBBLE || c->busy[t] <= c->time[t] ? 0 : c->busy[t] - c->time[t];
 }
 
-void plan_sent(const plan_candidate *c, plan_time t, double sent[2]) {
-  // ORDER AXES. The class of time that an axis' traffic is counted in.
-  static const plan_time of[] = {PLAN_T_DATA,     PLAN_T_PIPELINE, PLAN_T_TENSOR,
-                                 PLAN_T_SEQUENCE, PLAN_T_SEQUENCE, PLAN_T_EXPERT};
-  NAMES(of, PLAN_AXES);
+// ORDER AXES. The class of time that an axis' traffic is counted in.
+static const plan_time time_of[] = {PLAN_T_DATA,     PLAN_T_PIPELINE, PLAN_T_TENSOR,
+                                    PLAN_T_SEQUENCE, PLAN_T_SEQUENCE, PLAN_T_EXPERT};
+NAMES(time_of, PLAN_AXES);
+
+int64_t plan_sent(const plan_candidate *c, plan_time t, double sent[2]) {
+  int64_t calls = 0;
   sent[0] = sent[1] = 0;
   for (int x = 0; x < PLAN_AXES; x++)
-    for (int k = 0; k < CL_COLLECTIVES && of[x] == t; k++)
+    for (int k = 0; k < CL_COLLECTIVES && time_of[x] == t; k++) {
       for (int i = 0; i < 2; i++) sent[i] += c->bytes.bytes[x][k][i];
+      calls += c->bytes.calls[x][k];
+    }
+  return calls;
 }
 
 plan_time plan_slowest(const plan_candidate *c, plan_time *next) {
@@ -433,6 +424,17 @@ plan_time plan_slowest(const plan_candidate *c, plan_time *next) {
       second = (plan_time)t;
   if (next) *next = second;
   return first;
+}
+
+bool plan_is_shown(const plan_result *r, const plan_choice *c) {
+  for (int i = 0; i < r->candidates.n; i++)
+    if (plan_choice_equal(&r->candidates.at[i]->choice, c)) return true;
+  return !r->best && r->closest && plan_choice_equal(&r->closest->choice, c);
+}
+
+const char *plan_illegal_why(arena *a, const plan_result *r) {
+  bool one = !r->best && !r->closest && r->search.optimal && r->rejected.n == 1;
+  return one ? show_clean(a, r->rejected.at[0].reason) : NULL;
 }
 
 int plan_highest(const plan_candidate *c) {
@@ -474,8 +476,7 @@ const char *plan_layers_words(arena *a, const plan_candidate *c, plan_rows g) {
   sb s = {.arena = a};
   sb_printf(&s, "%" PRId64, first->first_layer);
   if (last->last_layer > first->first_layer) sb_printf(&s, "-%" PRId64, last->last_layer);
-  int64_t all = first->last_layer - first->first_layer + 1;
-  if (first->layers && first->layers < all) {  // chunks
+  if (plan_stage_layers(first) < first->last_layer - first->first_layer + 1) {  // chunks
     s.n = 0;
     sb_printf(&s, "%" PRId64 " of %" PRId64 "-%" PRId64, first->layers, first->first_layer,
               last->last_layer);

@@ -41,6 +41,8 @@ show_unit show_seconds_unit(double most);
 
 // The ranks over which the batch is cut: data times expert.
 int64_t plan_batch_ranks(const plan_choice *c);
+// Layers of a stage, all its chunks together.
+int64_t plan_stage_layers(const plan_stage *s);
 // Devices of a choice.
 int64_t plan_choice_devices(const plan_choice *c);
 // plan_choice_text with these marks between factors and between parts.
@@ -54,14 +56,23 @@ const char *plan_choice_pins(arena *a, const plan_choice *base, const plan_choic
 
 // Devices of a cluster in words: "1024 x a100_80g (128 nodes)", with `times` for the x.
 const char *plan_cluster_words(arena *a, const cl_cluster *c, const char *times);
+// Whether a class has seconds, waited for or hidden, beyond the rounding of a difference.
+bool plan_takes_time(const plan_candidate *c, plan_time t);
 // The seconds of a class that other work hides; 0 when none are.
 double plan_hidden(const plan_candidate *c, plan_time t);
-// Bytes sent over the axes that a class of time is about, by a rank, in a step. [0] intra.
-void plan_sent(const plan_candidate *c, plan_time t, double sent[2]);
+// Bytes sent over the axes that a class of time is about, by a rank, in a step, [0] intra; returns
+// in how many collectives.
+int64_t plan_sent(const plan_candidate *c, plan_time t, double sent[2]);
 // The class with the most seconds, and the one after it that is not the same (PLAN_TIMES: none).
 plan_time plan_slowest(const plan_candidate *c, plan_time *next);
 const char *plan_time_words(plan_time t);      // "tensor traffic", "matrix and vector work"
 const char *plan_memory_words(plan_memory m);  // "weights", "gradients", "workspace"
+// Whether a choice is one of the candidates, or the closest where nothing fits: what a list of
+// rejected plans need not repeat.
+bool plan_is_shown(const plan_result *r, const plan_choice *c);
+// Why no plan is legal, when that is for one reason; else NULL. (Of a search that was stopped
+// nobody knows.)
+const char *plan_illegal_why(arena *a, const plan_result *r);
 // The stage with the highest peak.
 int plan_highest(const plan_candidate *c);
 

@@ -64,8 +64,7 @@ typedef struct sim {
   const double *stash_bytes, *fixed_bytes;
 } sim;
 
-// ---- trace
-// ----------------------------------------------------------------------------------------
+// ---- trace --------------------------------------------------------------------------------------
 
 static void next_line(sim *s) {
   fputs(s->comma ? ",\n" : "\n", s->trace);
@@ -150,8 +149,7 @@ static void write_names(sim *s, const char *const *names) {
   }
 }
 
-// ---- events
-// ---------------------------------------------------------------------------------------
+// ---- events -------------------------------------------------------------------------------------
 
 static bool earlier(const event *a, const event *b) {
   return a->at != b->at ? a->at < b->at : a->number < b->number;

@@ -87,10 +87,9 @@ timeline *timeline_of(arena *a, const pipeline *p) {
            .link = arena_new(a, double, p->stages),
            .link_back = arena_new(a, double, p->stages)};
   for (int64_t i = 0; i < parts * p->micro; i++) r.of[i] = (done){-1, -1, -1, -1};
-  pipe_list *list = arena_new(a, pipe_list, p->stages);
+  pipe_list *list = pipe_orders(a, p);
   int64_t *run_at = arena_new(a, int64_t, p->stages), *within = arena_new(a, int64_t, p->stages);
   for (int i = 0; i < p->stages; i++) {
-    list[i] = pipe_order_of(a, p, i);
     int64_t phases = 0;
     for (int64_t k = 0; k < list[i].n; k++) phases += list[i].at[k].count;
     t->at[i] = arena_new(a, timeline_bar, phases);

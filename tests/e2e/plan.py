@@ -2,9 +2,6 @@
 """`dsmc plan` as scripts use it, and fast search against exhaustive search.
 
     tests/e2e/plan.py build/dsmc              the command line: fields, exit codes, files, width
-    tests/e2e/plan.py build/dsmc --fixes      the same, and each fix's flags behind the user's make it fit
-                                              (they do not yet: `auto` leaves an earlier pin as it is,
-                                              and `optimizer:host` does not parse)
     tests/e2e/plan.py build/dsmc --random N   N random small jobs on random small clusters: the plan
                                               that the fast search finds is as fast as the best of all
 """
@@ -84,7 +81,7 @@ def check_fields(j, devices):
             assert not any(v for k in kinds.values() for v in k.values()), axis
 
 
-def contract(apply_fixes):
+def contract():
     with tempfile.TemporaryDirectory() as folder:
         page, out = os.path.join(folder, "p.html"), os.path.join(folder, "p.plan")
         first = [GPT, "--set", SMALL, "--cluster", "dgx-a100-80g:8", "--pin", PINS]
@@ -118,7 +115,7 @@ def contract(apply_fixes):
         j = plan_json(*tight, good=(3,))
         check_fields(j, 1)
         assert j["best"] is None and j["rejected"][0]["over_bytes"] > 0 and j["fixes"], j["fixes"]
-        for fix in j["fixes"] if apply_fixes else []:
+        for fix in j["fixes"]:
             again = plan_json(*apply(tight, fix["flags"]))
             assert again["best"]["memory_bytes"]["peak"] <= again["best"]["memory_bytes"]["capacity"]
 
@@ -212,4 +209,4 @@ if "--random" in sys.argv:
     fast_equals_exhaustive(int(sys.argv[at + 1]),
                            int(sys.argv[at + 2]) if len(sys.argv) > at + 2 else 1)
 else:
-    contract("--fixes" in sys.argv)
+    contract()

@@ -119,6 +119,8 @@ def trace_of(checks, name, path, result):
     if names != {s["name"] for s in result["stages"]}:
         return checks.check(name, False, "processes %r" % names)
     for i, s in enumerate(result["stages"]):
+        if ("interleave" in result["plan"]) != (" of " in s["name"]):  # chunks: some of a range
+            return checks.check(name, False, "the stage is called %r" % s["name"])
         if most[(i, "stash")] != s["stash"]:
             return checks.check(name, False, "stage %d holds %r" % (i, most[(i, "stash")]))
         # Unlike chunks share activations evenly in the trace.

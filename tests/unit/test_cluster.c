@@ -1,29 +1,11 @@
 // Clusters and collectives: numbers worked by hand, and every axis of small trees against a
 // simulation that moves chunks from device to device.
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
-// cmocka.h wants the four above first
-#include <cmocka.h>
+#include "tests/unit/arena_fixture.h"
+
 #include <math.h>
-#include <stdlib.h>
 #include <string.h>
 
 #include "frontend/clusters.h"
-
-static int make_arena(void **state) {
-  arena *a = malloc(sizeof *a);
-  arena_init(a);
-  *state = a;
-  return 0;
-}
-
-static int free_arena(void **state) {
-  arena_free(*state);
-  free(*state);
-  return 0;
-}
 
 #define NEAR(X, Y) \
   if (fabs((X) - (Y)) > 1e-12 * fabs(Y)) fail_msg("%s: %.17g is not %.17g", #X, X, Y)

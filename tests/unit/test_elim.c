@@ -10,34 +10,25 @@
 #include <math.h>
 
 #include "passes/plan/elim.h"
-
-static uint64_t draw(uint64_t *state) {
-  uint64_t x = *state += 0x9e3779b97f4a7c15u;
-  x = (x ^ x >> 30) * 0xbf58476d1ce4e5b9u;
-  x = (x ^ x >> 27) * 0x94d049bb133111ebu;
-  return x ^ x >> 31;
-}
-static int pick(uint64_t *s, int from, int to) {
-  return from + (int)(draw(s) % (uint64_t)(to - from + 1));
-}
+#include "tests/unit/draw.h"
 
 enum { MOST = 9 };
 
 // Whole numbers, so that sums are exact in any order; `never` in 8 entries are not allowed.
 static const double *table(arena *a, uint64_t *s, int n, int never) {
   double *t = arena_new(a, double, n);
-  for (int i = 0; i < n; i++) t[i] = pick(s, 0, 7) < never ? EL_NEVER : pick(s, -20, 20);
+  for (int i = 0; i < n; i++) t[i] = draw_int(s, 0, 7) < never ? EL_NEVER : draw_int(s, -20, 20);
   return t;
 }
 
 // Up to 9 variables of up to 4 values; `own`: also terms that name one variable twice.
 static el_problem *problem(arena *a, uint64_t *s, bool own) {
-  int n = pick(s, 1, MOST), *size = arena_new(a, int, n), never = pick(s, 0, 4);
-  for (int i = 0; i < n; i++) size[i] = pick(s, 1, 4);
+  int n = draw_int(s, 1, MOST), *size = arena_new(a, int, n), never = draw_int(s, 0, 4);
+  for (int i = 0; i < n; i++) size[i] = draw_int(s, 1, 4);
   el_problem *p = el_new(a, n, size);
-  for (int k = pick(s, 0, 2 * n); k > 0; k--) {
-    int x = pick(s, 0, n - 1), y = pick(s, 0, n - 1);
-    if (pick(s, 0, 3) == 0)
+  for (int k = draw_int(s, 0, 2 * n); k > 0; k--) {
+    int x = draw_int(s, 0, n - 1), y = draw_int(s, 0, n - 1);
+    if (draw_int(s, 0, 3) == 0)
       el_one(p, x, table(a, s, size[x], never));
     else if (x != y || own)
       el_two(p, x, y, table(a, s, size[x] * size[y], never));
@@ -125,7 +116,7 @@ static void test_chain_stays_small(void **state) {
   int size[N], at[N], value[N];
   for (int i = 0; i < N; i++) size[i] = SIZE, at[i] = i;
   for (int i = N - 1; i > 0; i--) {
-    int k = pick(&s, 0, i), t = at[i];
+    int k = draw_int(&s, 0, i), t = at[i];
     at[i] = at[k];
     at[k] = t;
   }

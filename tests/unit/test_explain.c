@@ -1,16 +1,11 @@
 // How plans are shown: text, JSON, plan files and the page, over the plans of plan_fixture.h.
 //
 //   test_explain --print gpt3 text|color|json|html|file [columns]     shows one of them
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
-// cmocka.h wants the four above first
-#include <cmocka.h>
+#include "tests/unit/arena_fixture.h"
+
 #include <ctype.h>
 #include <jansson.h>
 #include <math.h>
-#include <stdlib.h>
 #include <string.h>
 
 #include "frontend/ast.h"
@@ -19,23 +14,10 @@
 #include "passes/plan/report.h"
 #include "passes/plan/show.h"
 #include "passes/plan/timeline.h"
-#include "plan_fixture.h"
-#include "plan_stand_ins.h"
 #include "runtime/base/str.h"
 #include "runtime/base/version.h"
-
-static int make_arena(void **state) {
-  arena *a = malloc(sizeof *a);
-  arena_init(a);
-  *state = a;
-  return 0;
-}
-
-static int free_arena(void **state) {
-  arena_free(*state);
-  free(*state);
-  return 0;
-}
+#include "tests/unit/draw.h"
+#include "tests/unit/plan_fixture.h"
 
 typedef enum form { TEXT, COLOR, JSON, HTML, PLAN } form;
 static const char *const form_names[] = {"text", "color", "json", "html", "file"};
@@ -238,6 +220,27 @@ static void text_of_what_does_not_fit(void **state) {
   const char *illegal = printed(a, fx_illegal(a), TEXT, 100);
   assert_has(illegal, "PLAN    none: every way to split this job is illegal");
   assert_has(illegal, "64 heads cannot be split over tensor = 7");
+  // A single reason stands where the plan would; that no plan was worked out is no row.
+  plan_result *one = fx_illegal(a);
+  one->rejected.n = 1;
+  const char *why = printed(a, one, TEXT, 100);
+  assert_has(why, "PLAN    none: 64 heads cannot be split over tensor = 7\n");
+  assert_lacks(why, "OTHERS");
+  // A search that was stopped knows neither.
+  one->search.optimal = false;
+  const char *stopped = printed(a, one, TEXT, 100);
+  assert_has(stopped, "PLAN    none so far: the search was stopped at its limit before it met");
+  assert_lacks(stopped, "64 heads");
+  assert_has(printed(a, one, HTML, 0), "The search was stopped before its end.");
+  plan_result *unfit = fx_unfit(a);
+  unfit->search.optimal = false;
+  assert_has(printed(a, unfit, TEXT, 100),
+             "none fits so far (the search was stopped at its limit): the closest is over by 58.1");
+  // The closest is shown in full, so it is not among the others.
+  plan_result *again = fx_unfit(a);
+  fx_reject(again, again->closest->choice, "does-not-fit", "the closest itself", 58.1, 0, 135.1);
+  assert_lacks(printed(a, again, TEXT, 100), "the closest itself");
+  assert_lacks(printed(a, again, HTML, 0), "the closest itself");
 }
 
 static void text_of_one_device(void **state) {
@@ -248,6 +251,13 @@ static void text_of_one_device(void **state) {
   assert_has(text, "MEMORY  MiB per device, of 14.5 GiB\n");
   assert_lacks(text, "zero");
   assert_lacks(text, "OTHERS");
+  // What is left of a difference of seconds is no bubble.
+  plan_result *one = fx_single(a);
+  one->best->time[PLAN_T_BUBBLE] = 1e-18;
+  assert_lacks(printed(a, one, TEXT, 80), "bubble");
+  assert_lacks(printed(a, one, HTML, 0), "</i> bubble</td>");
+  one->search.considered = 1;
+  assert_has(printed(a, one, TEXT, 80), "optimal: 1 plan, 1 pruned");
 }
 
 static void text_of_many_stages(void **state) {
@@ -261,8 +271,7 @@ static void text_of_many_stages(void **state) {
   assert_has(text, "within 1.2 % of the best (no plan takes less than 13.3 s)");
 }
 
-// ---- JSON
-// ----------------------------------------------------------------------------------------
+// ---- JSON ---------------------------------------------------------------------------------------
 
 static json_t *loaded(arena *a, const plan_result *r) {
   json_error_t e;
@@ -440,6 +449,11 @@ static void json_of_what_does_not_fit(void **state) {
   assert_int_equal(json_integer_value(at(j, "fixes.0.peak")), fx_gib(38.1));
   assert_string_equal(json_string_value(at(j, "fixes.1.flags")), "--cluster dgx-a100-80g:16");
   assert_true(json_is_object(at(j, "closest.memory_bytes")));
+  assert_true(json_is_true(at(j, "search.optimal")));
+  json_decref(j);
+  plan_result *stopped = fx_unfit(a);
+  stopped->search.optimal = false;
+  j = loaded(a, stopped);
   assert_false(json_is_true(at(j, "search.optimal")));
   json_decref(j);
   j = loaded(a, fx_illegal(a));
@@ -458,8 +472,7 @@ static void json_keeps_hostile_names(void **state) {
   json_decref(j);
 }
 
-// ---- plan files
-// ----------------------------------------------------------------------------------
+// ---- plan files ---------------------------------------------------------------------------------
 
 static const section *read_plan(arena *a, const plan_result *r) {
   const char *text = printed(a, r, PLAN, 0);
@@ -527,10 +540,22 @@ static void plan_files_read_back(void **state) {
     assert_has(printed(a, r, PLAN, 0), names[i][1]);
     read_plan(a, r);
   }
+  // All of them, as the lexer has them: `"repeat"   { put(...) }`.
+  const char *why;
+  const source *lexer = source_read(a, "frontend/dsm.l", &why);
+  assert_non_null(lexer);
+  int words = 0;
+  for (const char *p = lexer->text; (p = strstr(p, "\n\"")); p += 2) {
+    size_t n = strspn(p + 2, "abcdefghijklmnopqrstuvwxyz");
+    if (!n || p[2 + n] != '"') continue;
+    r->model.name = arena_strndup(a, p + 2, n);
+    read_plan(a, r);
+    words++;
+  }
+  assert_true(words >= 21);
 }
 
-// ---- the page
-// ------------------------------------------------------------------------------------
+// ---- the page -----------------------------------------------------------------------------------
 
 // Every tag closed, in order; attributes in quotes; `&` only where it begins an entity.
 static void assert_well_formed(arena *a, const char *page) {
@@ -635,6 +660,9 @@ static void page_says_what_matters(void **state) {
   const char *illegal = printed(a, fx_illegal(a), HTML, 0);
   assert_has(illegal, "Every way to split this job is illegal");
   assert_has(illegal, "64 heads cannot be split over tensor = 7");
+  plan_result *one = fx_illegal(a);
+  one->rejected.n = 1;
+  assert_has(printed(a, one, HTML, 0), "None is legal: 64 heads cannot be split over tensor = 7.");
   const char *wide = printed(a, fx_wide(a), HTML, 0);
   assert_has(wide,
              "stages 8\xe2\x80\x93"
@@ -663,8 +691,7 @@ static void the_front_is_what_nothing_beats(void **state) {
     assert_int_equal(p.at[i].front, rows[i].front);
 }
 
-// ---- the timeline
-// --------------------------------------------------------------------------------
+// ---- the timeline -------------------------------------------------------------------------------
 
 static const timeline *equal_stages(arena *a, pipe_kind kind, int stages, int chunks, int64_t micro,
                                     double send) {
@@ -703,7 +730,6 @@ static void timelines_take_what_formulas_say(void **state) {
   assert_null(timeline_of(a, &none));
 }
 
-#if __has_include("passes/plan/pipeline.c")
 // The picture and the planner's own time of a step are of one thing.
 static void timelines_agree_with_the_longest_path(void **state) {
   arena *a = *state;
@@ -713,14 +739,13 @@ static void timelines_agree_with_the_longest_path(void **state) {
     int64_t micro = kind == PIPE_INTERLEAVED ? stages * (1 + round % 3) : 1 + round % 11;
     pipe_chunk *c = arena_new(a, pipe_chunk, stages * chunks);
     double *before = arena_new(a, double, stages), *after = arena_new(a, double, stages);
-    double *draws = (double *)c;
-    for (size_t i = 0; i < (size_t)(stages * chunks) * (sizeof *c / sizeof(double)); i++) {
-      seed = seed * 6364136223846793005u + 1442695040888963407u;
-      draws[i] = 0.1 + (double)(seed >> 40) / (1 << 24);
-    }
     for (int i = 0; i < stages * chunks; i++) {
-      c[i].backward = 2 * c[i].weight;
-      c[i].send /= 8, c[i].send_back /= 8;
+      double weight = 0.1 + draw_real(&seed);
+      c[i] = (pipe_chunk){.forward = 0.1 + draw_real(&seed),
+                          .backward = 2 * weight,
+                          .weight = weight,
+                          .send = (0.1 + draw_real(&seed)) / 8,
+                          .send_back = (0.1 + draw_real(&seed)) / 8};
     }
     for (int i = 0; i < stages; i++) before[i] = 0.05 * i, after[i] = 0.3 - 0.02 * i;
     pipeline p = {.kind = (pipe_kind)kind,
@@ -734,7 +759,6 @@ static void timelines_agree_with_the_longest_path(void **state) {
     assert_near(timeline_of(a, &p)->end, pipe_longest(a, &p).step);
   }
 }
-#endif
 
 int main(int argc, char **argv) {
   if (argc >= 4 && strcmp(argv[1], "--print") == 0) {
@@ -769,9 +793,7 @@ int main(int argc, char **argv) {
       T(page_says_what_matters),
       T(the_front_is_what_nothing_beats),
       T(timelines_take_what_formulas_say),
-#if __has_include("passes/plan/pipeline.c")
       T(timelines_agree_with_the_longest_path),
-#endif
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

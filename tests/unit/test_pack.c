@@ -11,22 +11,12 @@
 #include <cmocka.h>
 
 #include "passes/pack.h"
+#include "tests/unit/draw.h"
 
 // Lists compared with the exhaustive packer.
 #ifndef LISTS
 #define LISTS 5000
 #endif
-
-static uint64_t draw(uint64_t *state) {
-  uint64_t x = *state += 0x9e3779b97f4a7c15u;
-  x = (x ^ x >> 30) * 0xbf58476d1ce4e5b9u;
-  x = (x ^ x >> 27) * 0x94d049bb133111ebu;
-  return x ^ x >> 31;
-}
-
-static int64_t pick(uint64_t *state, int64_t from, int64_t to) {
-  return from + (int64_t)(draw(state) % (uint64_t)(to - from + 1));
-}
 
 // ---- a check that shares nothing with the one of the packer: all pairs -----------------------
 
@@ -120,26 +110,26 @@ static int cut_up(uint64_t *seed, cut *c, int n, int64_t width, int64_t height, 
   for (int tries = 0; count + 4 < n && tries < 100 * n; tries++) {
     int k = 0;  // of some, the largest: no crumbs
     for (int i = 0; i < 4; i++) {
-      int j = (int)pick(seed, 0, count - 1);
+      int j = draw_int(seed, 0, count - 1);
       if ((c[j].x1 - c[j].x0) * (c[j].y1 - c[j].y0) > (c[k].x1 - c[k].x0) * (c[k].y1 - c[k].y0))
         k = j;
     }
     cut r = c[k];
     int64_t w = r.x1 - r.x0, h = r.y1 - r.y0;
-    if (w >= 4 && h >= 4 && pick(seed, 0, 99) < pinwheel) {
-      int64_t a = pick(seed, r.x0 + 1, r.x1 - 2), b = pick(seed, a + 1, r.x1 - 1);
-      int64_t d = pick(seed, r.y0 + 1, r.y1 - 2), e = pick(seed, d + 1, r.y1 - 1);
+    if (w >= 4 && h >= 4 && draw_int64(seed, 0, 99) < pinwheel) {
+      int64_t a = draw_int64(seed, r.x0 + 1, r.x1 - 2), b = draw_int64(seed, a + 1, r.x1 - 1);
+      int64_t d = draw_int64(seed, r.y0 + 1, r.y1 - 2), e = draw_int64(seed, d + 1, r.y1 - 1);
       c[k] = (cut){r.x0, b, r.y0, d};
       c[count++] = (cut){b, r.x1, r.y0, e};
       c[count++] = (cut){a, r.x1, e, r.y1};
       c[count++] = (cut){r.x0, a, d, r.y1};
       c[count++] = (cut){a, b, d, e};
-    } else if (w >= 2 && pick(seed, 0, w + 4 * h) < w) {
-      int64_t a = pick(seed, r.x0 + 1, r.x1 - 1);
+    } else if (w >= 2 && draw_int64(seed, 0, w + 4 * h) < w) {
+      int64_t a = draw_int64(seed, r.x0 + 1, r.x1 - 1);
       c[k].x1 = a;
       c[count++] = (cut){a, r.x1, r.y0, r.y1};
     } else if (h >= 2) {
-      int64_t a = pick(seed, r.y0 + 1, r.y1 - 1);
+      int64_t a = draw_int64(seed, r.y0 + 1, r.y1 - 1);
       c[k].y1 = a;
       c[count++] = (cut){r.x0, r.x1, a, r.y1};
     }
@@ -151,7 +141,7 @@ static int shuffled(uint64_t *seed, pack_buffer *b, int n, int pinwheel, int64_t
   cut c[400];
   int count = cut_up(seed, c, n, 512, 256, pinwheel);
   for (int i = 0; i < count; i++) {
-    int j = (int)pick(seed, 0, i);
+    int j = draw_int(seed, 0, i);
     b[i] = b[j];
     b[j] = (pack_buffer){c[i].x0, c[i].x1, scale * (c[i].y1 - c[i].y0), 0};
   }
@@ -161,19 +151,19 @@ static int shuffled(uint64_t *seed, pack_buffer *b, int n, int pinwheel, int64_t
 // Lists whose least height is above their load are very rare among random ones. These are filled up
 // to a height at every time, buffers growing wherever the load allows, until they hardly fit.
 static int grown(uint64_t *seed, pack_buffer *b, int most) {
-  int64_t times = pick(seed, 10, 14), height = pick(seed, 6, 9);
+  int64_t times = draw_int64(seed, 10, 14), height = draw_int64(seed, 6, 9);
   int n = 0;
   for (int fails = 0; n < most && fails < 60;) {
-    int64_t lower = pick(seed, 0, times - 1), upper = lower + pick(seed, 1, times / 2);
-    b[n] = (pack_buffer){lower, upper < times ? upper : times, pick(seed, 1, height / 2), 0};
+    int64_t lower = draw_int64(seed, 0, times - 1), upper = lower + draw_int64(seed, 1, times / 2);
+    b[n] = (pack_buffer){lower, upper < times ? upper : times, draw_int64(seed, 1, height / 2), 0};
     if (load_of(b, n + 1) > height)
       fails++;
     else
       n++;
   }
   for (int t = 0; t < 12 * n; t++) {
-    pack_buffer *x = &b[pick(seed, 0, n - 1)], old = *x;
-    switch (pick(seed, 0, 2)) {
+    pack_buffer *x = &b[draw_int64(seed, 0, n - 1)], old = *x;
+    switch (draw_int64(seed, 0, 2)) {
       case 0: x->upper += x->upper < times; break;
       case 1: x->lower -= x->lower > 0; break;
       default: x->size++; break;
@@ -190,14 +180,15 @@ static void test_equals_exhaustive(void **state) {
   for (int t = 0; t < LISTS; t++) {
     pack_buffer b[16];
     // Few long lists: the exhaustive packer takes factorial time.
-    int n = (int)pick(&seed, 1, t % 60 == 0 ? 12 : t % 4 == 0 ? 9 : 7);
+    int n = draw_int(&seed, 1, t % 60 == 0 ? 12 : t % 4 == 0 ? 9 : 7);
     if (t % 4) {
-      n = grown(&seed, b, t % 200 == 1 ? 12 : (int)pick(&seed, 8, 10));
+      n = grown(&seed, b, t % 200 == 1 ? 12 : draw_int(&seed, 8, 10));
     } else {
-      int64_t times = pick(&seed, 2, 12), sizes = pick(&seed, 1, 9);
+      int64_t times = draw_int64(&seed, 2, 12), sizes = draw_int64(&seed, 1, 9);
       for (int i = 0; i < n; i++) {
-        int64_t lower = pick(&seed, 0, times - 1);
-        b[i] = (pack_buffer){lower, pick(&seed, lower + 1, times), pick(&seed, 1, sizes), 0};
+        int64_t lower = draw_int64(&seed, 0, times - 1);
+        b[i] = (pack_buffer){lower, draw_int64(&seed, lower + 1, times),
+                             draw_int64(&seed, 1, sizes), 0};
       }
     }
     int64_t unit = t % 5 == 0 ? 1000 : 1;
@@ -325,7 +316,7 @@ static void test_stretches(void **state) {
   int n = shuffled(&seed, b, 60, 25, 16);
   for (int i = 0; i < 200; i++) {
     int64_t at = 1000 + 10 * (i / 2);
-    b[n++] = (pack_buffer){at, at + 5, 16 * pick(&seed, 1, 128), 0};
+    b[n++] = (pack_buffer){at, at + 5, 16 * draw_int64(&seed, 1, 128), 0};
   }
   pack_result r = solve(b, n, 0, 30);
   assert_int_equal(r.height, 256 * 16);
@@ -339,8 +330,9 @@ static void test_many(void **state) {
   pack_buffer *b = calloc(N, sizeof *b);
   uint64_t seed = 5;
   for (int i = 0; i < N; i++) {
-    int64_t lower = pick(&seed, 0, 100000);
-    b[i] = (pack_buffer){lower, lower + pick(&seed, 1, 3000), pick(&seed, 1, 1 << 20), 0};
+    int64_t lower = draw_int64(&seed, 0, 100000);
+    b[i] =
+        (pack_buffer){lower, lower + draw_int64(&seed, 1, 3000), draw_int64(&seed, 1, 1 << 20), 0};
   }
   double began = pack_clock();
   pack_result r = solve(b, N, 0, 1);

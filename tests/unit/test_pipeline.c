@@ -15,17 +15,7 @@
 #include <time.h>
 
 #include "passes/plan/pipeline.h"
-
-static uint64_t draw(uint64_t *state) {
-  uint64_t x = *state += 0x9e3779b97f4a7c15u;
-  x = (x ^ x >> 30) * 0xbf58476d1ce4e5b9u;
-  x = (x ^ x >> 27) * 0x94d049bb133111ebu;
-  return x ^ x >> 31;
-}
-static int pick(uint64_t *s, int from, int to) {
-  return from + (int)(draw(s) % (uint64_t)(to - from + 1));
-}
-static double real(uint64_t *s) { return (double)(draw(s) >> 11) * 0x1p-53; }
+#include "tests/unit/draw.h"
 
 static pipeline equal(arena *a, pipe_kind k, int p, int v, int64_t m, pipe_chunk c) {
   pipe_chunk *chunk = arena_new(a, pipe_chunk, p * v);
@@ -35,21 +25,22 @@ static pipeline equal(arena *a, pipe_kind k, int p, int v, int64_t m, pipe_chunk
 
 // Unequal stages; `messages`: how long they may be, relative to the phases.
 static pipeline unequal(arena *a, uint64_t *s, pipe_kind k, double messages) {
-  int p = pick(s, 1, 9), v = k == PIPE_INTERLEAVED ? pick(s, 2, 4) : 1, m = pick(s, 1, 40);
-  if (k == PIPE_GPIPE) v = pick(s, 1, 3);
-  if (k == PIPE_INTERLEAVED) m = p * pick(s, 1, 5);
+  int p = draw_int(s, 1, 9), v = k == PIPE_INTERLEAVED ? draw_int(s, 2, 4) : 1,
+      m = draw_int(s, 1, 40);
+  if (k == PIPE_GPIPE) v = draw_int(s, 1, 3);
+  if (k == PIPE_INTERLEAVED) m = p * draw_int(s, 1, 5);
   pipe_chunk *chunk = arena_new(a, pipe_chunk, p * v);
   double *before = arena_new(a, double, p), *after = arena_new(a, double, p);
-  double spread = real(s) < 0.5 ? 0.1 : 1;
+  double spread = draw_real(s) < 0.5 ? 0.1 : 1;
   for (int i = 0; i < p * v; i++) {
-    chunk[i].forward = 1 + spread * 3 * real(s);
-    chunk[i].backward = 2 + spread * 4 * real(s);
-    chunk[i].weight = chunk[i].backward * (0.2 + 0.6 * real(s));
-    chunk[i].send = messages * real(s);
-    chunk[i].send_back = messages * real(s);
+    chunk[i].forward = 1 + spread * 3 * draw_real(s);
+    chunk[i].backward = 2 + spread * 4 * draw_real(s);
+    chunk[i].weight = chunk[i].backward * (0.2 + 0.6 * draw_real(s));
+    chunk[i].send = messages * draw_real(s);
+    chunk[i].send_back = messages * draw_real(s);
   }
-  for (int i = 0; i < p; i++) before[i] = 3 * real(s), after[i] = 5 * real(s);
-  bool own = real(s) < 0.5;
+  for (int i = 0; i < p; i++) before[i] = 3 * draw_real(s), after[i] = 5 * draw_real(s);
+  bool own = draw_real(s) < 0.5;
   return (pipeline){.kind = k,
                     .stages = p,
                     .chunks = v,
@@ -75,8 +66,7 @@ static void assert_near(double a, double b, double relative) {
         for (int m = k == PIPE_INTERLEAVED ? p : 1; m <= (k == PIPE_INTERLEAVED ? 4 * p : 12); \
              m += k == PIPE_INTERLEAVED ? p : 1)
 
-// ---- the orders, executed
-// ------------------------------------------------------------------------
+// ---- the orders, executed -----------------------------------------------------------------------
 
 // Runs the lists without times: a phase goes when what it needs is done. Checks that none stands
 // still, that each phase comes once, and what is held: `most` and `each`, per stage.
@@ -129,7 +119,8 @@ static void orders_run(void **state) {
   FOR_SMALL(k, p, v, m) {
     arena a;
     arena_init(&a);
-    pipeline q = equal(&a, (pipe_kind)k, p, v, m, (pipe_chunk){1, 2 + real(&seed), 1, 0.1, 0.1});
+    pipeline q =
+        equal(&a, (pipe_kind)k, p, v, m, (pipe_chunk){1, 2 + draw_real(&seed), 1, 0.1, 0.1});
     assert_null(pipe_check(&a, &q));
     int64_t most[8] = {0}, each[24] = {0}, mine[3];
     execute(&a, &q, most, each);
@@ -197,8 +188,7 @@ static void refused_in_words(void **state) {
   arena_free(&a);
 }
 
-// ---- the step
-// ------------------------------------------------------------------------------------
+// ---- the step -----------------------------------------------------------------------------------
 
 static void closed_forms(void **state) {
   (void)state;
@@ -208,9 +198,9 @@ static void closed_forms(void **state) {
     arena a;
     arena_init(&a);
     for (int way = 0; way < 4; way++) {
-      double f = 1 + real(&seed), b = 1 + 2 * real(&seed), w = b * real(&seed);
+      double f = 1 + draw_real(&seed), b = 1 + 2 * draw_real(&seed), w = b * draw_real(&seed);
       pipe_chunk c = {f, b, w, 0, 0};
-      if (way & 1) c.send = f * real(&seed), c.send_back = b * real(&seed);
+      if (way & 1) c.send = f * draw_real(&seed), c.send_back = b * draw_real(&seed);
       if (way == 3 && k == PIPE_GPIPE) c.send *= 4, c.send_back *= 3;
       pipeline q = equal(&a, (pipe_kind)k, p, v, m, c);
       double before[8], after[8];
@@ -285,13 +275,17 @@ static void skipped_periods(void **state) {
   for (int n = 0; n < 60; n++) {
     arena a;
     arena_init(&a);
-    int p = pick(&seed, 1, 12);
+    int p = draw_int(&seed, 1, 12);
     pipeline q =
-        equal(&a, PIPE_ONE_F_ONE_B, p, 1, pick(&seed, 100, 700), (pipe_chunk){1, 2, 1, 0, 0});
+        equal(&a, PIPE_ONE_F_ONE_B, p, 1, draw_int(&seed, 100, 700), (pipe_chunk){1, 2, 1, 0, 0});
     pipe_chunk *c = arena_new(&a, pipe_chunk, p);
-    double spread = n % 3 == 0 ? 0 : n % 3 == 1 ? 1e-4 : 1, message = n % 2 ? 0 : 3 * real(&seed);
+    double spread = n % 3 == 0   ? 0
+                    : n % 3 == 1 ? 1e-4
+                                 : 1,
+           message = n % 2 ? 0 : 3 * draw_real(&seed);
     for (int i = 0; i < p; i++)
-      c[i] = (pipe_chunk){1 + spread * real(&seed), 2 + spread * real(&seed), 1, message, message};
+      c[i] = (pipe_chunk){1 + spread * draw_real(&seed), 2 + spread * draw_real(&seed), 1, message,
+                          message};
     q.chunk = c;
     pipe_result x = pipe_longest(&a, &q), y = pipe_simulate(&a, &q, NULL, NULL, NULL, NULL);
     assert_near(x.step, y.step, 1e-10);
@@ -351,9 +345,9 @@ static void zero_bubble_is_not_slower(void **state) {
       c[i] = q.chunk[i];
       if (n % 3) continue;
       // Stages of quite other kinds: putting weights' gradients off does not pay on each.
-      c[i].forward = exp(4 * real(&seed));
-      c[i].weight = exp(5 * real(&seed));
-      c[i].backward = c[i].weight + exp(4 * real(&seed));
+      c[i].forward = exp(4 * draw_real(&seed));
+      c[i].weight = exp(5 * draw_real(&seed));
+      c[i].backward = c[i].weight + exp(4 * draw_real(&seed));
     }
     q.chunk = o.chunk = c;
     o.kind = PIPE_ONE_F_ONE_B;
@@ -368,8 +362,7 @@ static void zero_bubble_is_not_slower(void **state) {
   assert_true(faster > cases / 2);
 }
 
-// ---- the trace
-// -----------------------------------------------------------------------------------
+// ---- the trace ----------------------------------------------------------------------------------
 
 static int by_start(const void *pa, const void *pb) {
   const double *a = pa, *b = pb;
@@ -390,7 +383,7 @@ static void trace_is_sound(void **state) {
       c[i] = q.chunk[i];  // milliseconds
       c[i].forward *= 1e-3, c[i].backward *= 1e-3, c[i].weight *= 1e-3;
       c[i].send *= 1e-3, c[i].send_back *= 1e-3;
-      bytes[i] = pick(&seed, 1, 1000);
+      bytes[i] = draw_int(&seed, 1, 1000);
     }
     q.chunk = c;
     const char **names = arena_new(&a, const char *, q.stages);
@@ -485,7 +478,7 @@ static void speed(void **state) {
       pipe_chunk *c = arena_new(&a, pipe_chunk, 64 * v);
       for (int i = 0; i < 64 * v; i++) {
         c[i] = q.chunk[i];
-        if (kind) c[i].forward += real(&seed), c[i].backward += real(&seed);
+        if (kind) c[i].forward += draw_real(&seed), c[i].backward += draw_real(&seed);
         if (kind == 2) c[i].send = c[i].send_back = 0.1;
       }
       q.chunk = c;

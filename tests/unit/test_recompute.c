@@ -9,6 +9,7 @@
 #include <cmocka.h>
 
 #include "passes/recompute.h"
+#include "tests/unit/draw.h"
 
 // Lists of items compared with all subsets.
 #ifndef LISTS
@@ -16,30 +17,19 @@
 #endif
 #define MOST 13
 
-static uint64_t draw(uint64_t *state) {
-  uint64_t x = *state += 0x9e3779b97f4a7c15u;
-  x = (x ^ x >> 30) * 0xbf58476d1ce4e5b9u;
-  x = (x ^ x >> 27) * 0x94d049bb133111ebu;
-  return x ^ x >> 31;
-}
-
-static int pick(uint64_t *state, int from, int to) {
-  return from + (int)(draw(state) % (uint64_t)(to - from + 1));
-}
-
 // Items as bodies give them and others: few or many needs, ties in work and in bytes, items that
 // cost bytes (arguments to be saved), items that cost nothing. Whole numbers, so sums are exact.
 static int draw_items(arena *a, uint64_t *rng, rc_item *item, int most) {
-  int n = pick(rng, 0, most), dense = pick(rng, 0, 60), sizes = pick(rng, 1, 40);
+  int n = draw_int(rng, 0, most), dense = draw_int(rng, 0, 60), sizes = draw_int(rng, 1, 40);
   for (int i = 0; i < n; i++) {
     int *needs = arena_new(a, int, i + 1), nneeds = 0;
     for (int k = 0; k < i; k++)
-      if (pick(rng, 1, 100) <= dense) needs[nneeds++] = k;
-    int kind = pick(rng, 0, 5);
-    item[i] = (rc_item){.work = kind == 0 ? 0 : pick(rng, 0, sizes),
-                        .bytes = kind == 0   ? pick(rng, 0, sizes)
+      if (draw_int(rng, 1, 100) <= dense) needs[nneeds++] = k;
+    int kind = draw_int(rng, 0, 5);
+    item[i] = (rc_item){.work = kind == 0 ? 0 : draw_int(rng, 0, sizes),
+                        .bytes = kind == 0   ? draw_int(rng, 0, sizes)
                                  : kind == 1 ? 0
-                                             : -pick(rng, 0, sizes),
+                                             : -draw_int(rng, 0, sizes),
                         .needs = needs,
                         .nneeds = nneeds};
   }

@@ -23,15 +23,8 @@
 #include <math.h>
 
 #include "ir/interp.h"
+#include "tests/unit/draw.h"
 #include "tests/unit/step_fixture.h"
-
-static uint64_t draw(uint64_t *state) {
-  uint64_t x = *state += 0x9e3779b97f4a7c15u;
-  x = (x ^ x >> 30) * 0xbf58476d1ce4e5b9u;
-  x = (x ^ x >> 27) * 0x94d049bb133111ebu;
-  return x ^ x >> 31;
-}
-static double real(uint64_t *s) { return (double)(draw(s) >> 11) * 0x1p-53; }
 
 enum { SIDES = 40 };
 
@@ -89,7 +82,7 @@ static double id_limit(const ir_op *op) {
 }
 
 static double element(probe *x, const ir_value *v) {
-  double r = real(&x->rng);
+  double r = draw_real(&x->rng);
   if (v->type.dtype == DT_bool) return r < 0.5;
   if (!ir_dtype_float(v->type.dtype)) return floor(r * id_limit(x->p->op));
   return x->positive ? 0.2 + r : 2 * r - 1;

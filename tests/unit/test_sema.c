@@ -1,28 +1,10 @@
 // The promises of diag.def for the semantic half, jobs as plain data, patterns over weights.
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
-// cmocka.h wants the four above first
-#include <cmocka.h>
-#include <stdlib.h>
+#include "tests/unit/arena_fixture.h"
+
 #include <string.h>
 
 #include "frontend/sema.h"
 #include "ir/verify.h"
-
-static int make_arena(void **state) {
-  arena *a = malloc(sizeof *a);
-  arena_init(a);
-  *state = a;
-  return 0;
-}
-
-static int free_arena(void **state) {
-  arena_free(*state);
-  free(*state);
-  return 0;
-}
 
 static setting_list sets_of(arena *a, diags *d, const char *text) {
   return text ? parse_settings(a, d, source_from_text(a, "--set", text, strlen(text)))

@@ -11,20 +11,11 @@
 #include <math.h>
 
 #include "passes/plan/stages.h"
-
-static uint64_t draw(uint64_t *state) {
-  uint64_t x = *state += 0x9e3779b97f4a7c15u;
-  x = (x ^ x >> 30) * 0xbf58476d1ce4e5b9u;
-  x = (x ^ x >> 27) * 0x94d049bb133111ebu;
-  return x ^ x >> 31;
-}
-static int pick(uint64_t *s, int from, int to) {
-  return from + (int)(draw(s) % (uint64_t)(to - from + 1));
-}
+#include "tests/unit/draw.h"
 
 // Whole numbers, so that sums have no rounding and equal means equal.
 static stages_cost cost(uint64_t *s) {
-  return (stages_cost){pick(s, 0, 20), pick(s, 0, 9), pick(s, 0, 30)};
+  return (stages_cost){draw_int(s, 0, 20), draw_int(s, 0, 9), draw_int(s, 0, 30)};
 }
 
 // All cuts, layer by layer, with sums of its own.
@@ -70,17 +61,17 @@ static void equals_all_cuts(void **state) {
     arena_init(&a);
     stages_run run[4];
     stages_cost layer[12];
-    int layers = 0, runs = pick(&seed, 1, 4);
+    int layers = 0, runs = draw_int(&seed, 1, 4);
     for (int r = 0; r < runs; r++) {
-      run[r] = (stages_run){cost(&seed), pick(&seed, 0, 3)};
+      run[r] = (stages_run){cost(&seed), draw_int(&seed, 0, 3)};
       for (int k = 0; k < run[r].count; k++) layer[layers++] = run[r].layer;
     }
     double slowness[4], stash[4], capacity[4];
-    int stages = pick(&seed, 1, 4), room = pick(&seed, 20, 300);
+    int stages = draw_int(&seed, 1, 4), room = draw_int(&seed, 20, 300);
     for (int i = 0; i < stages; i++) {
-      slowness[i] = pick(&seed, 1, 3);
+      slowness[i] = draw_int(&seed, 1, 3);
       stash[i] = stages - i;
-      capacity[i] = room + pick(&seed, 0, 50);
+      capacity[i] = room + draw_int(&seed, 0, 50);
     }
     stages_job job = {.run = run,
                       .runs = runs,

@@ -1,13 +1,8 @@
 // Units, strings, expressions, and the promises of diag.def: every failing example draws its code,
 // every fixed one is clean.
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
-// cmocka.h wants the four above first
-#include <cmocka.h>
+#include "tests/unit/arena_fixture.h"
+
 #include <math.h>
-#include <stdlib.h>
 #include <string.h>
 
 #include "frontend/ast.h"
@@ -15,19 +10,6 @@
 #include "frontend/fmt.h"
 #include "frontend/keys.h"
 #include "frontend/units.h"
-
-static int make_arena(void **state) {
-  arena *a = malloc(sizeof *a);
-  arena_init(a);
-  *state = a;
-  return 0;
-}
-
-static int free_arena(void **state) {
-  arena_free(*state);
-  free(*state);
-  return 0;
-}
 
 static number read_unit(arena *a, const char *text) {
   number n;
