@@ -73,7 +73,9 @@ class Row:
 
 class Planner:
     def __init__(self, dsmc):
-        self.dsmc, self.seen, self.folder = os.path.abspath(dsmc), {}, tempfile.mkdtemp(prefix="published-")
+        self.dsmc, self.seen = os.path.abspath(dsmc), {}
+        self.kept = tempfile.TemporaryDirectory(prefix="published-")  # goes with the planner
+        self.folder = self.kept.name
 
     def ask(self, row, d, b, v):
         text = device(row.kind, d)

@@ -62,7 +62,8 @@ static bool write_to(cli *c, const char *path, const plan_result *r,
     good &= fclose(f) == 0;
   }
   if (!good)
-    fprintf(stderr, "dsmc: error: %s: %s\n", path, strerror(errno));
+    diag_error(&c->diags, span_none(), DIAG_CANNOT_WRITE, "cannot write %s: %s", path,
+               strerror(errno));
   else if (!cli_has(c, OPT_QUIET))
     fprintf(stderr, "wrote %s\n", path);
   return good;
@@ -80,7 +81,8 @@ static bool print_why(cli *c, const plan_job *out, const cl_cluster *cluster,
   printf("\n%s: ", text);
   if (r->best && best->best) {
     double more = r->best->step_s / best->best->step_s - 1;
-    printf("%s, %.3g s", plan_choice_text(c->arena, &r->best->choice), r->best->step_s);
+    arena *a = c->arena;
+    printf("%s, %s", plan_choice_text(a, &r->best->choice), show_seconds(a, r->best->step_s));
     if (more < 1e-9) {
       puts(" - that is the plan above, or as fast");
       return true;
@@ -89,7 +91,8 @@ static bool print_why(cli *c, const plan_job *out, const cl_cluster *cluster,
     for (int t = 0; t < PLAN_TIMES; t++) {
       double was = best->best->time[t], is = r->best->time[t];
       if (is - was > 0.002 * best->best->step_s || was - is > 0.002 * best->best->step_s)
-        printf("  %-10s %9.3g s instead of %.3g s\n", plan_time_name((plan_time)t), is, was);
+        printf("  %-10s %9s instead of %s\n", plan_time_name((plan_time)t), show_seconds(a, is),
+               show_seconds(a, was));
     }
   } else {
     printf("%s\n", r->rejected.n ? r->rejected.at[0].reason : "no such plan");
@@ -218,6 +221,11 @@ int verb_plan(cli *c) {
   planning p;
   if (cli_has(c, OPT_AGAINST) && cli_has(c, OPT_JSON))
     return cli_usage("plan: --against prints a table: leave --json out");
+  if (cli_has(c, OPT_WHY) && cli_has(c, OPT_JSON))
+    return cli_usage("plan: --why prints a table: leave --json out");
+  plan_given asked = plan_given_none();  // a typo is said before the search
+  if (cli_has(c, OPT_WHY) && !plan_given_pin(c, "--why", cli_get(c, OPT_WHY), &asked))
+    return cli_finish(c);
   if (!plan_make(c, &p)) return compile_finish(c, &p.compiled);
   plan_result *r = p.result;
   bool good = true;
@@ -226,9 +234,11 @@ int verb_plan(cli *c) {
   else
     plan_print_text(r, stdout, 100, c->diags.color && isatty(1));
   if (cli_has(c, OPT_REPORT)) good &= write_to(c, cli_get(c, OPT_REPORT), r, plan_print_html);
-  if (cli_has(c, OPT_OUT) && r->best) good &= write_to(c, cli_get(c, OPT_OUT), r, print_best_file);
-  if (cli_has(c, OPT_WHY) && !cli_has(c, OPT_JSON))
-    good &= print_why(c, &p.job, p.cluster, &p.given, &p.options, r);
+  if (cli_has(c, OPT_OUT) && r->best)
+    good &= write_to(c, cli_get(c, OPT_OUT), r, print_best_file);
+  else if (cli_has(c, OPT_OUT))
+    fprintf(stderr, "there is no plan: %s is not written\n", cli_get(c, OPT_OUT));
+  if (cli_has(c, OPT_WHY)) good &= print_why(c, &p.job, p.cluster, &p.given, &p.options, r);
   if (cli_has(c, OPT_AGAINST) && r->best) good &= print_against(c, &p);
   int rc = compile_finish(c, &p.compiled);
   return rc ? rc : !good ? EXIT_INPUT : r->best ? EXIT_GOOD : EXIT_UNFIT;

@@ -693,7 +693,7 @@ plan_candidate *plan_evaluate(arena *a, plan_space *s, const plan_choice *c, con
     t[PLAN_T_PIPELINE] = (i == r.critical ? r.exposed_send : 0) + o->tied;
     double sum = 0;
     for (int k = 0; k < PLAN_TIMES; k++) sum += t[k];
-    t[PLAN_T_BUBBLE] = x->step_s > sum ? x->step_s - sum : 0;
+    t[PLAN_T_BUBBLE] = x->step_s - sum > 1e-12 * sum ? x->step_s - sum : 0;
     if (i != r.critical) continue;
     memcpy(x->time, t, sizeof x->time);
     memcpy(x->busy, busy, sizeof x->busy);

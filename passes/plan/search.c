@@ -5,6 +5,8 @@
 #include <string.h>
 #include <time.h>
 
+#include "passes/plan/show.h"
+
 // ---- blocks -------------------------------------------------------------------------------------
 
 static double now(void) {
@@ -399,9 +401,9 @@ static const char *why_slower(arena *a, const plan_candidate *x, const plan_cand
   int most = 0;
   for (int t = 1; t < PLAN_TIMES; t++)
     if (x->time[t] - best->time[t] > x->time[most] - best->time[most]) most = t;
-  return arena_printf(a, "slower by %.1f %%: %s %.3g s instead of %.3g s",
+  return arena_printf(a, "slower by %.1f %%: %s %s instead of %s",
                       100 * (x->step_s / best->step_s - 1), plan_time_name((plan_time)most),
-                      x->time[most], best->time[most]);
+                      show_seconds(a, x->time[most]), show_seconds(a, best->time[most]));
 }
 
 static const char *why_over(arena *a, const plan_candidate *x) {
@@ -410,10 +412,10 @@ static const char *why_over(arena *a, const plan_candidate *x) {
     if (x->memory[i] > x->memory[first]) first = i;
   for (int i = 0; i < PLAN_MEMORIES; i++)
     if (i != first && (second < 0 || x->memory[i] > x->memory[second])) second = i;
-  const double gib = 1024.0 * 1024 * 1024;
-  return arena_printf(a, "does not fit by %.1f GiB (%s %.1f, %s %.1f)", (double)x->over / gib,
-                      plan_memory_name((plan_memory)first), (double)x->memory[first] / gib,
-                      plan_memory_name((plan_memory)second), (double)x->memory[second] / gib);
+  return arena_printf(a, "does not fit by %s (%s %s, %s %s)", show_bytes(a, (double)x->over),
+                      plan_memory_name((plan_memory)first), show_bytes(a, (double)x->memory[first]),
+                      plan_memory_name((plan_memory)second),
+                      show_bytes(a, (double)x->memory[second]));
 }
 
 static bool same_choice(const plan_choice *a, const plan_choice *b) {
@@ -640,6 +642,10 @@ plan_result *plan_search(arena *a, const plan_job *job, const cl_cluster *cluste
     add_fixes(r, &s, pins, options->whole);
   } else {
     plan_rejected j = {.choice = plan_choice_start(&s), .code = w.code, .reason = w.why};
+    if (!j.reason && w.stopped) {
+      j.code = "stopped";
+      j.reason = "the search was stopped before it came to a plan; a longer --limit would find one";
+    }
     if (!j.reason) j.reason = plan_why_illegal(a, &s, &j.code);
     vec_push(a, &r->rejected, j);
   }

@@ -271,8 +271,9 @@ const char *plan_why_illegal(arena *a, const plan_space *s, const char **code) {
   *code = "infeasible";
   if (s->pins.zero > 0)
     return arena_printf(a, "zero = %d needs ranks that hold the same weights", s->pins.zero);
-  return arena_printf(a, "a batch of %lld cannot be dealt to %lld devices under these pins",
-                      (long long)s->job->batch, (long long)devices);
+  return arena_printf(a, "a batch of %lld cannot be dealt to %lld device%s%s",
+                      (long long)s->job->batch, (long long)devices, devices == 1 ? "" : "s",
+                      product > 1 || s->pins.micro_batch ? " under these pins" : "");
 }
 
 int plan_dims(const plan_dim **out) {
