@@ -92,6 +92,19 @@ static void add_ops(maker *k) {
   }
 }
 
+// What axes that were solved later cut is smaller for the collectives of those before them too.
+static void shrink_moves(maker *k, int inner, const double *before) {
+  sh_result *s = k->b->axis[inner];
+  for (int i = 0; i < s->moves.n + s->reduces.n; i++) {
+    sh_move *m = i < s->moves.n ? &s->moves.at[i] : &s->reduces.at[i - s->moves.n];
+    double others = k->b->value_part[m->value] / s->value_part[m->value];
+    if (others >= before[m->value]) continue;
+    m->bytes *= others / before[m->value];
+    m->cost = cl_collective_cost(k->cluster, m->kind, k->b->key.stride[inner],
+                                 k->b->key.size[inner], m->bytes);
+  }
+}
+
 static void count_move(bl_sent *to, const sh_move *m, double times) {
   to->seconds += times * m->cost.seconds;
   to->bytes[m->kind][0] += times * m->cost.intra;
@@ -333,8 +346,11 @@ bl_block *bl_make(arena *a, const sh_rules *rules, const bl_key *key, const cl_c
   for (int v = 0; v < g->value.n; v++) b->value_part[v] = 1;
   // Sequence axes first: they cut all activations alike, so that what tensor moves is known.
   static const int order[BL_INNER] = {2, 1, 0};
+  double *before[BL_INNER];
   for (int n = 0; n < BL_INNER; n++) {
     int x = order[n];
+    before[x] = arena_new(a, double, g->value.n + 1);
+    memcpy(before[x], b->value_part, sizeof *before[x] * (size_t)g->value.n);
     sh_env e = {.cluster = cluster,
                 .device = device,
                 .size = key->size[x],
@@ -356,6 +372,7 @@ bl_block *bl_make(arena *a, const sh_rules *rules, const bl_key *key, const cl_c
   }
   add_ops(&k);
   for (int x = 0; x < BL_INNER; x++) {
+    shrink_moves(&k, x, before[x]);
     add_moves(&k, x, b->axis[x]->moves.at, b->axis[x]->moves.n);
     add_moves(&k, x, b->axis[x]->reduces.at, b->axis[x]->reduces.n);
     hide_streams(&k, x);

@@ -48,10 +48,19 @@ const bl_block *plan_block_of(plan_space *s, const plan_choice *c) {
 
 // ---- bounds -------------------------------------------------------------------------------------
 
+// Worked out once for what it depends on: recomputation, micro-batch, ranks of a stage.
 double plan_outer_bound(plan_space *s, const plan_choice *c) {
   bl_key k = key_of(c);
-  double work = bl_bound(s->job->rules[c->recompute]->g, &k, cl_device_at(s->cluster, 0));
-  return work * (double)c->micro_batches / (double)c->size[PLAN_PIPELINE];
+  int64_t ranks = k.size[0] * k.size[1] * k.size[2];
+  const char *name = arena_printf(s->a, "%d %lld %lld", (int)k.recompute, (long long)ranks,
+                                  (long long)k.micro_batch);
+  double *work = map_get(s->bounds, name);
+  if (!work) {
+    work = arena_new(s->a, double, 1);
+    *work = bl_bound(s->job->rules[c->recompute]->g, &k, cl_device_at(s->cluster, 0));
+    map_set(s->bounds, name, work);
+  }
+  return *work * (double)c->micro_batches / (double)c->size[PLAN_PIPELINE];
 }
 
 // ---- the walk -----------------------------------------------------------------------------------
@@ -66,6 +75,7 @@ typedef struct outer {
   plan_choice c;
   double bound;
   group *group;
+  int64_t points;  // inner ones, when they were counted
 } outer;
 
 // What a plan is compared by.
@@ -192,7 +202,7 @@ static group *group_of(walk *w, const plan_choice *c) {
 
 static void add_outer(void *ctx, const plan_choice *c) {
   walk *w = ctx;
-  outer x = {*c, plan_outer_bound(w->s, c), group_of(w, c)};
+  outer x = {*c, plan_outer_bound(w->s, c), group_of(w, c), 0};
   vec_push(w->s->a, &w->outer, x);
 }
 
@@ -304,10 +314,9 @@ static void add_point(void *ctx, const plan_choice *c) {
     push(w, o->h, (node){w->o->exhaustive ? 0 : q.bound, NODE_POINT, o->at, 0, *c});
 }
 
-static void drop(walk *w, const plan_choice *c) {
-  int64_t points = count_inner(w, c);
-  w->stats->considered += points;
-  w->stats->pruned += points;
+static void drop(walk *w, const outer *o) {
+  w->stats->considered += o->points;
+  w->stats->pruned += o->points;
 }
 
 static void open_outer(walk *w, heap *h, int at) {
@@ -345,7 +354,6 @@ static void find_closest(walk *w) {
 // The best plan of a space under some pins. Exhaustive: every bound is 0 and nothing is left out.
 static void search(walk *w) {
   bool all = w->o->exhaustive;
-  begin(w);
   heap h = {0};
   for (int i = 0; i < w->outer.n; i++)
     push(w, &h, (node){.bound = all ? 0 : w->outer.at[i].bound, .kind = NODE_OUTER, .outer = i});
@@ -363,9 +371,9 @@ static void search(walk *w) {
     if (lost && x.kind == NODE_POINT) {
       w->stats->pruned++;
     } else if (lost) {
-      drop(w, &o->c);
+      drop(w, o);
     } else if (x.kind == NODE_OUTER && !all && !plan_outer_fits(w->s, &o->c)) {
-      drop(w, &o->c);
+      drop(w, o);
       vec_push(w->s->a, &w->put_off, x.outer);
     } else if (x.kind == NODE_OUTER && !all) {
       double bound = group_bound(w, o);
@@ -434,6 +442,7 @@ static void reject(plan_result *r, const plan_space *space, const plan_pins *pin
   plan_options o = {.top = 1};
   // An alternative is shown, not proved: one within 5 % of the best of its kind will do.
   walk w = {.s = &s, .o = &o, .stats = &stats, .top = 1, .slack = 0.05};
+  begin(&w);
   search(&w);
   found *f = w.best.any ? &w.best : &w.closest;
   if (!f->any) return;
@@ -500,6 +509,7 @@ static void try_fix(plan_result *r, const plan_space *space, const plan_pins *pi
   plan_search_stats stats = {0};
   plan_options o = {.top = 1};
   walk w = {.s = &s, .o = &o, .stats = &stats, .top = 1, .slack = 0.05};
+  begin(&w);
   search(&w);
   if (!w.best.any) return;
   plan_fix f = {change, flags, w.best.peak, w.best.step};
@@ -548,8 +558,9 @@ static void add_fixes(plan_result *r, const plan_space *s, const plan_pins *pins
     if (!more) break;
     plan_space bigger = *s;
     bigger.cluster = more;
-    map blocks = {.arena = r->arena};
+    map blocks = {.arena = r->arena}, bounds = {.arena = r->arena};
     bigger.blocks = &blocks;
+    bigger.bounds = &bounds;
     int before = r->fixes.n;
     try_fix(r, &bigger, pins, arena_printf(r->arena, "%lld devices", (long long)more->devices),
             arena_printf(r->arena, "--cluster %s:%lld", whole->name, (long long)more->devices));
@@ -561,16 +572,16 @@ static void add_fixes(plan_result *r, const plan_space *s, const plan_pins *pins
 // ---- all ----------------------------------------------------------------------------------------
 
 // How many blocks and points there are: counted from the outer points before any is worked out.
-static void predict(walk *w, plan_search_stats *stats) {
-  begin(w);
+static void predict(walk *w) {
   map seen = {.arena = w->s->a};
   for (int i = 0; i < w->outer.n; i++) {
-    map_set(&seen, block_name(w->s->a, &w->outer.at[i].c), w);
-    stats->predicted_points += count_inner(w, &w->outer.at[i].c);
+    outer *o = &w->outer.at[i];
+    map_set(&seen, block_name(w->s->a, &o->c), w);
+    o->points = count_inner(w, &o->c);
+    w->stats->points += o->points;
   }
-  stats->predicted_fronts = seen.n;
-  stats->points = stats->predicted_points;
-  arena_free(&w->scratch);
+  w->stats->predicted_fronts = seen.n;
+  w->stats->predicted_points = w->stats->points;
 }
 
 static int64_t layers_of(const plan_job *job) {
@@ -606,18 +617,19 @@ plan_result *plan_search(arena *a, const plan_job *job, const cl_cluster *cluste
                          const plan_pins *pins, const plan_options *options) {
   plan_result *r = arena_new(a, plan_result, 1);
   r->arena = a;
-  map memo = {.arena = a};
+  map memo = {.arena = a}, bounds = {.arena = a};
   plan_space s = {.a = a,
                   .job = job,
                   .cluster = cluster,
                   .pins = *pins,
                   .blocks = &memo,
+                  .bounds = &bounds,
                   .layers = layers_of(job)};
   describe(r, job, &s);
-  walk p = {.s = &s, .o = options, .stats = &r->search, .top = 1};
-  predict(&p, &r->search);
   walk w = {.s = &s, .o = options, .stats = &r->search, .top = options->top > 0 ? options->top : 1};
   w.since = now();
+  begin(&w);
+  predict(&w);
   search(&w);
   r->search.seconds = now() - w.since;
   r->search.fronts = s.fronts;

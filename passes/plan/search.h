@@ -53,6 +53,7 @@ typedef struct plan_space {
   const cl_cluster *cluster;
   plan_pins pins;
   map *blocks;  // bl_key as text -> bl_block
+  map *bounds;  // of plan_outer_bound
   int64_t layers;
   int64_t fronts;  // blocks made
 } plan_space;
