@@ -136,6 +136,14 @@ static plan_result *search_given(cli *c, planning *p, const plan_given *g,
   return plan_given_choose(c, g, r, p->options.top) ? r : NULL;
 }
 
+// On a terminal only: one line, written over again.
+static void show_search(void *ctx, const plan_search_stats *s, double best) {
+  cli *c = ctx;
+  fprintf(stderr, "\rsearching: %lld of %lld plans looked at, best %s \033[K",
+          (long long)s->considered, (long long)s->points,
+          best > 0 ? show_seconds(c->arena, best) : "none yet");
+}
+
 // The cluster that NAME:DEVICES is a part of.
 static const cl_cluster *whole_of(cli *c, const sema_program *p, const char *spec) {
   const char *colon = spec ? strrchr(spec, ':') : NULL;
@@ -158,7 +166,10 @@ bool plan_make(cli *c, planning *p) {
                               .top = (int)cli_number(c, OPT_TOP, 1)};
   const char *flag = cli_get(c, OPT_CLUSTER);
   p->options.whole = whole_of(c, k->program, flag ? flag : p->given.cluster);
+  bool shows = isatty(2) && !cli_has(c, OPT_QUIET);
+  if (shows) p->options.report = show_search, p->options.report_ctx = c;
   p->result = search_given(c, p, &p->given, p->cluster);
+  if (shows) fputs("\r\033[K", stderr);
   return p->result != NULL;
 }
 

@@ -56,26 +56,29 @@ const ir_place *place_partial(ir_module *m, const ir_place *base, ir_partial kin
   return p;
 }
 
-ir_conversion place_convert(const ir_mesh *mesh, int axis, const ir_place *from,
-                            const ir_place *to) {
-  ir_on_axis a = place_on(from, axis), b = place_on(to, axis);
-  bool time = mesh->axis[axis].time;
-  if (mesh->axis[axis].size == 1) return CONVERT_NONE;
-  switch (a) {
+ir_conversion place_convert_on(ir_on_axis from, ir_on_axis to, bool same_index, bool time) {
+  switch (from) {
     case ON_REPLICATED:
-      if (b == ON_REPLICATED) return CONVERT_NONE;
-      return b == ON_CUT ? CONVERT_SLICE : CONVERT_IMPOSSIBLE;
+      if (to == ON_REPLICATED) return CONVERT_NONE;
+      return to == ON_CUT ? CONVERT_SLICE : CONVERT_IMPOSSIBLE;
     case ON_CUT:
-      if (b == ON_CUT && place_cut_index(from, axis) == place_cut_index(to, axis))
-        return CONVERT_NONE;
-      if (time || b == ON_PARTIAL) return CONVERT_IMPOSSIBLE;
-      return b == ON_CUT ? CONVERT_ALL_TO_ALL : CONVERT_ALL_GATHER;
+      if (to == ON_CUT && same_index) return CONVERT_NONE;
+      if (time || to == ON_PARTIAL) return CONVERT_IMPOSSIBLE;
+      return to == ON_CUT ? CONVERT_ALL_TO_ALL : CONVERT_ALL_GATHER;
     case ON_PARTIAL:
-      if (b == ON_PARTIAL) return CONVERT_NONE;
-      if (b == ON_CUT) return time ? CONVERT_IMPOSSIBLE : CONVERT_REDUCE_SCATTER;
+      if (to == ON_PARTIAL) return CONVERT_NONE;
+      if (to == ON_CUT) return time ? CONVERT_IMPOSSIBLE : CONVERT_REDUCE_SCATTER;
       return time ? CONVERT_ACCUMULATE : CONVERT_ALL_REDUCE;
   }
   return CONVERT_IMPOSSIBLE;
+}
+
+ir_conversion place_convert(const ir_mesh *mesh, int axis, const ir_place *from,
+                            const ir_place *to) {
+  if (mesh->axis[axis].size == 1) return CONVERT_NONE;
+  return place_convert_on(place_on(from, axis), place_on(to, axis),
+                          place_cut_index(from, axis) == place_cut_index(to, axis),
+                          mesh->axis[axis].time);
 }
 
 const char *place_convert_name(ir_conversion c) {

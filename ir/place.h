@@ -74,6 +74,8 @@ typedef enum ir_conversion {
   CONVERT_ACCUMULATE,      // partial -> replicated over time
   CONVERT_IMPOSSIBLE,      // e.g. to partial from replicated; a time axis cannot be gathered
 } ir_conversion;
+ir_conversion place_convert_on(ir_on_axis from, ir_on_axis to, bool same_index, bool time);
+// The same for placements on an axis of a mesh; on one of size 1 there is nothing to do.
 ir_conversion place_convert(const ir_mesh *mesh, int axis, const ir_place *from,
                             const ir_place *to);
 const char *place_convert_name(ir_conversion c);

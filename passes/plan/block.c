@@ -2,7 +2,6 @@
 
 #include <string.h>
 
-#include "ir/rule.h"
 #include "ir/view.h"
 
 plan_axis bl_axis_of(int inner) {

@@ -5,7 +5,6 @@
 
 #include <string.h>
 
-#include "ir/rule.h"
 #include "ir/view.h"
 #include "passes/pass.h"
 

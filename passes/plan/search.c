@@ -108,7 +108,7 @@ typedef struct walk {
   int top;
   VEC(found) kept;  // the best ones, best first, up to `top`
   double slack;     // how much better than what is known a plan must be to be looked at
-  double since;
+  double since, next_report;
   int made;  // nodes
   bool stopped;
   const char *code, *why;  // of the last choice that was not legal
@@ -366,6 +366,11 @@ static void search(walk *w) {
       w->stopped = true;
       w->stats->optimal = false;
       break;
+    }
+    if (w->o->report && now() > w->next_report) {
+      w->stats->fronts = w->s->fronts;
+      w->o->report(w->o->report_ctx, w->stats, w->best.step);
+      w->next_report = now() + 0.25;
     }
     bool lost = x.bound > to_beat(w);
     if (lost && x.kind == NODE_POINT) {
@@ -628,6 +633,7 @@ plan_result *plan_search(arena *a, const plan_job *job, const cl_cluster *cluste
   describe(r, job, &s);
   walk w = {.s = &s, .o = options, .stats = &r->search, .top = options->top > 0 ? options->top : 1};
   w.since = now();
+  w.next_report = w.since + 0.5;
   begin(&w);
   predict(&w);
   search(&w);

@@ -37,6 +37,9 @@ typedef struct plan_options {
   double limit;             // seconds; 0: none
   int top;                  // candidates to give, at least 1
   const cl_cluster *whole;  // that the cluster is a part of, for `more devices`; NULL: unknown
+  // Called a few times a second while it searches; best_s 0: no plan yet. May be NULL.
+  void (*report)(void *ctx, const plan_search_stats *stats, double best_s);
+  void *report_ctx;
 } plan_options;
 
 // Always a result. With `best` NULL nothing fits, or the pins leave no legal point: then `rejected`

@@ -9,7 +9,7 @@
 #include <stdio.h>
 #include <string.h>
 
-#include "ir/rule.h"
+#include "ir/place.h"
 #include "ir/view.h"
 
 bool sh_divides(const ir_index *x, int64_t n) { return x->size % n == 0 || x->size >= 64 * n; }
@@ -65,23 +65,26 @@ static double part_of(const solver *s, int v, int code) {
   return sh_part(s->g->value.at[v].leaf[code - SH_LEAF], s->e->size);
 }
 
-// The collective that turns one placement into another; false: none does. *free: nothing is sent.
-static bool conversion(int from, int to, cl_collective *kind, bool *free) {
-  *free = from == to || (from == SH_REPLICATED && to >= SH_LEAF);
-  if (*free) return true;
-  if (to == SH_PARTIAL) return false;
-  if (from == SH_PARTIAL)
-    *kind = to == SH_REPLICATED ? CL_ALL_REDUCE : CL_REDUCE_SCATTER;
-  else
-    *kind = to == SH_REPLICATED ? CL_ALL_GATHER : CL_ALL_TO_ALL;
-  return true;
+static ir_on_axis on(int code) {
+  return code == SH_REPLICATED ? ON_REPLICATED : code == SH_PARTIAL ? ON_PARTIAL : ON_CUT;
+}
+
+// The collective of a conversion; false: it sends nothing.
+static bool collective_of(ir_conversion c, cl_collective *kind) {
+  switch (c) {
+    case CONVERT_ALL_GATHER: *kind = CL_ALL_GATHER; return true;
+    case CONVERT_ALL_REDUCE: *kind = CL_ALL_REDUCE; return true;
+    case CONVERT_REDUCE_SCATTER: *kind = CL_REDUCE_SCATTER; return true;
+    case CONVERT_ALL_TO_ALL: *kind = CL_ALL_TO_ALL; return true;
+    default: return false;
+  }
 }
 
 static cl_cost move_cost(const solver *s, int v, int from, int to, cl_collective *kind,
                          double *bytes) {
-  bool free;
   *bytes = bytes_of(s, v);
-  if (!conversion(from, to, kind, &free) || free) return (cl_cost){.how = ""};
+  if (!collective_of(place_convert_on(on(from), on(to), from == to, false), kind))
+    return (cl_cost){.how = ""};
   if (*kind == CL_ALL_TO_ALL) *bytes *= part_of(s, v, from);  // what a rank holds
   return cl_collective_cost(s->e->cluster, *kind, s->e->stride, s->e->size, *bytes);
 }

@@ -16,7 +16,7 @@
 //
 // A weight has one placement, and its gradient is brought to it once a step. Placements on other
 // axes are found before and enter as fractions: what an axis cuts is smaller for all that come
-// after.
+// after (and, once all are found, for the collectives of those before: block.c).
 #ifndef DSM_PLAN_SHARD_H
 #define DSM_PLAN_SHARD_H
 
@@ -26,7 +26,8 @@
 #include "passes/plan/elim.h"
 #include "passes/plan/graph.h"
 
-// A placement on one axis: replicated, partial sum, or cut by leaf `code - SH_LEAF` of the value.
+// A placement (ir/place.h) on one axis, as a number: replicated, partial sum, or cut by leaf
+// `code - SH_LEAF` of the value.
 enum { SH_REPLICATED, SH_PARTIAL, SH_LEAF };
 
 typedef struct sh_strategy {
