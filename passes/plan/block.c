@@ -112,7 +112,8 @@ static void count_move(bl_sent *to, const sh_move *m, double times) {
 }
 
 static void add_moves(maker *k, int inner, const sh_move *move, int n) {
-  for (const sh_move *m = move; m < move + n; m++) {
+  for (int i = 0; i < n; i++) {
+    const sh_move *m = &move[i];
     if (m->piece < 0) continue;
     bl_piece *q = &k->b->piece[m->piece];
     double times = m->times / layers_of(k, m->piece);
