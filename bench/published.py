@@ -10,9 +10,8 @@ the simplest rival, one constant share of the peak fitted on the very rows it is
 predictions. `--fit` searches their numbers again (coordinate search over predictions) and prints them.
 
 What a row does not say is minimised over: micro-batch 1 to 16; chunks of a stage. The stack of 2021 is unlike ours in
-two ways that are added to the planner's step by name: `reduce`, gradients are reduced after backward and not beside
-it; `rerun`, full recompute runs the whole layer again, where the planner leaves out what backward does not read (the
-second product of the MLP and its reduction). That of 2024 gathers the parameters of ZeRO 1 while it computes, which the
+a way that is added to the planner's step by name: `reduce`, gradients are reduced after backward and not beside it.
+That of 2024 gathers the parameters of ZeRO 1 while it computes, which the
 planner does not, so all but the first layer's share of `data` is left out. Of memory only states are compared, not
 activations: see docs/planner.md.
 """
@@ -106,14 +105,6 @@ class Planner:
         parts = dict(best["time_s"])
         if row.kind == "a100":
             parts["reduce"] = best["busy_s"]["data"] - best["time_s"]["data"]
-            if row.recompute == "full":
-                flops = 2 * b * row.S * row.h * row.ffn / row.tp
-                sent = 2 * (row.tp - 1) / row.tp * b * row.S * row.h * 2
-                one = flops / (312e12 * share(d, flops)) + sent / (d["link"] * 1e9)
-                # Of the critical stage, and stretched by the bubble as its other work is.
-                layers = row.L / row.pp * row.batch / row.dp / b
-                whole = best["step_s"]
-                parts["rerun"] = one * layers * whole / (whole - best["time_s"]["bubble"])
         elif row.zero == 1 and row.dp > 1:
             # Updated parameters are gathered while the next forward runs, all but those of its first layer.
             parts["data"] *= row.pp / row.L

@@ -2,7 +2,8 @@
 //
 // needs: nothing. keeps: values up to the bit. breaks: nothing.
 // Rewrites, each exact in floating point: arithmetic on constants; x - 0, x * 1, x / 1 (x + 0 is
-// not: -0 + 0 is +0); cast to the same type; dropout with p = 0; a slice, pad or broadcast that
+// not: -0 + 0 is +0); cast to the same type, and back to it from a wider one;
+// dropout with p = 0; a slice, pad or broadcast that
 // changes nothing; transpose of transpose; the transpose of an einsum that nobody else reads, which
 // writes its result turned instead (so that what follows, an optimizer for one, reads it in order).
 // What would change a bit (x * 0, reassociation) is left alone.
@@ -87,13 +88,23 @@ static ir_value *turn_einsum(ir_module *m, const ir_op *op) {
   return v;
 }
 
+// A number that was widened and is rounded to what it was is itself.
+static ir_value *narrowed_again(const ir_op *cast) {
+  const ir_op *wide = cast->in[0]->def;
+  if (!wide || wide->code != IR_cast) return NULL;
+  const ir_type *t = &wide->in[0]->type, *between = &cast->in[0]->type;
+  bool exact = ir_dtype_float(t->dtype) && (between->dtype == DT_f32 || between->dtype == DT_f64) &&
+               ir_dtype_bytes(t->dtype) < ir_dtype_bytes(between->dtype);
+  return exact && ir_type_same(t, &cast->out[0]->type) ? wide->in[0] : NULL;
+}
+
 // The value that can stand for the op's only result, or NULL.
 static ir_value *simplify(ir_module *m, ir_op *op) {
   if (op->nout != 1) return NULL;
   if (ir_info(op->code)->cls == IR_CLASS_SCALAR) return fold_scalar(m, op);
   ir_value *out = op->out[0];
   switch (op->code) {
-    case IR_cast: return same_shape(out, op->in[0]) ? op->in[0] : NULL;
+    case IR_cast: return same_shape(out, op->in[0]) ? op->in[0] : narrowed_again(op);
     case IR_dropout: return ir_attr_float(op, "p", 0) == 0 ? op->in[0] : NULL;
     case IR_slice:
       return same_shape(out, op->in[0]) && !ir_attr_int(op, "past", 0) ? op->in[0] : NULL;

@@ -99,6 +99,11 @@ ir_value *ad_unbroadcast(ad *c, ir_value *g, const ir_type *like) {
     else if (like->dim[d - lead]->size == 1 && g->type.dim[d]->size != 1)
       unit_axes[nunit++] = d;
   }
+  if ((nunit || nlead) && ir_dtype_bytes(g->type.dtype) < ir_dtype_bytes(like->dtype)) {
+    ir_attr to = ir_attr_s("dtype", ir_dtype_name(like->dtype));  // not rounded sums, widened
+    ir_op *op = ir_build_full(&c->b, IR_cast, &g, 1, &to, 1, NULL, 0);
+    g = ad_ok(c, op ? op->out[0] : NULL);
+  }
   if (nunit) {
     ir_attr a[] = {ir_attr_v("axes", unit_axes, nunit), ir_attr_i("keep", 1)};
     ir_op *op = ir_build_full(&c->b, IR_sum, &g, 1, a, 2, NULL, 0);

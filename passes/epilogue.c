@@ -36,14 +36,6 @@ static bool may_wait(const ir_region *r, int from, int to, const ir_op *op) {
   return true;
 }
 
-static bool draws(const ir_op *op) {
-  for (int i = 0; i < op->nregions; i++)
-    for (int j = 0; j < op->region[i]->ops.n; j++)
-      if (op->region[i]->ops.at[j]->code == IR_dropout || draws(op->region[i]->ops.at[j]))
-        return true;
-  return false;
-}
-
 static bool is_const(const ir_value *v) {
   double x;
   return pass_const_value(v, &x);
@@ -70,14 +62,19 @@ static bool carries(ir_module *m, const ir_op *p, const ir_op *user) {
   return true;
 }
 
+bool pass_may_carry(ir_module *m, const ir_op *p, const ir_op *user) {
+  return pass_fusible(user) && !pass_draws(user) && p->segment == user->segment &&
+         p->recompute == user->recompute &&  // what is run again is counted apart
+         carries(m, p, user);
+}
+
 // True when operand k of op number `i` of `r` is a result of a product that may become part of that
 // op; *at is the product's number.
 static bool finds_product(ir_module *m, const pass_options *o, const ir_region *r, int i, int k,
                           int *at) {
   const ir_op *user = r->ops.at[i], *p = user->in[k]->def;
-  if (!p || p->parent != r || p->segment != user->segment || !carries(m, p, user)) return false;
+  if (!p || p->parent != r || !pass_may_carry(m, p, user)) return false;
   if (o->by_library && o->by_library(o->select_ctx, p)) return false;
-  if (p->recompute != user->recompute) return false;  // what is run again is counted apart
   if (!pass_same_extents(user->in[k], user->out[0])) return false;
   for (*at = i; r->ops.at[*at] != p;) --*at;
   return may_wait(r, *at + 1, i, p);
@@ -192,7 +189,6 @@ static void visit(ir_module *m, const pass_options *o, ir_region *r) {
   for (int i = 0; i < r->ops.n; i++) {
     ir_op *user = r->ops.at[i];
     if (user->code == IR_repeat) visit(m, o, user->region[0]);
-    if (!pass_fusible(user) || draws(user)) continue;
     int at;
     for (int k = 0; k < user->nin; k++) {
       if (!finds_product(m, o, r, i, k, &at) || !absorb(m, r->ops.at[at], user)) continue;

@@ -19,9 +19,16 @@
 #define MAX_RESULTS 4
 
 bool pass_fusible(const ir_op *op) {
-  if (op->code == IR_dropout) return false;  // its draw needs positions: a kernel of its own
   if (op->code == IR_map) return op->nregions == 1 || op->nregions == 2;
-  return op->code == IR_cast || ir_is_elementwise(op);
+  return op->code == IR_cast || op->code == IR_dropout || ir_is_elementwise(op);
+}
+
+bool pass_draws(const ir_op *op) {
+  if (op->code == IR_dropout) return true;
+  for (int i = 0; i < op->nregions; i++)
+    for (int j = 0; j < op->region[i]->ops.n; j++)
+      if (pass_draws(op->region[i]->ops.at[j])) return true;
+  return false;
 }
 
 ir_region *pass_function_of(ir_module *m, ir_op *op) {
@@ -112,6 +119,7 @@ static bool absorb(ir_module *m, ir_op *producer, ir_op *user) {
 static void absorb_in_sum(ir_module *m, ir_op *sum) {
   ir_op *p = sum->in[0]->def;
   if (sum->nregions || !p || p->parent != sum->parent || !pass_fusible(p) || p->nout != 1) return;
+  if (pass_draws(p)) return;  // a sum's kernel has no positions to draw by
   if (p->out[0]->mark != 1 || p->segment != sum->segment) return;
   int at = -1;
   for (int i = 0; i < p->nin; i++) {

@@ -312,7 +312,9 @@ static void grad_einsum(ad *c, ir_op *op, ir_value *const *g, ir_value **gin) {
     if (other && ir_get_attr(op, "round")) a[na++] = *ir_get_attr(op, "round");
     ir_value *r = with(c, IR_einsum, in, other ? 2 : 1, a, na)->out[0];
     if (n < d) {
-      ir_op *made = ir_op_raw(c->b.at, IR_broadcast, &r, 1, &op->in[i]->type, 1);
+      ir_type spread = op->in[i]->type;
+      spread.dtype = r->type.dtype;  // ad_add casts it
+      ir_op *made = ir_op_raw(c->b.at, IR_broadcast, &r, 1, &spread, 1);
       ir_set_attr(c->m, made, ir_attr_v("dims", dims, n));
       r = made->out[0];
     }

@@ -102,8 +102,13 @@ ir_value *pass_cast(ir_module *m, ir_region *r, ir_value *v, ir_dtype t);
 ir_op *pass_view_again(ir_module *m, ir_op *op, ir_value *from);
 // The value of a `const` (through cast and views), or false.
 bool pass_const_value(const ir_value *v, double *out);
-// True for elementwise ops that may become part of another kernel: all but those that draw.
+// True for elementwise ops that may become part of a map.
 bool pass_fusible(const ir_op *op);
+// True when the op, or a function in it, draws random numbers: by the position of its element.
+bool pass_draws(const ir_op *op);
+// True when `user` may become part of the kernel of `p`, a matrix product or the gradient of a norm
+// in the same region: what `epilogue` asks before it looks at what lies between the two.
+bool pass_may_carry(ir_module *m, const ir_op *p, const ir_op *user);
 // The scalar function of such an op, in a fresh region.
 ir_region *pass_function_of(ir_module *m, ir_op *op);
 // Same rank and sizes; indices may differ.

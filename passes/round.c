@@ -44,6 +44,8 @@ static ir_value *cast_behind(ir_module *m, ir_value *v, ir_dtype t) {
 // `v` rounded to t: its cast, or a view of one. NULL when it is not made here.
 static ir_value *rounded(ir_module *m, ir_value *v, ir_dtype t) {
   if (v->mapped) return v->mapped;
+  if (v->def && v->def->code == IR_cast && v->def->in[0]->type.dtype == t)
+    return v->mapped = v->def->in[0];  // it was widened
   if (made(v)) return v->mapped = cast_behind(m, v, t);
   ir_op *def = v->def;
   if (!def || !ir_is_view(def) || def->nin != 1 || !ir_dtype_float(v->type.dtype)) return NULL;

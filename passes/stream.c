@@ -93,6 +93,7 @@ static bool cuts_in_front(const cut *c, const ir_rule *rule, int k) {
 }
 
 static bool may_stream(const cut *c, const ir_op *op) {
+  if (pass_draws(op)) return false;  // by the position in the whole sample
   if (ir_is_elementwise(op) ? !pass_fusible(op) : op->nregions > 0) return false;
   ir_rule rule;
   ir_rule_of(c->m, op, &rule);

@@ -47,6 +47,7 @@ typedef struct maker {
   const cl_cluster *cluster;
   const cl_device *device;
   double *op_part;
+  bool *moved;            // values that are converted on some axis
   int *first, *by_piece;  // ops of piece i: by_piece[first[i]] .. by_piece[first[i + 1] - 1]
 } maker;
 
@@ -66,8 +67,41 @@ static bool makes_gradient(const pg_graph *g, const pg_op *p) {
   return false;
 }
 
+// Bytes of operand or result j of op `at`, as the op sees it: whole where it was gathered for it.
+static double bytes_at(const maker *k, int at, int j) {
+  const pg_op *p = &k->g->op.at[at];
+  int v = j < p->nin ? p->in[j] : p->out[j - p->nin];
+  const pg_value *w = &k->g->value.at[v];
+  double bytes = k->moved[v] ? w->sent : w->bytes;
+  if (w->batch) bytes *= (double)k->b->key.micro_batch;
+  for (int x = 0; x < BL_INNER; x++) {
+    const sh_result *s = k->b->axis[x];
+    if (!s->strategy) continue;
+    int code = k->r->strategy[at][s->strategy[at]].code[j];
+    if (code < 0)
+      bytes *= s->value_part[v];
+    else if (code >= SH_LEAF)
+      bytes *= sh_part(w->leaf[code - SH_LEAF], k->b->key.size[x]);
+  }
+  return bytes;
+}
+
+static void find_moved(maker *k) {
+  k->moved = arena_new(k->a, bool, k->g->value.n + 1);
+  for (int x = 0; x < BL_INNER; x++)
+    for (int i = 0; i < k->b->axis[x]->moves.n; i++)
+      k->moved[k->b->axis[x]->moves.at[i].value] = true;
+}
+
+// Whether operand or result j of `p` stays in the kernel: what is converted on its way does not.
+static bool is_near(const maker *k, const pg_op *p, int j) {
+  if (j >= 64 || !(p->near >> j & 1)) return false;
+  return !k->moved[j < p->nin ? p->in[j] : p->out[j - p->nin]];
+}
+
 static void add_ops(maker *k) {
   const pg_graph *g = k->g;
+  find_moved(k);
   double b = (double)k->b->key.micro_batch;
   for (int i = 0; i < g->op.n; i++) {
     const pg_op *p = &g->op.at[i];
@@ -75,17 +109,22 @@ static void add_ops(maker *k) {
     bl_phase *f = &k->b->piece[p->piece].phase[p->phase];
     double bytes = 0, flops = p->cost.flops;
     bool batch = false;
+    pc_op cost = p->cost;
+    cost.carried = false;
     for (int j = 0; j < p->nin + p->nout; j++) {
       int v = j < p->nin ? p->in[j] : p->out[j - p->nin];
       if (v < 0) continue;
-      bytes += local_bytes(k, v);
+      if (is_near(k, p, j))
+        cost.carried |= j < p->nin;
+      else
+        bytes += bytes_at(k, i, j);
       batch |= g->value.at[v].batch;
     }
     if (batch) flops *= b;
     flops *= k->op_part[i];
     double times = p->times / layers_of(k, p->piece);
     if (p->once) continue;  // counted with the optimizer: once a step, of weights only
-    double seconds = times * pc_op_seconds(k->device, &p->cost, flops, bytes);
+    double seconds = times * pc_op_seconds(k->device, &cost, flops, bytes);
     f->compute += seconds;
     if (p->phase == PG_BACKWARD && makes_gradient(g, p)) f->weight += seconds;
   }
@@ -118,8 +157,19 @@ static void add_moves(maker *k, int inner, const sh_move *move, int n) {
     bl_piece *q = &k->b->piece[m->piece];
     double times = m->times / layers_of(k, m->piece);
     count_move(m->once ? &q->once[inner] : &q->phase[m->phase].moves[inner], m, times);
-    if (!m->once && !m->streamed) q->phase[m->phase].sent[inner] += times * m->cost.seconds;
+    if (m->once || m->streamed) continue;
+    bl_phase *f = &q->phase[m->phase];
+    (m->prefetched ? f->prefetched : f->sent)[inner] += times * m->cost.seconds;
   }
+}
+
+// What is prefetched delays a phase by what its ops do not hide.
+static void hide_prefetched(maker *k, int inner) {
+  for (int i = 0; i < k->b->npieces; i++)
+    for (int p = 0; p < 2; p++) {
+      bl_phase *f = &k->b->piece[i].phase[p];
+      if (f->prefetched[inner] > f->compute) f->sent[inner] += f->prefetched[inner] - f->compute;
+    }
 }
 
 // What is gathered chunk by chunk while the op it feeds runs on the chunks before.
@@ -375,6 +425,7 @@ bl_block *bl_make(arena *a, const sh_rules *rules, const bl_key *key, const cl_c
     shrink_moves(&k, x, before[x]);
     add_moves(&k, x, b->axis[x]->moves.at, b->axis[x]->moves.n);
     add_moves(&k, x, b->axis[x]->reduces.at, b->axis[x]->reduces.n);
+    hide_prefetched(&k, x);
     hide_streams(&k, x);
   }
   sort_ops(&k);

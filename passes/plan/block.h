@@ -28,13 +28,14 @@ typedef struct bl_sent {
 
 // Of one phase of a piece.
 typedef struct bl_phase {
-  double compute;             // seconds of its ops
-  double weight;              // of these, gradients of weights (what zero-bubble moves)
-  double sent[BL_INNER];      // exposed seconds of collectives
-  double streamed[BL_INNER];  // of these, what is on its way to an op that runs on chunks of it
-  bl_sent moves[BL_INNER];    // all collectives
-  double transient;           // highest sum of values that live only within it
-  const char *transient_at;   // the op there
+  double compute;               // seconds of its ops
+  double weight;                // of these, gradients of weights (what zero-bubble moves)
+  double sent[BL_INNER];        // exposed seconds of collectives
+  double streamed[BL_INNER];    // of these, what is on its way to an op that runs on chunks of it
+  double prefetched[BL_INNER];  // seconds of what is on its way while the phase computes
+  bl_sent moves[BL_INNER];      // all collectives
+  double transient;             // highest sum of values that live only within it
+  const char *transient_at;     // the op there
 } bl_phase;
 
 // What weights take on a rank. A stack's layer, or a weight.

@@ -47,5 +47,5 @@ double pc_op_seconds(const cl_device *d, const pc_op *op, double flops, double b
     const cl_curve *share = op->kind == PC_ATTENTION ? &d->attention_share : &d->matmul_share;
     work = flops / (cl_matmul_peak(d, op->type) * cl_share(share, flops));
   }
-  return d->launch + (move > work ? move : work);
+  return (op->carried ? 0 : d->launch) + (move > work ? move : work);
 }

@@ -16,6 +16,7 @@ typedef struct pc_op {
   double unmasked;  // share of them that a kernel runs which leaves out masked pairs: 1/2 where a
                     // mask is causal (key position <= query position), else 1
   ir_dtype type;    // that is multiplied
+  bool carried;     // part of another op's kernel: it starts none
 } pc_op;
 pc_op pc_op_of(const ir_op *op);
 // `flops` and `bytes`: of the call, as a rank runs it. (Views take no time: do not ask for them.)

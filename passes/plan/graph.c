@@ -299,6 +299,7 @@ pg_graph *pg_read(arena *a, ir_module *m) {
     }
   }
   read_updates(&r, top);
+  pg_find_kernels(a, g);
   count_model(&r);
   return g;
 }

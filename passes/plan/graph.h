@@ -17,6 +17,12 @@
 //   store   what is saved for backward            update  a gradient meets its weight
 // each with one operand and one result (update: an operand only, the weight is a result).
 //
+// What is done to each element of a product is part of the product's kernel (pass `epilogue`, which
+// runs on each stage later): such an op is `carried`, and what goes from the one to the other needs
+// no memory, unless it is converted between them. A value that all its readers round first is sent
+// as they round it (`sent`): partial sums are rounded before they are added, as ranks that hold
+// them in 16 bits do.
+//
 // Sizes are per sample when `batch` is set: bytes(b) = b * bytes.
 #ifndef DSM_PLAN_GRAPH_H
 #define DSM_PLAN_GRAPH_H
@@ -31,6 +37,7 @@ typedef struct pg_value {
   const ir_state *weight;  // a weight (or the rounded copy of one)
   int view_of;             // the value of a weight that this is a view of; else -1
   double elements, bytes;  // of a sample, or of a layer's slice
+  double sent;             // bytes when it is sent
   bool batch;              // one for each sample
   bool free;               // comes in any placement: inputs, constants
   bool saved;              // a stack between forward and backward
@@ -53,6 +60,7 @@ typedef struct pg_op {
   int times;  // layers of its piece, for an op of a repeat's body
   int nin, nout;
   const int *in, *out;  // values; -1: none of its business (a layer number)
+  uint64_t near;        // bit i: operand i, or result i - nin, stays within the kernel
 } pg_op;
 
 typedef struct pg_piece {
@@ -75,6 +83,8 @@ typedef struct pg_graph {
 // Reads `train_step`. On something this file does not know (a repeat without its gradient) `error`
 // is set.
 pg_graph *pg_read(arena *a, ir_module *m);
+// Finds what kernels carry and what is sent rounded: `near`, `carried`, `sent` (kernels.c).
+void pg_find_kernels(arena *a, pg_graph *g);
 // The number of leaf `x` (a root) in dim `dim` of value v, or -1.
 int pg_leaf(const pg_value *v, int dim, const ir_index *x);
 // "h.attn.c_attn" of an op; "carry", "store", ... of the others.

@@ -83,6 +83,7 @@ static bool collective_of(ir_conversion c, cl_collective *kind) {
 static cl_cost move_cost(const solver *s, int v, int from, int to, cl_collective *kind,
                          double *bytes) {
   *bytes = bytes_of(s, v);
+  if (s->g->value.at[v].bytes > 0) *bytes *= s->g->value.at[v].sent / s->g->value.at[v].bytes;
   if (!collective_of(place_convert_on(on(from), on(to), from == to, false), kind))
     return (cl_cost){.how = ""};
   if (*kind == CL_ALL_TO_ALL) *bytes *= part_of(s, v, from);  // what a rank holds
@@ -137,8 +138,9 @@ static double state_cost(const solver *s, int v, const state *x) {
     seconds += move_cost(s, v, x->from[i], x->to[i], &kind, &bytes).seconds;
   }
   seconds *= runs_of(s, v);
-  // Of equal plans the one that keeps less for backward, and weights cut: far below any real cost.
   const pg_value *p = &s->g->value.at[v];
+  if (p->saved) seconds *= 1e-9;  // prefetched: block.c counts what backward does not hide
+  // Of equal plans the one that keeps less for backward, and weights cut: far below any real cost.
   double held = bytes_of(s, v) * part_of(s, v, x->produced) * p->layers;
   if (p->saved || p->weight) seconds += held * 1e-18;
   return seconds;
@@ -154,7 +156,7 @@ static double op_cost(const solver *s, int at, const sh_strategy *x) {
   for (int i = 0; i < p->nin + p->nout; i++) {
     int v = i < p->nin ? p->in[i] : p->out[i - p->nin];
     if (v < 0) continue;
-    bytes += bytes_of(s, v) * part_of(s, v, x->code[i]);
+    if (i >= 64 || !(p->near >> i & 1)) bytes += bytes_of(s, v) * part_of(s, v, x->code[i]);
     batch |= s->g->value.at[v].batch;
   }
   if (batch) flops *= (double)s->e->micro_batch;
@@ -309,7 +311,9 @@ static void record(solver *s, sh_result *out, const int *value) {
                    .phase = s->phase[v],
                    .times = s->times[v],
                    .once = s->once[v],
-                   .streamed = s->streamed[v]};
+                   .streamed = s->streamed[v],
+                   .prefetched = g->value.at[v].saved};
+      if (m.prefetched) m.phase = PG_BACKWARD;
       m.cost = move_cost(s, v, m.from, m.to, &m.kind, &m.bytes);
       vec_push(s->result, &out->moves, m);
     }

@@ -14,6 +14,9 @@
 // gives GPT the column/row pattern of Megatron with norms cut along the sequence, one all-gather
 // and one reduce-scatter for attention and for the FFN, forward and backward.
 //
+// What is saved for backward lies cut where it can, and is gathered again while backward computes
+// what comes before its reader.
+//
 // A weight has one placement, and its gradient is brought to it once a step. Placements on other
 // axes are found before and enter as fractions: what an axis cuts is smaller for all that come
 // after (and, once all are found, for the collectives of those before: block.c).
@@ -74,9 +77,10 @@ typedef struct sh_move {
   pg_phase phase;
   int times;  // a micro-batch (or a step when `once`): layers
   bool once;
-  double bytes;   // of the value as this axis sees it whole, at the micro-batch
-  cl_cost cost;   // of one
-  bool streamed;  // overlaps the attention it feeds
+  double bytes;     // of the value as this axis sees it whole, at the micro-batch
+  cl_cost cost;     // of one
+  bool streamed;    // overlaps the attention it feeds
+  bool prefetched;  // of what was saved for backward: it can be on its way before it is read
 } sh_move;
 
 typedef struct sh_result {

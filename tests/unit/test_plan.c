@@ -13,7 +13,7 @@
 #include "passes/plan/search.h"
 #include "tests/unit/step_fixture.h"
 
-static const int LAYERS = 8, HIDDEN = 1024, VOCAB = 8192, SEQ = 512, BATCH = 64;
+static const int LAYERS = 8, HIDDEN = 4096, VOCAB = 8192, SEQ = 1024, BATCH = 64;
 
 typedef struct fixture {
   arena a;
@@ -33,7 +33,7 @@ static void open_job(fixture *x, const char *cluster) {
   for (int r = 0; r < PLAN_RECOMPUTES; r++) {
     static const recompute_mode mode[] = {RECOMPUTE_NONE, RECOMPUTE_SELECTIVE, RECOMPUTE_FULL};
     step s = step_of(&x->a, "examples/gpt2.dsm",
-                     "layers=8,hidden=1024,heads=16,vocab=8192,context=512,seq=512,batch=64,"
+                     "layers=8,hidden=4096,heads=32,vocab=8192,context=1024,seq=1024,batch=64,"
                      "precision=bf16",
                      mode[r]);
     x->job.rules[r] = s.rules;
@@ -106,11 +106,12 @@ static void test_tensor_bytes(void **state) {
   const plan_candidate *c = pinned(&x, 1, 1, 8, 0);
   double micro = (double)c->choice.micro_batches, value = 2.0 * SEQ * HIDDEN * 7 / 8;
   // A layer: forward both norms are gathered as bf16, both sums scattered as f32; backward what
-  // comes in is f32, what reaches attention bf16, both sums f32. Around: embeddings, the last norm.
+  // comes in is f32, what reaches attention bf16, both sums f32, and both norms, which were saved
+  // cut, are gathered again. Around: embeddings, the last norm.
   assert_true(sent(c, PLAN_TENSOR, CL_ALL_GATHER) ==
-              micro * value * (LAYERS * (2 + 2 + 4 + 2) + 2));
+              micro * value * (LAYERS * (2 + 2 + 4 + 2 + 2 + 2) + 2));
   assert_true(sent(c, PLAN_TENSOR, CL_REDUCE_SCATTER) == micro * value * (LAYERS * 4 * 4 + 2 * 4));
-  assert_int_equal(c->bytes.calls[PLAN_TENSOR][CL_ALL_GATHER], (int64_t)micro * (4 * LAYERS + 1));
+  assert_int_equal(c->bytes.calls[PLAN_TENSOR][CL_ALL_GATHER], (int64_t)micro * (6 * LAYERS + 1));
   assert_int_equal(c->bytes.calls[PLAN_TENSOR][CL_REDUCE_SCATTER],
                    (int64_t)micro * (4 * LAYERS + 2));
   // The loss over a cut vocabulary: maximum, sum, target's logit of each token. Once a step the
@@ -118,7 +119,7 @@ static void test_tensor_bytes(void **state) {
   double loss = micro * 3 * (2.0 * SEQ * 4), whole = (LAYERS * 6 + 2) * HIDDEN * 4;
   assert_true(sent(c, PLAN_TENSOR, CL_ALL_REDUCE) == (loss + whole) * 2 * 7 / 8);
   assert_int_equal(c->bytes.calls[PLAN_TENSOR][CL_ALL_REDUCE], (int64_t)micro * 3 + LAYERS * 6 + 2);
-  assert_int_equal(c->tensor_calls_layer[CL_ALL_GATHER], 4);
+  assert_int_equal(c->tensor_calls_layer[CL_ALL_GATHER], 6);
   assert_int_equal(c->tensor_calls_layer[CL_REDUCE_SCATTER], 4);
   arena_free(&x.a);
 }

@@ -86,15 +86,17 @@ static void test_golden_files(void **state) {
   }
 }
 
-// The collectives of one layer of repeat `name`, by kind, of a phase.
-static void count(const solved *x, const char *name, pg_phase phase, int out[CL_COLLECTIVES]) {
+// The collectives of one layer of repeat `name`, by kind, of a phase; those on their way ahead of
+// their reader, or the others.
+static void count(const solved *x, const char *name, pg_phase phase, bool prefetched,
+                  int out[CL_COLLECTIVES]) {
   memset(out, 0, sizeof *out * CL_COLLECTIVES);
   for (int i = 0; i < x->r->moves.n; i++) {
     const sh_move *m = &x->r->moves.at[i];
     const pg_piece *p = m->piece < 0 ? NULL : &x->s.g->piece.at[m->piece];
     // What enters or leaves a repeat runs once; a layer's runs `count` times.
     if (p && p->name && str_eq(p->name, name) && m->phase == phase && m->times == p->count &&
-        !m->once)
+        !m->once && m->prefetched == prefetched)
       out[m->kind]++;
   }
 }
@@ -123,11 +125,16 @@ static void test_megatron_per_layer(void **state) {
     solve(&x, &goldens[row[i].golden]);
     for (int phase = PG_FORWARD; phase <= (row[i].backward ? PG_BACKWARD : PG_FORWARD); phase++) {
       int n[CL_COLLECTIVES];
-      count(&x, row[i].repeat, (pg_phase)phase, n);
+      count(&x, row[i].repeat, (pg_phase)phase, false, n);
       assert_int_equal(n[CL_ALL_GATHER] + n[CL_ALL_REDUCE], row[i].blocks);
       int memory = phase == PG_BACKWARD && str_eq(row[i].repeat, "decoder.block");
       assert_int_equal(n[CL_REDUCE_SCATTER] + n[CL_ALL_REDUCE], row[i].blocks + memory);
       assert_int_equal(n[CL_ALL_TO_ALL], 0);
+    }
+    if (i == 0) {  // norms are saved cut, and gathered again for the gradients of weights
+      int n[CL_COLLECTIVES];
+      count(&x, row[i].repeat, PG_BACKWARD, true, n);
+      assert_int_equal(n[CL_ALL_GATHER], row[i].blocks);
     }
     arena_free(&x.a);
   }
