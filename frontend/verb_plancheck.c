@@ -178,16 +178,11 @@ static bool agrees(arena *a, const plan_given *g, const plan_candidate *x, diffe
     *d = (difference){key_at(g, "mesh"), "this order of the mesh"};
     return false;
   }
-  if (g->zero_group && x->choice.zero && x->choice.zero_group != g->zero_group) {
-    *d = (difference){key_at(g, "cut"),
-                      "cutting a state over a factor of data (the planner cuts over all ranks)"};
-    return false;
-  }
   return (!g->stages.n || stages_agree(a, g, x, d)) && cuts_agree(a, g, x, d);
 }
 
 int plan_given_top(const plan_given *g, int top) {
-  bool more = g->naxes || g->zero_group || g->stages.n || g->layers.n;
+  bool more = g->naxes || g->stages.n || g->layers.n;
   return more && top < 8 ? 8 : top;
 }
 

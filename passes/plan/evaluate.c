@@ -26,11 +26,10 @@ typedef struct point {
 
 // ---- data ranks ---------------------------------------------------------------------------------
 
-// A collective over all ranks that hold the same weights: data, ring and ulysses ranks. Where
-// stages lie between them it is done factor by factor.
-static cl_cost over_replicas(const point *p, cl_collective k, double bytes) {
-  const plan_choice *c = p->c;
-  int64_t inner = c->size[PLAN_ULYSSES] * c->size[PLAN_RING], data = c->size[PLAN_DATA];
+// A collective over ranks that hold the same weights: ring and ulysses ranks (`inner` of them) and
+// `data` of the data ranks. Where stages lie between them it is done factor by factor.
+static cl_cost over_ranks(const point *p, cl_collective k, int64_t inner, int64_t data,
+                          double bytes) {
   const cl_cluster *cl = p->s->cluster;
   int64_t stride = p->stride[PLAN_ULYSSES];
   if (p->stride[PLAN_DATA] == stride * inner || data == 1 || inner == 1)
@@ -49,6 +48,27 @@ static cl_cost over_replicas(const point *p, cl_collective k, double bytes) {
   }
   return out;
 }
+
+// All ranks that hold the same weights.
+static int64_t replicas(const plan_choice *c) {
+  return c->size[PLAN_DATA] * c->size[PLAN_ULYSSES] * c->size[PLAN_RING];
+}
+
+// Over the ranks that share a state: all ring and ulysses ranks, the innermost ones of data.
+static cl_cost over_group(const point *p, cl_collective k, double bytes) {
+  int64_t inner = p->c->size[PLAN_ULYSSES] * p->c->size[PLAN_RING];
+  int64_t group = p->c->zero ? p->c->zero_group : replicas(p->c);
+  return over_ranks(p, k, inner, group / inner, bytes);
+}
+
+// Over the groups: ranks that hold the same part of a state sum their parts of the gradients.
+static cl_cost across_groups(const point *p, double gradient) {
+  const plan_choice *c = p->c;
+  int64_t inner = c->size[PLAN_ULYSSES] * c->size[PLAN_RING], data = c->zero_group / inner;
+  return cl_collective_cost(p->s->cluster, CL_ALL_REDUCE, p->stride[PLAN_DATA] * data,
+                            c->size[PLAN_DATA] / data, gradient / (double)c->zero_group);
+}
+static bool has_groups(const plan_choice *c) { return c->zero && c->zero_group < replicas(c); }
 
 static void count(plan_candidate *x, plan_axis axis, cl_collective k, const cl_cost *cost,
                   double times) {
@@ -85,8 +105,8 @@ static void layer_seconds(point *p) {
     double b = q->phase[PG_BACKWARD].compute + exposed(&q->phase[PG_BACKWARD]);
     double gather = 0, scatter = 0;
     bl_state own = zero >= 2 ? piece_state(p, i) : q->layer;
-    if (zero == 3) gather = over_replicas(p, CL_ALL_GATHER, own.parameter).seconds;
-    if (zero >= 2) scatter = over_replicas(p, CL_REDUCE_SCATTER, own.gradient).seconds;
+    if (zero == 3) gather = over_group(p, CL_ALL_GATHER, own.parameter).seconds;
+    if (zero >= 2) scatter = over_group(p, CL_REDUCE_SCATTER, own.gradient).seconds;
     double move = gather + scatter;
     p->forward[i] = f > gather ? f : gather;
     p->backward[i] = b > move ? b : move;
@@ -326,12 +346,17 @@ static once once_of(const point *p, const bl_state *s, const stages_cut *cut, in
   int n = (int)c->size[PLAN_PIPELINE], v = (int)c->interleave;
   for (int part = stage; part < p->parts; part += n)
     layers += (double)(cut->first[part + 1] - cut->first[part]);
-  if (c->size[PLAN_DATA] * c->size[PLAN_ULYSSES] * c->size[PLAN_RING] > 1) {
+  if (replicas(c) > 1) {
     cl_collective k = c->zero == 0 ? CL_ALL_REDUCE : CL_REDUCE_SCATTER;
-    cl_cost cost = over_replicas(p, k, s->gradient);
+    cl_cost cost = over_group(p, k, s->gradient);
     if (counted) count(x, PLAN_DATA, k, &cost, c->zero >= 2 ? (double)c->micro_batches : 1);
-    if (c->zero < 2) {
-      o.reduce = cost.seconds;
+    if (c->zero < 2) o.reduce = cost.seconds;
+    if (has_groups(c)) {
+      cost = across_groups(p, s->gradient);
+      if (counted) count(x, PLAN_DATA, CL_ALL_REDUCE, &cost, 1);
+      o.reduce += cost.seconds;
+    }
+    if (o.reduce > 0) {
       // Gradients of a layer go while the layers before it compute: the last backward hides all but
       // the last layer's.
       double window = 0;
@@ -342,12 +367,12 @@ static once once_of(const point *p, const bl_state *s, const stages_cut *cut, in
       o.hidden = most < window ? most : window;
     }
     if (c->zero == 1 || c->zero == 2) {
-      cost = over_replicas(p, CL_ALL_GATHER, s->parameter);
+      cost = over_group(p, CL_ALL_GATHER, s->parameter);
       o.gather = cost.seconds;
       if (counted) count(x, PLAN_DATA, CL_ALL_GATHER, &cost, 1);
     }
     if (c->zero == 3 && counted) {
-      cost = over_replicas(p, CL_ALL_GATHER, s->parameter);
+      cost = over_group(p, CL_ALL_GATHER, s->parameter);
       count(x, PLAN_DATA, CL_ALL_GATHER, &cost, 2 * (double)c->micro_batches);
     }
   }
@@ -440,14 +465,13 @@ static double after_mean(const point *p, const bl_state *mean, double backward) 
   const plan_choice *c = p->c;
   double offload = 0, after = optimizer_seconds(p, mean, &offload);
   after += offload;
-  if (c->size[PLAN_DATA] * c->size[PLAN_ULYSSES] * c->size[PLAN_RING] == 1) return after;
-  if (c->zero < 2) {
-    double reduce =
-        over_replicas(p, c->zero ? CL_REDUCE_SCATTER : CL_ALL_REDUCE, mean->gradient).seconds;
-    after += reduce > backward ? reduce - backward : 0;
-  }
-  if (c->zero == 1 || c->zero == 2)
-    after += over_replicas(p, CL_ALL_GATHER, mean->parameter).seconds;
+  if (replicas(c) == 1) return after;
+  double reduce = 0;
+  if (c->zero < 2)
+    reduce = over_group(p, c->zero ? CL_REDUCE_SCATTER : CL_ALL_REDUCE, mean->gradient).seconds;
+  if (has_groups(c)) reduce += across_groups(p, mean->gradient).seconds;
+  after += reduce > backward ? reduce - backward : 0;
+  if (c->zero == 1 || c->zero == 2) after += over_group(p, CL_ALL_GATHER, mean->parameter).seconds;
   return after;
 }
 

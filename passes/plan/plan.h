@@ -59,7 +59,8 @@ typedef struct plan_choice {
   pipe_kind pipe;
   int64_t interleave;  // chunks of a stage; 1 without
   int zero;            // 0..3
-  int64_t zero_group;  // ranks that share a state; data size (times ulysses, ring) or a factor
+  int64_t zero_group;  // ranks that share a state: data times ulysses and ring, or with a factor of
+                       // data instead of all of it; 1 without ZeRO
   plan_recompute recompute;  // of all layers, or of those that `recomputed` counts
   plan_home home[PLAN_CLASSES];
   bool sequence_parallel;  // norms and residuals cut by `tensor` along the sequence: found by the

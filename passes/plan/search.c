@@ -435,7 +435,7 @@ static bool same_choice(const plan_choice *a, const plan_choice *b) {
   for (int i = 0; i < PLAN_AXES; i++)
     if (a->size[i] != b->size[i]) return false;
   return a->micro_batch == b->micro_batch && a->interleave == b->interleave && a->zero == b->zero &&
-         a->recompute == b->recompute && a->pipe == b->pipe &&
+         a->zero_group == b->zero_group && a->recompute == b->recompute && a->pipe == b->pipe &&
          a->home[PLAN_OPTIMIZER] == b->home[PLAN_OPTIMIZER];
 }
 

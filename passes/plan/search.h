@@ -28,6 +28,8 @@ typedef struct plan_pins {
   int64_t micro_batch, interleave;
   int schedule;  // pipe_kind
   int zero, recompute;
+  int64_t zero_group;   // ranks that share a state
+  int64_t zero_factor;  // the same as the innermost factor of `data`
   int home[PLAN_CLASSES];
 } plan_pins;
 plan_pins plan_pins_none(void);

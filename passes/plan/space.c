@@ -204,7 +204,30 @@ static int values_zero(const plan_space *s, const plan_choice *c, int64_t out[PL
 static void set_zero(const plan_space *s, plan_choice *c, int64_t v) {
   (void)s;
   c->zero = (int)v;
-  c->zero_group = v ? replicas(c) : 1;
+}
+
+// Groups hold all ulysses and ring ranks and some of data's, which lie next to each other. Worth a
+// look are those that end where a level of the cluster does.
+static int values_group(const plan_space *s, const plan_choice *c, int64_t out[PLAN_VALUES]) {
+  int64_t all = replicas(c), data = c->size[PLAN_DATA], inner = all / data;
+  int64_t ranks = s->pins.zero_group, factor = s->pins.zero_factor;
+  if (!c->zero) return one(out, 1);
+  if (factor && !ranks) ranks = factor * inner;
+  if (ranks) return ranks > 1 && ranks % inner == 0 && all % ranks == 0 ? one(out, ranks) : 0;
+  int64_t apart = 1;  // devices between neighbours on `data`
+  for (int i = PLAN_AXES - 1; c->order[i] != PLAN_DATA; i--) apart *= c->size[c->order[i]];
+  int n = one(out, all);
+  for (int t = 0; t < s->cluster->ntiers; t++) {
+    int64_t unit = s->cluster->tier[t].unit;
+    if (unit < c->size[PLAN_TENSOR] * inner) continue;
+    int64_t group = inner * cl_gcd(unit < apart ? 1 : unit / apart, data);
+    if (group > 1 && group < all && group != out[n - 1]) out[n++] = group;
+  }
+  return n;
+}
+static void set_group(const plan_space *s, plan_choice *c, int64_t v) {
+  (void)s;
+  c->zero_group = v;
 }
 
 static int values_optimizer(const plan_space *s, const plan_choice *c, int64_t out[PLAN_VALUES]) {
@@ -269,6 +292,15 @@ const char *plan_why_illegal(arena *a, const plan_space *s, const char **code) {
     return arena_printf(a, "micro_batch = %lld does not divide batch = %lld",
                         (long long)s->pins.micro_batch, (long long)s->job->batch);
   *code = "infeasible";
+  if (s->pins.zero_group)
+    return arena_printf(
+        a,
+        "%lld ranks cannot share a state: they are all ulysses and ring ranks times "
+        "a divisor of data",
+        (long long)s->pins.zero_group);
+  if (s->pins.zero_factor)
+    return arena_printf(a, "%lld data ranks cannot share a state: no divisor of data",
+                        (long long)s->pins.zero_factor);
   if (s->pins.zero > 0)
     return arena_printf(a, "zero = %d needs ranks that hold the same weights", s->pins.zero);
   return arena_printf(a, "a batch of %lld cannot be dealt to %lld device%s%s",
