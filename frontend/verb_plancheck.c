@@ -220,16 +220,17 @@ static const plan_said *beyond_one(const plan_given *g) {
     const plan_said *s = plan_given_said(g, "order");
     return s ? s : plan_given_said(g, "interleave");
   }
-  if (g->pins.home[PLAN_OPTIMIZER] > PLAN_DEVICE) {
+  for (int k = 0; k < PLAN_CLASSES; k++) {
+    if (g->pins.home[k] <= PLAN_DEVICE) continue;
     const plan_said *s = plan_given_said(g, "offload");
-    return s ? s : plan_given_said(g, "optimizer");
+    return s ? s : plan_given_said(g, plan_class_name((plan_class)k));
   }
   return NULL;
 }
 
 static bool refuse(cli *c, const plan_said *s) {
   diag *d = diag_error(&c->diags, s->at, DIAG_PLANNED,
-                       "an executable for more than one device, or with its optimizer on the host, "
+                       "an executable for more than one device, or with homes beside it, "
                        "is planned, not built: this plan says %s = %s",
                        s->key, s->value);
   diag_note(d, "`dsmc plan` and `dsmc simulate` take it");

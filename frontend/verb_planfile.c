@@ -127,11 +127,12 @@ static bool read_order(const reading *r) {
 }
 
 static bool read_home(const reading *r, plan_class class, plan_home home) {
-  if (home != PLAN_DEVICE && (class != PLAN_OPTIMIZER || home == PLAN_DISK)) {
+  bool states = class == PLAN_OPTIMIZER || class == PLAN_PARAMETERS;
+  if (home == PLAN_DISK && !states) {
     diag *e =
         diag_error(&r->c->diags, r->value->at, DIAG_PLANNED, "%s on the %s is planned, not built",
                    plan_class_name(class), plan_home_name(home));
-    diag_note(e, "optimizer:host is built");
+    diag_note(e, "on the disk live parameters and optimizer, on the host all classes");
     return false;
   }
   r->out->pins.home[class] = (int)home;

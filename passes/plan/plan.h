@@ -132,6 +132,10 @@ typedef struct plan_candidate {
   int64_t over;  // bytes beyond the capacity (device, host or disk); 0: it fits
   const char *peak_at;
   plan_bytes bytes;
+  // Bytes that a rank of the critical stage moves in a step, [0] to the device and [1] from it:
+  // between device and host, between host and disk.
+  double moved[PLAN_CLASSES][2], moved_disk[PLAN_CLASSES][2];
+  bool pressed;  // with more memory, stages would be cut otherwise
   int ncuts;
   plan_cut *cut;
   // Collectives of one layer, forward and backward, over `tensor`: for explanations and tests.
