@@ -178,16 +178,11 @@ static bool agrees(arena *a, const plan_given *g, const plan_candidate *x, diffe
     *d = (difference){key_at(g, "mesh"), "this order of the mesh"};
     return false;
   }
-  if (g->zero_group && x->choice.zero && x->choice.zero_group != g->zero_group) {
-    *d = (difference){key_at(g, "cut"),
-                      "cutting a state over a factor of data (the planner cuts over all ranks)"};
-    return false;
-  }
   return (!g->stages.n || stages_agree(a, g, x, d)) && cuts_agree(a, g, x, d);
 }
 
 int plan_given_top(const plan_given *g, int top) {
-  bool more = g->naxes || g->zero_group || g->stages.n || g->layers.n;
+  bool more = g->naxes || g->stages.n || g->layers.n;
   return more && top < 8 ? 8 : top;
 }
 
@@ -225,16 +220,17 @@ static const plan_said *beyond_one(const plan_given *g) {
     const plan_said *s = plan_given_said(g, "order");
     return s ? s : plan_given_said(g, "interleave");
   }
-  if (g->pins.home[PLAN_OPTIMIZER] > PLAN_DEVICE) {
+  for (int k = 0; k < PLAN_CLASSES; k++) {
+    if (g->pins.home[k] <= PLAN_DEVICE) continue;
     const plan_said *s = plan_given_said(g, "offload");
-    return s ? s : plan_given_said(g, "optimizer");
+    return s ? s : plan_given_said(g, plan_class_name((plan_class)k));
   }
   return NULL;
 }
 
 static bool refuse(cli *c, const plan_said *s) {
   diag *d = diag_error(&c->diags, s->at, DIAG_PLANNED,
-                       "an executable for more than one device, or with its optimizer on the host, "
+                       "an executable for more than one device, or with homes beside it, "
                        "is planned, not built: this plan says %s = %s",
                        s->key, s->value);
   diag_note(d, "`dsmc plan` and `dsmc simulate` take it");

@@ -127,11 +127,12 @@ static bool read_order(const reading *r) {
 }
 
 static bool read_home(const reading *r, plan_class class, plan_home home) {
-  if (home != PLAN_DEVICE && (class != PLAN_OPTIMIZER || home == PLAN_DISK)) {
+  bool states = class == PLAN_OPTIMIZER || class == PLAN_PARAMETERS;
+  if (home == PLAN_DISK && !states) {
     diag *e =
         diag_error(&r->c->diags, r->value->at, DIAG_PLANNED, "%s on the %s is planned, not built",
                    plan_class_name(class), plan_home_name(home));
-    diag_note(e, "optimizer:host is built");
+    diag_note(e, "on the disk live parameters and optimizer, on the host all classes");
     return false;
   }
   r->out->pins.home[class] = (int)home;
@@ -241,7 +242,7 @@ static bool read_zero(const reading *r) {
         *ranks == '0')
       return wrong(r, "N:RANKS: 0, 1, 2 or 3, and how many ranks share a state");
     g->pins.zero = *text - '0';
-    g->zero_group = strtoll(ranks, NULL, 10);
+    g->pins.zero_group = strtoll(ranks, NULL, 10);
     vec_push(r->c->arena, &g->said, (plan_said){"cut", text, r->value->at, true});
     return true;
   }
@@ -260,11 +261,11 @@ static void forget(const reading *r) {
       g->pins.size[x] = 0;
       g->naxes = 0;  // the order of a mesh was that of other sizes
       const plan_said *cut = plan_given_said(g, "cut");
-      if (x == PLAN_DATA && !(cut && cut->pinned)) g->zero_group = 0;
+      if (x == PLAN_DATA && !(cut && cut->pinned)) g->pins.zero_factor = 0;
       if (x == PLAN_PIPELINE) g->stages.n = 0;
       if (x == PLAN_TENSOR) g->layers.n = 0;
     }
-  if (str_eq(key, "zero")) g->pins.zero = -1, g->zero_group = 0;
+  if (str_eq(key, "zero")) g->pins.zero = -1, g->pins.zero_group = g->pins.zero_factor = 0;
   if (str_eq(key, "micro_batch")) g->pins.micro_batch = 0;
   if (str_eq(key, "interleave")) {
     if (g->pins.schedule == PIPE_INTERLEAVED || g->pins.interleave > 1) g->stages.n = 0;
@@ -401,8 +402,8 @@ static bool read_cut(const reading *r) {
     diag_note(d, "a mesh with data(2, 4) has data.0 of 2 and data.1 of 4");
     return false;
   }
-  g->zero_group = 1;
-  for (int i = from; i < g->data_factors.n; i++) g->zero_group *= g->data_factors.at[i];
+  g->pins.zero_factor = 1;
+  for (int i = from; i < g->data_factors.n; i++) g->pins.zero_factor *= g->data_factors.at[i];
   vec_push(r->c->arena, &g->said, (plan_said){r->key, text, r->value->at, false});
   return true;
 }

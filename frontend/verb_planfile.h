@@ -8,10 +8,9 @@
 // A plan is a `plan` section, of the job's file (`--plan wide`) or of a file of its own (`--plan
 // gpt3.plan`, what `dsmc plan -o` writes), in flat keys or with a mesh. Pins come after it and win,
 // key by key; `auto` frees what a plan fixed, and any pin frees its `stages`, which were cut for
-// other choices. What the search takes no pin for - the order of a mesh, the ranks that share a
-// state (`zero=1:8`), the layers of each stage, how a weight is cut - it finds by itself:
-// plan_given_choose takes the best of its plans that agrees, and says in words, with a caret in the
-// plan, what none agrees with.
+// other choices. What the search takes no pin for - the order of a mesh, the layers of each stage,
+// how a weight is cut - it finds by itself: plan_given_choose takes the best of its plans that
+// agrees, and says in words, with a caret in the plan, what none agrees with.
 #ifndef DSM_FRONTEND_VERB_PLANFILE_H
 #define DSM_FRONTEND_VERB_PLANFILE_H
 
@@ -45,7 +44,6 @@ typedef struct plan_given {
   int naxes;            // of a mesh; 0 without one
   plan_axis axis[PLAN_AXES];
   VEC(int64_t) data_factors;        // of `data = [2, 4]`, `data(2, 4)`
-  int64_t zero_group;               // 0: not said
   VEC(int64_t) stages;              // layers of each
   VEC(const section *) layers;      // their strings are cuts
   int64_t planned_size[PLAN_AXES];  // what the plan says without pins; 0: not said

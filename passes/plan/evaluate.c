@@ -7,6 +7,7 @@
 #include <math.h>
 #include <string.h>
 
+#include "passes/plan/homes.h"
 #include "passes/plan/search.h"
 #include "passes/plan/stages.h"
 
@@ -22,15 +23,35 @@ typedef struct point {
   int *piece_of;                        // of each layer
   int64_t *first_of;                    // of each piece: its first layer
   double *forward, *backward, *weight;  // seconds of a layer of each piece, by piece
+  double *linked[2];                    // of these, waited for from the host, by phase
+  hm_store store;
 } point;
+
+// `a`: of what is made.
+static point *point_new(arena *a, plan_space *s, const plan_choice *c, const bl_block *b) {
+  point *p = arena_new(a, point, 1);
+  *p = (point){.a = a, .s = s, .c = c, .b = b, .device = cl_device_at(s->cluster, 0)};
+  int64_t stride = 1;
+  for (int i = PLAN_AXES - 1; i >= 0; i--) {
+    p->stride[c->order[i]] = stride;
+    stride *= c->size[c->order[i]];
+  }
+  double *seconds = arena_new(a, double, 5 * b->npieces);
+  p->forward = seconds;
+  p->backward = seconds + b->npieces;
+  p->weight = seconds + 2 * b->npieces;
+  p->linked[PG_FORWARD] = seconds + 3 * b->npieces;
+  p->linked[PG_BACKWARD] = seconds + 4 * b->npieces;
+  if (hm_any_away(c)) p->store = hm_store_of(s->cluster);
+  return p;
+}
 
 // ---- data ranks ---------------------------------------------------------------------------------
 
-// A collective over all ranks that hold the same weights: data, ring and ulysses ranks. Where
-// stages lie between them it is done factor by factor.
-static cl_cost over_replicas(const point *p, cl_collective k, double bytes) {
-  const plan_choice *c = p->c;
-  int64_t inner = c->size[PLAN_ULYSSES] * c->size[PLAN_RING], data = c->size[PLAN_DATA];
+// A collective over ranks that hold the same weights: ring and ulysses ranks (`inner` of them) and
+// `data` of the data ranks. Where stages lie between them it is done factor by factor.
+static cl_cost over_ranks(const point *p, cl_collective k, int64_t inner, int64_t data,
+                          double bytes) {
   const cl_cluster *cl = p->s->cluster;
   int64_t stride = p->stride[PLAN_ULYSSES];
   if (p->stride[PLAN_DATA] == stride * inner || data == 1 || inner == 1)
@@ -49,6 +70,27 @@ static cl_cost over_replicas(const point *p, cl_collective k, double bytes) {
   }
   return out;
 }
+
+// All ranks that hold the same weights.
+static int64_t replicas(const plan_choice *c) {
+  return c->size[PLAN_DATA] * c->size[PLAN_ULYSSES] * c->size[PLAN_RING];
+}
+
+// Over the ranks that share a state: all ring and ulysses ranks, the innermost ones of data.
+static cl_cost over_group(const point *p, cl_collective k, double bytes) {
+  int64_t inner = p->c->size[PLAN_ULYSSES] * p->c->size[PLAN_RING];
+  int64_t group = p->c->zero ? p->c->zero_group : replicas(p->c);
+  return over_ranks(p, k, inner, group / inner, bytes);
+}
+
+// Over the groups: ranks that hold the same part of a state sum their parts of the gradients.
+static cl_cost across_groups(const point *p, double gradient) {
+  const plan_choice *c = p->c;
+  int64_t inner = c->size[PLAN_ULYSSES] * c->size[PLAN_RING], data = c->zero_group / inner;
+  return cl_collective_cost(p->s->cluster, CL_ALL_REDUCE, p->stride[PLAN_DATA] * data,
+                            c->size[PLAN_DATA] / data, gradient / (double)c->zero_group);
+}
+static bool has_groups(const plan_choice *c) { return c->zero && c->zero_group < replicas(c); }
 
 static void count(plan_candidate *x, plan_axis axis, cl_collective k, const cl_cost *cost,
                   double times) {
@@ -76,7 +118,8 @@ static bl_state piece_state(const point *p, int piece) {
   return s;
 }
 
-// Seconds of a phase of one layer, with what ZeRO moves for it and the phase does not hide.
+// Seconds of a phase of one layer, with what ZeRO and homes move for it and the phase does not
+// hide.
 static void layer_seconds(point *p) {
   int zero = p->c->zero;
   for (int i = 0; i < p->b->npieces; i++) {
@@ -85,12 +128,22 @@ static void layer_seconds(point *p) {
     double b = q->phase[PG_BACKWARD].compute + exposed(&q->phase[PG_BACKWARD]);
     double gather = 0, scatter = 0;
     bl_state own = zero >= 2 ? piece_state(p, i) : q->layer;
-    if (zero == 3) gather = over_replicas(p, CL_ALL_GATHER, own.parameter).seconds;
-    if (zero >= 2) scatter = over_replicas(p, CL_REDUCE_SCATTER, own.gradient).seconds;
+    if (zero == 3) gather = over_group(p, CL_ALL_GATHER, own.parameter).seconds;
+    if (zero >= 2) scatter = over_group(p, CL_REDUCE_SCATTER, own.gradient).seconds;
     double move = gather + scatter;
     p->forward[i] = f > gather ? f : gather;
     p->backward[i] = b > move ? b : move;
     p->weight[i] = q->phase[PG_BACKWARD].weight;
+    if (!hm_any_away(p->c)) continue;
+    if (zero < 2) own = piece_state(p, i);
+    double *seconds[2] = {&p->forward[i], &p->backward[i]};
+    for (int k = 0; k < 2; k++) {
+      hm_moves m = hm_phase(p->c, &own, q->kept, (pg_phase)k);
+      double link = hm_seconds(&p->store, &m);
+      if (link <= *seconds[k]) continue;
+      p->linked[k][i] = link - *seconds[k];
+      *seconds[k] = link;
+    }
   }
 }
 
@@ -109,21 +162,15 @@ static void find_layers(point *p) {
 
 // ---- states -------------------------------------------------------------------------------------
 
-// Bytes of states on a rank by what ZeRO leaves of them.
-typedef struct held {
-  double parameters, gradients, optimizer, host;
-} held;
+// Bytes of states of a rank's device.
+static double on_device(const plan_choice *c, const bl_state *s) {
+  hm_held h = hm_held_by(c, s);
+  return h.device[PLAN_PARAMETERS] + h.device[PLAN_GRADIENTS] + h.device[PLAN_OPTIMIZER];
+}
 
-static held held_by(const plan_choice *c, const bl_state *s) {
-  double g = (double)c->zero_group;
-  held h = {.parameters = s->parameter / (c->zero >= 3 ? g : 1),
-            .gradients = s->gradient / (c->zero >= 2 ? g : 1)};
-  double optimizer = (s->optimizer + s->master) / (c->zero >= 1 ? g : 1);
-  if (c->home[PLAN_OPTIMIZER] == PLAN_DEVICE)
-    h.optimizer = optimizer;
-  else
-    h.host = optimizer + s->gradient / (c->zero >= 1 ? g : 1);  // gradients land beside it
-  return h;
+// Saved bytes that stay on the device; of a piece or a stage.
+static double saved_here(const plan_choice *c, double kept) {
+  return c->home[PLAN_ACTIVATIONS] == PLAN_DEVICE ? kept : 0;
 }
 
 // How many layers of a piece lie in from .. to-1.
@@ -205,8 +252,10 @@ static double tied_bytes(const point *p, const stages_cut *cut, int stage, int *
 
 // Chunks are equal (interleave divides the layers); without chunks stages may be uneven. What a
 // stage is said to hold here is no more than it will hold (the highest transient of one piece, not
-// of all), so that `fits` is false only where no cut can fit.
-static stages_cut cut_stages(point *p, const pipeline *line, double capacity, bool only_fitting) {
+// of all), so that `fits` is false only where no cut can fit. `*pressed`: with more memory it would
+// be another cut.
+static stages_cut cut_stages(point *p, const pipeline *line, double capacity, bool only_fitting,
+                             bool *pressed) {
   if (p->c->interleave > 1 || p->parts == 1) {
     stages_cut even = {.fits = true, .first = arena_new(p->a, int64_t, p->parts + 1)};
     for (int k = 0; k <= p->parts; k++) even.first[k] = p->layers / p->parts * k;
@@ -218,9 +267,8 @@ static stages_cut cut_stages(point *p, const pipeline *line, double capacity, bo
   for (int i = 0; i < g->piece.n; i++) {
     const bl_piece *q = &p->b->piece[i];
     bl_state own = piece_state(p, i);
-    held h = held_by(p->c, &own);
-    stages_cost cost = {p->forward[i] + p->backward[i], q->kept,
-                        h.parameters + h.gradients + h.optimizer};
+    stages_cost cost = {p->forward[i] + p->backward[i], saved_here(p->c, q->kept),
+                        on_device(p->c, &own)};
     if (!is_layers(p, i)) {
       double f = q->phase[PG_FORWARD].transient, b = q->phase[PG_BACKWARD].transient;
       cost.state += f > b ? f : b;
@@ -233,7 +281,7 @@ static stages_cut cut_stages(point *p, const pipeline *line, double capacity, bo
       const bl_piece *m = &p->b->piece[i - 1];
       stages_cost both = cost;
       both.seconds += p->forward[i - 1] + p->backward[i - 1];
-      both.kept += m->kept;
+      both.kept += saved_here(p->c, m->kept);
       run[job.runs++] = (stages_run){both, 1};
       n--;
     }
@@ -245,6 +293,9 @@ static stages_cut cut_stages(point *p, const pipeline *line, double capacity, bo
     room[k] = capacity;
   }
   job.stash = stash;
+  stages_cut cut = stages_find(p->a, &job);
+  for (int k = 0; k < p->parts; k++) *pressed |= cut.bytes[k] > capacity;
+  if (!*pressed) return cut;
   job.capacity = room;
   return stages_find(p->a, &job);
 }
@@ -298,15 +349,13 @@ static double optimizer_seconds(const point *p, const bl_state *s, double *offlo
   double rounded = s->master > 0 ? s->parameter : 0;
   // Read and written: weights, m, v; read: gradients, twice (their norm); written: rounded copies.
   double bytes = (2 * master + 2 * s->optimizer + 2 * s->gradient + rounded) / g;
+  if (!hm_any_away(c)) return bytes / p->device->bandwidth;
+  hm_moves m = hm_once(c, s);
+  *offload = hm_seconds_in_turn(&p->store, &m);
   if (c->home[PLAN_OPTIMIZER] == PLAN_DEVICE) return bytes / p->device->bandwidth;
-  int64_t first, n;
-  const cl_level *node = cl_node_of(p->s->cluster, 0, &first, &n);
   // The host updates at the speed of its memory, which all devices of the node share as they share
-  // the way to it; gradients come, rounded parameters go.
-  double rate = node->host.bandwidth;
-  *offload =
-      (s->gradient + (rounded > 0 ? rounded : s->parameter)) / g / rate + 2 * node->host.latency;
-  return bytes / g / rate;
+  // the way to it.
+  return hm_update_seconds(&p->store, &m, bytes);
 }
 
 typedef struct once {
@@ -326,12 +375,17 @@ static once once_of(const point *p, const bl_state *s, const stages_cut *cut, in
   int n = (int)c->size[PLAN_PIPELINE], v = (int)c->interleave;
   for (int part = stage; part < p->parts; part += n)
     layers += (double)(cut->first[part + 1] - cut->first[part]);
-  if (c->size[PLAN_DATA] * c->size[PLAN_ULYSSES] * c->size[PLAN_RING] > 1) {
+  if (replicas(c) > 1) {
     cl_collective k = c->zero == 0 ? CL_ALL_REDUCE : CL_REDUCE_SCATTER;
-    cl_cost cost = over_replicas(p, k, s->gradient);
+    cl_cost cost = over_group(p, k, s->gradient);
     if (counted) count(x, PLAN_DATA, k, &cost, c->zero >= 2 ? (double)c->micro_batches : 1);
-    if (c->zero < 2) {
-      o.reduce = cost.seconds;
+    if (c->zero < 2) o.reduce = cost.seconds;
+    if (has_groups(c)) {
+      cost = across_groups(p, s->gradient);
+      if (counted) count(x, PLAN_DATA, CL_ALL_REDUCE, &cost, 1);
+      o.reduce += cost.seconds;
+    }
+    if (o.reduce > 0) {
       // Gradients of a layer go while the layers before it compute: the last backward hides all but
       // the last layer's.
       double window = 0;
@@ -342,12 +396,12 @@ static once once_of(const point *p, const bl_state *s, const stages_cut *cut, in
       o.hidden = most < window ? most : window;
     }
     if (c->zero == 1 || c->zero == 2) {
-      cost = over_replicas(p, CL_ALL_GATHER, s->parameter);
+      cost = over_group(p, CL_ALL_GATHER, s->parameter);
       o.gather = cost.seconds;
       if (counted) count(x, PLAN_DATA, CL_ALL_GATHER, &cost, 1);
     }
     if (c->zero == 3 && counted) {
-      cost = over_replicas(p, CL_ALL_GATHER, s->parameter);
+      cost = over_group(p, CL_ALL_GATHER, s->parameter);
       count(x, PLAN_DATA, CL_ALL_GATHER, &cost, 2 * (double)c->micro_batches);
     }
   }
@@ -370,6 +424,7 @@ static void stage_memory(const point *p, const stages_cut *cut, int stage, const
   const plan_choice *c = p->c;
   int n = (int)c->size[PLAN_PIPELINE], v = (int)c->interleave;
   double *kept = arena_new(p->a, double, v), work = 0, layer = 0;
+  double unit[PLAN_CLASSES] = {0};  // the most that one layer, or piece between layers, has
   const char *at = "";
   for (int part = stage; part < p->parts; part += n)
     for (int i = 0; i < p->b->npieces; i++) {
@@ -379,19 +434,38 @@ static void stage_memory(const point *p, const stages_cut *cut, int stage, const
       double moved =
           (c->zero >= 3 ? 2 * q->layer.parameter : 0) + (c->zero >= 2 ? q->layer.gradient : 0);
       if (moved > layer) layer = moved;
+      if (hm_any_away(c)) {
+        bl_state own = piece_state(p, i);
+        hm_kept k = hm_kept_of(c, &own);
+        k.bytes[PLAN_ACTIVATIONS] = q->kept;
+        for (int j = 0; j < PLAN_CLASSES; j++)
+          if (k.bytes[j] > unit[j]) unit[j] = k.bytes[j];
+      }
       for (int f = 0; f < 2; f++)
         if (q->phase[f].transient > work) {
           work = q->phase[f].transient;
           at = q->phase[f].transient_at;
         }
     }
-  held h = held_by(c, s);
-  out->memory[PLAN_M_PARAMETERS] = llround(h.parameters);
-  out->memory[PLAN_M_GRADIENTS] = llround(h.gradients);
-  out->memory[PLAN_M_OPTIMIZER] = llround(h.optimizer);
-  out->memory[PLAN_M_ACTIVATIONS] = llround(pipe_stash_bytes(p->a, line, stage, kept));
+  hm_held h = hm_held_by(c, s);
+  hm_kept full = hm_kept_of(c, s);
+  double saved = pipe_stash_bytes(p->a, line, stage, kept);
+  h.device[PLAN_ACTIVATIONS] = saved_here(c, saved);
+  full.bytes[PLAN_ACTIVATIONS] = saved;
+  if (c->home[PLAN_ACTIVATIONS] == PLAN_HOST) h.host += saved;
+  for (int k = 0; k < PLAN_CLASSES; k++) {
+    if (k == PLAN_OPTIMIZER || c->home[k] == PLAN_DEVICE) continue;
+    double ring = 2 * unit[k] < full.bytes[k] ? 2 * unit[k] : full.bytes[k];
+    h.device[k] = ring;
+    if (c->home[k] == PLAN_DISK) h.host += ring;  // and on the way to it
+  }
+  out->memory[PLAN_M_PARAMETERS] = llround(h.device[PLAN_PARAMETERS]);
+  out->memory[PLAN_M_GRADIENTS] = llround(h.device[PLAN_GRADIENTS]);
+  out->memory[PLAN_M_OPTIMIZER] = llround(h.device[PLAN_OPTIMIZER]);
+  out->memory[PLAN_M_ACTIVATIONS] = llround(h.device[PLAN_ACTIVATIONS]);
   out->memory[PLAN_M_WORKSPACE] = llround(work + layer);
   out->host = llround(h.host);
+  out->disk = llround(h.disk);
   for (int i = 0; i < PLAN_MEMORIES; i++) out->peak += out->memory[i];
   out->stash = pipe_stash(p->a, line, stage, NULL);
   out->peak_at = arena_printf(p->a, "%s with %lld micro-batch%s in flight", at,
@@ -413,14 +487,6 @@ static void name_stage(const point *p, const stages_cut *cut, int stage, plan_st
 
 // ---- before the work ----------------------------------------------------------------------------
 
-static void set_strides(point *p) {
-  int64_t stride = 1;
-  for (int i = PLAN_AXES - 1; i >= 0; i--) {
-    p->stride[p->c->order[i]] = stride;
-    stride *= p->c->size[p->c->order[i]];
-  }
-}
-
 // Seconds of a micro-batch over all stages; states of all layers and of all other weights together.
 static double totals(const point *p, bl_state *layers, bl_state *others) {
   double work = 0;
@@ -440,14 +506,13 @@ static double after_mean(const point *p, const bl_state *mean, double backward) 
   const plan_choice *c = p->c;
   double offload = 0, after = optimizer_seconds(p, mean, &offload);
   after += offload;
-  if (c->size[PLAN_DATA] * c->size[PLAN_ULYSSES] * c->size[PLAN_RING] == 1) return after;
-  if (c->zero < 2) {
-    double reduce =
-        over_replicas(p, c->zero ? CL_REDUCE_SCATTER : CL_ALL_REDUCE, mean->gradient).seconds;
-    after += reduce > backward ? reduce - backward : 0;
-  }
-  if (c->zero == 1 || c->zero == 2)
-    after += over_replicas(p, CL_ALL_GATHER, mean->parameter).seconds;
+  if (replicas(c) == 1) return after;
+  double reduce = 0;
+  if (c->zero < 2)
+    reduce = over_group(p, c->zero ? CL_REDUCE_SCATTER : CL_ALL_REDUCE, mean->gradient).seconds;
+  if (has_groups(c)) reduce += across_groups(p, mean->gradient).seconds;
+  after += reduce > backward ? reduce - backward : 0;
+  if (c->zero == 1 || c->zero == 2) after += over_group(p, CL_ALL_GATHER, mean->parameter).seconds;
   return after;
 }
 
@@ -467,7 +532,9 @@ static bool layers_fit(double capacity, double state, double kept, double layers
   return room >= layers;
 }
 
-bool plan_outer_fits(const plan_space *s, const plan_choice *c) {
+// Whether what layers save fits into `more` bytes beside the device; *saved: bytes of a micro-batch
+// on all stages together.
+static bool saved_fits(const plan_space *s, const plan_choice *c, double more, double *saved) {
   const pg_graph *g = s->job->rules[c->recompute]->g;
   const cl_device *d = cl_device_at(s->cluster, 0);
   double cut = (double)(c->size[PLAN_TENSOR] * c->size[PLAN_ULYSSES] * c->size[PLAN_RING]);
@@ -475,20 +542,31 @@ bool plan_outer_fits(const plan_space *s, const plan_choice *c) {
   double layers = (double)s->layers, kept = 0;
   for (int v = 0; v < g->value.n; v++)
     if (g->value.at[v].saved) kept += g->value.at[v].bytes * g->value.at[v].layers;
+  *saved = kept * (double)c->micro_batch / cut;
   if (layers <= 0) return true;
-  kept *= (double)c->micro_batch / cut / layers;
   int64_t each;
-  return layers_fit((double)(d->memory - d->reserve), 0, kept, layers, &line, &each);
+  return layers_fit((double)(d->memory - d->reserve) + more, 0, *saved / layers, layers, &line,
+                    &each);
+}
+
+bool plan_outer_fits(const plan_space *s, const plan_choice *c) {
+  double saved;
+  return saved_fits(s, c, 0, &saved);
+}
+
+double plan_outer_away(const plan_space *s, const plan_choice *c) {
+  hm_store store = hm_store_of(s->cluster);
+  double saved;
+  int pin = s->pins.home[PLAN_ACTIVATIONS];
+  bool may = store.host && (pin < 0 || pin == PLAN_HOST);
+  if (!may || !saved_fits(s, c, (double)store.host, &saved)) return INFINITY;
+  return 2 * saved / store.host_rate * (double)c->micro_batches / (double)c->size[PLAN_PIPELINE];
 }
 
 plan_quick plan_quickly(arena *a, plan_space *s, const plan_choice *c, const bl_block *b) {
-  point *p = arena_new(a, point, 1);
-  *p = (point){.a = a, .s = s, .c = c, .b = b, .device = cl_device_at(s->cluster, 0)};
-  set_strides(p);
-  p->forward = arena_new(a, double, b->npieces);
-  p->backward = arena_new(a, double, b->npieces);
-  p->weight = arena_new(a, double, b->npieces);
+  point *p = point_new(a, s, c, b);
   layer_seconds(p);
+  p->store.host_wait = p->store.disk_wait = 0;  // a stage without weights waits for none
   bl_state layers = {0}, others = {0}, mean = {0};
   double work = totals(p, &layers, &others), m = (double)c->micro_batches;
   double n = (double)c->size[PLAN_PIPELINE];
@@ -497,7 +575,7 @@ plan_quick plan_quickly(arena *a, plan_space *s, const plan_choice *c, const bl_
   double backward = 0, kept = 0;
   for (int i = 0; i < b->npieces; i++) {
     backward += (double)b->g->piece.at[i].count * p->backward[i];
-    if (is_layers(p, i)) kept += (double)b->g->piece.at[i].count * b->piece[i].kept;
+    if (is_layers(p, i)) kept += saved_here(c, (double)b->g->piece.at[i].count * b->piece[i].kept);
   }
   plan_quick q = {.bound = m * work / n + after_mean(p, &mean, backward / n)};
   // Stage i starts when a micro-batch has come through the stages before it, and behind its last
@@ -521,17 +599,12 @@ plan_quick plan_quickly(arena *a, plan_space *s, const plan_choice *c, const bl_
   pipeline line = {
       .kind = c->pipe, .stages = (int)n, .chunks = (int)c->interleave, .micro = c->micro_batches};
   double count = (double)s->layers, capacity = (double)(p->device->memory - p->device->reserve);
-  held h = held_by(c, &layers);
+  double state = on_device(c, &layers);
   int64_t *each = arena_new(a, int64_t, c->interleave);
   q.fits = !pipe_check(a, &line) &&
-           (count <= 0 || layers_fit(capacity, (h.parameters + h.gradients + h.optimizer) / count,
-                                     kept / count, count, &line, each));
+           (count <= 0 || layers_fit(capacity, state / count, kept / count, count, &line, each));
   // When it does not: what a stage has too much, on average over them, with one in flight.
-  held all = held_by(c, &others);
-  q.over = (h.parameters + h.gradients + h.optimizer + all.parameters + all.gradients +
-            all.optimizer + kept) /
-               n -
-           capacity;
+  q.over = (state + on_device(c, &others) + kept) / n - capacity;
   return q;
 }
 
@@ -548,6 +621,7 @@ static void count_sent(plan_candidate *x, int axis, const bl_sent *s, double tim
 
 static void inner_times(const point *p, const stages_cut *cut, int stage, double *time,
                         double *busy, plan_candidate *x, bool counted) {
+  hm_moves moves = {{{0}}, {{0}}}, *moved = &moves;
   int n = (int)p->c->size[PLAN_PIPELINE];
   for (int part = stage; part < p->parts; part += n)
     for (int i = 0; i < p->b->npieces; i++) {
@@ -570,10 +644,23 @@ static void inner_times(const point *p, const stages_cut *cut, int stage, double
         time[PLAN_T_COMPUTE] += times * q->compute;
         double phase = f ? p->backward[i] : p->forward[i];
         double own = q->compute + exposed(q);
-        time[PLAN_T_DATA] += times * (phase - own);  // what ZeRO moves and does not hide
+        // What ZeRO moves, and what homes do, that is not hidden.
+        time[PLAN_T_DATA] += times * (phase - own - p->linked[f][i]);
+        time[PLAN_T_OFFLOAD] += times * p->linked[f][i];
+        if (!hm_any_away(p->c)) continue;
+        bl_state unit = piece_state(p, i);
+        hm_moves m = hm_phase(p->c, &unit, piece->kept, (pg_phase)f);
+        busy[PLAN_T_OFFLOAD] += times * hm_seconds(&p->store, &m);
+        if (counted) hm_add(moved, &m, times);
       }
     }
   busy[PLAN_T_COMPUTE] = time[PLAN_T_COMPUTE];
+  if (!counted || !hm_any_away(p->c)) return;
+  bl_state state = stage_state(p, cut, stage);
+  hm_moves m = hm_once(p->c, &state);
+  hm_add(moved, &m, 1);
+  memcpy(x->moved, moved->link, sizeof x->moved);
+  memcpy(x->moved_disk, moved->disk, sizeof x->moved_disk);
 }
 
 static void list_cuts(const point *p, plan_candidate *x) {
@@ -612,14 +699,9 @@ static void set_rates(const point *p, plan_candidate *x) {
 
 plan_candidate *plan_evaluate(arena *a, plan_space *s, const plan_choice *c, const bl_block *b,
                               double limit, const char **code, const char **why) {
-  point *p = arena_new(a, point, 1);
-  *p = (point){.a = a, .s = s, .c = c, .b = b, .device = cl_device_at(s->cluster, 0)};
-  set_strides(p);
+  point *p = point_new(a, s, c, b);
   int n = (int)c->size[PLAN_PIPELINE], v = (int)c->interleave;
   p->parts = n * v;
-  p->forward = arena_new(a, double, b->npieces);
-  p->backward = arena_new(a, double, b->npieces);
-  p->weight = arena_new(a, double, b->npieces);
   layer_seconds(p);
   find_layers(p);
   pipe_chunk *chunk = arena_new(a, pipe_chunk, p->parts);
@@ -640,7 +722,7 @@ plan_candidate *plan_evaluate(arena *a, plan_space *s, const plan_choice *c, con
   }
   x->capacity = p->device->memory - p->device->reserve;
   x->reserve = p->device->reserve;
-  stages_cut cut = cut_stages(p, &x->pipe, (double)x->capacity, isfinite(limit));
+  stages_cut cut = cut_stages(p, &x->pipe, (double)x->capacity, isfinite(limit), &x->pressed);
   if (!cut.fits && isfinite(limit)) {  // a plan that fits is known
     *code = "does-not-fit";
     *why = "no cut of its layers fits";
@@ -650,8 +732,6 @@ plan_candidate *plan_evaluate(arena *a, plan_space *s, const plan_choice *c, con
   x->stage = arena_new(a, plan_stage, n);
   fill_chunks(p, &cut, chunk, x);
   once *once_at = arena_new(a, once, n);
-  int64_t first, count_of;
-  const cl_level *node = cl_node_of(s->cluster, 0, &first, &count_of);
   for (int i = 0; i < n; i++) {
     bl_state state = stage_state(p, &cut, i);
     once_at[i] = once_of(p, &state, &cut, i, chunk, x, i == 0);
@@ -665,10 +745,8 @@ plan_candidate *plan_evaluate(arena *a, plan_space *s, const plan_choice *c, con
       q->backward_s += chunk[i * v + k].backward;
     }
     int64_t over = q->peak - x->capacity;
-    if (node && q->host) {
-      int64_t host = node->host.size / count_of;
-      if (q->host - host > over) over = q->host - host;
-    }
+    if (q->host - p->store.host > over) over = q->host - p->store.host;
+    if (q->disk - p->store.disk > over) over = q->disk - p->store.disk;
     if (over > x->over) x->over = over;
     if (i && q->peak <= x->peak) continue;
     x->peak = q->peak;
@@ -689,7 +767,7 @@ plan_candidate *plan_evaluate(arena *a, plan_space *s, const plan_choice *c, con
     inner_times(p, &cut, i, t, busy, x, i == r.critical);
     t[PLAN_T_DATA] += o->reduce - o->hidden + o->gather;
     t[PLAN_T_OPTIMIZER] = o->optimizer;
-    t[PLAN_T_OFFLOAD] = o->offload;
+    t[PLAN_T_OFFLOAD] += o->offload;
     t[PLAN_T_PIPELINE] = (i == r.critical ? r.exposed_send : 0) + o->tied;
     double sum = 0;
     for (int k = 0; k < PLAN_TIMES; k++) sum += t[k];
@@ -699,7 +777,7 @@ plan_candidate *plan_evaluate(arena *a, plan_space *s, const plan_choice *c, con
     memcpy(x->busy, busy, sizeof x->busy);
     x->busy[PLAN_T_DATA] = o->reduce + o->gather;
     x->busy[PLAN_T_OPTIMIZER] = o->optimizer;
-    x->busy[PLAN_T_OFFLOAD] = o->offload;
+    x->busy[PLAN_T_OFFLOAD] += o->offload;
     x->busy[PLAN_T_BUBBLE] = t[PLAN_T_BUBBLE];
   }
   list_cuts(p, x);

@@ -176,6 +176,19 @@ static json_t *sent_bytes(const plan_bytes *b) {
   return o;
 }
 
+static json_t *moved_bytes(const plan_candidate *c) {
+  json_t *o = object();
+  for (int k = 0; k < PLAN_CLASSES; k++) {
+    json_t *one = object();
+    set(one, "in", bytes(c->moved[k][0]));
+    set(one, "out", bytes(c->moved[k][1]));
+    set(one, "disk_in", bytes(c->moved_disk[k][0]));
+    set(one, "disk_out", bytes(c->moved_disk[k][1]));
+    set(o, plan_class_name((plan_class)k), one);
+  }
+  return o;
+}
+
 static json_t *candidate_of(arena *a, const plan_candidate *c, int64_t layers) {
   json_t *o = object();
   set(o, "plan", text(a, plan_choice_text(a, &c->choice)));
@@ -197,6 +210,7 @@ static json_t *candidate_of(arena *a, const plan_candidate *c, int64_t layers) {
   set(o, "time_s", times(c->time));
   set(o, "busy_s", times(c->busy));
   set(o, "bytes", sent_bytes(&c->bytes));
+  set(o, "offload_bytes", moved_bytes(c));
   for (int i = 0; i < c->ncuts; i++) {
     json_t *cut = object();
     set(cut, "name", text(a, c->cut[i].name));

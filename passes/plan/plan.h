@@ -59,7 +59,8 @@ typedef struct plan_choice {
   pipe_kind pipe;
   int64_t interleave;  // chunks of a stage; 1 without
   int zero;            // 0..3
-  int64_t zero_group;  // ranks that share a state; data size (times ulysses, ring) or a factor
+  int64_t zero_group;  // ranks that share a state: data times ulysses and ring, or with a factor of
+                       // data instead of all of it; 1 without ZeRO
   plan_recompute recompute;  // of all layers, or of those that `recomputed` counts
   plan_home home[PLAN_CLASSES];
   bool sequence_parallel;  // norms and residuals cut by `tensor` along the sequence: found by the
@@ -131,6 +132,10 @@ typedef struct plan_candidate {
   int64_t over;  // bytes beyond the capacity (device, host or disk); 0: it fits
   const char *peak_at;
   plan_bytes bytes;
+  // Bytes that a rank of the critical stage moves in a step, [0] to the device and [1] from it:
+  // between device and host, between host and disk.
+  double moved[PLAN_CLASSES][2], moved_disk[PLAN_CLASSES][2];
+  bool pressed;  // with more memory, stages would be cut otherwise
   int ncuts;
   plan_cut *cut;
   // Collectives of one layer, forward and backward, over `tensor`: for explanations and tests.

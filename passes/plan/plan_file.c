@@ -46,10 +46,12 @@ static const char *quoted(arena *a, const char *text) {
   return sb_str(&s);
 }
 
-// The inner factor of `data` that a state is cut over, when that is not all of it.
+// The inner factor of `data` that a state is cut over, when that is not all of it. (All ulysses
+// and ring ranks share it anyway.)
 static int64_t inner_factor(const plan_choice *c) {
-  int64_t data = c->size[PLAN_DATA], group = c->zero_group;
-  return c->zero && group > 1 && group < data && data % group == 0 ? group : 0;
+  int64_t data = c->size[PLAN_DATA];
+  int64_t factor = c->zero_group / (c->size[PLAN_ULYSSES] * c->size[PLAN_RING]);
+  return c->zero && factor > 0 && factor < data && data % factor == 0 ? factor : 0;
 }
 
 static void print_mesh(const plan_choice *c, FILE *out) {

@@ -75,7 +75,8 @@ typedef struct outer {
   plan_choice c;
   double bound;
   group *group;
-  int64_t points;  // inner ones, when they were counted
+  int64_t points;    // in it, when they were counted
+  int64_t variants;  // of an inner point, by AWAY dimensions
 } outer;
 
 // What a plan is compared by.
@@ -84,6 +85,7 @@ typedef struct found {
   plan_choice c;
   double step;
   int64_t peak, over;
+  int64_t all;  // bytes of a rank, wherever they live
 } found;
 
 typedef struct lack {
@@ -96,8 +98,8 @@ typedef struct walk {
   plan_space *s;
   const plan_options *o;
   plan_search_stats *stats;
-  const plan_dim *inner;  // dimensions of a point in an outer one
-  int ninner;
+  const plan_dim *inner, *away;  // dimensions of a point in an outer one
+  int ninner, naway;
   VEC(outer) outer;
   map groups;
   arena scratch;
@@ -119,7 +121,7 @@ static bool better(const found *a, const found *b) {
   double eps = 1e-9 * b->step;
   if (a->step < b->step - eps) return true;
   if (a->step > b->step + eps) return false;
-  if (a->peak != b->peak) return a->peak < b->peak;
+  if (a->all != b->all) return a->all < b->all;
   return a->c.size[PLAN_TENSOR] < b->c.size[PLAN_TENSOR];
 }
 
@@ -138,7 +140,8 @@ static double to_beat(const walk *w) {
   return vec_last(&w->kept).step * (1 - w->slack) * (1 + 1e-9);
 }
 
-static void consider(walk *w, const plan_choice *c, const bl_block *b) {
+// Returns whether more room could make it better.
+static bool consider(walk *w, const plan_choice *c, const bl_block *b) {
   const char *code, *why;
   plan_candidate *x = plan_evaluate(&w->scratch, w->s, c, b, to_beat(w), &code, &why);
   w->stats->evaluated++;
@@ -147,15 +150,22 @@ static void consider(walk *w, const plan_choice *c, const bl_block *b) {
       w->code = code;
       w->why = arena_strdup(w->s->a, why);
     }
-    return;
+    return str_eq(code, "does-not-fit");
   }
-  found f = {true, *c, x->step_s, x->peak, x->over};
+  found f = {true, *c, x->step_s, x->peak, x->over, 0};
+  int64_t host = 0, disk = 0;
+  for (int i = 0; i < x->nstages; i++) {
+    if (x->stage[i].host > host) host = x->stage[i].host;
+    if (x->stage[i].disk > disk) disk = x->stage[i].disk;
+  }
+  f.all = f.peak + host + disk;
   if (f.over) {
     if (!w->closest.any || f.over < w->closest.over) w->closest = f;
   } else {
     if (better(&f, &w->best)) w->best = f;
     keep(w, &f);
   }
+  return x->over > 0 || x->pressed;
 }
 
 // Calls `visit` for every legal way to choose the dimensions dim[0 .. n-1] of c.
@@ -179,11 +189,12 @@ static void count_one(void *ctx, const plan_choice *c) {
   ++*(int64_t *)ctx;
 }
 
-// How many inner points an outer one has.
-static int64_t count_inner(const walk *w, const plan_choice *c) {
-  int64_t n = 0;
-  each_choice(w->s, w->inner, w->ninner, *c, count_one, &n);
-  return n;
+// How many inner points an outer one has, and how many ways each has to live away.
+static void count_inner(const walk *w, outer *o) {
+  o->points = o->variants = 0;
+  each_choice(w->s, w->away, w->naway, o->c, count_one, &o->variants);
+  if (o->variants) each_choice(w->s, w->inner, w->ninner, o->c, count_one, &o->points);
+  o->points *= o->variants;
 }
 
 static group *group_of(walk *w, const plan_choice *c) {
@@ -202,7 +213,7 @@ static group *group_of(walk *w, const plan_choice *c) {
 
 static void add_outer(void *ctx, const plan_choice *c) {
   walk *w = ctx;
-  outer x = {*c, plan_outer_bound(w->s, c), group_of(w, c), 0};
+  outer x = {*c, plan_outer_bound(w->s, c), group_of(w, c), 0, 0};
   vec_push(w->s->a, &w->outer, x);
 }
 
@@ -212,7 +223,9 @@ static void begin(walk *w) {
   int n = plan_dims(&dim), outer_dims = 0;
   while (outer_dims < n && dim[outer_dims].level == PLAN_OUTER) outer_dims++;
   w->inner = dim + outer_dims;
-  w->ninner = n - outer_dims;
+  while (outer_dims + w->ninner < n && w->inner[w->ninner].level == PLAN_INNER) w->ninner++;
+  w->away = w->inner + w->ninner;
+  w->naway = n - outer_dims - w->ninner;
   w->groups = (map){.arena = w->s->a};
   arena_init(&w->scratch);
   each_choice(w->s, dim, outer_dims, plan_choice_start(w->s), add_outer, w);
@@ -244,14 +257,14 @@ static double group_bound(walk *w, const outer *x) {
 
 // ---- best first ---------------------------------------------------------------------------------
 
-// What is still to be looked at: an outer point by its first bound, by its group's, or a point of
-// it.
-typedef enum node_kind { NODE_OUTER, NODE_GROUP, NODE_POINT } node_kind;
+// What is still to be looked at: an outer point by its first bound, by its group's, a point of it
+// with all that can be on the device, all its variants by the same bound, or one of these.
+typedef enum node_kind { NODE_OUTER, NODE_GROUP, NODE_POINT, NODE_AWAY, NODE_VARIANT } node_kind;
 typedef struct node {
   double bound;
   node_kind kind;
   int outer, number;  // number: order in which nodes were made
-  plan_choice c;      // NODE_POINT
+  plan_choice c;      // from NODE_POINT on
 } node;
 typedef VEC(node) heap;
 
@@ -298,20 +311,54 @@ typedef struct opened {
   heap *h;
   int at;
   const bl_block *b;
+  int skip;  // variants that need no look
 } opened;
 
-// An inner point goes on the heap when it may fit and win.
-static void add_point(void *ctx, const plan_choice *c) {
+// A variant, or in an exhaustive search any point, goes on the heap when it may fit and win.
+static void add_variant(void *ctx, const plan_choice *c) {
   opened *o = ctx;
   walk *w = o->w;
+  if (o->skip-- > 0) return;
+  if (w->o->exhaustive) {
+    w->stats->considered++;
+    push(w, o->h, (node){0, NODE_VARIANT, o->at, 0, *c});
+    return;
+  }
   plan_quick q = plan_quickly(&w->scratch, w->s, c, o->b);
-  w->stats->considered++;
-  bool unfit = !q.fits && !w->o->exhaustive;
-  if (unfit && !w->best.any) remember(w, c, q.over);
-  if (unfit || q.bound > to_beat(w))
+  if (!q.fits && !w->best.any) remember(w, c, q.over);
+  if (!q.fits || q.bound > to_beat(w))
     w->stats->pruned++;
   else
-    push(w, o->h, (node){w->o->exhaustive ? 0 : q.bound, NODE_POINT, o->at, 0, *c});
+    push(w, o->h, (node){q.bound, NODE_VARIANT, o->at, 0, *c});
+}
+
+// A point with the first value of each AWAY dimension bounds its variants.
+static void add_point(void *ctx, const plan_choice *inner) {
+  opened *o = ctx;
+  walk *w = o->w;
+  plan_choice c = *inner;
+  int64_t value[PLAN_VALUES], variants = w->outer.at[o->at].variants;
+  for (int d = 0; d < w->naway; d++) {
+    w->away[d].values(w->s, &c, value);
+    w->away[d].set(w->s, &c, value[0]);
+  }
+  plan_quick q = plan_quickly(&w->scratch, w->s, &c, o->b);
+  w->stats->considered += variants;
+  if (!q.fits && !w->best.any) remember(w, &c, q.over);
+  if (q.bound > to_beat(w) || (!q.fits && variants == 1))
+    w->stats->pruned += variants;
+  else
+    push(w, o->h, (node){q.bound, q.fits ? NODE_POINT : NODE_AWAY, o->at, 0, c});
+}
+
+static void add_variants(walk *w, heap *h, const node *x) {
+  opened ctx = {w, h, x->outer, plan_block_of(w->s, &x->c), 1};
+  each_choice(w->s, w->away, w->naway, x->c, add_variant, &ctx);
+}
+
+static void all_points(void *ctx, const plan_choice *c) {
+  const opened *o = ctx;
+  each_choice(o->w->s, o->w->away, o->w->naway, *c, add_variant, ctx);
 }
 
 static void drop(walk *w, const outer *o) {
@@ -320,10 +367,12 @@ static void drop(walk *w, const outer *o) {
 }
 
 static void open_outer(walk *w, heap *h, int at) {
-  const outer *o = &w->outer.at[at];
-  opened ctx = {w, h, at, plan_block_of(w->s, &o->c)};
+  outer *o = &w->outer.at[at];
+  opened ctx = {w, h, at, plan_block_of(w->s, &o->c), 0};
+  if (!o->variants) count_inner(w, o);
+  if (!o->variants) return;
   if (!ctx.b->why) {
-    each_choice(w->s, w->inner, w->ninner, o->c, add_point, &ctx);
+    each_choice(w->s, w->inner, w->ninner, o->c, w->o->exhaustive ? all_points : add_point, &ctx);
     return;
   }
   w->code = ctx.b->code;
@@ -346,6 +395,10 @@ static void find_closest(walk *w) {
     open_outer(w, &h, w->put_off.at[i]);
     w->stats->considered = considered;
     w->stats->pruned = pruned;
+  }
+  while (h.n) {
+    node x = pop(&h);
+    if (x.kind == NODE_AWAY) add_variants(w, &h, &x);
   }
   for (int i = 0; i < w->unfits; i++)
     consider(w, &w->unfit[i].c, plan_block_of(w->s, &w->unfit[i].c));
@@ -373,20 +426,35 @@ static void search(walk *w) {
       w->next_report = now() + 0.25;
     }
     bool lost = x.bound > to_beat(w);
-    if (lost && x.kind == NODE_POINT) {
-      w->stats->pruned++;
+    if (lost && x.kind >= NODE_POINT) {
+      w->stats->pruned += x.kind == NODE_VARIANT ? 1 : o->variants;
     } else if (lost) {
       drop(w, o);
     } else if (x.kind == NODE_OUTER && !all && !plan_outer_fits(w->s, &o->c)) {
-      drop(w, o);
-      vec_push(w->s->a, &w->put_off, x.outer);
+      double bound = plan_outer_away(w->s, &o->c);
+      if (isinf(bound)) {
+        drop(w, o);
+        vec_push(w->s->a, &w->put_off, x.outer);
+        continue;
+      }
+      x.kind = NODE_GROUP;
+      x.bound = fmax(x.bound, fmax(bound, group_bound(w, o)));
+      push(w, &h, x);
     } else if (x.kind == NODE_OUTER && !all) {
       double bound = group_bound(w, o);
       x.kind = NODE_GROUP;
       if (bound > x.bound) x.bound = bound;
       push(w, &h, x);
-    } else if (x.kind == NODE_POINT) {
+    } else if (x.kind == NODE_VARIANT) {
       consider(w, &x.c, plan_block_of(w->s, &x.c));
+    } else if (x.kind == NODE_POINT) {
+      if (consider(w, &x.c, plan_block_of(w->s, &x.c)) && o->variants > 1)
+        add_variants(w, &h, &x);
+      else
+        w->stats->pruned += o->variants - 1;
+    } else if (x.kind == NODE_AWAY) {
+      w->stats->pruned++;
+      add_variants(w, &h, &x);
     } else {
       open_outer(w, &h, x.outer);
     }
@@ -435,8 +503,8 @@ static bool same_choice(const plan_choice *a, const plan_choice *b) {
   for (int i = 0; i < PLAN_AXES; i++)
     if (a->size[i] != b->size[i]) return false;
   return a->micro_batch == b->micro_batch && a->interleave == b->interleave && a->zero == b->zero &&
-         a->recompute == b->recompute && a->pipe == b->pipe &&
-         a->home[PLAN_OPTIMIZER] == b->home[PLAN_OPTIMIZER];
+         a->zero_group == b->zero_group && a->recompute == b->recompute && a->pipe == b->pipe &&
+         !memcmp(a->home, b->home, sizeof a->home);
 }
 
 // The best plan under other pins, as an alternative to the best of all.
@@ -582,7 +650,7 @@ static void predict(walk *w) {
   for (int i = 0; i < w->outer.n; i++) {
     outer *o = &w->outer.at[i];
     map_set(&seen, block_name(w->s->a, &o->c), w);
-    o->points = count_inner(w, &o->c);
+    count_inner(w, o);
     w->stats->points += o->points;
   }
   w->stats->predicted_fronts = seen.n;

@@ -28,6 +28,8 @@ typedef struct plan_pins {
   int64_t micro_batch, interleave;
   int schedule;  // pipe_kind
   int zero, recompute;
+  int64_t zero_group;   // ranks that share a state
+  int64_t zero_factor;  // the same as the innermost factor of `data`
   int home[PLAN_CLASSES];
 } plan_pins;
 plan_pins plan_pins_none(void);
@@ -61,7 +63,7 @@ typedef struct plan_space {
   int64_t fronts;  // blocks made
 } plan_space;
 
-typedef enum plan_level { PLAN_OUTER, PLAN_INNER } plan_level;
+typedef enum plan_level { PLAN_OUTER, PLAN_INNER, PLAN_AWAY } plan_level;  // space.def
 enum { PLAN_VALUES = 256 };
 typedef struct plan_dim {
   const char *name, *doc;
@@ -83,6 +85,9 @@ double plan_outer_bound(plan_space *s, const plan_choice *c);
 // False when no plan with these outer dimensions fits: the load of saved activations alone, were
 // all of them cut by all axes of a stage, is too much.
 bool plan_outer_fits(const plan_space *s, const plan_choice *c);
+// For one that does not: a lower bound on its step when what is saved goes to the host; INFINITY
+// when it cannot, or does not fit there either.
+double plan_outer_away(const plan_space *s, const plan_choice *c);
 
 // What can be said of a choice, all of it set, without cutting stages. `scratch` is used.
 typedef struct plan_quick {

@@ -218,8 +218,7 @@ static int64_t state_ranks(const plan_choice *c) {
 
 // Whether the state is cut over fewer ranks than hold copies of it, so that the number is news.
 static bool own_group(const plan_choice *c) {
-  return c->zero && c->zero_group > 1 && c->zero_group != c->size[PLAN_DATA] &&
-         c->zero_group != state_ranks(c);
+  return c->zero && c->zero_group > 1 && c->zero_group != state_ranks(c);
 }
 
 static const char *zero_text(arena *a, const plan_choice *c) {

@@ -2,6 +2,7 @@
 #include <string.h>
 
 #include "ir/rule.h"
+#include "passes/plan/homes.h"
 #include "passes/plan/search.h"
 
 plan_pins plan_pins_none(void) {
@@ -204,24 +205,58 @@ static int values_zero(const plan_space *s, const plan_choice *c, int64_t out[PL
 static void set_zero(const plan_space *s, plan_choice *c, int64_t v) {
   (void)s;
   c->zero = (int)v;
-  c->zero_group = v ? replicas(c) : 1;
 }
 
-static int values_optimizer(const plan_space *s, const plan_choice *c, int64_t out[PLAN_VALUES]) {
-  (void)c;
-  int pin = s->pins.home[PLAN_OPTIMIZER];
-  int64_t first, count;
-  const cl_level *node = cl_node_of(s->cluster, 0, &first, &count);
-  bool host = node && node->host.size > 0;
-  if (pin >= 0) return pin == PLAN_DEVICE || (pin == PLAN_HOST && host) ? one(out, pin) : 0;
-  out[0] = PLAN_DEVICE;
-  out[1] = PLAN_HOST;
-  return host ? 2 : 1;
+// Groups hold all ulysses and ring ranks and some of data's, which lie next to each other. Worth a
+// look are those that end where a level of the cluster does.
+static int values_group(const plan_space *s, const plan_choice *c, int64_t out[PLAN_VALUES]) {
+  int64_t all = replicas(c), data = c->size[PLAN_DATA], inner = all / data;
+  int64_t ranks = s->pins.zero_group, factor = s->pins.zero_factor;
+  if (!c->zero) return one(out, 1);
+  if (factor && !ranks) ranks = factor * inner;
+  if (ranks) return ranks > 1 && ranks % inner == 0 && all % ranks == 0 ? one(out, ranks) : 0;
+  int64_t apart = 1;  // devices between neighbours on `data`
+  for (int i = PLAN_AXES - 1; c->order[i] != PLAN_DATA; i--) apart *= c->size[c->order[i]];
+  int n = one(out, all);
+  for (int t = 0; t < s->cluster->ntiers; t++) {
+    int64_t unit = s->cluster->tier[t].unit;
+    if (unit < c->size[PLAN_TENSOR] * inner) continue;
+    int64_t group = inner * cl_gcd(unit < apart ? 1 : unit / apart, data);
+    if (group > 1 && group < all && group != out[n - 1]) out[n++] = group;
+  }
+  return n;
 }
-static void set_optimizer(const plan_space *s, plan_choice *c, int64_t v) {
+static void set_group(const plan_space *s, plan_choice *c, int64_t v) {
   (void)s;
-  c->home[PLAN_OPTIMIZER] = (plan_home)v;
+  c->zero_group = v;
 }
+
+// ---- away ---------------------------------------------------------------------------------------
+
+// The homes of a class that the nodes have, nearest first; `last` is the farthest that it may have.
+static int homes(const plan_space *s, plan_class k, plan_home last, int64_t out[PLAN_VALUES]) {
+  hm_store store = hm_store_of(s->cluster);
+  int n = 0;
+  for (int h = PLAN_DEVICE; h <= (int)last; h++) {
+    if ((h == PLAN_HOST && !store.host) || (h == PLAN_DISK && !store.disk)) continue;
+    if (s->pins.home[k] < 0 || s->pins.home[k] == h) out[n++] = h;
+  }
+  return n;
+}
+
+#define HOME(NAME, CLASS, LAST)                                                                   \
+  static int values_##NAME(const plan_space *s, const plan_choice *c, int64_t out[PLAN_VALUES]) { \
+    (void)c;                                                                                      \
+    return homes(s, CLASS, LAST, out);                                                            \
+  }                                                                                               \
+  static void set_##NAME(const plan_space *s, plan_choice *c, int64_t v) {                        \
+    (void)s;                                                                                      \
+    c->home[CLASS] = (plan_home)v;                                                                \
+  }
+HOME(parameters, PLAN_PARAMETERS, PLAN_DISK)
+HOME(gradients, PLAN_GRADIENTS, PLAN_HOST)
+HOME(optimizer, PLAN_OPTIMIZER, PLAN_DISK)
+HOME(activations, PLAN_ACTIVATIONS, PLAN_HOST)
 
 // "1, 2, 3, 4, 6, 12"
 static const char *list_of(arena *a, const plan_space *s, bool (*test)(const plan_space *, int64_t),
@@ -269,6 +304,23 @@ const char *plan_why_illegal(arena *a, const plan_space *s, const char **code) {
     return arena_printf(a, "micro_batch = %lld does not divide batch = %lld",
                         (long long)s->pins.micro_batch, (long long)s->job->batch);
   *code = "infeasible";
+  if (s->pins.zero_group)
+    return arena_printf(
+        a,
+        "%lld ranks cannot share a state: they are all ulysses and ring ranks times "
+        "a divisor of data",
+        (long long)s->pins.zero_group);
+  if (s->pins.zero_factor)
+    return arena_printf(a, "%lld data ranks cannot share a state: no divisor of data",
+                        (long long)s->pins.zero_factor);
+  for (int k = 0; k < PLAN_CLASSES; k++) {
+    hm_store store = hm_store_of(s->cluster);
+    int home = s->pins.home[k];
+    if ((home == PLAN_HOST && !store.host) || (home == PLAN_DISK && !store.disk))
+      return arena_printf(a, "%s cannot be on the %s: nodes of %s have no %s", plan_class_name(k),
+                          plan_home_name(home), s->cluster->name,
+                          home == PLAN_DISK && store.host ? "disk" : "host memory");
+  }
   if (s->pins.zero > 0)
     return arena_printf(a, "zero = %d needs ranks that hold the same weights", s->pins.zero);
   return arena_printf(a, "a batch of %lld cannot be dealt to %lld device%s%s",
@@ -279,12 +331,14 @@ const char *plan_why_illegal(arena *a, const plan_space *s, const char **code) {
 int plan_dims(const plan_dim **out) {
 #define OUTER PLAN_OUTER
 #define INNER PLAN_INNER
+#define AWAY PLAN_AWAY
 #define DIM(name, level, doc) {#name, doc, level, values_##name, set_##name},
   static const plan_dim dims[] = {
 #include "passes/plan/space.def"
   };
 #undef OUTER
 #undef INNER
+#undef AWAY
   *out = dims;
   return (int)(sizeof dims / sizeof *dims);
 }

@@ -142,6 +142,7 @@ cluster random {{
     members = {inside} * small; link = switch({link}GB/s, {latency}us)
     nics = {inside} * nic({nic}Gbit/s, 5us)
     host = memory({host}GiB, {pcie}GB/s, 10us)
+    disk = disk(64GiB, {drive}GB/s, 100us)
   }}
   group all {{ members = {boxes} * box; link = fat_tree() }}
 }}
@@ -155,7 +156,7 @@ def random_job(r, folder):
         bandwidth=r.choice([50, 200, 1000]), matmul=r.choice([1, 10, 100]), vector=r.choice([1, 10]),
         share=r.choice([0.4, 0.8]), launch=r.choice([1, 10]), link=r.choice([1, 10, 100]),
         latency=r.choice([1, 10]), nic=r.choice([1, 10, 100]), host=r.choice([1, 16]),
-        pcie=r.choice([2, 20]))
+        pcie=r.choice([2, 20]), drive=r.choice([1, 5]))
     path = os.path.join(folder, "cluster.dsm")
     with open(path, "w") as f:
         f.write(text)
@@ -171,7 +172,9 @@ def random_job(r, folder):
     # Some of the dimensions pinned, so that what is left is small enough to try all of it.
     pins = []
     if r.random() < 0.8:
-        pins.append("offload=none")
+        pins.append("offload=" + r.choice(["none"] * 6 + [
+            "activations:host", "parameters:host+optimizer:host", "parameters:disk+optimizer:disk",
+            "gradients:host+optimizer:host"]))
     if r.random() < 0.5:
         pins.append(f"recompute={r.choice(['none', 'selective', 'full'])}")
     if r.random() < 0.5:

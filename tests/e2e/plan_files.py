@@ -39,6 +39,17 @@ def round_trip(dsmc, folder, checks):
     path = os.path.join(folder, "gpt2.plan")
     first = best(dsmc, "--cluster", "dgx-a100-80g:8", "--pin", PINS, "-o", path)
     checks.check("a plan read back is the plan", best(dsmc, "--plan", path) == first)
+    group = os.path.join(folder, "group.plan")
+    some = best(dsmc, "--cluster", "dgx-a100-80g:8", "--pin", "data=8,zero=2:4", "-o", group)
+    checks.check("ranks that share a state are read back",
+                 some["zero"] == {"stage": 2, "group": 4} and best(dsmc, "--plan", group) == some)
+    away = os.path.join(folder, "away.plan")
+    some = best(dsmc, "--cluster", "dgx-a100-80g:8", "--pin",
+                "data=8,zero=3,offload=parameters:disk+gradients:host+optimizer:disk+activations:host",
+                "-o", away)
+    checks.check("homes are read back",
+                 some["offload"] == {"parameters": "disk", "gradients": "host", "optimizer": "disk",
+                                     "activations": "host"} and best(dsmc, "--plan", away) == some)
     text = open(path).read()
     edited = os.path.join(folder, "edited.plan")
     with open(edited, "w") as f:

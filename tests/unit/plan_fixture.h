@@ -371,7 +371,7 @@ static inline plan_result *fx_wide(arena *a) {
   c->choice.size[PLAN_EXPERT] = 2;
   c->choice.micro_batches = 128;
   c->choice.zero = 2;
-  c->choice.zero_group = 2;
+  c->choice.zero_group = 8;
   c->choice.recompute = PLAN_SELECTIVE;
   c->choice.home[PLAN_OPTIMIZER] = PLAN_DISK;
   c->choice.home[PLAN_ACTIVATIONS] = PLAN_HOST;
