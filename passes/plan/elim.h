@@ -11,6 +11,15 @@
 //   el_one(p, 0, cost0);                      // cost0[v]
 //   el_two(p, 0, 1, cost01);                  // cost01[v0 * 2 + v1]
 //   if (el_solve(p, scratch, value, &total))  // value[i] of each variable
+//
+// A problem that is solved again and again with other costs, and in which the same combinations are
+// forbidden, is compiled once: what is left is a *circuit* of sums and minima over the combinations
+// that are allowed, a small share of all.
+//
+//   el_circuit *c = el_compile(a, p, NULL);
+//   double *cost = arena_new(a, double, c->ncosts);
+//   memcpy(cost + c->at[0], other0, ...);  // of term 0, the el_one above
+//   el_run(c, scratch, cost, value, &total);
 #ifndef DSM_PLAN_ELIM_H
 #define DSM_PLAN_ELIM_H
 
@@ -39,14 +48,33 @@ void el_one(el_problem *p, int var, const double *cost);
 void el_two(el_problem *p, int a, int b, const double *cost);
 
 typedef struct el_stats {
-  double largest;  // entries of the largest function
+  double largest;  // entries of the largest function, were nothing forbidden
   double entries;  // of all
+  double sums;     // that are worked out: of combinations that are allowed
 } el_stats;
 
-// Least total and a choice that has it; of equal ones the first in the order of elimination, always
-// the same. False when no choice is allowed, or a function would have more than EL_LARGEST entries
-// (then *total is NAN).
+typedef struct el_step el_step;
+typedef struct el_circuit {
+  int n;
+  int nterms;
+  int *at;      // of each term: where its table lies in the costs; -1: it only forbids
+  int ncosts;   // entries of the tables that count
+  int nvalues;  // of them and of the minima behind them
+  int nsteps;   // variables, in the order in which they are taken out
+  el_step *step;
+  bool possible;  // false: no choice is allowed
+} el_circuit;
+
+// Which entries are EL_NEVER is fixed from here on, and so is which terms of two variables only
+// forbid (all their entries are 0 or EL_NEVER); all other costs are given to el_run. NULL when a
+// function would have more than EL_LARGEST entries.
 #define EL_LARGEST (1 << 24)
+el_circuit *el_compile(arena *a, const el_problem *p, el_stats *stats);
+// Least total for these costs, and a choice that has it; of equal ones the first in the order of
+// elimination, always the same. False when no choice is allowed. What is forbidden is not read.
+bool el_run(const el_circuit *c, arena *scratch, const double *cost, int *value, double *total);
+
+// Both at once; *total is NAN when the problem is too large.
 bool el_solve(const el_problem *p, arena *scratch, int *value, double *total, el_stats *stats);
 // The same by trying every choice: an oracle for tests, for few variables.
 bool el_brute(const el_problem *p, int *value, double *total);

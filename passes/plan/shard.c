@@ -3,6 +3,9 @@
 // what it produces is what its strategy says, what it reads must be among what is there. Costs are
 // the seconds of ops and of conversions, of one micro-batch; so every term has one variable, or two
 // and only zeros and EL_NEVER.
+//
+// What is forbidden depends only on which indices the axis can cut. So all that follows from it,
+// the compiled problem with it, is a *shape* that is made once; a search fills in the costs.
 #include "passes/plan/shard.h"
 
 #include <math.h>
@@ -34,6 +37,41 @@ typedef struct state {
   int from[2];
 } state;
 
+// What all searches of a graph share.
+typedef struct basis {
+  int *times;  // runs of what makes a value
+  bool *once;
+  int *piece;
+  pg_phase *phase;
+  bool *multiplied;             // a weight that is an operand of a product
+  VEC(const ir_index *) index;  // all leaves of values, each once
+  int **leaf;                   // of each value: the numbers of its leaves there
+} basis;
+
+// What searches share whose axes may cut the same.
+typedef struct shape {
+  const char *cuts;        // the domain, then for each index of the basis whether it can be cut
+  unsigned *made, *asked;  // codes of each value
+  state **state;
+  int *nstates;
+  int **keep;  // strategies of each op that this axis can use
+  int *nkeep;
+  el_circuit *circuit;  // NULL: too large
+  el_stats stats;
+} shape;
+
+struct sh_memo {
+  arena *a;
+  basis *basis;
+  VEC(shape *) shape;
+};
+
+sh_memo *sh_memo_new(arena *a) {
+  sh_memo *m = arena_new(a, sh_memo, 1);
+  m->a = a;
+  return m;
+}
+
 typedef struct solver {
   arena *a;       // of this search alone
   arena *result;  // of what it finds
@@ -41,15 +79,8 @@ typedef struct solver {
   const pg_graph *g;
   const sh_env *e;
   const double *value_part, *op_part;
-  int *times;  // runs of what makes a value
-  bool *once;
-  int *piece;
-  pg_phase *phase;
-  unsigned *made, *asked;  // codes of each value
-  state **state;
-  int *nstates;
-  int **keep;  // strategies of each op that this axis can use
-  int *nkeep;
+  const basis *b;
+  const shape *x;
   bool *streamed;  // the value feeds an attention that its conversion overlaps
 } solver;
 
@@ -91,20 +122,43 @@ static cl_cost move_cost(const solver *s, int v, int from, int to, cl_collective
 }
 
 static double runs_of(const solver *s, int v) {
-  double n = s->times[v];
-  return s->once[v] ? n / (double)s->e->micro_batches : n;
+  double n = s->b->times[v];
+  return s->b->once[v] ? n / (double)s->e->micro_batches : n;
 }
 
-static void add_state(solver *s, int v, state x) { s->state[v][s->nstates[v]++] = x; }
+static void add_state(shape *x, int v, state s) { x->state[v][x->nstates[v]++] = s; }
+
+// Whether one reader may ask for x and another one for y: else not both are needed.
+static bool both_asked(const sh_rules *r, const shape *s, const int *reader, int n, int v, int x,
+                       int y) {
+  int asks = 0, of_x = 0, of_y = 0;  // operands that may ask for either
+  for (int i = 0; i < n; i++) {
+    const pg_op *p = &r->g->op.at[reader[i]];
+    for (int k = 0; k < p->nin; k++) {
+      bool has_x = false, has_y = false;
+      for (int j = 0; p->in[k] == v && j < s->nkeep[reader[i]]; j++) {
+        int code = r->strategy[reader[i]][s->keep[reader[i]][j]].code[k];
+        has_x |= code == x;
+        has_y |= code == y;
+      }
+      of_x += has_x;
+      of_y += has_y;
+      asks += has_x || has_y;
+    }
+  }
+  return of_x && of_y && asks > 1;
+}
 
 // All states of a value: each placement it may be produced in, with up to two conversions. What is
-// replicated is there in every cut form too.
-static void make_states(solver *s, int v) {
+// replicated is there in every cut form too. `reader`: the ops that read it.
+static void make_states(arena *a, const sh_rules *r, shape *s, int v, const int *reader,
+                        int readers) {
   unsigned made = s->made[v], asked = s->asked[v];
-  int codes = SH_LEAF + s->g->value.at[v].nleaf;
+  const pg_value *value = &r->g->value.at[v];
+  int codes = SH_LEAF + value->nleaf;
   unsigned leaves = ~3u;
   int n = __builtin_popcount(asked);
-  s->state[v] = arena_new(s->a, state, __builtin_popcount(made) * (2 + n + n * n));
+  s->state[v] = arena_new(a, state, __builtin_popcount(made) * (2 + n + n * n));
   for (int p = 0; p < codes; p++) {
     if (!(made >> p & 1)) continue;
     unsigned there = 1u << p;
@@ -116,14 +170,14 @@ static void make_states(solver *s, int v) {
     // A weight stays as it lies: to gather it is what ZeRO 3 does, over the axes it is replicated
     // on.
     // The same holds for a view of one: gathered, it would be a whole copy on every rank.
-    if (s->g->value.at[v].weight || s->g->value.at[v].view_of >= 0) continue;
+    if (value->weight || value->view_of >= 0) continue;
     if (asked & ~there)  // replicated: serves all
       add_state(s, v, (state){p, there | 1u | leaves, {SH_REPLICATED, -1}, {p, 0}});
     for (int x = SH_LEAF; x < codes; x++) {
       if (x == p || !(asked >> x & 1)) continue;
       add_state(s, v, (state){p, there | 1u << x, {x, -1}, {p, 0}});
       for (int y = x + 1; y < codes; y++)
-        if (y != p && (asked >> y & 1))
+        if (y != p && (asked >> y & 1) && both_asked(r, s, reader, readers, v, x, y))
           add_state(s, v, (state){p, there | 1u << x | 1u << y, {x, y}, {p, p}});
     }
   }
@@ -170,103 +224,134 @@ static double op_cost(const solver *s, int at, const sh_strategy *x) {
   return p->once ? seconds / (double)s->e->micro_batches : seconds;
 }
 
-static bool leaf_allowed(const solver *s, const ir_index *x) {
-  return sh_divides(x, s->e->size) && (s->e->domain != SH_SEQUENCE || sh_is_position(s->r, x));
+// ---- shapes -------------------------------------------------------------------------------------
+
+static int number_of(arena *a, basis *b, const ir_index *x) {
+  for (int i = 0; i < b->index.n; i++)
+    if (b->index.at[i] == x) return i;
+  vec_push(a, &b->index, x);
+  return b->index.n - 1;
 }
 
-static bool code_allowed(const solver *s, int v, int code) {
+static basis *make_basis(arena *a, const sh_rules *r) {
+  const pg_graph *g = r->g;
+  int nv = g->value.n;
+  basis *b = arena_new(a, basis, 1);
+  b->times = arena_new(a, int, nv + 1);
+  b->once = arena_new(a, bool, nv + 1);
+  b->piece = arena_new(a, int, nv + 1);
+  b->phase = arena_new(a, pg_phase, nv + 1);
+  b->multiplied = arena_new(a, bool, nv + 1);
+  b->leaf = arena_new(a, int *, nv + 1);
+  for (int i = 0; i < g->op.n; i++) {
+    const pg_op *p = &g->op.at[i];
+    for (int j = 0; j < p->nout; j++) {
+      int v = p->out[j];
+      if (v < 0 || p->kind == PG_UPDATE) continue;
+      if (p->times >= b->times[v]) {
+        b->times[v] = p->times;
+        b->once[v] = p->once || g->value.at[v].gradient;
+        b->piece[v] = p->piece;
+        b->phase[v] = p->phase;
+      }
+    }
+    for (int k = 0; k < p->nin && p->kind == PG_OP && p->cost.kind == PC_PRODUCT; k++) {
+      int v = p->in[k];
+      if (v >= 0) b->multiplied[g->value.at[v].view_of >= 0 ? g->value.at[v].view_of : v] = true;
+    }
+  }
+  for (int v = 0; v < nv; v++) {
+    const pg_value *p = &g->value.at[v];
+    b->leaf[v] = arena_new(a, int, p->nleaf + 1);
+    for (int i = 0; i < p->nleaf; i++) b->leaf[v][i] = number_of(a, b, p->leaf[i]);
+    if (!p->weight) continue;
+    b->times[v] = p->layers;
+    b->piece[v] = -1;
+  }
+  return b;
+}
+
+static bool leaf_allowed(const sh_rules *r, const sh_env *e, const ir_index *x) {
+  return sh_divides(x, e->size) && (e->domain != SH_SEQUENCE || sh_is_position(r, x));
+}
+
+// What makes a shape.
+typedef struct shaper {
+  arena *a;  // of the shape
+  const sh_rules *r;
+  const pg_graph *g;
+  const basis *b;
+  sh_domain domain;
+  shape *x;
+} shaper;
+
+static bool code_allowed(const shaper *s, int v, int code) {
   if (code < SH_LEAF) return true;
-  const pg_value *p = &s->g->value.at[v];
-  if (s->e->domain != SH_ANY && !p->batch) return false;
-  return leaf_allowed(s, p->leaf[code - SH_LEAF]);
+  if (s->domain != SH_ANY && !s->g->value.at[v].batch) return false;
+  return s->x->cuts[1 + s->b->leaf[v][code - SH_LEAF]] == '+';
 }
 
-static bool usable(const solver *s, const pg_op *p, const sh_strategy *x) {
+static bool usable(const shaper *s, const pg_op *p, const sh_strategy *x) {
   for (int i = 0; i < p->nin + p->nout; i++) {
     int v = i < p->nin ? p->in[i] : p->out[i - p->nin];
     if (v >= 0 && !code_allowed(s, v, x->code[i])) return false;
   }
   // A gradient that stays partial is summed with those of the data ranks, over which its weight is
   // whole too. On `tensor` it must become what the weight is.
-  return p->kind != PG_UPDATE || x->code[0] != SH_PARTIAL || s->e->domain != SH_ANY;
+  return p->kind != PG_UPDATE || x->code[0] != SH_PARTIAL || s->domain != SH_ANY;
 }
 
-static void prepare(solver *s) {
+static void find_codes(shaper *s) {
   const pg_graph *g = s->g;
   int nv = g->value.n, no = g->op.n;
-  s->times = arena_new(s->a, int, nv + 1);
-  s->once = arena_new(s->a, bool, nv + 1);
-  s->piece = arena_new(s->a, int, nv + 1);
-  s->phase = arena_new(s->a, pg_phase, nv + 1);
-  s->made = arena_new(s->a, unsigned, nv + 1);
-  s->asked = arena_new(s->a, unsigned, nv + 1);
-  s->state = arena_new(s->a, state *, nv + 1);
-  s->nstates = arena_new(s->a, int, nv + 1);
-  s->keep = arena_new(s->a, int *, no + 1);
-  s->nkeep = arena_new(s->a, int, no + 1);
-  s->streamed = arena_new(s->a, bool, nv + 1);
+  shape *x = s->x;
+  x->made = arena_new(s->a, unsigned, nv + 1);
+  x->asked = arena_new(s->a, unsigned, nv + 1);
+  x->keep = arena_new(s->a, int *, no + 1);
+  x->nkeep = arena_new(s->a, int, no + 1);
   for (int i = 0; i < no; i++) {
     const pg_op *p = &g->op.at[i];
-    s->keep[i] = arena_new(s->a, int, s->r->n[i]);
+    x->keep[i] = arena_new(s->a, int, s->r->n[i]);
     for (int k = 0; k < s->r->n[i]; k++) {
-      const sh_strategy *x = &s->r->strategy[i][k];
-      if (!usable(s, p, x)) continue;
-      s->keep[i][s->nkeep[i]++] = k;
+      const sh_strategy *y = &s->r->strategy[i][k];
+      if (!usable(s, p, y)) continue;
+      x->keep[i][x->nkeep[i]++] = k;
       for (int j = 0; j < p->nin + p->nout; j++) {
         int v = j < p->nin ? p->in[j] : p->out[j - p->nin];
         if (v < 0) continue;
         if (j < p->nin)
-          s->asked[v] |= 1u << x->code[j];
+          x->asked[v] |= 1u << y->code[j];
         else
-          s->made[v] |= 1u << x->code[j];
+          x->made[v] |= 1u << y->code[j];
       }
-    }
-    for (int j = 0; j < p->nout; j++) {
-      int v = p->out[j];
-      if (v < 0 || p->kind == PG_UPDATE) continue;
-      if (p->times >= s->times[v]) {
-        s->times[v] = p->times;
-        s->once[v] = p->once || g->value.at[v].gradient;
-        s->piece[v] = p->piece;
-        s->phase[v] = p->phase;
-      }
-    }
-  }
-  bool *multiplied = arena_new(s->a, bool, nv + 1);
-  for (int i = 0; i < no; i++) {
-    const pg_op *p = &g->op.at[i];
-    for (int k = 0; k < p->nin && p->kind == PG_OP && p->cost.kind == PC_PRODUCT; k++) {
-      int v = p->in[k];
-      if (v >= 0) multiplied[g->value.at[v].view_of >= 0 ? g->value.at[v].view_of : v] = true;
     }
   }
   for (int v = 0; v < nv; v++) {
     const pg_value *p = &g->value.at[v];
     if (!p->weight) continue;
-    s->made[v] = 0;
+    x->made[v] = 0;
     for (int c = SH_LEAF; c < SH_LEAF + p->nleaf; c++)
-      if (code_allowed(s, v, c)) s->made[v] |= 1u << c;
+      if (code_allowed(s, v, c)) x->made[v] |= 1u << c;
     // Matrices are cut where they can be: that is what `tensor` means. (Weights that are whole
     // while tokens are cut are what ulysses has.) Norms and biases may be whole.
-    if (!s->made[v] || !multiplied[v]) s->made[v] |= 1u;
-    s->times[v] = p->layers;
-    s->piece[v] = -1;
+    if (!x->made[v] || !s->b->multiplied[v]) x->made[v] |= 1u;
   }
 }
 
 // A value that comes in any placement asks for nothing.
-static bool unbound(const solver *s, int v) {
-  return v < 0 || s->g->value.at[v].free || (!s->made[v] && !s->g->value.at[v].weight);
+static bool unbound(const shaper *s, int v) {
+  return s->g->value.at[v].free || (!s->x->made[v] && !s->g->value.at[v].weight);
 }
 
-static void tie(solver *s, el_problem *p, int op, int side, int v, bool def) {
-  int n = s->nkeep[op], m = s->nstates[v];
-  double *cost = arena_new(s->a, double, n *m);
+static void tie(const shaper *s, el_problem *p, int op, int side, int v, bool def) {
+  const shape *y = s->x;
+  int n = y->nkeep[op], m = y->nstates[v];
+  double *cost = arena_new(p->arena, double, n *m);
   bool binds = false;
   for (int i = 0; i < n; i++) {
-    int code = s->r->strategy[op][s->keep[op][i]].code[side];
+    int code = s->r->strategy[op][y->keep[op][i]].code[side];
     for (int k = 0; k < m; k++) {
-      const state *x = &s->state[v][k];
+      const state *x = &y->state[v][k];
       bool ok = def ? x->produced == code : (x->there >> code & 1) != 0;
       cost[i * m + k] = ok ? 0 : EL_NEVER;
       binds |= !ok;
@@ -275,11 +360,83 @@ static void tie(solver *s, el_problem *p, int op, int side, int v, bool def) {
   if (binds) el_two(p, op, s->g->op.n + v, cost);
 }
 
+static void find_states(shaper *s, arena *scratch) {
+  const pg_graph *g = s->g;
+  shape *x = s->x;
+  int nv = g->value.n;
+  x->state = arena_new(s->a, state *, nv + 1);
+  x->nstates = arena_new(s->a, int, nv + 1);
+  int *first = arena_new(scratch, int, nv + 2), all = 0;  // readers of each value
+  for (int i = 0; i < g->op.n; i++)
+    for (int k = 0; k < g->op.at[i].nin; k++)
+      if (g->op.at[i].in[k] >= 0) first[g->op.at[i].in[k] + 1]++;
+  for (int v = 0; v <= nv; v++) all += first[v], first[v] = all;
+  int *reader = arena_new(scratch, int, all + 1), *n = arena_new(scratch, int, nv + 1);
+  for (int i = 0; i < g->op.n; i++)
+    for (int k = 0; k < g->op.at[i].nin; k++) {
+      int v = g->op.at[i].in[k];
+      if (v < 0 || (n[v] && reader[first[v] + n[v] - 1] == i)) continue;
+      reader[first[v] + n[v]++] = i;
+    }
+  for (int v = 0; v < nv; v++)
+    if (!unbound(s, v)) make_states(s->a, s->r, x, v, reader + first[v], n[v]);
+}
+
+// Its variables: the ops' strategies, then the values' states. Terms 0 .. n - 1 are their costs.
+static void compile(shaper *s, arena *scratch) {
+  const pg_graph *g = s->g;
+  shape *x = s->x;
+  int n = g->op.n + g->value.n, most = 1;
+  int *size = arena_new(scratch, int, n + 1);
+  for (int i = 0; i < g->op.n; i++) size[i] = x->nkeep[i];
+  for (int v = 0; v < g->value.n; v++) size[g->op.n + v] = x->nstates[v] ? x->nstates[v] : 1;
+  for (int i = 0; i < n; i++)
+    if (size[i] > most) most = size[i];
+  el_problem *p = el_new(scratch, n, size);
+  const double *open = arena_new(scratch, double, most);
+  for (int i = 0; i < n; i++) el_one(p, i, open);
+  for (int i = 0; i < g->op.n; i++) {
+    const pg_op *o = &g->op.at[i];
+    for (int k = 0; k < o->nin + o->nout; k++) {
+      int v = k < o->nin ? o->in[k] : o->out[k - o->nin];
+      if (v >= 0 && x->nstates[v]) tie(s, p, i, k, v, k >= o->nin);
+    }
+  }
+  x->circuit = el_compile(s->a, p, &x->stats);
+}
+
+static const shape *shape_of(const sh_rules *r, const sh_env *e) {
+  sh_memo *m = r->memo;
+  if (!m->basis) m->basis = make_basis(m->a, r);
+  const basis *b = m->basis;
+  arena scratch;
+  arena_init(&scratch);
+  char *cuts = arena_alloc(&scratch, (size_t)b->index.n + 2);
+  cuts[0] = (char)('0' + (int)e->domain);
+  for (int i = 0; i < b->index.n; i++) cuts[1 + i] = leaf_allowed(r, e, b->index.at[i]) ? '+' : '-';
+  shape *x = NULL;
+  for (int i = 0; i < m->shape.n && !x; i++)
+    if (str_eq(m->shape.at[i]->cuts, cuts)) x = m->shape.at[i];
+  if (!x) {
+    x = arena_new(m->a, shape, 1);
+    x->cuts = arena_strdup(m->a, cuts);
+    shaper s = {.a = m->a, .r = r, .g = r->g, .b = b, .domain = e->domain, .x = x};
+    find_codes(&s);
+    find_states(&s, &scratch);
+    compile(&s, &scratch);
+    vec_push(m->a, &m->shape, x);
+  }
+  arena_free(&scratch);
+  return x;
+}
+
+// ---- searches -----------------------------------------------------------------------------------
+
 static void record(solver *s, sh_result *out, const int *value) {
   const pg_graph *g = s->g;
   for (int i = 0; i < g->op.n; i++) {
     const pg_op *p = &g->op.at[i];
-    out->strategy[i] = s->keep[i][value[i]];
+    out->strategy[i] = s->x->keep[i][value[i]];
     const sh_strategy *x = &s->r->strategy[i][out->strategy[i]];
     out->op_part[i] = x->cuts ? sh_part(x->index, s->e->size) : 1;
     if (x->reduces) {
@@ -298,8 +455,8 @@ static void record(solver *s, sh_result *out, const int *value) {
   }
   for (int v = 0; v < g->value.n; v++) {
     out->code[v] = SH_REPLICATED;
-    if (!s->nstates[v]) continue;
-    const state *x = &s->state[v][value[g->op.n + v]];
+    if (!s->x->nstates[v]) continue;
+    const state *x = &s->x->state[v][value[g->op.n + v]];
     out->code[v] = (signed char)x->produced;
     out->value_part[v] = part_of(s, v, x->produced);
     for (int i = 0; i < 2; i++) {
@@ -307,10 +464,10 @@ static void record(solver *s, sh_result *out, const int *value) {
       sh_move m = {.value = v,
                    .from = x->from[i],
                    .to = x->to[i],
-                   .piece = s->piece[v],
-                   .phase = s->phase[v],
-                   .times = s->times[v],
-                   .once = s->once[v],
+                   .piece = s->b->piece[v],
+                   .phase = s->b->phase[v],
+                   .times = s->b->times[v],
+                   .once = s->b->once[v],
                    .streamed = s->streamed[v],
                    .prefetched = g->value.at[v].saved};
       if (m.prefetched) m.phase = PG_BACKWARD;
@@ -322,7 +479,7 @@ static void record(solver *s, sh_result *out, const int *value) {
   for (int i = 0; i < g->op.n; i++)
     for (int k = 0; k < g->op.at[i].nin; k++) {
       int v = g->op.at[i].in[k];
-      if (v < 0 || s->nstates[v]) continue;
+      if (v < 0 || s->x->nstates[v]) continue;
       int code = s->r->strategy[i][out->strategy[i]].code[k];
       if (part_of(s, v, code) < out->value_part[v]) out->value_part[v] = part_of(s, v, code);
     }
@@ -331,49 +488,50 @@ static void record(solver *s, sh_result *out, const int *value) {
 sh_result *sh_solve(arena *a, const sh_rules *r, const sh_env *e, const double *value_part,
                     const double *op_part, const char **why) {
   const pg_graph *g = r->g;
-  arena own;  // tables are large and go at the end
+  const shape *x = shape_of(r, e);
+  if (!x->circuit) {
+    *why = "its ops are too entangled to place exactly";
+    return NULL;
+  }
+  arena own;
   arena_init(&own);
-  solver s = {
-      .a = &own, .result = a, .r = r, .g = g, .e = e, .value_part = value_part, .op_part = op_part};
-  prepare(&s);
-  int *size = arena_new(&own, int, g->op.n + g->value.n + 1);
-  for (int i = 0; i < g->op.n; i++) size[i] = s.nkeep[i];
-  for (int v = 0; v < g->value.n; v++) {
-    if (!unbound(&s, v)) make_states(&s, v);
-    size[g->op.n + v] = s.nstates[v] ? s.nstates[v] : 1;
-  }
-  el_problem *p = el_new(&own, g->op.n + g->value.n, size);
+  solver s = {.a = &own,
+              .result = a,
+              .r = r,
+              .g = g,
+              .e = e,
+              .value_part = value_part,
+              .op_part = op_part,
+              .b = r->memo->basis,
+              .x = x,
+              .streamed = arena_new(&own, bool, g->value.n + 1)};
+  double *cost = arena_new(&own, double, x->circuit->ncosts + 1);
   for (int i = 0; i < g->op.n; i++) {
-    double *cost = arena_new(&own, double, s.nkeep[i]);
-    for (int k = 0; k < s.nkeep[i]; k++) cost[k] = op_cost(&s, i, &r->strategy[i][s.keep[i][k]]);
-    el_one(p, i, cost);
-    const pg_op *o = &g->op.at[i];
-    for (int k = 0; k < o->nin + o->nout; k++) {
-      int v = k < o->nin ? o->in[k] : o->out[k - o->nin];
-      if (v >= 0 && s.nstates[v]) tie(&s, p, i, k, v, k >= o->nin);
-    }
+    double *to = cost + x->circuit->at[i];
+    for (int k = 0; k < x->nkeep[i]; k++) to[k] = op_cost(&s, i, &r->strategy[i][x->keep[i][k]]);
   }
   for (int v = 0; v < g->value.n; v++) {
-    if (!s.nstates[v]) continue;
-    double *cost = arena_new(&own, double, s.nstates[v]);
-    for (int k = 0; k < s.nstates[v]; k++) cost[k] = state_cost(&s, v, &s.state[v][k]);
-    el_one(p, g->op.n + v, cost);
+    double *to = cost + x->circuit->at[g->op.n + v];
+    for (int k = 0; k < x->nstates[v]; k++) to[k] = state_cost(&s, v, &x->state[v][k]);
   }
-  sh_result *out = arena_new(a, sh_result, 1);
-  out->strategy = arena_new(a, int, g->op.n + 1);
-  out->op_part = arena_new(a, double, g->op.n + 1);
-  out->code = arena_alloc(a, (size_t)g->value.n + 1);
-  out->value_part = arena_new(a, double, g->value.n + 1);
-  for (int v = 0; v < g->value.n; v++) out->value_part[v] = 1;
   int *value = arena_new(&own, int, g->op.n + g->value.n + 1);
-  bool found = el_solve(p, &own, value, &out->seconds, &out->stats);
-  if (found)
+  double seconds;
+  sh_result *out = NULL;
+  if (el_run(x->circuit, &own, cost, value, &seconds)) {
+    out = arena_new(a, sh_result, 1);
+    out->strategy = arena_new(a, int, g->op.n + 1);
+    out->op_part = arena_new(a, double, g->op.n + 1);
+    out->code = arena_alloc(a, (size_t)g->value.n + 1);
+    out->value_part = arena_new(a, double, g->value.n + 1);
+    for (int v = 0; v < g->value.n; v++) out->value_part[v] = 1;
+    out->seconds = seconds;
+    out->stats = x->stats;
     record(&s, out, value);
-  else
-    *why = isnan(out->seconds) ? "its ops are too entangled to place exactly"
-                               : "no placement of its values is possible";
+  } else {
+    *why = "no placement of its values is possible";
+  }
   arena_free(&own);
-  return found ? out : NULL;
+  return out;
 }
 
 // ---- printing -----------------------------------------------------------------------------------

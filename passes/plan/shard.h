@@ -42,11 +42,15 @@ typedef struct sh_strategy {
   ir_index *index;      // that is cut
 } sh_strategy;
 
+typedef struct sh_memo sh_memo;  // what searches of a graph share: shard.c fills it
+sh_memo *sh_memo_new(arena *a);
+
 typedef struct sh_rules {
   const pg_graph *g;
   int *n;                    // strategies of each op
   sh_strategy **strategy;    // [op][strategy]
   VEC(ir_index *) position;  // of tokens: cut as a causal prefix, or reduced by lse, in some op
+  sh_memo *memo;
 } sh_rules;
 // What each op can do; once for a graph.
 sh_rules *sh_rules_of(arena *a, const pg_graph *g);

@@ -423,6 +423,7 @@ static labels *labels_of(arena *a, const pg_graph *g, const pg_op *p) {
 sh_rules *sh_rules_of(arena *a, const pg_graph *g) {
   sh_rules *r = arena_new(a, sh_rules, 1);
   r->g = g;
+  r->memo = sh_memo_new(a);
   r->n = arena_new(a, int, g->op.n + 1);
   r->strategy = arena_new(a, sh_strategy *, g->op.n + 1);
   for (int i = 0; i < g->op.n; i++) {

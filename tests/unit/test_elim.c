@@ -89,6 +89,42 @@ static void test_equals_brute_force(void **state) {
   assert_true(solved > 2000 && refused > 500);  // the generator makes both
 }
 
+// Compiled once, run with other costs: what brute force finds for each. Terms that only forbid stay
+// as they are, all others get new costs where they had one.
+static void test_compiled_for_other_costs(void **state) {
+  (void)state;
+  int solved = 0;
+  for (uint64_t seed = 1; seed <= 1000; seed++) {
+    arena a;
+    arena_init(&a);
+    uint64_t s = seed;
+    el_problem *p = problem(&a, &s, seed % 2 == 0);
+    el_circuit *c = el_compile(&a, p, NULL);
+    assert_non_null(c);
+    double *cost = arena_new(&a, double, c->ncosts + 1);
+    for (int run = 0; run < 3; run++) {
+      for (int i = 0; i < p->term.n; i++) {
+        el_term *t = &p->term.at[i];
+        int n = p->size[t->a] * (t->b < 0 ? 1 : p->size[t->b]);
+        double *other = arena_new(&a, double, n);
+        for (int k = 0; k < n; k++) {
+          other[k] = t->cost[k] >= EL_NEVER ? EL_NEVER : c->at[i] < 0 ? 0 : draw_int(&s, -20, 20);
+          if (c->at[i] >= 0) cost[c->at[i] + k] = other[k];
+        }
+        t->cost = other;
+      }
+      int fast[MOST] = {0}, slow[MOST] = {0};
+      double total, brute;
+      bool found = el_run(c, &a, cost, fast, &total);
+      assert_int_equal(el_brute(p, slow, &brute), found);
+      if (found) assert_true(total == brute && cost_of(p, fast) == brute);
+      solved += found;
+    }
+    arena_free(&a);
+  }
+  assert_true(solved > 1000);
+}
+
 static void test_same_choice_each_time(void **state) {
   (void)state;
   for (uint64_t seed = 1; seed <= 200; seed++) {
@@ -174,9 +210,8 @@ static void test_limit_is_reported(void **state) {
 
 int main(void) {
   const struct CMUnitTest tests[] = {
-      cmocka_unit_test(test_equals_brute_force),
-      cmocka_unit_test(test_same_choice_each_time),
-      cmocka_unit_test(test_chain_stays_small),
+      cmocka_unit_test(test_equals_brute_force),    cmocka_unit_test(test_compiled_for_other_costs),
+      cmocka_unit_test(test_same_choice_each_time), cmocka_unit_test(test_chain_stays_small),
       cmocka_unit_test(test_limit_is_reported),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
