@@ -267,6 +267,7 @@ static void forget(const reading *r) {
     }
   if (str_eq(key, "zero")) g->pins.zero = -1, g->pins.zero_group = g->pins.zero_factor = 0;
   if (str_eq(key, "micro_batch")) g->pins.micro_batch = 0;
+  if (str_eq(key, "sequence_parallel")) g->pins.whole_stream = false;
   if (str_eq(key, "interleave")) {
     if (g->pins.schedule == PIPE_INTERLEAVED || g->pins.interleave > 1) g->stages.n = 0;
     g->pins.interleave = 0;
@@ -302,6 +303,10 @@ static bool read_value(const reading *r) {
   if (str_eq(key, "micro_batch")) return read_count(r, &g->pins.micro_batch);
   if (str_eq(key, "interleave")) return read_count(r, &g->pins.interleave);
   if (str_eq(key, "zero")) return read_zero(r);
+  if (str_eq(key, "sequence_parallel")) {
+    g->pins.whole_stream = expr_is_name(e, "false");
+    return true;
+  }
   if (str_eq(key, "stages")) return read_stages(r);
   if (str_eq(key, "stream")) {
     if (expr_is_name(e, "none")) g->stream = 0;

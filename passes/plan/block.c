@@ -406,6 +406,7 @@ bl_block *bl_make(arena *a, const sh_rules *rules, const bl_key *key, const cl_c
                 .size = key->size[x],
                 .stride = key->stride[x],
                 .domain = domain_of[x],
+                .whole_stream = x == 0 && key->whole_stream,
                 .micro_batch = key->micro_batch,
                 .micro_batches = micro_batches};
     if (key->size[x] == 1) {

@@ -16,6 +16,7 @@ typedef struct bl_key {
   int64_t size[BL_INNER];  // tensor, ulysses, ring
   int64_t stride[BL_INNER];
   int64_t micro_batch;
+  bool whole_stream;  // plan_choice
 } bl_key;
 plan_axis bl_axis_of(int inner);  // PLAN_TENSOR, PLAN_ULYSSES, PLAN_RING
 

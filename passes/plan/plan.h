@@ -63,6 +63,7 @@ typedef struct plan_choice {
                        // data instead of all of it; 1 without ZeRO
   plan_recompute recompute;  // of all layers, or of those that `recomputed` counts
   plan_home home[PLAN_CLASSES];
+  bool whole_stream;       // pinned: `tensor` cuts nothing that goes from layer to layer
   bool sequence_parallel;  // norms and residuals cut by `tensor` along the sequence: found by the
                            // placements, reported
 } plan_choice;

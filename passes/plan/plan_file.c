@@ -113,9 +113,10 @@ void plan_print_file(const plan_result *r, const plan_candidate *c, FILE *out) {
   fprintf(out, "plan %s {\n  cluster = %s\n", label(&a, r->model.name), quoted(&a, cluster));
   print_mesh(k, out);
   fprintf(out,
-          "  micro_batch = %" PRId64 "  # of %" PRId64 " sequences; micro-batches a step: %" PRId64
-          "\n",
-          k->micro_batch, r->model.batch, k->micro_batches);
+          "%s  micro_batch = %" PRId64 "  # of %" PRId64
+          " sequences; micro-batches a step: %" PRId64 "\n",
+          k->whole_stream ? "  sequence_parallel = false\n" : "", k->micro_batch, r->model.batch,
+          k->micro_batches);
   if (k->size[PLAN_PIPELINE] > 1) {
     print_order(k, out);
     print_stages(c, out);

@@ -17,7 +17,8 @@ static double now(void) {
 
 // Axes inside a stage lie innermost, tensor first: their strides follow from their sizes.
 static bl_key key_of(const plan_choice *c) {
-  bl_key k = {.recompute = c->recompute, .micro_batch = c->micro_batch};
+  bl_key k = {
+      .recompute = c->recompute, .micro_batch = c->micro_batch, .whole_stream = c->whole_stream};
   int64_t stride = 1;
   for (int x = 0; x < BL_INNER; x++) {
     k.size[x] = c->size[bl_axis_of(x)];
@@ -29,8 +30,9 @@ static bl_key key_of(const plan_choice *c) {
 
 static const char *block_name(arena *a, const plan_choice *c) {
   bl_key k = key_of(c);
-  return arena_printf(a, "%d %lld %lld %lld %lld", (int)k.recompute, (long long)k.size[0],
-                      (long long)k.size[1], (long long)k.size[2], (long long)k.micro_batch);
+  return arena_printf(a, "%d%s %lld %lld %lld %lld", (int)k.recompute, k.whole_stream ? "w" : "",
+                      (long long)k.size[0], (long long)k.size[1], (long long)k.size[2],
+                      (long long)k.micro_batch);
 }
 
 const bl_block *plan_block_of(plan_space *s, const plan_choice *c) {

@@ -26,7 +26,8 @@ typedef struct plan_job {
 typedef struct plan_pins {
   int64_t size[PLAN_AXES];
   int64_t micro_batch, interleave;
-  int schedule;  // pipe_kind
+  bool whole_stream;  // plan_choice
+  int schedule;       // pipe_kind
   int zero, recompute;
   int64_t zero_group;   // ranks that share a state
   int64_t zero_factor;  // the same as the innermost factor of `data`

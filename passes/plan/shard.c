@@ -272,7 +272,10 @@ static basis *make_basis(arena *a, const sh_rules *r) {
 }
 
 static bool leaf_allowed(const sh_rules *r, const sh_env *e, const ir_index *x) {
-  return sh_divides(x, e->size) && (e->domain != SH_SEQUENCE || sh_is_position(r, x));
+  if (!sh_divides(x, e->size)) return false;
+  for (int i = 0; i < r->stream.n && e->whole_stream; i++)
+    if (r->stream.at[i] == x) return false;
+  return e->domain != SH_SEQUENCE || sh_is_position(r, x);
 }
 
 // What makes a shape.

@@ -50,6 +50,7 @@ typedef struct sh_rules {
   int *n;                    // strategies of each op
   sh_strategy **strategy;    // [op][strategy]
   VEC(ir_index *) position;  // of tokens: cut as a causal prefix, or reduced by lse, in some op
+  VEC(ir_index *) stream;    // of what goes from layer to layer: of x[batch, seq, hidden] both
   sh_memo *memo;
 } sh_rules;
 // What each op can do; once for a graph.
@@ -68,6 +69,7 @@ typedef struct sh_env {
   const cl_device *device;
   int64_t size, stride;  // the axis: ranks, and devices between two of them
   sh_domain domain;
+  bool whole_stream;      // what goes from layer to layer is not cut (no sequence parallelism)
   int64_t micro_batch;    // samples
   int64_t micro_batches;  // in a step: what happens once costs a share of it each
 } sh_env;

@@ -426,6 +426,11 @@ sh_rules *sh_rules_of(arena *a, const pg_graph *g) {
   r->memo = sh_memo_new(a);
   r->n = arena_new(a, int, g->op.n + 1);
   r->strategy = arena_new(a, sh_strategy *, g->op.n + 1);
+  for (int v = 0; v < g->value.n; v++) {
+    const pg_value *p = &g->value.at[v];
+    for (int i = 0; i < p->nleaf && p->carried && p->batch; i++)
+      vec_push(a, &r->stream, p->leaf[i]);
+  }
   for (int i = 0; i < g->op.n; i++) {
     labels *l = labels_of(a, g, &g->op.at[i]);
     strategies_of(l, r, i);

@@ -370,6 +370,7 @@ const char *plan_choice_flags(arena *a, const plan_choice *c) {
     part(&s, ",", arena_printf(a, "interleave=%" PRId64, c->interleave));
   if (state_ranks(c) > 1 || c->zero) part(&s, ",", zero_value(a, c));
   part(&s, ",", arena_printf(a, "recompute=%s", recomputes[c->recompute]));
+  if (c->whole_stream) part(&s, ",", "sequence_parallel=false");
   part(&s, ",", arena_printf(a, "offload=%s", offload_value(a, c)));
   return arena_printf(a, "--pin %s", sb_str(&s));
 }

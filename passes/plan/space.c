@@ -12,8 +12,8 @@ plan_pins plan_pins_none(void) {
 }
 
 plan_choice plan_choice_start(const plan_space *s) {
-  (void)s;
-  plan_choice c = {.micro_batch = 1, .micro_batches = 1, .interleave = 1};
+  plan_choice c = {
+      .micro_batch = 1, .micro_batches = 1, .interleave = 1, .whole_stream = s->pins.whole_stream};
   for (int i = 0; i < PLAN_AXES; i++) c.size[i] = 1;
   return c;
 }
