@@ -8,6 +8,7 @@
 import json
 import os
 import random
+import re
 import subprocess
 import sys
 import tempfile
@@ -120,6 +121,58 @@ def contract():
             assert again["best"]["memory_bytes"]["peak"] <= again["best"]["memory_bytes"]["capacity"]
 
 
+TINY = os.path.join(ROOT, "examples", "tiny.dsm")
+T5 = os.path.join(ROOT, "examples", "t5.dsm")
+ONE = """
+device one {{ memory = {memory}B; reserve = 1MiB; bandwidth = 50GB/s; matmul.f32 = 1TFLOPS; arch = {arch} }}
+cluster exact {{ group all {{ members = 1 * one; link = switch(1GB/s, 1us) }} }}
+"""
+
+
+def exact_memory():
+    """On one device the plan's memory is the arena that build lays out, and what is taken fits it."""
+    jobs = [(TINY, "batch=8", "micro_batch=8,recompute=none", "cpu"),
+            (TINY, "batch=8", "micro_batch=2,recompute=full", "sm_80"),
+            (GPT, "batch=2,seq=64,layers=3,vocab=3000", "micro_batch=2,recompute=full", "cpu"),
+            (LLAMA, "layers=3,hidden=64,heads=2,kv_heads=1,ffn=128,vocab=256,batch=4,seq=64,"
+             "precision=bf16", "micro_batch=4,recompute=selective", "sm_90a"),
+            (BERT, "layers=2,hidden=64,heads=2,vocab=500,batch=6,seq=32",
+             "micro_batch=3,recompute=none", "cpu"),
+            (T5, "layers=2,hidden=64,heads=2,ffn=128,vocab=500,batch=4",
+             "micro_batch=4,recompute=none", "cpu")]
+    with tempfile.TemporaryDirectory() as folder:
+        path = os.path.join(folder, "one.dsm")
+
+        def on(memory, arch, *args, good=(0,)):
+            with open(path, "w") as f:
+                f.write(ONE.format(memory=memory, arch=arch))
+            return plan_json(*args, "--cluster", path, good=good)
+
+        for file, sets, pins, arch in jobs:
+            job = [file, "--set", sets, "--pin", pins]
+            target = [] if arch == "cpu" else ["--target", arch]
+            done = subprocess.run([DSMC, "ir", *job, *target, "--form", "schedule"],
+                                  capture_output=True, text=True, check=True)
+            arena = int(re.search(r"^; arena (\d+) bytes", done.stdout, re.M).group(1))
+            m = on(1 << 34, arch, *job)["best"]["memory_bytes"]
+            assert m["exact"] and m["peak"] == arena >= m["load"], (job, arena, m)
+            assert sum(m[k] for k in ("parameters", "gradients", "optimizer", "activations",
+                                      "workspace")) == arena, m
+            assert min(m[k] for k in ("gradients", "activations", "workspace")) >= 0, m
+            # The load may fit where the arena does not: then the plan is not taken.
+            reserve = 1 << 20
+            assert on(arena + reserve, arch, *job)["best"]["memory_bytes"]["peak"] == arena
+            for search in ("fast", "exhaustive"):
+                j = on(arena + reserve - 1, arch, *job, "--search", search, good=(3,))
+                assert j["rejected"][0]["over_bytes"] == 1, j["rejected"]
+        # What is left when the pins are: both searches take the same plan, and it fits.
+        free = [TINY, "--set", "batch=8"]
+        for memory in (24 << 20, 30 << 20, 45 << 20):
+            a, b = (on(memory, "cpu", *free, "--search", s)["best"] for s in ("fast", "exhaustive"))
+            assert a["plan"] == b["plan"] and a["memory_bytes"] == b["memory_bytes"], (a, b)
+            assert a["memory_bytes"]["exact"]
+
+
 def apply(args, flags):
     """Flags of a fix come behind the user's: a later --pin, --set and --cluster wins."""
     return [*args, *flags.split()]
@@ -213,3 +266,4 @@ if "--random" in sys.argv:
                            int(sys.argv[at + 2]) if len(sys.argv) > at + 2 else 1)
 else:
     contract()
+    exact_memory()
