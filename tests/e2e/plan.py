@@ -2,8 +2,12 @@
 """`dsmc plan` as scripts use it, and fast search against exhaustive search.
 
     tests/e2e/plan.py build/dsmc              the command line: fields, exit codes, files, width
-    tests/e2e/plan.py build/dsmc --random N   N random small jobs on random small clusters: the plan
-                                              that the fast search finds is as fast as the best of all
+    tests/e2e/plan.py build/dsmc --random N [SEED]
+                                              N random small jobs on random small clusters: the plan
+                                              that the fast search finds is as fast as the best of all.
+                                              Of five jobs four are generated texts (random_model.py)
+                                              with memory near what the best plan takes, one is an
+                                              example
 """
 import json
 import os
@@ -12,6 +16,8 @@ import re
 import subprocess
 import sys
 import tempfile
+
+import random_model
 
 DSMC = os.path.abspath(sys.argv[1])
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
@@ -222,7 +228,11 @@ def random_job(r, folder):
         sets["kv_heads"] = r.choice([h for h in (1, 2, 4, heads) if heads % h == 0])
         sets["ffn"] = sets["hidden"] * 3
     args = [file, "--set", ",".join(f"{k}={v}" for k, v in sets.items()), "--cluster", path]
-    # Some of the dimensions pinned, so that what is left is small enough to try all of it.
+    return [*args, *random_pins(r)], text
+
+
+def random_pins(r):
+    """Some of the dimensions pinned, so that what is left is small enough to try all of it."""
     pins = []
     if r.random() < 0.8:
         pins.append("offload=" + r.choice(["none"] * 6 + [
@@ -234,7 +244,29 @@ def random_job(r, folder):
         pins.append(f"zero={r.randint(0, 3)}")
     if r.random() < 0.5:
         pins.append("ulysses=1,ring=1")
-    return [*args, *(["--pin", ",".join(pins)] if pins else [])], text
+    return ["--pin", ",".join(pins)] if pins else []
+
+
+def random_graph(r, folder):
+    """A generated text on a generated cluster, whose memory is about what the best plan would take
+    if there were enough: most points do not fit, or none does."""
+    model, where = os.path.join(folder, "model.dsm"), os.path.join(folder, "cluster.dsm")
+    text, _ = random_model.model(r)
+    with open(model, "w") as f:
+        f.write(text)
+    args = [model, "--cluster", where, *random_pins(r)]
+    state, share = r.getstate(), r.choice([0.3, 0.5, 0.7, 0.9, 1.0, 1.2, 3])
+
+    def cluster(memory):
+        r.setstate(state)  # the same machine, but for its memory
+        with open(where, "w") as f:
+            f.write(random_model.cluster(r, memory))
+
+    cluster(1 << 40)
+    best = plan_json(*args, good=(0, 3))["best"]
+    cluster((1 << 20) + 4096 + int(share * (best["memory_bytes"]["peak"] if best else 1 << 30)))
+    with open(where) as f:
+        return args, f"{text}\n{f.read()}"
 
 
 def fast_equals_exhaustive(count, seed):
@@ -242,7 +274,7 @@ def fast_equals_exhaustive(count, seed):
     for k in range(count):
         r = random.Random(seed + k)
         with tempfile.TemporaryDirectory() as folder:
-            args, text = random_job(r, folder)
+            args, text = (random_graph if k % 5 else random_job)(r, folder)
             fast = plan_json(*args, good=(0, 3))
             full = plan_json(*args, "--search", "exhaustive", good=(0, 3))
         where = f"seed {seed + k}: dsmc plan {' '.join(args)}\n{text}"
@@ -256,7 +288,7 @@ def fast_equals_exhaustive(count, seed):
         same = abs(a["step_s"] - b["step_s"]) <= 1e-9 * b["step_s"]
         assert same, f"{a['step_s']} ({a['plan']}) is not {b['step_s']} ({b['plan']})\n{where}"
         assert a["memory_bytes"]["peak"] == b["memory_bytes"]["peak"], where
-    assert found >= count // 2, f"only {found} of {count} jobs fit"
+    assert found >= count // 3, f"only {found} of {count} jobs fit"
     print(f"{count} jobs, {found} fit: fast equals exhaustive")
 
 
