@@ -160,6 +160,8 @@ const char *host_text(arena *a, const host_facts *h) {
   if (h->matmul_bf16 > 0) put_number(&s, "  matmul.bf16 = ", h->matmul_bf16, "FLOPS\n");
   put_number(&s, "  vector.f32 = ", h->vector_f32, "FLOPS\n");
   put_curve(&s, "matmul", h->matmul_curve, h->nmatmul);
+  put_curve(&s, "attention", h->attention_curve, h->nattention);
+  put_curve(&s, "vector", h->vector_curve, h->nvector);
   put_curve(&s, "memory", h->memory_curve, h->nmemory);
   sb_printf(&s, "  launch = %.3gus; threads = %d; units = %d; arch = cpu\n", h->launch * 1e6,
             h->cores, h->cores);

@@ -40,8 +40,10 @@ typedef struct host_facts {
   int64_t memory;                              // of the machine, or of its control group
   double bandwidth;                            // of memory
   double matmul_f32, matmul_bf16, vector_f32;  // of all cores; 0: not in hardware
-  double matmul_curve[CL_CURVE][2], memory_curve[CL_CURVE][2];
-  int nmatmul, nmemory;
+  // Shares of matmul_f32 (products, attention), of vector_f32 and of the bandwidth.
+  double matmul_curve[CL_CURVE][2], attention_curve[CL_CURVE][2], vector_curve[CL_CURVE][2];
+  double memory_curve[CL_CURVE][2];
+  int nmatmul, nattention, nvector, nmemory;
   double launch;                        // seconds to start a kernel on all cores
   double link_bandwidth, link_latency;  // one rank hands to another
   int64_t cache;                        // last level

@@ -1,11 +1,11 @@
 // dsmc calibrate: measures this machine into a cluster text that `--cluster` reads.
 //
-// What is measured is what steps are made of: products by size with the kernels that dsmc
-// generates, on the pool of threads that executables run them on; the rate of memory; how long it
-// takes to start a loop on all threads; a copy from one thread's memory to another's and the time
-// of a word between them, which is what ranks of one machine have for a link; and writing to the
-// disk. Of several tries the best quarter counts: the others say what else the machine did
-// meanwhile.
+// What is measured is what steps are made of: the products of an MLP, attention and gelu by
+// size with the kernels that dsmc generates, on the pool of threads that executables run them on;
+// the rate of memory; how long it takes to start a loop on all threads; a copy from one thread's
+// memory to another's and the time of a word between them, which is what ranks of one machine have
+// for a link; and writing to the disk. Of several tries the best quarter counts: the others say
+// what else the machine did meanwhile.
 #include <errno.h>
 #include <pthread.h>
 #include <stdatomic.h>
@@ -20,13 +20,14 @@
 #include "codegen/emit.h"
 #include "frontend/clusters.h"
 #include "frontend/verb_common.h"
+#include "ir/print.h"
 #include "runtime/base/clock.h"
 #include "runtime/base/file.h"
 #include "runtime/peak.h"
 #include "runtime/pool.h"
 #include "runtime/program.h"
 
-enum { TRIES = 400 };
+enum { TRIES = 400, TOKENS = 2048 };
 
 typedef struct session {
   cli *c;
@@ -74,126 +75,267 @@ static void run_cells(void *ctx, int64_t lo, int64_t hi) {
   l->f(l->buffer, &l->call, lo, hi);
 }
 
-static ir_value *input_of(ir_module *m, ir_func *f, int64_t n) {
-  ir_type of = {.dtype = DT_f32, .rank = 2};
-  of.dim[0] = ir_index_new(m, NULL, n);
-  of.dim[1] = ir_index_new(m, NULL, n);
-  return ir_op_raw(f->body, IR_input, NULL, 0, &of, 1)->out[0];
+// The value whose buffer an operand of a launch is: by number in the list of roots, or added to it.
+static int root_number(const ir_value **root, int *n, const ir_value *v) {
+  for (int i = 0; i < *n; i++)
+    if (root[i] == v) return i;
+  root[*n] = v;
+  return (*n)++;
 }
 
-static ir_op *build_product(ir_module *m, int64_t n, bool bf16) {
-  ir_func *f = ir_func_new(m, "f", ENTRY_EVAL);
-  ir_builder b = {.m = m, .at = f->body};
-  ir_value *in[2] = {input_of(m, f, n), input_of(m, f, n)};
-  ir_attr how[2] = {ir_attr_s("spec", "m k, n k -> m n"), ir_attr_s("round", "bf16")};
-  ir_op *op = ir_build_full(&b, IR_einsum, in, 2, how, bf16 ? 2 : 1, NULL, 0);
-  IR_CHECK(op != NULL);
-  op->out[0]->type.dtype = DT_f32;
-  return op;
-}
+enum { MAX_ROOTS = 32, MAX_LAUNCHES = 32, MAX_SETS = 64 };
+// What a step touches between two uses of an operand: more than caches near a core hold.
+#define AWAY_BYTES ((size_t)64 << 20)
 
-// FLOP/s of a product of two n x n matrices; 0 when there is no memory for it. Operands are f32, in
-// a bf16 product rounded as they are read.
-static double product_speed(const session *s, int64_t n, bool bf16, double seconds) {
+// Buffers and code of some ops. Operands and results come in several sets, taken in turn, so that
+// they come from where those of a step come from, and not from the cache of the core.
+typedef struct trial {
   arena a;
-  arena_init(&a);
-  a.oom = s->c->arena->oom;
-  a.oom_ctx = s->c->arena->oom_ctx;
-  ir_module *m = ir_module_new(&a, "calibrate");
-  ir_op *op = build_product(m, n, bf16);
-  cg_context *cg = cg_context_new(&a, m);
-  cg_launches all = {0};
+  launch *launch;  // [sets * launches]
+  int launches, sets;
+  const ir_value *root[MAX_ROOTS];
+  unsigned char *buffer[MAX_ROOTS + MAX_LAUNCHES];  // of a root: its sets one behind the other
+  size_t bytes[MAX_ROOTS + MAX_LAUNCHES];           // all of them
+  int roots, buffers;
+  unsigned char *code;
+  size_t code_bytes;
+} trial;
+
+static unsigned char *add_buffer(trial *t, size_t bytes) {
+  unsigned char *at = pages(bytes);
+  t->buffer[t->buffers] = at;
+  t->bytes[t->buffers++] = bytes;
+  return at;
+}
+
+static void trial_free(trial *t) {
+  for (int i = 0; i < t->buffers; i++)
+    if (t->buffer[i]) munmap(t->buffer[i], t->bytes[i]);
+  if (t->code) munmap(t->code, t->code_bytes);
+  arena_free(&t->a);
+}
+
+// Small numbers, which bf16 has exactly, where a value is of f32.
+static void fill(unsigned char *at, size_t bytes, const ir_value *v) {
+  int64_t n = v->type.dtype == DT_f32 ? (int64_t)(bytes / 4) : 0;
+  for (int64_t i = 0; i < n; i++) ((float *)(void *)at)[i] = (float)(i % 17 - 8) / 8;
+}
+
+// Builds and maps the kernels of the ops of a text that do something. False: there is no memory.
+static bool trial_make(const session *s, trial *t, const char *text) {
+  arena_init(&t->a);
+  t->a.oom = s->c->arena->oom;
+  t->a.oom_ctx = s->c->arena->oom_ctx;
+  const char *why = NULL;
+  ir_module *m = ir_parse(&t->a, text, strlen(text), &why);
+  if (why) IR_BUG("calibrate: %s in %s", why, text);
+  cg_context *cg = cg_context_new(&t->a, m);
+  const ir_region *body = m->funcs.at[0]->body;
+  cg_launches *all = arena_new(&t->a, cg_launches, body->ops.n + 1);
+  for (int i = 0; i < body->ops.n && !why; i++)
+    if (body->ops.at[i]->code != IR_input && !ir_is_view(body->ops.at[i]))
+      why = cg_build(cg, body->ops.at[i], &all[i]);
   cg_image image;
   const char *folder = compile_cache_folder(s->c);
   cg_target target = {.threads = (int)cli_number(s->c, OPT_JOBS, 0)};
-  if (folder) target.cache = arena_printf(&a, "%s/kernels", folder);
-  const char *why = cg_build(cg, op, &all);
+  if (folder) target.cache = arena_printf(&t->a, "%s/kernels", folder);
   if (!why) why = cg_compile(cg, &target, &image);
   if (why) IR_BUG("calibrate: %s", why);
 
-  size_t bytes = (size_t)(n * n) * 4, code_bytes = (size_t)image.n;
-  unsigned char *buffer[3], *scratch[8] = {NULL};
-  IR_CHECK(all.scratch.n <= 8);
-  bool ok = true;
-  for (int i = 0; i < 3; i++) ok &= (buffer[i] = pages(bytes)) != NULL;
-  for (int i = 0; i < all.scratch.n; i++)
-    ok &= (scratch[i] = pages((size_t)all.scratch.at[i])) != NULL;
-  unsigned char *code = pages(code_bytes);
-  ok = ok && code && memcpy(code, image.bytes, code_bytes) &&
-       mprotect(code, code_bytes, PROT_READ | PROT_EXEC) == 0;
-  double speed = 0;
-  if (ok) {
-    for (int64_t i = 0; i < n * n; i++) {  // small, and bf16 has them exactly
-      ((float *)(void *)buffer[0])[i] = (float)(i % 17 - 8) / 8;
-      ((float *)(void *)buffer[1])[i] = (float)(i % 13 - 6) / 8;
-    }
-    k_kernel *const *kernel;
-    int kernels = cg_kernels(cg, &kernel);
-    launch *l = arena_new(&a, launch, all.l.n);
-    for (int i = 0; i < all.l.n; i++) {
-      const cg_launch *from = &all.l.at[i];
-      int at_kernel = 0;
-      while (at_kernel < kernels && kernel[at_kernel] != from->kernel) at_kernel++;
-      unsigned char *at = code + image.offset[at_kernel];
-      memcpy(&l[i].f, &at, sizeof at);
-      l[i].cells = k_cells(from->kernel);
-      for (int k = 0; k < from->n; k++) {
-        const cg_operand *o = &from->operand[k];
-        l[i].buffer[k] = !o->root               ? scratch[o->scratch]
-                         : o->root == op->in[0] ? buffer[0]
-                         : o->root == op->in[1] ? buffer[1]
-                                                : buffer[2];
+  t->code_bytes = (size_t)image.n;
+  t->code = pages(t->code_bytes);
+  if (!t->code) return false;
+  memcpy(t->code, image.bytes, t->code_bytes);
+  if (mprotect(t->code, t->code_bytes, PROT_READ | PROT_EXEC) != 0) return false;
+  // Roots first, so that their numbers are those of their buffers.
+  for (int i = 0; i < body->ops.n; i++)
+    for (int k = 0; k < all[i].l.n; k++)
+      for (int o = 0; o < all[i].l.at[k].n; o++)
+        if (all[i].l.at[k].operand[o].root)
+          root_number(t->root, &t->roots, all[i].l.at[k].operand[o].root);
+  IR_CHECK(t->roots <= MAX_ROOTS);
+  size_t all_bytes = 0;
+  for (int i = 0; i < t->roots; i++) all_bytes += (size_t)ir_bytes(&t->root[i]->type);
+  t->sets = all_bytes * MAX_SETS < AWAY_BYTES ? MAX_SETS : (int)(AWAY_BYTES / all_bytes) + 1;
+  for (int i = 0; i < t->roots; i++) {
+    size_t bytes = (size_t)ir_bytes(&t->root[i]->type) * (size_t)t->sets;
+    unsigned char *at = add_buffer(t, bytes);
+    if (!at) return false;
+    fill(at, bytes, t->root[i]);
+  }
+  t->launch = arena_new(&t->a, launch, (size_t)t->sets * MAX_LAUNCHES);
+  k_kernel *const *kernel;
+  int kernels = cg_kernels(cg, &kernel);
+  for (int i = 0; i < body->ops.n; i++) {
+    int first = t->buffers;
+    for (int k = 0; k < all[i].scratch.n; k++)
+      if (!add_buffer(t, (size_t)all[i].scratch.at[k])) return false;
+    for (int k = 0; k < all[i].l.n; k++) {
+      const cg_launch *from = &all[i].l.at[k];
+      IR_CHECK(t->launches < MAX_LAUNCHES);
+      int which = 0;
+      while (which < kernels && kernel[which] != from->kernel) which++;
+      unsigned char *at = t->code + image.offset[which];
+      for (int set = 0; set < t->sets; set++) {
+        launch *l = &t->launch[set * MAX_LAUNCHES + t->launches];
+        memcpy(&l->f, &at, sizeof at);
+        l->cells = k_cells(from->kernel);
+        for (int o = 0; o < from->n; o++) {
+          const ir_value *v = from->operand[o].root;
+          int b = v ? root_number(t->root, &t->roots, v) : first + from->operand[o].scratch;
+          l->buffer[o] = t->buffer[b] + (v ? (size_t)set * (size_t)ir_bytes(&v->type) : 0);
+        }
       }
+      t->launches++;
     }
-    double t[TRIES], start = now();
+  }
+  return true;
+}
+
+// Seconds of the ops of a text, one after the other on all threads; 0 when there is no memory.
+static double text_seconds(const session *s, const char *text, double seconds) {
+  trial *t = arena_new(s->c->arena, trial, 1);
+  double best = 0;
+  if (trial_make(s, t, text)) {
+    double time[TRIES], start = now();
     int count = 0;
     for (int turn = -1; count < TRIES && (count < 3 || now() - start < seconds); turn++) {
+      launch *l = &t->launch[(turn + 1) % t->sets * MAX_LAUNCHES];
       double begin = now();
-      for (int i = 0; i < all.l.n; i++) pool_run(s->pool, l[i].cells, run_cells, &l[i]);
-      if (turn >= 0) t[count++] = now() - begin;
+      for (int i = 0; i < t->launches; i++) pool_run(s->pool, l[i].cells, run_cells, &l[i]);
+      if (turn >= 0) time[count++] = now() - begin;
     }
-    speed = 2.0 * (double)n * (double)n * (double)n / best_quarter(t, count);
+    best = best_quarter(time, count);
   }
-  for (int i = 0; i < 3; i++)
-    if (buffer[i]) munmap(buffer[i], bytes);
-  for (int i = 0; i < all.scratch.n; i++)
-    if (scratch[i]) munmap(scratch[i], (size_t)all.scratch.at[i]);
-  if (code) munmap(code, code_bytes);
-  arena_free(&a);
-  return speed;
+  trial_free(t);
+  return best;
+}
+
+// FLOP/s of the products of an MLP n -> 4n -> n over the tokens of a micro-batch: forward, the
+// gradients of what comes in and those of the weights. bf16: operands are f32 and rounded as they
+// are read.
+static double mlp_speed(const session *s, int64_t n, bool bf16, double seconds) {
+  const char *round = bf16 ? "round=\"bf16\", " : "";
+  long long w = n, f = 4 * n, rows = TOKENS;
+  arena *a = s->c->arena;
+  const char *x = arena_printf(a, "f32[r=%lld, n=%lld]", rows, w);
+  const char *u = arena_printf(a, "f32[r=%lld, f=%lld]", rows, f);
+  const char *up = arena_printf(a, "f32[f=%lld, n=%lld]", f, w);
+  const char *down = arena_printf(a, "f32[n=%lld, f=%lld]", w, f);
+  const char *text =
+      arena_printf(a,
+                   "module \"mlp\" graph\n\nfunc f train {\n"
+                   "  %%x = input() {name=\"x\"} : %s\n  %%w = input() {name=\"w\"} : %s\n"
+                   "  %%v = input() {name=\"v\"} : %s\n  %%g = input() {name=\"g\"} : %s\n"
+                   "  %%0 = einsum(%%x, %%w) {%sspec=\"r n, f n -> r f\"} : %s\n"
+                   "  %%1 = einsum(%%0, %%v) {%sspec=\"r f, n f -> r n\"} : %s\n"
+                   "  %%2 = einsum(%%g, %%v) {%sspec=\"r n, n f -> r f\"} : %s\n"
+                   "  %%3 = einsum(%%g, %%0) {%sspec=\"r n, r f -> n f\"} : %s\n"
+                   "  %%4 = einsum(%%2, %%w) {%sspec=\"r f, f n -> r n\"} : %s\n"
+                   "  %%5 = einsum(%%2, %%x) {%sspec=\"r f, r n -> f n\"} : %s\n"
+                   "}\n",
+                   x, up, down, x, round, u, round, x, round, u, round, down, round, x, round, up);
+  double took = text_seconds(s, text, seconds);
+  return took > 0 ? 6 * 2.0 * (double)rows * (double)w * (double)f / took : 0;
 }
 
 // Both types over the same sizes. There is one curve, that of f32 against the multiply-adds the
-// cores can do; the peak of bf16 is what makes its largest product lie on the curve.
+// cores can do; the peak of bf16 is what makes its products of the upper sizes lie on the curve.
 static void measure_products(const session *s, host_facts *h) {
-  static const int64_t sizes[] = {32, 64, 128, 256, 512, 1024, 2048};
+  static const int64_t sizes[] = {4, 8, 16, 32, 64, 128, 256, 512};
   enum { SIZES = sizeof sizes / sizeof *sizes };
-  double f32[SIZES], peak = peak_flops(s->pool), large = 0;
+  double f32[SIZES], peak = peak_flops(s->pool), ratio = 0;
   bool has_bf16 = h->matmul_bf16 > 0;
-  double each = s->seconds * 0.6 / (double)SIZES / (has_bf16 ? 1.5 : 1);
+  double each = s->seconds * 0.35 / (double)SIZES;
+  h->nmatmul = 0;
+  int last = 0;
   for (int i = 0; i < SIZES; i++) {
     // With little time the large ones are left out; the curve goes on level from the last.
-    double n = (double)sizes[i], takes = i ? 2 * n * n * n / f32[i - 1] : 0;
+    double n = (double)sizes[i], takes = i ? 48 * TOKENS * n * n / f32[i - 1] : 0;
     f32[i] = 0;
-    if (i >= 4 && (f32[i - 1] <= 0 || 3 * takes > 4 * each)) continue;
-    say(s, arena_printf(s->c->arena, "products of f32, %d x %d", (int)sizes[i], (int)sizes[i]));
-    f32[i] = product_speed(s, sizes[i], false, each);
+    if (i >= 5 && (f32[i - 1] <= 0 || 3 * takes > 4 * each)) continue;
+    say(s, arena_printf(s->c->arena, "products of f32, width %d", (int)sizes[i]));
+    f32[i] = mlp_speed(s, sizes[i], false, each);
     if (f32[i] > peak) peak = f32[i];
+    if (f32[i] > 0) last = i;
   }
   h->matmul_f32 = peak;
-  h->nmatmul = 0;
   for (int i = 0; i < SIZES; i++) {
     if (f32[i] <= 0) continue;
     double n = (double)sizes[i];
-    h->matmul_curve[h->nmatmul][0] = 2 * n * n * n;
+    h->matmul_curve[h->nmatmul][0] = 8 * TOKENS * n * n;
     h->matmul_curve[h->nmatmul++][1] = f32[i] / peak;
-    large = f32[i];
   }
   h->vector_f32 = peak / 2;  // an addition or a product is half of a multiply-add
-  if (!has_bf16 || large <= 0) return;
-  say(s, "products of bf16");
-  int64_t n = sizes[h->nmatmul - 1];
-  h->matmul_bf16 = product_speed(s, n, true, 3 * each) / large * peak;
+  if (!has_bf16 || f32[last] <= 0) return;
+  int first = last > 4 ? last - 2 : last;
+  for (int i = first; i <= last; i++) {
+    say(s, arena_printf(s->c->arena, "products of bf16, width %d", (int)sizes[i]));
+    ratio += mlp_speed(s, sizes[i], true, each) / f32[i] / (double)(last - first + 1);
+  }
+  h->matmul_bf16 = ratio * peak;
+}
+
+// ---- attention, elementwise work, norms
+// ----------------------------------------------------------
+
+// Attention and its gradient by length, causal, over the tokens of a micro-batch, in the FLOPs that
+// plans count: half of the pairs, and twice as many in the gradient as forward.
+static void measure_attention(const session *s, host_facts *h) {
+  static const int64_t lengths[] = {16, 32, 64, 128, 256, 512, 1024, 2048};
+  enum { LENGTHS = sizeof lengths / sizeof *lengths };
+  const long long heads = 4, head = 64;
+  double each = s->seconds * 0.15 / (double)LENGTHS, speed = 0;
+  h->nattention = 0;
+  for (int i = 0; i < LENGTHS; i++) {
+    long long t = lengths[i], b = TOKENS / t;
+    double flops = 0.5 * 4 * (double)(b * t * t * heads * head);
+    if (i >= 3 && 3 * 3 * flops / speed > 4 * each) break;
+    say(s, arena_printf(s->c->arena, "attention over %lld positions", t));
+    const char *x =
+        arena_printf(s->c->arena, "f32[b=%lld, t=%lld, (h=%lld d=%lld)]", b, t, heads, head);
+    const char *how = "{has_bias=0, has_mask=1, kv_heads=4, ncap_mask=0, rep=1, scale=0.125}";
+    const char *mask =
+        "    region(%b : i32, %h : i32, %i : i32, %j : i32) {\n"
+        "      %m = le(%j, %i) : bool\n      yield %m\n    }\n";
+    const char *again =
+        "    region(%b.1 : i32, %h.1 : i32, %i.1 : i32, %j.1 : i32) {\n"
+        "      %m.1 = le(%j.1, %i.1) : bool\n      yield %m.1\n    }\n";
+    const char *text = arena_printf(
+        s->c->arena,
+        "module \"attention\" graph\n\nfunc f train {\n"
+        "  %%q = input() {name=\"q\"} : %s\n  %%k = input() {name=\"k\"} : %s\n"
+        "  %%v = input() {name=\"v\"} : %s\n  %%g = input() {name=\"g\"} : %s\n"
+        "  %%o, %%l = attention(%%q, %%k, %%v) %s : %s, f32[b=%lld, h=%lld, t=%lld]\n%s"
+        "  %%x, %%y, %%z = attention_grad(%%g, %%o, %%l, %%q, %%k, %%v) %s : %s, %s, %s\n%s"
+        "}\n",
+        x, x, x, x, how, x, b, heads, t, mask, how, x, x, x, again);
+    double took = text_seconds(s, text, each);
+    if (took <= 0) break;
+    speed = 3 * flops / took;
+    h->attention_curve[h->nattention][0] = flops;
+    h->attention_curve[h->nattention++][1] = speed / h->matmul_f32;
+  }
+}
+
+// Elementwise work that is more than moving: gelu by tanh, its FLOPs as ir/ops.def has them.
+static void measure_vector(const session *s, host_facts *h) {
+  double each = s->seconds * 0.02;
+  h->nvector = 0;
+  for (long long n = 1 << 12; n <= 1 << 20; n *= 16) {
+    say(s, arena_printf(s->c->arena, "gelu of %lld numbers", n));
+    const char *text = arena_printf(s->c->arena,
+                                    "module \"gelu\" graph\n\nfunc f train {\n"
+                                    "  %%x = input() {name=\"x\"} : f32[n=%lld]\n"
+                                    "  %%0 = gelu_tanh(%%x) : f32[n=%lld]\n}\n",
+                                    n, n);
+    double took = text_seconds(s, text, each), flops = ir_info(IR_gelu_tanh)->flops * (double)n;
+    if (took <= 0) break;
+    double busy = took > h->launch ? took - h->launch : took;
+    double share = flops / busy / h->vector_f32;
+    h->vector_curve[h->nvector][0] = flops;
+    h->vector_curve[h->nvector++][1] = share < 1 ? share : 1;
+  }
 }
 
 // ---- memory, starts and the link ----------------------------------------------------------------
@@ -387,6 +529,8 @@ int verb_calibrate(cli *c) {
   bool busy = getloadavg(&load, 1) == 1 && load > 0.3 * h.cores;
   measure_memory(&s, &h);
   measure_products(&s, &h);
+  measure_attention(&s, &h);
+  measure_vector(&s, &h);
   measure_disk(&s, &h, folder);
   pool_free(s.pool);
   say(&s, "");
@@ -403,9 +547,12 @@ int verb_calibrate(cli *c) {
         arena_printf(a, "%s# Other programs ran (load %.1f): speeds may be too low.\n", head, load);
   h.comment = arena_printf(
       a,
-      "%s# efficiency.matmul: products of dsmc's own kernels in f32, n x n by n x n.\n"
-      "# matmul.f32 is what the cores' multiply-adds reach, matmul.bf16 what puts its\n"
-      "# largest product on the same curve.\n",
+      "%s# Measured with dsmc's own kernels in f32. efficiency.matmul: an MLP n -> 4n -> n over "
+      "2048\n"
+      "# tokens and its gradients; attention: 4 heads of 64, causal, and its gradients; vector: "
+      "gelu.\n"
+      "# matmul.f32 is what the cores' multiply-adds reach, matmul.bf16 what puts its products of\n"
+      "# the upper sizes on the same curve.\n",
       head);
   if (write_text(c, out, host_text(a, &h)) && !cli_has(c, OPT_QUIET))
     printf("%s: %.0f GFLOP/s f32%s, memory %.1f GB/s, link %.1f GB/s, disk %.2f GB/s\n", out,

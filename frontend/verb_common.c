@@ -384,6 +384,19 @@ bool compile(cli *c, const char *path, compile_stage stage, compiled *k) {
   return stage < COMPILE_EXECUTABLE || compile_code(c, k);
 }
 
+const sched *compile_layout(cli *c, compiled *k, const plan_given *given, const char *arch,
+                            int64_t micro_batch, recompute_mode recompute) {
+  int gpu = arch ? gpu_find(arch) : -1;
+  if (!arch || (gpu < 0 && !str_eq(arch, "cpu"))) return NULL;
+  if (given->recompute == RECOMPUTE_BYTES || (gpu >= 0 && given->matmul != CG_BUILTIN)) return NULL;
+  compiled other = {.program = k->program, .job = k->job};
+  if (gpu >= 0) other.targets = (gpu_set)1 << gpu;
+  plan_given pin = *given;
+  pin.recompute = recompute;
+  if (!lower_and_optimise(c, &other, &pin, micro_batch, COMPILE_SCHEDULE)) return NULL;
+  return other.schedule;
+}
+
 bool compile_measure(cli *c, const char *name, const char *text, compiled *k) {
   *k = (compiled){0};
   k->program = sema_open_text(c->arena, &c->diags, name, text, strlen(text));

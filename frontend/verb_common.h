@@ -14,6 +14,8 @@
 #include "ir/schedule.h"
 #include "passes/pass.h"
 
+struct plan_given;
+
 typedef enum compile_stage {
   COMPILE_GRAPH,       // as lowered, before any pass
   COMPILE_LOCAL,       // after the passes (or up to --after)
@@ -48,6 +50,11 @@ bool compile_open(cli *c, const char *path, compiled *out);
 // The training step as the planner reads it (passes/plan/graph.h): LOCAL at a micro-batch of one
 // sample, nothing chunked, with what `mode` makes again in backward. NULL after an error.
 ir_module *compile_step(compiled *k, recompute_mode mode);
+// As far as COMPILE_SCHEDULE with the pins of `given`, but for this micro-batch and recomputation
+// and for a device of architecture `arch` ("cpu", "sm_80"): the schedule that `build` would lay
+// out. NULL when no code is made for such a device, or not with these pins.
+const sched *compile_layout(cli *c, compiled *k, const struct plan_given *given, const char *arch,
+                            int64_t micro_batch, recompute_mode recompute);
 // As far as COMPILE_SCHEDULE with a text of ours, to see what it takes on this host: out->fits says
 // whether it has the memory, and when it has not, `out` is what a micro-batch of 1 would need.
 bool compile_measure(cli *c, const char *name, const char *text, compiled *out);

@@ -9,6 +9,9 @@
 #include "frontend/verb_plan.h"
 #include "passes/plan/show.h"
 
+static const recompute_mode mode_of[PLAN_RECOMPUTES] = {RECOMPUTE_NONE, RECOMPUTE_SELECTIVE,
+                                                        RECOMPUTE_FULL};
+
 // ---- the job ------------------------------------------------------------------------------------
 
 // Tokens of a step: of the targets, or of the first input that has positions.
@@ -25,14 +28,12 @@ static double tokens_of(const ir_module *m, int64_t batch) {
 }
 
 bool plan_open(cli *c, compiled *k, plan_job *out) {
-  static const recompute_mode mode[PLAN_RECOMPUTES] = {RECOMPUTE_NONE, RECOMPUTE_SELECTIVE,
-                                                       RECOMPUTE_FULL};
   *out = (plan_job){.source = c->files.at[0],
                     .model = k->job->model_name,
                     .batch = k->job->batch,
                     .precision = ir_dtype_name(k->job->precision)};
   for (int i = 0; i < PLAN_RECOMPUTES; i++) {
-    ir_module *m = compile_step(k, mode[i]);
+    ir_module *m = compile_step(k, mode_of[i]);
     if (!m) return false;
     pg_graph *g = pg_read(c->arena, m);
     if (g->error) {
@@ -100,6 +101,30 @@ static bool print_why(cli *c, const plan_job *out, const cl_cluster *cluster,
   return true;
 }
 
+// ---- memory -------------------------------------------------------------------------------------
+
+typedef struct layouts {
+  cli *c;
+  compiled *compiled;
+  const plan_given *given;
+} layouts;
+
+static bool lay_out(void *ctx, const cl_device *d, const plan_choice *choice, laid *out) {
+  const layouts *l = ctx;
+  const sched *s = compile_layout(l->c, l->compiled, l->given, d->arch, choice->micro_batch,
+                                  mode_of[choice->recompute]);
+  if (s) laid_read(l->c->arena, s, out);
+  return s != NULL;
+}
+
+static laid_maker *layouts_of(cli *c, planning *p, const plan_given *g) {
+  layouts *ctx = arena_new(c->arena, layouts, 1);
+  *ctx = (layouts){c, &p->compiled, g};
+  laid_maker *m = arena_new(c->arena, laid_maker, 1);
+  *m = (laid_maker){.a = c->arena, .make = lay_out, .ctx = ctx, .made = {.arena = c->arena}};
+  return m;
+}
+
 // ---- planning -----------------------------------------------------------------------------------
 
 static int64_t layers_of(const plan_job *j) {
@@ -132,6 +157,7 @@ static plan_result *search_given(cli *c, planning *p, const plan_given *g,
   }
   plan_options o = p->options;
   o.top = plan_given_top(g, o.top);
+  if (g != &p->given) o.layouts = layouts_of(c, p, g);
   plan_result *r = plan_search(c->arena, &p->job, cluster, &g->pins, &o);
   return plan_given_choose(c, g, r, p->options.top) ? r : NULL;
 }
@@ -164,6 +190,7 @@ bool plan_make(cli *c, planning *p) {
   p->options = (plan_options){.exhaustive = search && str_eq(search, "exhaustive"),
                               .limit = limit ? strtod(limit, NULL) : 0,
                               .top = (int)cli_number(c, OPT_TOP, 1)};
+  p->options.layouts = layouts_of(c, p, &p->given);
   const char *flag = cli_get(c, OPT_CLUSTER);
   p->options.whole = whole_of(c, k->program, flag ? flag : p->given.cluster);
   bool shows = isatty(2) && !cli_has(c, OPT_QUIET);

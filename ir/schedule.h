@@ -123,9 +123,11 @@ typedef struct sched_item {
   int entry;
   const char *name;
   int64_t bytes, base;
-  int first, last;  // positions, inclusive
-  int glue;         // 0: an item by itself
-  int64_t at;       // may be negative
+  int first, last;        // positions, inclusive
+  const ir_value *value;  // at the top of the entry's function, that lies in it; NULL: scratch, or
+                          // what dies within one execution of a body
+  int glue;               // 0: an item by itself
+  int64_t at;             // may be negative
 } sched_item;
 
 typedef struct sched {

@@ -36,6 +36,12 @@ int lay_item(lay *l, const char *name, int64_t bytes, int first, int last) {
   return l->s->items.n - 1;
 }
 
+int lay_item_of(lay *l, const ir_value *v, int64_t bytes, int first, int last) {
+  int item = lay_item(l, v->name, bytes, first, last);
+  l->s->items.at[item].value = v;
+  return item;
+}
+
 void lay_bind_item(lay *l, const ir_value *v, int item, int64_t offset) {
   l->bind[v->id] =
       (binding){.kind = BIND_ITEM, .index = item, .offset = offset, .bytes = lay_bytes(v)};
@@ -89,7 +95,7 @@ static void bind_top(lay *l) {
         bool cut = pass_batch_dim(s->m, v) >= 0 && micros > 1;
         int64_t stride = lay_align(b.bytes);
         b.kind = BIND_ITEM;
-        b.index = lay_item(l, v->name, cut ? stride * micros : b.bytes, 0, l->e->positions);
+        b.index = lay_item_of(l, v, cut ? stride * micros : b.bytes, 0, l->e->positions);
         b.micro_stride = cut ? stride : 0;
         l->bind[v->id] = b;
       } else if (cache) {
@@ -99,7 +105,7 @@ static void bind_top(lay *l) {
         sched_item *it = &s->items.at[l->bind[v->id].index];
         if (l->last[v->id] > it->last) it->last = l->last[v->id];
       } else {
-        lay_bind_item(l, v, lay_item(l, v->name, b.bytes, l->first[v->id], l->last[v->id]), 0);
+        lay_bind_item(l, v, lay_item_of(l, v, b.bytes, l->first[v->id], l->last[v->id]), 0);
       }
     }
   }

@@ -49,6 +49,7 @@ typedef struct lay {
 int64_t lay_align(int64_t x);
 int64_t lay_bytes(const ir_value *v);
 int lay_item(lay *l, const char *name, int64_t bytes, int first, int last);
+int lay_item_of(lay *l, const ir_value *v, int64_t bytes, int first, int last);  // of value v
 void lay_bind_item(lay *l, const ir_value *v, int item, int64_t offset);
 bool lay_bound(const lay *l, const ir_value *v);
 // Binds `v` to the storage of `of`: the whole, or the slice of one layer.

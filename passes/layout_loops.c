@@ -136,6 +136,7 @@ static void build_frame(lay *l, frame *f) {
   int item =
       lay_item(l, ir_attr_str(forward, "name", "repeat"), n * a, forward->mark, f->repeat->mark);
   l->s->items.at[item].glue = glue;
+  l->s->items.at[item].value = forward->out[f->stack.at[0].result];
   for (int i = 0; i < f->stack.n; i++) {
     const saved *s = &f->stack.at[i];
     l->frame[forward->out[s->result]->id] = (frame_part){item, offset, a};
@@ -143,10 +144,10 @@ static void build_frame(lay *l, frame *f) {
     if (k >= 0) {
       const ir_value *x = forward->in[k], *y = forward->out[k];
       sched_item *it;
-      int start = lay_item(l, x->name, s->bytes, l->first[x->id], forward->mark);
+      int start = lay_item_of(l, x, s->bytes, l->first[x->id], forward->mark);
       it = &l->s->items.at[start];
       it->glue = glue, it->at = offset;
-      int end = lay_item(l, y->name, s->bytes, forward->mark, l->last[y->id]);
+      int end = lay_item_of(l, y, s->bytes, forward->mark, l->last[y->id]);
       it = &l->s->items.at[end];
       it->glue = glue, it->at = n * a + offset;
     }
@@ -158,6 +159,7 @@ static void build_frame(lay *l, frame *f) {
   item = lay_item(l, f->repeat->region[0]->yield.at[f->result]->name, n * g, f->repeat->mark,
                   l->last[grad->id]);
   l->s->items.at[item].glue = glue;
+  l->s->items.at[item].value = grad;
   l->s->items.at[item].at = reversed(forward) ? -lay_align(down) : lay_align(up);
   l->frame[grad->id] = (frame_part){item, 0, g};
 }
@@ -221,6 +223,8 @@ static void bind_ring(lay *l, ir_op *op, int k) {
     part = l->frame[stack->id];
   else
     part.item = lay_item(l, arg->name, slots * bytes, l->first[init->id], last);
+  if (!l->s->items.at[part.item].value)
+    l->s->items.at[part.item].value = stack ? stack : op->out[k];
   int64_t mod = stack ? 0 : slots;
   int64_t end = mod ? count % mod : count, start = reverse ? end : 0, final = reverse ? 0 : end;
   lay_bind_item(l, init, part.item, part.offset + start * part.stride);
@@ -259,6 +263,7 @@ void loops_bind(lay *l, ir_op *op) {
       part = (frame_part){
           lay_item(l, y->name, count_of(op) * bytes, l->first[out->id], l->last[out->id]), 0,
           bytes};
+    if (!l->s->items.at[part.item].value) l->s->items.at[part.item].value = out;
     lay_bind_item(l, out, part.item, part.offset);
     l->bind[out->id].slice = part.stride;
     l->bind[y->id] = (binding){.kind = BIND_ITEM,

@@ -2,6 +2,7 @@
 
 #include <string.h>
 
+#include "ir/rule.h"
 #include "ir/view.h"
 
 plan_axis bl_axis_of(int inner) {
@@ -215,7 +216,9 @@ static void sort_ops(maker *k) {
 typedef struct life {
   int root;      // the value whose storage it looks at
   int last;      // the last op that reads it, by its place in the piece; -1: none does
+  int readers;   // how many operands it is
   bool made;     // by an op of the piece
+  bool inner;    // only within a kernel
   bool stored;   // a stack or a carried value has it
   double moved;  // bytes of its whole form, where it is gathered
 } life;
@@ -235,6 +238,53 @@ static void forget(life *l, int v) {
 
 static bool is_in(const pg_op *p, bool both, pg_phase phase) { return both || p->phase == phase; }
 
+// Bytes of its own that the results of op i need not have, because an operand dies there and its
+// place will do: what layout calls a chain, or what pass `epilogue` makes one kernel of.
+static double taken_over(const maker *k, const life *l, const pg_op *p, int i) {
+  double bytes = 0;
+  int used[16], n = 0;
+  for (int j = 0; j < p->nout && n < 16; j++) {
+    double most = 0;
+    int with = -1, v = p->out[j];
+    if (v < 0 || l[v].stored || k->g->value.at[v].gradient) continue;
+    for (int x = 0; x < p->nin; x++) {
+      int r = p->in[x] < 0 ? -1 : l[p->in[x]].root;
+      if (r >= 0 && l[r].inner) continue;  // it is not there
+      if (r < 0 || l[r].last != i || !l[r].made || l[r].stored || k->g->value.at[r].gradient)
+        continue;
+      bool taken = false;
+      for (int y = 0; y < n; y++) taken |= used[y] == r;
+      if (taken || !(ir_is_elementwise(p->op) || ir_may_overwrite(p->op, j, x))) continue;
+      double own = local_bytes(k, r), other = local_bytes(k, v);
+      if (other < own) own = other;
+      if (own > most) most = own, with = r;
+    }
+    if (with >= 0) used[n++] = with;
+    bytes += most;
+  }
+  return bytes;
+}
+
+// Whether result `v` of op i is no more than what the kernel of i does before it goes on: its one
+// reader, further down, is elementwise and becomes part of it (pass `epilogue`), there.
+static bool is_inner(const maker *k, const life *l, const pg_op *p, const int *at, int i, int v) {
+  if (ir_epilogue_at(p->op) < 0 || l[v].readers != 1 || l[v].last <= i + 1) return false;
+  const pg_op *q = &k->g->op.at[at[l[v].last]];
+  bool direct = false;
+  for (int j = 0; j < q->nin; j++) direct |= q->in[j] == v;
+  return direct && !q->view && ir_is_elementwise(q->op);
+}
+
+// Whether result `v` of op i lies where the gradient it is a part of does: it is added to what
+// other micro-batches or another use of the weight have made of it, in this piece or in one before
+// it.
+static bool is_part(const maker *k, const life *l, const pg_op *p, const int *at, int i, int v) {
+  if (k->g->value.at[v].batch || p->phase != PG_BACKWARD || l[v].readers > 1) return false;
+  if (l[v].last == i) return true;
+  const ir_op *q = k->g->op.at[at[l[v].last]].op;
+  return ir_accumulates(q) || ir_updated(q) >= 0;
+}
+
 // Live ranges over the ops of one or both phases of a piece: the highest sum of what lives there
 // only. `held`: room for as many numbers as the piece has ops.
 static void add_transient(maker *k, life *l, double *held, int piece, bool both, pg_phase phase) {
@@ -243,7 +293,6 @@ static void add_transient(maker *k, life *l, double *held, int piece, bool both,
   int n = k->first[piece + 1] - k->first[piece];
   for (int i = 0; i < n; i++) {
     const pg_op *p = &g->op.at[at[i]];
-    held[i] = 0;
     for (int j = 0; j < p->nin; j++) forget(l, p->in[j]);
     for (int j = 0; j < p->nout; j++) forget(l, p->out[j]);
   }
@@ -253,7 +302,7 @@ static void add_transient(maker *k, life *l, double *held, int piece, bool both,
     if (p->kind == PG_STORE || p->kind == PG_CARRY) l[l[p->in[0]].root].stored = true;
     if (p->kind != PG_OP) continue;
     for (int j = 0; j < p->nin; j++)
-      if (p->in[j] >= 0) l[l[p->in[j]].root].last = i;
+      if (p->in[j] >= 0) l[l[p->in[j]].root].last = i, l[l[p->in[j]].root].readers++;
     for (int j = 0; j < p->nout; j++) {
       int v = p->out[j];
       if (v < 0) continue;
@@ -263,23 +312,36 @@ static void add_transient(maker *k, life *l, double *held, int piece, bool both,
       if (r->last < i) r->last = i;
     }
   }
-  double live = 0;
   bl_phase *f = &k->b->piece[piece].phase[phase];
-  for (int i = 0; i < n; i++) {
-    const pg_op *p = &g->op.at[at[i]];
-    if (!is_in(p, both, phase) || p->kind != PG_OP) continue;
-    for (int j = 0; j < p->nout; j++) {
-      int v = p->out[j];
-      if (v < 0 || l[v].root != v || !l[v].made || l[v].stored || g->value.at[v].gradient) continue;
-      double bytes = local_bytes(k, v) + l[v].moved;
-      live += bytes;
-      held[l[v].last] += bytes;
+  bool layers = g->piece.at[piece].name != NULL;
+  for (int one = 0; one < 2; one++) {
+    double live = 0, most = 0;
+    memset(held, 0, sizeof *held * (size_t)n);
+    for (int i = 0; i < n; i++) {
+      const pg_op *p = &g->op.at[at[i]];
+      if (!is_in(p, both, phase) || p->kind != PG_OP) continue;
+      for (int j = 0; j < p->nout; j++) {
+        int v = p->out[j];
+        if (v < 0 || l[v].root != v || !l[v].made || l[v].stored || g->value.at[v].gradient)
+          continue;
+        if (one && is_part(k, l, p, at, i, v)) {  // it stays
+          if (!layers && ir_updated(p->op) < 0) live += local_bytes(k, v);
+          continue;
+        }
+        l[v].inner = is_inner(k, l, p, at, i, v);
+        if (l[v].inner) continue;
+        double bytes = local_bytes(k, v) + l[v].moved;
+        live += bytes;
+        held[l[v].last] += bytes;
+      }
+      double now = live - taken_over(k, l, p, i);
+      if (now > most) {
+        most = now;
+        if (!one) f->transient_at = pg_op_name(p);
+      }
+      live -= held[i];
     }
-    if (live > f->transient) {
-      f->transient = live;
-      f->transient_at = pg_op_name(p);
-    }
-    live -= held[i];
+    *(one ? &f->transient_one : &f->transient) = most;
   }
 }
 

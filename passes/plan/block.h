@@ -36,7 +36,9 @@ typedef struct bl_phase {
   double prefetched[BL_INNER];  // seconds of what is on its way while the phase computes
   bl_sent moves[BL_INNER];      // all collectives
   double transient;             // highest sum of values that live only within it
-  const char *transient_at;     // the op there
+  double transient_one;      // the same with one micro-batch: gradients come as it goes on, those
+                             // of a piece between layers are counted here
+  const char *transient_at;  // the op there
 } bl_phase;
 
 // What weights take on a rank. A stack's layer, or a weight.

@@ -173,6 +173,10 @@ static double saved_here(const plan_choice *c, double kept) {
   return c->home[PLAN_ACTIVATIONS] == PLAN_DEVICE ? kept : 0;
 }
 
+static double gradients_here(const plan_choice *c, const bl_state *s) {
+  return hm_held_by(c, s).device[PLAN_GRADIENTS];
+}
+
 // How many layers of a piece lie in from .. to-1.
 static int64_t layers_in(const point *p, int64_t from, int64_t to, int piece) {
   int64_t first = p->first_of[piece], last = first + p->b->g->piece.at[piece].count;
@@ -250,6 +254,29 @@ static double tied_bytes(const point *p, const stages_cut *cut, int stage, int *
 
 // ---- stages -------------------------------------------------------------------------------------
 
+// What a layer's states and activations are for a bound on what a stage holds. With one micro-batch
+// gradients come where activations go, so that not both of all layers are there at a time: the
+// larger of the two is.
+static void bound_bytes(const plan_choice *c, const bl_state *s, double saved, bool gradients,
+                        double *state, double *kept) {
+  *state = on_device(c, s);
+  *kept = gradients ? 0 : saved_here(c, saved);
+  if (c->micro_batches == 1 && !gradients) *state -= gradients_here(c, s);
+}
+
+// Whether there is one micro-batch, and gradients of all layers take more than their activations.
+static bool more_gradients(const point *p) {
+  if (p->c->micro_batches > 1) return false;
+  double gradients = 0, kept = 0;
+  for (int i = 0; i < p->b->npieces; i++) {
+    if (!is_layers(p, i)) continue;
+    double n = (double)p->b->g->piece.at[i].count;
+    gradients += n * gradients_here(p->c, &p->b->piece[i].layer);
+    kept += n * saved_here(p->c, p->b->piece[i].kept);
+  }
+  return gradients > kept;
+}
+
 // Chunks are equal (interleave divides the layers); without chunks stages may be uneven. What a
 // stage is said to hold here is no more than it will hold (the highest transient of one piece, not
 // of all), so that `fits` is false only where no cut can fit. `*pressed`: with more memory it would
@@ -262,18 +289,22 @@ static stages_cut cut_stages(point *p, const pipeline *line, double capacity, bo
     return even;
   }
   const pg_graph *g = p->b->g;
+  bool gradients = more_gradients(p);
   stages_run *run = arena_new(p->a, stages_run, 2 * g->piece.n + 2);
   stages_job job = {.run = run, .stages = p->parts, .only_fitting = only_fitting};
   for (int i = 0; i < g->piece.n; i++) {
     const bl_piece *q = &p->b->piece[i];
     bl_state own = piece_state(p, i);
-    stages_cost cost = {p->forward[i] + p->backward[i], saved_here(p->c, q->kept),
-                        on_device(p->c, &own)};
+    stages_cost cost = {p->forward[i] + p->backward[i], 0, 0};
+    bound_bytes(p->c, &own, q->kept, gradients, &cost.state, &cost.kept);
     if (!is_layers(p, i)) {
-      double f = q->phase[PG_FORWARD].transient, b = q->phase[PG_BACKWARD].transient;
-      cost.state += f > b ? f : b;
+      bool one = p->c->micro_batches == 1;
+      double f = one ? q->phase[PG_FORWARD].transient_one : q->phase[PG_FORWARD].transient;
+      double b = one ? q->phase[PG_BACKWARD].transient_one : q->phase[PG_BACKWARD].transient;
       if (i == 0) job.first = cost;
       if (i == g->piece.n - 1) job.last = cost;
+      // Its end is at work when all is kept.
+      if (i == g->piece.n - 1 && !gradients) job.last.state += f > b ? f : b;
       continue;
     }
     int64_t n = g->piece.at[i].count;
@@ -281,7 +312,7 @@ static stages_cut cut_stages(point *p, const pipeline *line, double capacity, bo
       const bl_piece *m = &p->b->piece[i - 1];
       stages_cost both = cost;
       both.seconds += p->forward[i - 1] + p->backward[i - 1];
-      both.kept += saved_here(p->c, m->kept);
+      if (!gradients) both.kept += saved_here(p->c, m->kept);
       run[job.runs++] = (stages_run){both, 1};
       n--;
     }
@@ -419,13 +450,73 @@ static once once_of(const point *p, const bl_state *s, const stages_cut *cut, in
 
 // ---- memory -------------------------------------------------------------------------------------
 
+// A stage at its fullest.
+typedef struct moment {
+  double kept, gradients, work;
+  const char *at;
+} moment;
+
+static void fuller(moment *most, double kept, double gradients, const bl_phase *f, bool one) {
+  double work = one ? f->transient_one : f->transient;
+  if (most->at && kept + gradients + work <= most->kept + most->gradients + most->work) return;
+  *most = (moment){kept, gradients, work, f->transient_at ? f->transient_at : ""};
+}
+
+// Of weights that are no stacks of layers: the piece of a stage whose backward makes the gradient.
+static int made_at(const point *p, const stages_cut *cut, int part, const bl_weight *w) {
+  int last = -1;
+  for (int i = 0; i < w->npieces; i++)
+    if (w->piece[i] > last && part_has(p, cut, part, w->piece[i])) last = w->piece[i];
+  return last;
+}
+
+// Without chunks a stage goes through its pieces forward, keeping more and more, and back. Beside
+// the micro-batch that is worked on lie those in flight. Gradients of earlier micro-batches are
+// there from the beginning; with one micro-batch those of a layer come where its activations were
+// (frames, passes/layout_loops.c), so the fullest moment is the first or the last layer of a piece.
+static moment fullest(const point *p, const stages_cut *cut, int stage, double in_flight,
+                      double all_gradients) {
+  const bl_block *b = p->b;
+  bool one = p->c->micro_batches == 1;
+  moment most = {0};
+  double kept = 0, later = 0, all = 0;
+  for (int i = 0; i < b->npieces; i++)
+    all += layers_of_part(p, cut, stage, i) * saved_here(p->c, b->piece[i].kept);
+  double others = (in_flight - 1) * all;
+  for (int i = 0; i < b->npieces; i++) {
+    if (!part_has(p, cut, stage, i)) continue;
+    kept += layers_of_part(p, cut, stage, i) * saved_here(p->c, b->piece[i].kept);
+    fuller(&most, others + kept, one ? 0 : all_gradients, &b->piece[i].phase[PG_FORWARD], one);
+  }
+  for (int i = b->npieces - 1; i >= 0; i--) {
+    if (!part_has(p, cut, stage, i)) continue;
+    const bl_piece *q = &b->piece[i];
+    const bl_phase *f = &q->phase[PG_BACKWARD];
+    double n = layers_of_part(p, cut, stage, i), own = gradients_here(p->c, &q->layer);
+    double each = saved_here(p->c, q->kept), before = kept - n * each;
+    fuller(&most, others + kept, one ? later + (is_layers(p, i) ? own : 0) : all_gradients, f, one);
+    if (one && is_layers(p, i)) {
+      later += n * own;
+      fuller(&most, others + before + each, later, f, one);
+    }
+    for (int w = 0; w < b->weight.n && one; w++)
+      if (made_at(p, cut, stage, &b->weight.at[w]) == i)
+        later += gradients_here(p->c, &b->weight.at[w].state);
+    kept = before;
+  }
+  static const bl_phase end = {.transient_at = "update"};
+  if (one) fuller(&most, others, later, &end, one);
+  return most;
+}
+
 static void stage_memory(const point *p, const stages_cut *cut, int stage, const pipeline *line,
                          const bl_state *s, plan_stage *out) {
   const plan_choice *c = p->c;
   int n = (int)c->size[PLAN_PIPELINE], v = (int)c->interleave;
-  double *kept = arena_new(p->a, double, v), work = 0, layer = 0;
+  double *kept = arena_new(p->a, double, v), layer = 0;
   double unit[PLAN_CLASSES] = {0};  // the most that one layer, or piece between layers, has
-  const char *at = "";
+  hm_held h = hm_held_by(c, s);
+  moment most = {.gradients = h.device[PLAN_GRADIENTS], .at = ""};
   for (int part = stage; part < p->parts; part += n)
     for (int i = 0; i < p->b->npieces; i++) {
       if (!part_has(p, cut, part, i)) continue;
@@ -442,15 +533,20 @@ static void stage_memory(const point *p, const stages_cut *cut, int stage, const
           if (k.bytes[j] > unit[j]) unit[j] = k.bytes[j];
       }
       for (int f = 0; f < 2; f++)
-        if (q->phase[f].transient > work) {
-          work = q->phase[f].transient;
-          at = q->phase[f].transient_at;
+        if (q->phase[f].transient > most.work) {
+          most.work = q->phase[f].transient;
+          most.at = q->phase[f].transient_at;
         }
     }
-  hm_held h = hm_held_by(c, s);
+  out->stash = pipe_stash(p->a, line, stage, NULL);
   hm_kept full = hm_kept_of(c, s);
   double saved = pipe_stash_bytes(p->a, line, stage, kept);
-  h.device[PLAN_ACTIVATIONS] = saved_here(c, saved);
+  if (v == 1)
+    most = fullest(p, cut, stage, (double)out->stash, h.device[PLAN_GRADIENTS]);
+  else
+    most.kept = saved_here(c, saved);
+  h.device[PLAN_GRADIENTS] = most.gradients;
+  h.device[PLAN_ACTIVATIONS] = most.kept;
   full.bytes[PLAN_ACTIVATIONS] = saved;
   if (c->home[PLAN_ACTIVATIONS] == PLAN_HOST) h.host += saved;
   for (int k = 0; k < PLAN_CLASSES; k++) {
@@ -463,12 +559,11 @@ static void stage_memory(const point *p, const stages_cut *cut, int stage, const
   out->memory[PLAN_M_GRADIENTS] = llround(h.device[PLAN_GRADIENTS]);
   out->memory[PLAN_M_OPTIMIZER] = llround(h.device[PLAN_OPTIMIZER]);
   out->memory[PLAN_M_ACTIVATIONS] = llround(h.device[PLAN_ACTIVATIONS]);
-  out->memory[PLAN_M_WORKSPACE] = llround(work + layer);
+  out->memory[PLAN_M_WORKSPACE] = llround(most.work + layer);
   out->host = llround(h.host);
   out->disk = llround(h.disk);
   for (int i = 0; i < PLAN_MEMORIES; i++) out->peak += out->memory[i];
-  out->stash = pipe_stash(p->a, line, stage, NULL);
-  out->peak_at = arena_printf(p->a, "%s with %lld micro-batch%s in flight", at,
+  out->peak_at = arena_printf(p->a, "%s with %lld micro-batch%s in flight", most.at,
                               (long long)out->stash, out->stash == 1 ? "" : "es");
   out->parameters = s->logical;
 }
@@ -516,20 +611,39 @@ static double after_mean(const point *p, const bl_state *mean, double backward) 
   return after;
 }
 
+// Layers of a piece, as a bound counts them.
+typedef struct layer_bytes {
+  double state, kept, count;
+} layer_bytes;
+
 // Whether layers can be dealt to stages so that none holds more than it has room for; ends of the
 // model and workspace not counted. A layer of stage i needs its states and its activations of all
-// micro-batches in flight.
-static bool layers_fit(double capacity, double state, double kept, double layers,
+// micro-batches in flight, state + kept * stash[i]. Where layers are alike it is a count. Where
+// not, let the mean stash price them: a stage of capacity C carries layers worth at most
+// C * max over kinds of price / need, and all of them must be carried.
+static bool layers_fit(double capacity, const layer_bytes *kind, int kinds, bool alike,
                        const pipeline *line, int64_t *each) {
-  double room = 0;
+  double mean = 0, room = 0, worth = 0;
+  for (int i = 0; i < line->stages; i++) mean += (double)pipe_stash(NULL, line, i, each);
+  mean /= (double)(line->stages * line->chunks);
+  for (int i = 0; i < kinds; i++)
+    worth += kind[i].count * (alike ? 1 : kind[i].state + kind[i].kept * mean);
+  if (worth <= 0) return true;
   for (int i = 0; i < line->stages; i++) {
     pipe_stash(NULL, line, i, each);
     int64_t least = each[0];
     for (int k = 1; k < line->chunks; k++)
       if (each[k] < least) least = each[k];
-    room += floor(capacity / (state + kept * (double)least));
+    double most = 0;
+    for (int k = 0; k < kinds; k++) {
+      double need = kind[k].state + kind[k].kept * (double)least;
+      double price = alike ? 1 : kind[k].state + kind[k].kept * mean;
+      if (price > 0 && need <= 0) return true;
+      if (price > 0 && price / need > most) most = price / need;
+    }
+    room += alike ? floor(capacity * most) : capacity * most;
   }
-  return room >= layers;
+  return room >= worth * (1 - 1e-12);
 }
 
 // Whether what layers save fits into `more` bytes beside the device; *saved: bytes of a micro-batch
@@ -544,9 +658,10 @@ static bool saved_fits(const plan_space *s, const plan_choice *c, double more, d
     if (g->value.at[v].saved) kept += g->value.at[v].bytes * g->value.at[v].layers;
   *saved = kept * (double)c->micro_batch / cut;
   if (layers <= 0) return true;
-  int64_t each;
-  return layers_fit((double)(d->memory - d->reserve) + more, 0, *saved / layers, layers, &line,
-                    &each);
+  int64_t each, repeats = 0;
+  for (int i = 0; i < g->piece.n; i++) repeats += g->piece.at[i].name != NULL;
+  layer_bytes mean = {0, *saved / layers, layers};
+  return layers_fit((double)(d->memory - d->reserve) + more, &mean, 1, repeats == 1, &line, &each);
 }
 
 bool plan_outer_fits(const plan_space *s, const plan_choice *c) {
@@ -598,11 +713,20 @@ plan_quick plan_quickly(arena *a, plan_space *s, const plan_choice *c, const bl_
   }
   pipeline line = {
       .kind = c->pipe, .stages = (int)n, .chunks = (int)c->interleave, .micro = c->micro_batches};
-  double count = (double)s->layers, capacity = (double)(p->device->memory - p->device->reserve);
+  double capacity = (double)(p->device->memory - p->device->reserve);
   double state = on_device(c, &layers);
   int64_t *each = arena_new(a, int64_t, c->interleave);
-  q.fits = !pipe_check(a, &line) &&
-           (count <= 0 || layers_fit(capacity, state / count, kept / count, count, &line, each));
+  layer_bytes *kind = arena_new(a, layer_bytes, b->npieces);
+  bool gradients = more_gradients(p);
+  int kinds = 0;
+  for (int i = 0; i < b->npieces; i++) {
+    if (!is_layers(p, i)) continue;
+    const bl_piece *own = &b->piece[i];
+    kind[kinds].count = (double)b->g->piece.at[i].count;
+    bound_bytes(c, &own->layer, own->kept, gradients, &kind[kinds].state, &kind[kinds].kept);
+    kinds++;
+  }
+  q.fits = !pipe_check(a, &line) && layers_fit(capacity, kind, kinds, kinds == 1, &line, each);
   // When it does not: what a stage has too much, on average over them, with one in flight.
   q.over = (state + on_device(c, &others) + kept) / n - capacity;
   return q;
@@ -753,6 +877,7 @@ plan_candidate *plan_evaluate(arena *a, plan_space *s, const plan_choice *c, con
     x->peak_at = q->peak_at;
     memcpy(x->memory, q->memory, sizeof x->memory);
   }
+  x->load = x->peak;
   if (pipe_bound(&x->pipe) > limit) {
     *code = "slower";
     *why = "a bound of its step says so";

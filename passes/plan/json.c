@@ -146,6 +146,8 @@ static json_t *candidate_memory(arena *a, const plan_candidate *c) {
   set(m, "reserve", whole(c->reserve));
   set(m, "peak", whole(c->peak));
   set(m, "capacity", whole(c->capacity));
+  set(m, "load", whole(c->load));
+  set(m, "exact", json_boolean(c->laid));
   int64_t host = 0, disk = 0;
   for (int i = 0; i < c->nstages; i++) {
     if (c->stage[i].host > host) host = c->stage[i].host;

@@ -130,6 +130,8 @@ typedef struct plan_candidate {
   double time[PLAN_TIMES], busy[PLAN_TIMES];
   int64_t memory[PLAN_MEMORIES];  // of the stage with the highest peak
   int64_t peak, capacity, reserve;
+  int64_t load;  // the peak by the bytes alive, no more than `peak`
+  bool laid;     // the peak is the arena that the executable has (laid.h); false: it is the load
   int64_t over;  // bytes beyond the capacity (device, host or disk); 0: it fits
   const char *peak_at;
   plan_bytes bytes;

@@ -154,6 +154,10 @@ static bool consider(walk *w, const plan_choice *c, const bl_block *b) {
     }
     return str_eq(code, "does-not-fit");
   }
+  // What may be kept, or come closest, is measured by its layout, where there is one.
+  bool wins = !x->over && (w->kept.n < w->top || x->step_s <= vec_last(&w->kept).step * (1 + 1e-9));
+  bool near = x->over && (!w->closest.any || x->over < w->closest.over);
+  if (wins || near) laid_set(&w->scratch, w->o->layouts, w->s->cluster, x);
   found f = {true, *c, x->step_s, x->peak, x->over, 0};
   int64_t host = 0, disk = 0;
   for (int i = 0; i < x->nstages; i++) {
@@ -470,11 +474,13 @@ static void search(walk *w) {
   arena_free(&w->scratch);
 }
 
-static plan_candidate *work_out(plan_space *s, const plan_choice *c) {
+static plan_candidate *work_out(plan_space *s, laid_maker *layouts, const plan_choice *c) {
   const char *code, *why;
   plan_choice *copy = arena_new(s->a, plan_choice, 1);
   *copy = *c;
-  return plan_evaluate(s->a, s, copy, plan_block_of(s, c), INFINITY, &code, &why);
+  plan_candidate *x = plan_evaluate(s->a, s, copy, plan_block_of(s, c), INFINITY, &code, &why);
+  laid_set(s->a, layouts, s->cluster, x);
+  return x;
 }
 
 // ---- alternatives -------------------------------------------------------------------------------
@@ -510,11 +516,12 @@ static bool same_choice(const plan_choice *a, const plan_choice *b) {
 }
 
 // The best plan under other pins, as an alternative to the best of all.
-static void reject(plan_result *r, const plan_space *space, const plan_pins *pins) {
+static void reject(plan_result *r, const plan_space *space, const plan_pins *pins,
+                   laid_maker *layouts) {
   plan_space s = *space;
   s.pins = *pins;
   plan_search_stats stats = {0};
-  plan_options o = {.top = 1};
+  plan_options o = {.top = 1, .layouts = layouts};
   // An alternative is shown, not proved: one within 5 % of the best of its kind will do.
   walk w = {.s = &s, .o = &o, .stats = &stats, .top = 1, .slack = 0.05};
   begin(&w);
@@ -524,7 +531,7 @@ static void reject(plan_result *r, const plan_space *space, const plan_pins *pin
   for (int i = 0; i < r->rejected.n; i++)
     if (same_choice(&r->rejected.at[i].choice, &f->c)) return;
   if (r->best && same_choice(&r->best->choice, &f->c)) return;
-  plan_candidate *x = work_out(&s, &f->c);
+  plan_candidate *x = work_out(&s, layouts, &f->c);
   plan_rejected j = {.choice = f->c, .step_s = x->step_s, .peak = x->peak, .over = x->over};
   j.code = x->over ? "does-not-fit" : "slower";
   j.reason = x->over ? why_over(r->arena, x) : why_slower(r->arena, x, r->best);
@@ -533,7 +540,8 @@ static void reject(plan_result *r, const plan_space *space, const plan_pins *pin
 
 // What a person would ask about: each axis halved, doubled, left out; other stages of ZeRO, other
 // recomputation, the optimizer elsewhere, all devices data parallel.
-static void add_alternatives(plan_result *r, const plan_space *s, const plan_pins *pins) {
+static void add_alternatives(plan_result *r, const plan_space *s, const plan_pins *pins,
+                             laid_maker *layouts) {
   const plan_choice *c = &r->best->choice;
   for (int x = 0; x < PLAN_AXES; x++) {
     if (pins->size[x] || x == PLAN_DATA || x == PLAN_EXPERT) continue;
@@ -543,20 +551,20 @@ static void add_alternatives(plan_result *r, const plan_space *s, const plan_pin
         continue;
       plan_pins p = *pins;
       p.size[x] = other[i];
-      reject(r, s, &p);
+      reject(r, s, &p, layouts);
     }
   }
   for (int z = 0; z < 4; z++)
     if (pins->zero < 0 && z != c->zero) {
       plan_pins p = *pins;
       p.zero = z;
-      reject(r, s, &p);
+      reject(r, s, &p, layouts);
     }
   for (int i = 0; i < PLAN_RECOMPUTES; i++)
     if (pins->recompute < 0 && i != (int)c->recompute) {
       plan_pins p = *pins;
       p.recompute = i;
-      reject(r, s, &p);
+      reject(r, s, &p, layouts);
     }
   plan_pins all = *pins;
   bool free = true;
@@ -564,7 +572,7 @@ static void add_alternatives(plan_result *r, const plan_space *s, const plan_pin
     free &= pins->size[x] == 0;
     all.size[x] = x == PLAN_DATA ? s->cluster->devices : 1;
   }
-  if (free) reject(r, s, &all);
+  if (free) reject(r, s, &all, layouts);
   for (int i = 1; i < r->rejected.n; i++)  // fastest first, those that do not fit last
     for (int k = i; k > 0; k--) {
       plan_rejected *a = &r->rejected.at[k - 1], *b = &r->rejected.at[k], t = *a;
@@ -578,11 +586,11 @@ static void add_alternatives(plan_result *r, const plan_space *s, const plan_pin
 // ---- fixes --------------------------------------------------------------------------------------
 
 static void try_fix(plan_result *r, const plan_space *space, const plan_pins *pins,
-                    const char *change, const char *flags) {
+                    laid_maker *layouts, const char *change, const char *flags) {
   plan_space s = *space;
   s.pins = *pins;
   plan_search_stats stats = {0};
-  plan_options o = {.top = 1};
+  plan_options o = {.top = 1, .layouts = layouts};
   walk w = {.s = &s, .o = &o, .stats = &stats, .top = 1, .slack = 0.05};
   begin(&w);
   search(&w);
@@ -597,34 +605,37 @@ static void try_fix(plan_result *r, const plan_space *space, const plan_pins *pi
 
 // Every pin by itself let go, then more devices of the same kind.
 static void add_fixes(plan_result *r, const plan_space *s, const plan_pins *pins,
-                      const cl_cluster *whole) {
+                      const plan_options *options) {
+  const cl_cluster *whole = options->whole;
+  laid_maker *layouts = options->layouts;
   plan_pins p;
   if (pins->recompute >= 0) {
     p = *pins;
     p.recompute = -1;
-    try_fix(r, s, &p, "compute more of it again in backward", "--pin recompute=auto");
+    try_fix(r, s, &p, layouts, "compute more of it again in backward", "--pin recompute=auto");
   }
   if (pins->home[PLAN_OPTIMIZER] == PLAN_DEVICE) {
     p = *pins;
     p.home[PLAN_OPTIMIZER] = PLAN_HOST;
-    try_fix(r, s, &p, "keep the optimizer's state on the host", "--pin offload=optimizer:host");
+    try_fix(r, s, &p, layouts, "keep the optimizer's state on the host",
+            "--pin offload=optimizer:host");
   }
   if (pins->zero >= 0) {
     p = *pins;
     p.zero = -1;
-    try_fix(r, s, &p, "cut states over data ranks", "--pin zero=auto");
+    try_fix(r, s, &p, layouts, "cut states over data ranks", "--pin zero=auto");
   }
   if (pins->micro_batch) {
     p = *pins;
     p.micro_batch = 0;
-    try_fix(r, s, &p, "another micro-batch", "--pin micro_batch=auto");
+    try_fix(r, s, &p, layouts, "another micro-batch", "--pin micro_batch=auto");
   }
   for (int x = 0; x < PLAN_AXES; x++) {
     if (!pins->size[x]) continue;
     p = *pins;
     p.size[x] = 0;
     const char *name = plan_axis_name((plan_axis)x);
-    try_fix(r, s, &p, arena_printf(r->arena, "another size of `%s`", name),
+    try_fix(r, s, &p, layouts, arena_printf(r->arena, "another size of `%s`", name),
             arena_printf(r->arena, "--pin %s=auto", name));
   }
   for (int64_t n = 2; whole && n <= 64 && r->fixes.n < 6; n *= 2) {
@@ -637,7 +648,8 @@ static void add_fixes(plan_result *r, const plan_space *s, const plan_pins *pins
     bigger.blocks = &blocks;
     bigger.bounds = &bounds;
     int before = r->fixes.n;
-    try_fix(r, &bigger, pins, arena_printf(r->arena, "%lld devices", (long long)more->devices),
+    try_fix(r, &bigger, pins, layouts,
+            arena_printf(r->arena, "%lld devices", (long long)more->devices),
             arena_printf(r->arena, "--cluster %s:%lld", whole->name, (long long)more->devices));
     if (r->fixes.n > before) break;
   }
@@ -709,17 +721,18 @@ plan_result *plan_search(arena *a, const plan_job *job, const cl_cluster *cluste
   search(&w);
   r->search.seconds = now() - w.since;
   r->search.fronts = s.fronts;
-  for (int i = 0; i < w.kept.n; i++) vec_push(a, &r->candidates, work_out(&s, &w.kept.at[i].c));
+  for (int i = 0; i < w.kept.n; i++)
+    vec_push(a, &r->candidates, work_out(&s, options->layouts, &w.kept.at[i].c));
   if (r->candidates.n) {
     r->best = r->candidates.at[0];
     if (w.stopped)
       r->search.gap =
           r->search.bound_s < r->best->step_s ? 1 - r->search.bound_s / r->best->step_s : 0;
-    add_alternatives(r, &s, pins);
+    add_alternatives(r, &s, pins, options->layouts);
     return r;
   }
   if (w.closest.any) {
-    r->closest = work_out(&s, &w.closest.c);
+    r->closest = work_out(&s, options->layouts, &w.closest.c);
     plan_rejected j = {.choice = w.closest.c,
                        .code = "does-not-fit",
                        .over = r->closest->over,
@@ -727,7 +740,7 @@ plan_result *plan_search(arena *a, const plan_job *job, const cl_cluster *cluste
                        .peak = r->closest->peak,
                        .reason = why_over(a, r->closest)};
     vec_push(a, &r->rejected, j);
-    add_fixes(r, &s, pins, options->whole);
+    add_fixes(r, &s, pins, options);
   } else {
     plan_rejected j = {.choice = plan_choice_start(&s), .code = w.code, .reason = w.why};
     if (!j.reason && w.stopped) {

@@ -9,6 +9,7 @@
 #define DSM_PLAN_SEARCH_H
 
 #include "passes/plan/block.h"
+#include "passes/plan/laid.h"
 #include "passes/plan/plan.h"
 
 // A job as the planner sees it.
@@ -39,6 +40,7 @@ typedef struct plan_options {
   bool exhaustive;
   double limit;             // seconds; 0: none
   int top;                  // candidates to give, at least 1
+  laid_maker *layouts;      // of one device's plans; NULL: their memory is a load too
   const cl_cluster *whole;  // that the cluster is a part of, for `more devices`; NULL: unknown
   // Called a few times a second while it searches; best_s 0: no plan yet. May be NULL.
   void (*report)(void *ctx, const plan_search_stats *stats, double best_s);

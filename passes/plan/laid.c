@@ -1,0 +1,163 @@
+#include "passes/plan/laid.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "ir/view.h"
+
+// ---- what a value is ----------------------------------------------------------------------------
+
+typedef enum use { USE_OTHER, USE_SAVED, USE_GRADIENT } use;
+
+// Of values: the phases they are made in and read in.
+enum { MADE_FORWARD = 1, MADE_BACKWARD = 2, READ_BACKWARD = 4, READ_UPDATE = 8 };
+
+static unsigned made_in(const char *phase) {
+  return str_eq(phase, "forward") ? MADE_FORWARD : str_eq(phase, "backward") ? MADE_BACKWARD : 0;
+}
+
+static unsigned read_in(const char *phase) {
+  return str_eq(phase, "backward") ? READ_BACKWARD : str_eq(phase, "update") ? READ_UPDATE : 0;
+}
+
+static void mark_op(unsigned *mark, const ir_op *op, const char *phase) {
+  for (int i = 0; i < op->nin; i++) mark[ir_storage_of(op->in[i])->id] |= read_in(phase);
+  for (int i = 0; i < op->nout; i++) mark[op->out[i]->id] |= made_in(phase);
+}
+
+// By value id, of values at the top of the entry's function.
+static unsigned *marks_of(arena *a, const sched *s, const sched_entry *e) {
+  unsigned *mark = arena_new(a, unsigned, s->m->next_value);
+  for (int r = 0; r < e->runs.n; r++) {
+    if (e->runs.at[r].kind == SCHED_LOOP) continue;
+    const sched_task *t = &s->tasks.at[e->runs.at[r].task];
+    if (t->loop) mark_op(mark, t->loop, t->phase);
+    for (int i = 0; i < t->instrs.n && !t->loop; i++)
+      if (t->instrs.at[i].op) mark_op(mark, t->instrs.at[i].op, t->phase);
+  }
+  return mark;
+}
+
+static use use_of(const unsigned *mark, const sched_item *it) {
+  unsigned m = it->value ? mark[it->value->id] : 0;
+  if (m & MADE_BACKWARD && m & READ_UPDATE) return USE_GRADIENT;
+  return m & MADE_FORWARD && m & READ_BACKWARD ? USE_SAVED : USE_OTHER;
+}
+
+// ---- the fullest moment -------------------------------------------------------------------------
+
+typedef struct bytes {
+  int64_t from, to;
+} bytes;
+
+static int by_address(const void *pa, const void *pb) {
+  const bytes *a = pa, *b = pb;
+  return (a->from > b->from) - (a->from < b->from);
+}
+
+// Bytes that items of this use and above take at a position, shared ones once.
+static int64_t in_use(const sched *s, const use *is, int entry, int position, use least,
+                      bytes *room) {
+  int n = 0;
+  for (int i = 0; i < s->items.n; i++) {
+    const sched_item *it = &s->items.at[i];
+    if (it->entry == entry && it->first <= position && position <= it->last && is[i] >= least)
+      room[n++] = (bytes){it->base, it->base + it->bytes};
+  }
+  qsort(room, (size_t)n, sizeof *room, by_address);
+  int64_t sum = 0, end = 0;
+  for (int i = 0; i < n; i++) {
+    int64_t from = room[i].from > end ? room[i].from : end;
+    if (room[i].to > from) sum += room[i].to - from, end = room[i].to;
+  }
+  return sum;
+}
+
+static const char *task_at(const sched *s, const sched_entry *e, int position) {
+  for (int r = 0; r < e->runs.n; r++) {
+    if (e->runs.at[r].kind == SCHED_LOOP) continue;
+    const sched_task *t = &s->tasks.at[e->runs.at[r].task];
+    for (int i = 0; i < t->instrs.n; i++)
+      if (t->instrs.at[i].position == position) return t->name;
+  }
+  return "";
+}
+
+static void read_states(const sched *s, laid *out) {
+  const ir_module *m = s->m;
+  for (int i = 0; i < m->states.n; i++) {
+    const ir_state *w = m->states.at[i];
+    int64_t n = ir_bytes(&w->type);
+    bool behind = false;  // products read a rounded copy of it
+    for (int k = 0; k < m->states.n && w->cls == STATE_WEIGHT; k++)
+      behind |= m->states.at[k]->cls == STATE_COPY && str_eq(m->states.at[k]->of, w->name);
+    if (w->cls == STATE_COPY || (w->cls == STATE_WEIGHT && !behind))
+      out->memory[PLAN_M_PARAMETERS] += n;
+    else if (w->cls != STATE_CACHE)
+      out->memory[PLAN_M_OPTIMIZER] += n;
+  }
+}
+
+void laid_read(arena *a, const sched *s, laid *out) {
+  *out = (laid){.peak = s->arena_bytes, .peak_at = ""};
+  read_states(s, out);
+  int largest = 0, train = -1;
+  for (int i = 0; i < s->entries.n; i++) {
+    if (s->entries.at[i].transient_bytes > s->entries.at[largest].transient_bytes) largest = i;
+    if (s->entries.at[i].func->kind == ENTRY_TRAIN) train = i;
+  }
+  IR_CHECK(train >= 0);
+  arena scratch;
+  arena_init(&scratch);
+  const sched_entry *e = &s->entries.at[train];
+  const unsigned *mark = marks_of(&scratch, s, e);
+  use *is = arena_new(&scratch, use, s->items.n + 1);
+  bytes *room = arena_new(&scratch, bytes, s->items.n + 1);
+  for (int i = 0; i < s->items.n; i++)
+    is[i] = s->items.at[i].entry == train ? use_of(mark, &s->items.at[i]) : USE_OTHER;
+  int at = 0;
+  int64_t most = -1;
+  for (int p = 0; p < e->positions; p++) {
+    int64_t all = in_use(s, is, train, p, USE_OTHER, room);
+    if (all > most) most = all, at = p;
+  }
+  int64_t gradients = in_use(s, is, train, at, USE_GRADIENT, room);
+  out->memory[PLAN_M_GRADIENTS] = gradients;
+  out->memory[PLAN_M_ACTIVATIONS] = in_use(s, is, train, at, USE_SAVED, room) - gradients;
+  out->memory[PLAN_M_WORKSPACE] = out->peak;
+  for (int i = 0; i < PLAN_M_WORKSPACE; i++) out->memory[PLAN_M_WORKSPACE] -= out->memory[i];
+  out->peak_at =
+      arena_strdup(a, largest == train ? task_at(s, e, at) : s->entries.at[largest].func->name);
+  arena_free(&scratch);
+}
+
+// ---- layouts of a search ------------------------------------------------------------------------
+
+bool laid_of(laid_maker *m, const cl_cluster *c, const plan_choice *choice, laid *out) {
+  if (!m || !m->make || c->devices != 1) return false;
+  for (int i = 0; i < PLAN_CLASSES; i++)
+    if (choice->home[i] != PLAN_DEVICE) return false;
+  char name[64];
+  snprintf(name, sizeof name, "%d %lld", (int)choice->recompute, (long long)choice->micro_batch);
+  void *known = map_get(&m->made, name);
+  if (!known) {
+    laid *l = arena_new(m->a, laid, 1);
+    known = m->make(m->ctx, cl_device_at(c, 0), choice, l) ? (void *)l : (void *)m;
+    map_set(&m->made, arena_strdup(m->a, name), known);
+  }
+  if (known == m) return false;
+  *out = *(laid *)known;
+  return true;
+}
+
+void laid_set(arena *a, laid_maker *m, const cl_cluster *c, plan_candidate *x) {
+  laid l;
+  if (!laid_of(m, c, &x->choice, &l)) return;
+  plan_stage *stage = &x->stage[0];
+  memcpy(x->memory, l.memory, sizeof x->memory);
+  memcpy(stage->memory, l.memory, sizeof stage->memory);
+  x->laid = true;
+  x->peak = stage->peak = l.peak;
+  x->peak_at = stage->peak_at = arena_strdup(a, l.peak_at);
+  if (l.peak - x->capacity > x->over) x->over = l.peak - x->capacity;
+}
