@@ -1,6 +1,7 @@
 // Bucket elimination over tables of which only allowed entries are kept. Which variable goes next:
-// the one whose elimination makes the smallest function (ties: the lowest number), so that chains
-// cost their length.
+// the one that makes the smallest function, or the one that takes the fewest sums, guessed from the
+// shares that are allowed (ties: the lowest number). Either way chains cost their length. Both
+// orders are compiled and the one with fewer sums is kept.
 #include "passes/plan/elim.h"
 
 #include <math.h>
@@ -42,7 +43,8 @@ typedef struct factor {
   int *number;  // of the value of each entry; -1: not allowed. Of one that only forbids: 0, -1
   bool forbids;
   bool gone;
-  int step;  // that made it; -1: given
+  int step;        // that made it; -1: given
+  double allowed;  // share of its entries
 } factor;
 
 enum { MOST = 24 };  // variables of one function
@@ -52,21 +54,33 @@ typedef struct entry {
   int var;
 } entry;
 
+typedef enum order { BY_FUNCTION, BY_SUMS, ORDERS } order;
+
 typedef struct solver {
   const el_problem *p;
+  order order;
   arena *a;  // of the circuit
   arena *scratch;
   el_circuit *c;
   VEC(factor *) factor;
   VEC(int) * of;  // factors that name a variable
   bool *done;
-  double *cost;      // entries of the function that eliminating a variable makes
+  double *cost;      // of eliminating a variable, by the order
   VEC(entry) queue;  // a heap of variables, some of them several times; the last offer counts
   int *mark, stamp;
   el_stats *stats;
 } solver;
 
+static int entries_of(const solver *s, const factor *f) {
+  int n = 1;
+  for (int i = 0; i < f->n; i++) n *= s->p->size[f->var[i]];
+  return n;
+}
+
 static void add(solver *s, factor *f) {
+  int all = entries_of(s, f), allowed = 0;
+  for (int i = 0; i < all; i++) allowed += f->number[i] >= 0;
+  f->allowed = (double)allowed / (double)all;
   for (int i = 0; i < f->n; i++) vec_push(s->scratch, &s->of[f->var[i]], s->factor.n);
   vec_push(s->scratch, &s->factor, f);
 }
@@ -125,11 +139,15 @@ static int neighbours(solver *s, int v, int *out) {
   return n;
 }
 
-static double entries(solver *s, int v) {
+static double cost_of(solver *s, int v) {
   int near[MOST], n = neighbours(s, v, near);
   if (n < 0) return INFINITY;
-  double e = s->p->size[v];
+  double e = s->order == BY_SUMS ? s->p->size[v] : 1;
   for (int i = 0; i < n; i++) e *= s->p->size[near[i]];
+  for (int i = 0; i < s->of[v].n && s->order == BY_SUMS; i++) {
+    const factor *f = s->factor.at[s->of[v].at[i]];
+    if (!f->gone) e *= f->allowed;
+  }
   return e;
 }
 
@@ -139,7 +157,7 @@ static bool before(const entry *a, const entry *b) {
 
 // Works out what a variable costs and puts it into the queue.
 static void offer(solver *s, int v) {
-  entry e = {s->cost[v] = entries(s, v), v};
+  entry e = {s->cost[v] = cost_of(s, v), v};
   int at = s->queue.n;
   vec_push(s->a, &s->queue, e);
   for (; at > 0 && before(&e, &s->queue.at[(at - 1) / 2]); at = (at - 1) / 2)
@@ -305,9 +323,7 @@ static bool eliminate(solver *s, int v) {
   return true;
 }
 
-el_circuit *el_compile(arena *a, const el_problem *p, el_stats *stats) {
-  el_stats none;
-  if (!stats) stats = &none;
+static el_circuit *compile_by(arena *a, const el_problem *p, order o, el_stats *stats) {
   *stats = (el_stats){0};
   arena scratch;  // tables are large and go at the end
   arena_init(&scratch);
@@ -315,7 +331,7 @@ el_circuit *el_compile(arena *a, const el_problem *p, el_stats *stats) {
   *c = (el_circuit){.n = p->n, .nterms = p->term.n, .possible = true};
   c->at = arena_new(a, int, p->term.n + 1);
   c->step = arena_new(a, el_step, p->n + 1);
-  solver s = {.p = p, .a = a, .scratch = &scratch, .c = c, .stats = stats};
+  solver s = {.p = p, .order = o, .a = a, .scratch = &scratch, .c = c, .stats = stats};
   s.of = (void *)arena_alloc(&scratch, sizeof *s.of * (size_t)(p->n + 1));
   s.done = arena_new(&scratch, bool, p->n + 1);
   s.cost = arena_new(&scratch, double, p->n + 1);
@@ -331,6 +347,22 @@ el_circuit *el_compile(arena *a, const el_problem *p, el_stats *stats) {
   }
   arena_free(&scratch);
   return good ? c : NULL;
+}
+
+el_circuit *el_compile(arena *a, const el_problem *p, el_stats *stats) {
+  arena own[ORDERS];
+  el_stats found[ORDERS];
+  int best = -1;
+  for (int o = 0; o < ORDERS; o++) {
+    arena_init(&own[o]);
+    if (compile_by(&own[o], p, (order)o, &found[o]) &&
+        (best < 0 || found[o].sums < found[best].sums))
+      best = o;
+  }
+  for (int o = 0; o < ORDERS; o++) arena_free(&own[o]);
+  if (stats) *stats = found[best < 0 ? 0 : best];
+  el_stats again;
+  return best < 0 ? NULL : compile_by(a, p, (order)best, &again);
 }
 
 // ---- running ------------------------------------------------------------------------------------

@@ -249,14 +249,12 @@ pipe_result pipe_zero_bubble(arena *a, const pipeline *p, pipe_list *orders) {
 
 // ---- what a stage holds -------------------------------------------------------------------------
 
-// The highest sum over the moments of an order; `weights`: activations are held until W, not B.
-static double most_held(pipe_list l, bool weights, const double *bytes) {
-  double held = 0, most = 0;
+// The most micro-batches at one moment of an order with weights' gradients: held until W, not B.
+static int64_t most_held(pipe_list l) {
+  int64_t held = 0, most = 0;
   for (int64_t r = 0; r < l.n; r++) {
-    const pipe_run *run = &l.at[r];
-    double all = (double)run->count * bytes[run->chunk];
-    if (run->phase == PIPE_F) held += all;
-    if (run->phase == (weights ? PIPE_W : PIPE_B)) held -= all;
+    if (l.at[r].phase == PIPE_F) held += l.at[r].count;
+    if (l.at[r].phase == PIPE_W) held -= l.at[r].count;
     if (held > most) most = held;
   }
   return most;
@@ -265,8 +263,7 @@ static double most_held(pipe_list l, bool weights, const double *bytes) {
 int64_t pipe_stash(arena *scratch, const pipeline *p, int stage, int64_t *each) {
   if (p->kind == PIPE_ZERO_BUBBLE) {
     int64_t most = p->micro < p->stages ? p->micro : p->stages;
-    if (scratch)
-      most = (int64_t)most_held(pipe_order_of(scratch, p, stage), true, (const double[]){1});
+    if (scratch) most = most_held(pipe_order_of(scratch, p, stage));
     if (each) each[0] = most;
     return most;
   }
@@ -278,5 +275,14 @@ int64_t pipe_stash(arena *scratch, const pipeline *p, int stage, int64_t *each) 
 
 double pipe_stash_bytes(arena *scratch, const pipeline *p, int stage, const double *bytes) {
   if (p->chunks == 1) return (double)pipe_stash(scratch, p, stage, NULL) * bytes[0];
-  return most_held(pipe_order_of(scratch, p, stage), false, bytes);
+  // Behind the warm-up forward and backward take turns, and both go round the chunks in the same
+  // number of phases: after one round what is held repeats, and in the end it only falls.
+  pipe_cursor c = pipe_cursor_of(p, stage);
+  int64_t all = c.left, seen = c.warm + 2 * (c.group * p->chunks + 1);
+  double held = 0, most = 0;
+  for (; c.left && all - c.left < seen; pipe_cursor_next(&c)) {
+    held += c.phase == PIPE_F ? bytes[c.chunk] : -bytes[c.chunk];
+    if (held > most) most = held;
+  }
+  return most;
 }
