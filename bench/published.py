@@ -1,13 +1,14 @@
 #!/usr/bin/env python3
 """The planner against published measurements (/work/shared/published, or --data FOLDER).
 
-    bench/published.py [build/dsmc] [--data FOLDER] [--fit a100|h100]
+    bench/published.py [build/dsmc] [--data FOLDER] [--fit a100|h100] [--free]
 
 Prints, for every measured row, what was measured, what `dsmc plan` predicts for that model, cluster and mesh, and the
 error of the step time; then average and worst error, how many rows lie in the plan's 80 % interval, and the same for
 the simplest rival, one constant share of the peak fitted on the very rows it is judged on. Devices of the stacks
 (bench/published/DEVICE.json) are fitted on Narayanan 2021 (A100) and on Megatron-Core 0.8 (H100); all other rows are
-predictions. `--fit` searches their numbers again (coordinate search over predictions) and prints them.
+predictions. `--fit` searches their numbers again (coordinate search over predictions) and prints them. `--free` lets the
+planner choose for Narayanan's rows, and sets its choice beside the authors'.
 
 What a row does not say is minimised over: micro-batch 1 to 16; chunks of a stage. The stack of 2021 is unlike ours in
 a way that is added to the planner's step by name: `reduce`, gradients are reduced after backward and not beside it.
@@ -23,12 +24,12 @@ ROOM = os.path.join(HERE, "published")
 KEYS = ("matmul_1e10", "matmul_1e11", "matmul_1e12", "attention", "bandwidth", "link", "nic")
 
 
-def device(kind, d):
-    """The text of a cluster whose devices run as those of the stack did. Capacity is not held against plans."""
+def device(kind, d, memory="4TiB"):
+    """The text of a cluster whose devices run as those of the stack did. Capacity is not held against the authors' plans."""
     peak, nodes = {"a100": (312, 560), "h100": (989.4, 3072)}[kind]
     return f"""
 device gpu {{
-  memory = 4TiB; reserve = 3GiB; bandwidth = {d['bandwidth']:.0f}GB/s
+  memory = {memory}; reserve = 3GiB; bandwidth = {d['bandwidth']:.0f}GB/s
   matmul.bf16 = {peak}TFLOPS; vector.f32 = {peak / 16}TFLOPS; arch = sm_80; launch = 4us
   efficiency.matmul = [[1e9, {d['matmul_1e10'] / 2}], [1e10, {d['matmul_1e10']}], [1e11, {d['matmul_1e11']}], [1e12, {d['matmul_1e12']}]]
   efficiency.attention = [[1e10, {d['attention']}]]
@@ -97,6 +98,16 @@ class Planner:
                 sys.stderr.write(f"{row.name} {pins}: {run.stderr[:300] or run.stdout[-900:]}\n")
             self.seen[key] = best
         return self.seen[key]
+
+    def free(self, row, d):
+        """The planner's own choice for the model on the cluster, nothing pinned, on devices of 80 GB."""
+        path = os.path.join(self.folder, f"free-{row.name.replace(' ', '-')}-{row.n}.dsm")
+        with open(path, "w") as f:
+            f.write(f'import "{os.path.join(ROOM, "gpt2021.dsm")}"\nmodel m = gpt2021(layers={row.L}, hidden={row.h}, '
+                    f"heads={row.heads}, ffn={row.ffn}, vocab={row.V}, context={row.S})\n{device(row.kind, d, '80GiB')}")
+        run = subprocess.run([self.dsmc, "plan", path + ":m", "--cluster", f"stack:{row.n}", "--json", "--set",
+                              f"batch={row.batch},seq={row.S},precision=bf16"], capture_output=True, text=True)
+        return json.loads(run.stdout)
 
     def step(self, row, d, b, v):
         """Seconds of the stack: the plan's, and what the stack does beside; and both parts."""
@@ -178,6 +189,19 @@ def states(planner, folder, d):
     print(f"  average {100 * sum(map(abs, errors)) / len(errors):.1f} %, worst {100 * max(map(abs, errors)):.1f} %")
 
 
+def free(planner, rows, d):
+    """The planner's own choice beside the authors' configuration, both predicted."""
+    print("\nOwn choice for Narayanan's rows: model and cluster given, nothing pinned (80 GiB a device)")
+    print(f"  {'model':<13}{'GPUs':>5} {'authors':>9} {'own':>9} {'gain':>6} {'search':>7}   own plan; where it takes less")
+    for r in rows:
+        best, theirs = planner.free(r, d), planner.best(r, d)
+        own, t = best["best"], theirs[2]["step_s"]
+        less = sorted(((theirs[2]["time_s"][k] - own["time_s"][k], k) for k in own["time_s"]), reverse=True)
+        why = ", ".join(f"{k} {x:.2f}s" for x, k in less[:3] if x > 0.005 * t)
+        print(f"  {r.name:<13}{r.n:>5} {t:>8.2f}s {own['step_s']:>8.2f}s {100 * (1 - own['step_s'] / t):>+5.1f}% "
+              f"{best['search']['seconds']:>6.1f}s   {own['plan']}; {why}", flush=True)
+
+
 def fit(planner, rows, d):
     """Coordinate search: least average squared error, from the numbers there are."""
     # No device is faster than its data sheet.
@@ -236,6 +260,8 @@ def main():
     for title, rows in sets:
         table(planner, title, rows, d[rows[0].kind])
     states(planner, folder, d["a100"])
+    if "--free" in args:
+        free(planner, sets[0][1], d["a100"])
     print("\n* micro-batch or chunks are not published: the fastest of those tried")
 
 

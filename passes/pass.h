@@ -18,7 +18,8 @@ typedef enum pass_optimizer { OPT_ADAMW, OPT_SGD } pass_optimizer;
 // What backward makes again in place of reading what forward saved (passes/recompute.c).
 typedef enum recompute_mode {
   RECOMPUTE_NONE,
-  RECOMPUTE_SELECTIVE,  // all that needs no matrix product and no attention
+  RECOMPUTE_SELECTIVE,  // all that needs no matrix product and no attention, but for products of
+                        // activations that make more than they read (scores)
   RECOMPUTE_FULL,       // all that can be: what enters a layer is kept
   RECOMPUTE_BYTES,      // as much as a budget asks for, with the least work
 } recompute_mode;

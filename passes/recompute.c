@@ -100,9 +100,21 @@ static void add_pair(work *w, ir_op *fwd, ir_op *back) {
 
 static bool saved(const work *w, const ir_value *v) { return w->stack_of[v->id] != 0; }
 
+// A product of activations that makes more than it reads, such as the scores of attention written
+// out: little work for each byte that need not be saved (arXiv 2205.05198, section 5).
+static bool spreads(const work *w, const ir_op *op) {
+  int64_t in = 0, out = 0;
+  for (int k = 0; k < op->nin; k++) {
+    if (w->m->batch && pass_batch_dim(w->m, op->in[k]) < 0) return false;
+    in += ir_bytes(&op->in[k]->type);
+  }
+  for (int k = 0; k < op->nout; k++) out += ir_bytes(&op->out[k]->type);
+  return w->m->batch && out > in;
+}
+
 static bool may_run_again(const work *w, const ir_op *op) {
   if (op->code == IR_repeat || ir_updated(op) >= 0) return false;
-  return w->mode != RECOMPUTE_SELECTIVE || !ir_is_product(op);
+  return w->mode != RECOMPUTE_SELECTIVE || !ir_is_product(op) || spreads(w, op);
 }
 
 // Free of work and of bytes: a view or a constant whose results are not saved.
