@@ -190,14 +190,61 @@ static uint64_t mix_level(uint64_t h, const cl_level *l) {
 
 // ---- clusters -----------------------------------------------------------------------------------
 
-static void gather_kinds(arena *a, const cl_level *l, map *seen) {
+uint64_t cl_device_digest(const cl_device *d) { return mix_device(0, d); }
+
+typedef VEC(const cl_device *) device_list;
+
+// By what they are: a part of a cluster has copies of devices.
+static void gather_kinds(arena *a, const cl_level *l, map *seen, device_list *out) {
   for (int i = 0; i < l->nmembers; i++) {
     const cl_member *m = &l->member[i];
-    if (m->level)
-      gather_kinds(a, m->level, seen);
-    else  // by what it is: a part of a cluster has copies of devices
-      map_set(seen, arena_printf(a, "%llx", (unsigned long long)mix_device(0, m->device)), seen);
+    if (m->level) {
+      gather_kinds(a, m->level, seen, out);
+      continue;
+    }
+    const char *name = arena_printf(a, "%llx", (unsigned long long)cl_device_digest(m->device));
+    if (map_get(seen, name)) continue;
+    map_set(seen, name, seen);
+    vec_push(a, out, m->device);
   }
+}
+
+int cl_device_kinds(arena *a, const cl_cluster *c, const cl_device *const **out) {
+  map seen = {.arena = a};
+  device_list list = {0};
+  gather_kinds(a, c->top, &seen, &list);
+  *out = list.at;
+  return list.n;
+}
+
+// Whether two members are the same in all but their names.
+static bool same_member(const cl_member *x, const cl_member *y);
+
+static bool same_level(const cl_level *x, const cl_level *y) {
+  if (x == y) return true;
+  bool same = x->node == y->node && x->nmembers == y->nmembers && x->devices == y->devices &&
+              x->nic_bandwidth == y->nic_bandwidth && x->nic_latency == y->nic_latency &&
+              x->link.kind == y->link.kind && x->link.bandwidth == y->link.bandwidth &&
+              x->link.latency == y->link.latency && x->link.taper == y->link.taper &&
+              mix_store(0, &x->host) == mix_store(0, &y->host) &&
+              mix_store(0, &x->disk) == mix_store(0, &y->disk);
+  for (int i = 0; same && i < x->nmembers; i++)
+    same = x->member[i].count == y->member[i].count && same_member(&x->member[i], &y->member[i]);
+  return same;
+}
+
+static bool same_member(const cl_member *x, const cl_member *y) {
+  if (!x->level || !y->level)
+    return x->level == y->level && cl_device_digest(x->device) == cl_device_digest(y->device);
+  return same_level(x->level, y->level);
+}
+
+static bool all_alike(const cl_level *l) {
+  for (int i = 0; i < l->nmembers; i++) {
+    if (!same_member(&l->member[0], &l->member[i])) return false;
+    if (l->member[i].level && !all_alike(l->member[i].level)) return false;
+  }
+  return true;
 }
 
 const cl_cluster *cl_cluster_make(arena *a, const char *name, const cl_level *top) {
@@ -205,9 +252,9 @@ const cl_cluster *cl_cluster_make(arena *a, const char *name, const cl_level *to
   cl_cluster *c = arena_new(a, cl_cluster, 1);
   *c = (cl_cluster){.name = name, .top = top, .devices = top->devices, .ntiers = top->height};
   c->digest = mix_level(mix_text(0, name), top);
-  map seen = {.arena = a};
-  gather_kinds(a, top, &seen);
-  c->kinds = seen.n;
+  const cl_device *const *kind;
+  c->kinds = cl_device_kinds(a, c, &kind);
+  c->alike = c->kinds == 1 && all_alike(top);
   cl_tiers(top, false, c->tier);
   return c;
 }
@@ -373,4 +420,116 @@ const cl_cluster *cl_part(arena *a, const cl_cluster *c, int64_t n, const char *
   // A level of one level says nothing.
   while (!top->node && members_of(top) == 1) top = top->member[0].level;
   return cl_cluster_make(a, c->name, measured(a, top));
+}
+
+// ---- slices -------------------------------------------------------------------------------------
+
+// Devices from .. to-1 of a level.
+static const cl_level *slice(arena *a, const cl_level *l, int64_t from, int64_t to) {
+  if (from == 0 && to == l->devices) return l;
+  cl_level *part = arena_new(a, cl_level, 1);
+  cl_member *m = arena_new(a, cl_member, 3 * (size_t)l->nmembers);
+  *part = *l;
+  part->member = m;
+  part->nmembers = 0;
+  part->devices = to - from;
+  if (l->node) part->nic_bandwidth = l->share * (double)part->devices;
+  int64_t base = 0;
+  for (int i = 0; i < l->nmembers && base < to; i++) {
+    const cl_member *x = &l->member[i];
+    int64_t size = size_of(x), end = base + x->count * size;
+    int64_t low = (from > base ? from : base) - base, high = (to < end ? to : end) - base;
+    base = end;
+    if (low >= high) continue;
+    // A cut member at the start, whole ones, a cut one at the end.
+    int64_t first = low / size, last = (high - 1) / size;
+    if (first == last && high - low < size) {
+      const cl_level *cut = slice(a, x->level, low - first * size, high - first * size);
+      m[part->nmembers++] = (cl_member){1, cut, NULL};
+      continue;
+    }
+    if (low % size) {
+      const cl_level *cut = slice(a, x->level, low % size, size);
+      m[part->nmembers++] = (cl_member){1, cut, NULL};
+      first++;
+    }
+    int64_t whole = high / size - first;
+    if (whole > 0) m[part->nmembers++] = (cl_member){whole, x->level, x->device};
+    if (high % size) {
+      const cl_level *cut = slice(a, x->level, 0, high % size);
+      m[part->nmembers++] = (cl_member){1, cut, NULL};
+    }
+  }
+  return part;
+}
+
+const cl_cluster *cl_slice(arena *a, const cl_cluster *c, int64_t first, int64_t n) {
+  IR_CHECK(first >= 0 && n > 0 && first + n <= c->devices);
+  if (n == c->devices) return c;
+  const cl_level *top = slice(a, c->top, first, first + n);
+  while (!top->node && members_of(top) == 1) top = top->member[0].level;
+  return cl_cluster_make(a, c->name, measured(a, top));
+}
+
+// ---- links between unlike networks
+// ----------------------------------------------------------------
+
+static const cl_level *unlike_level(const cl_level *l) {
+  if (l->node) return NULL;
+  if (members_unlike(l)) return l;
+  for (int i = 0; i < l->nmembers; i++) {
+    const cl_level *found = unlike_level(l->member[i].level);
+    if (found) return found;
+  }
+  return NULL;
+}
+
+const cl_level *cl_unlike_level(const cl_cluster *c) { return unlike_level(c->top); }
+
+static double largest_member(const cl_level *l) {
+  int64_t most = 1;
+  for (int i = 0; i < l->nmembers; i++)
+    if (size_of(&l->member[i]) > most) most = size_of(&l->member[i]);
+  return (double)most;
+}
+
+double cl_member_speed(const cl_level *l) { return l->link.bandwidth * largest_member(l); }
+
+// As it was written, with another speed; 0: that of the cards.
+static const cl_level *with_speed(arena *a, const cl_level *l, double speed) {
+  cl_level written = *l;
+  written.link.bandwidth = speed;
+  if (!l->node) written.link.latency -= l->nic_latency;
+  return cl_level_make(a, &written);
+}
+
+double cl_member_most(const cl_level *l) {
+  arena a;
+  arena_init(&a);
+  double most = cl_member_speed(with_speed(&a, l, 0));
+  arena_free(&a);
+  return most;
+}
+
+static const cl_level *replaced(arena *a, const cl_level *in, const cl_level *l, double speed) {
+  if (in == l) return with_speed(a, l, speed);
+  if (in->node) return in;
+  cl_member *m = arena_new(a, cl_member, in->nmembers);
+  bool other = false;
+  cl_level *copy = arena_new(a, cl_level, 1);
+  *copy = *in;
+  for (int i = 0; i < in->nmembers; i++) {
+    m[i] = in->member[i];
+    m[i].level = replaced(a, m[i].level, l, speed);
+    if (m[i].level == in->member[i].level) continue;
+    other = true;
+    double below = m[i].level->link.bandwidth * m[i].level->link.taper;
+    copy->link.bandwidth = least(below, copy->link.bandwidth);
+  }
+  copy->member = m;
+  return other ? copy : in;
+}
+
+const cl_cluster *cl_with_speed(arena *a, const cl_cluster *c, const cl_level *l, double speed) {
+  return cl_cluster_make(a, c->name, replaced(a, c->top, l, speed));
 }

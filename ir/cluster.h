@@ -109,6 +109,7 @@ typedef struct cl_cluster {
   int64_t devices;
   uint64_t digest;  // of all that is in it
   int kinds;        // of devices that differ in anything
+  bool alike;       // all devices, and all members of every level: where a group lies is all one
   int ntiers;
   cl_tier tier[CL_TIERS];
 } cl_cluster;
@@ -133,6 +134,23 @@ const cl_level *cl_holds(const cl_cluster *c, int64_t a, int64_t b, int64_t *fir
 // The first `n` devices as a cluster of their own: whole nodes, or a part of one node. NULL, with a
 // sentence in *why, when n is more than there are or would cut a node (other than the only one).
 const cl_cluster *cl_part(arena *a, const cl_cluster *c, int64_t n, const char **why);
+
+// Devices first .. first + n - 1 as a cluster of their own, numbered from 0, with the links that
+// they have in the whole: what the ranks of a pipeline stage see. May cut nodes and groups
+// anywhere.
+const cl_cluster *cl_slice(arena *a, const cl_cluster *c, int64_t first, int64_t n);
+// The devices of a cluster that differ in anything, in the order of the tree; returns how many.
+int cl_device_kinds(arena *a, const cl_cluster *c, const cl_device *const **out);
+uint64_t cl_device_digest(const cl_device *d);
+// The outermost level above nodes that joins unlike networks, NULL when there is none.
+const cl_level *cl_unlike_level(const cl_cluster *c);
+// Speed of a member's link, as texts state it: of all its devices together. And the most that the
+// cards and networks below it can use.
+double cl_member_speed(const cl_level *l);
+double cl_member_most(const cl_level *l);
+// The same cluster with another speed of that link, at most cl_member_most. (Levels above never
+// become faster by it.)
+const cl_cluster *cl_with_speed(arena *a, const cl_cluster *c, const cl_level *l, double speed);
 
 // ---- collectives --------------------------------------------------------------------------------
 
@@ -169,6 +187,8 @@ typedef struct cl_cost {
 //   all-reduce of 1/8 GB between (2 * 1/2 * 1/8 GB at 25 GB/s), all-gather inside
 cl_cost cl_collective_cost(const cl_cluster *c, cl_collective k, int64_t stride, int64_t size,
                            double bytes);
+// All that the cost depends on beside kind and bytes, as a number: what is equal costs the same.
+uint64_t cl_route_digest(const cl_cluster *c, int64_t stride, int64_t size);
 // The same for one group: what a stage pays that lies on the faster half of unlike networks.
 cl_cost cl_group_cost(const cl_cluster *c, cl_collective k, cl_group g, double bytes);
 // From one device to another; a pipeline boundary.

@@ -99,6 +99,20 @@ cl_cost cl_collective_cost(const cl_cluster *c, cl_collective k, int64_t stride,
   return cost_on(c->tier, c->ntiers, k, (cl_group){0, stride, size}, bytes);
 }
 
+uint64_t cl_route_digest(const cl_cluster *c, int64_t stride, int64_t size) {
+  uint64_t h = 0;
+  int64_t inner = 1;
+  for (int i = 0; i < c->ntiers; i++) {
+    const cl_tier *t = &c->tier[i];
+    int64_t ranks = i == c->ntiers - 1 ? size : together(t->unit, 0, stride, size);
+    if (ranks == inner) continue;
+    const double factor[] = {(double)ranks, t->bandwidth, t->latency, t->node};
+    h = base_hash(factor, sizeof factor, h);
+    inner = ranks;
+  }
+  return h;
+}
+
 cl_cost cl_group_cost(const cl_cluster *c, cl_collective k, cl_group g, double bytes) {
   int64_t last = g.first + (g.size - 1) * g.stride, base;
   IR_CHECK(g.first >= 0 && g.stride > 0 && g.size > 0 && last < c->devices);

@@ -9,50 +9,43 @@
 
 #include "passes/plan/homes.h"
 #include "passes/plan/search.h"
+#include "passes/plan/stage_kind.h"
 #include "passes/plan/stages.h"
+
+// A kind of stage, and seconds of a layer of each piece on it.
+typedef struct rates {
+  sk_kind k;
+  const bl_block *b;
+  double *forward, *backward, *weight;
+  double *linked[2];  // of these, waited for from the host, by phase
+} rates;
 
 typedef struct point {
   arena *a;
   plan_space *s;
   const plan_choice *c;
-  const bl_block *b;
-  const cl_device *device;
+  const pg_graph *g;
+  int kinds;
+  rates *kind;
+  const sk_places *places;  // NULL: one kind
   int64_t stride[PLAN_AXES];
   int parts;  // stages * chunks
   int64_t layers;
-  int *piece_of;                        // of each layer
-  int64_t *first_of;                    // of each piece: its first layer
-  double *forward, *backward, *weight;  // seconds of a layer of each piece, by piece
-  double *linked[2];                    // of these, waited for from the host, by phase
-  hm_store store;
+  int *piece_of;      // of each layer
+  int64_t *first_of;  // of each piece: its first layer
 } point;
 
-// `a`: of what is made.
-static point *point_new(arena *a, plan_space *s, const plan_choice *c, const bl_block *b) {
-  point *p = arena_new(a, point, 1);
-  *p = (point){.a = a, .s = s, .c = c, .b = b, .device = cl_device_at(s->cluster, 0)};
-  int64_t stride = 1;
-  for (int i = PLAN_AXES - 1; i >= 0; i--) {
-    p->stride[c->order[i]] = stride;
-    stride *= c->size[c->order[i]];
-  }
-  double *seconds = arena_new(a, double, 5 * b->npieces);
-  p->forward = seconds;
-  p->backward = seconds + b->npieces;
-  p->weight = seconds + 2 * b->npieces;
-  p->linked[PG_FORWARD] = seconds + 3 * b->npieces;
-  p->linked[PG_BACKWARD] = seconds + 4 * b->npieces;
-  if (hm_any_away(c)) p->store = hm_store_of(s->cluster);
-  return p;
+static const rates *at_stage(const point *p, int stage) {
+  return &p->kind[p->places ? p->places->of[stage] : 0];
 }
 
 // ---- data ranks ---------------------------------------------------------------------------------
 
 // A collective over ranks that hold the same weights: ring and ulysses ranks (`inner` of them) and
 // `data` of the data ranks. Where stages lie between them it is done factor by factor.
-static cl_cost over_ranks(const point *p, cl_collective k, int64_t inner, int64_t data,
-                          double bytes) {
-  const cl_cluster *cl = p->s->cluster;
+static cl_cost over_ranks(const point *p, const rates *r, cl_collective k, int64_t inner,
+                          int64_t data, double bytes) {
+  const cl_cluster *cl = r->k.net;
   int64_t stride = p->stride[PLAN_ULYSSES];
   if (p->stride[PLAN_DATA] == stride * inner || data == 1 || inner == 1)
     return cl_collective_cost(cl, k, inner == 1 ? p->stride[PLAN_DATA] : stride, inner * data,
@@ -77,17 +70,17 @@ static int64_t replicas(const plan_choice *c) {
 }
 
 // Over the ranks that share a state: all ring and ulysses ranks, the innermost ones of data.
-static cl_cost over_group(const point *p, cl_collective k, double bytes) {
+static cl_cost over_group(const point *p, const rates *r, cl_collective k, double bytes) {
   int64_t inner = p->c->size[PLAN_ULYSSES] * p->c->size[PLAN_RING];
   int64_t group = p->c->zero ? p->c->zero_group : replicas(p->c);
-  return over_ranks(p, k, inner, group / inner, bytes);
+  return over_ranks(p, r, k, inner, group / inner, bytes);
 }
 
 // Over the groups: ranks that hold the same part of a state sum their parts of the gradients.
-static cl_cost across_groups(const point *p, double gradient) {
+static cl_cost across_groups(const point *p, const rates *r, double gradient) {
   const plan_choice *c = p->c;
   int64_t inner = c->size[PLAN_ULYSSES] * c->size[PLAN_RING], data = c->zero_group / inner;
-  return cl_collective_cost(p->s->cluster, CL_ALL_REDUCE, p->stride[PLAN_DATA] * data,
+  return cl_collective_cost(r->k.net, CL_ALL_REDUCE, p->stride[PLAN_DATA] * data,
                             c->size[PLAN_DATA] / data, gradient / (double)c->zero_group);
 }
 static bool has_groups(const plan_choice *c) { return c->zero && c->zero_group < replicas(c); }
@@ -101,7 +94,7 @@ static void count(plan_candidate *x, plan_axis axis, cl_collective k, const cl_c
 
 // ---- layers -------------------------------------------------------------------------------------
 
-static bool is_layers(const point *p, int piece) { return p->b->g->piece.at[piece].name != NULL; }
+static bool is_layers(const point *p, int piece) { return p->g->piece.at[piece].name != NULL; }
 
 static double exposed(const bl_phase *f) {
   double s = 0;
@@ -110,45 +103,71 @@ static double exposed(const bl_phase *f) {
 }
 
 // Weights that a layer of a piece reads, or a piece between layers.
-static bl_state piece_state(const point *p, int piece) {
-  bl_state s = p->b->piece[piece].layer;
-  for (int w = 0; w < p->b->weight.n && !is_layers(p, piece); w++)
-    for (int k = 0; k < p->b->weight.at[w].npieces; k++)
-      if (p->b->weight.at[w].piece[k] == piece) bl_state_add(&s, &p->b->weight.at[w].state, 1);
+static bl_state piece_state(const point *p, const bl_block *b, int piece) {
+  bl_state s = b->piece[piece].layer;
+  for (int w = 0; w < b->weight.n && !is_layers(p, piece); w++)
+    for (int k = 0; k < b->weight.at[w].npieces; k++)
+      if (b->weight.at[w].piece[k] == piece) bl_state_add(&s, &b->weight.at[w].state, 1);
   return s;
 }
 
 // Seconds of a phase of one layer, with what ZeRO and homes move for it and the phase does not
 // hide.
-static void layer_seconds(point *p) {
-  int zero = p->c->zero;
-  for (int i = 0; i < p->b->npieces; i++) {
-    const bl_piece *q = &p->b->piece[i];
+static void layer_seconds(const point *p, rates *r) {
+  int zero = p->c->zero, n = r->b->npieces;
+  bool away = hm_any_away(p->c);
+  double *seconds = arena_new(p->a, double, 5 * n);
+  r->forward = seconds;
+  r->backward = seconds + n;
+  r->weight = seconds + 2 * n;
+  r->linked[PG_FORWARD] = seconds + 3 * n;
+  r->linked[PG_BACKWARD] = seconds + 4 * n;
+  for (int i = 0; i < n; i++) {
+    const bl_piece *q = &r->b->piece[i];
     double f = q->phase[PG_FORWARD].compute + exposed(&q->phase[PG_FORWARD]);
     double b = q->phase[PG_BACKWARD].compute + exposed(&q->phase[PG_BACKWARD]);
     double gather = 0, scatter = 0;
-    bl_state own = zero >= 2 ? piece_state(p, i) : q->layer;
-    if (zero == 3) gather = over_group(p, CL_ALL_GATHER, own.parameter).seconds;
-    if (zero >= 2) scatter = over_group(p, CL_REDUCE_SCATTER, own.gradient).seconds;
+    bl_state own = zero >= 2 || away ? piece_state(p, r->b, i) : q->layer;
+    if (zero == 3) gather = over_group(p, r, CL_ALL_GATHER, own.parameter).seconds;
+    if (zero >= 2) scatter = over_group(p, r, CL_REDUCE_SCATTER, own.gradient).seconds;
     double move = gather + scatter;
-    p->forward[i] = f > gather ? f : gather;
-    p->backward[i] = b > move ? b : move;
-    p->weight[i] = q->phase[PG_BACKWARD].weight;
-    if (!hm_any_away(p->c)) continue;
-    if (zero < 2) own = piece_state(p, i);
-    double *seconds[2] = {&p->forward[i], &p->backward[i]};
+    r->forward[i] = f > gather ? f : gather;
+    r->backward[i] = b > move ? b : move;
+    r->weight[i] = q->phase[PG_BACKWARD].weight;
+    if (!away) continue;
+    double *phase[2] = {&r->forward[i], &r->backward[i]};
     for (int k = 0; k < 2; k++) {
       hm_moves m = hm_phase(p->c, &own, q->kept, (pg_phase)k);
-      double link = hm_seconds(&p->store, &m);
-      if (link <= *seconds[k]) continue;
-      p->linked[k][i] = link - *seconds[k];
-      *seconds[k] = link;
+      double link = hm_seconds(&r->k.store, &m);
+      if (link <= *phase[k]) continue;
+      r->linked[k][i] = link - *phase[k];
+      *phase[k] = link;
     }
   }
 }
 
+// The kinds of stages of a choice and what layers take on them. `b`: of the only kind there is on
+// a cluster of parts that are alike.
+static point *start_point(arena *a, plan_space *s, const plan_choice *c, const bl_block *b) {
+  point *p = arena_new(a, point, 1);
+  *p = (point){.a = a, .s = s, .c = c, .g = b->g, .kinds = 1};
+  sk_strides(c, p->stride);
+  if (!s->cluster->alike) {
+    p->places = sk_places_of(s, c);
+    p->kinds = p->places->kinds;
+  }
+  p->kind = arena_new(a, rates, p->kinds);
+  for (int i = 0; i < p->kinds; i++) {
+    rates *r = &p->kind[i];
+    r->k = p->places ? p->places->kind[i] : sk_alike(s);
+    r->b = p->places ? sk_block_of(s, c, &r->k) : b;
+    layer_seconds(p, r);
+  }
+  return p;
+}
+
 static void find_layers(point *p) {
-  const pg_graph *g = p->b->g;
+  const pg_graph *g = p->g;
   for (int i = 0; i < g->piece.n; i++)
     if (is_layers(p, i)) p->layers += g->piece.at[i].count;
   p->piece_of = arena_new(p->a, int, p->layers + 1);
@@ -179,7 +198,7 @@ static double gradients_here(const plan_choice *c, const bl_state *s) {
 
 // How many layers of a piece lie in from .. to-1.
 static int64_t layers_in(const point *p, int64_t from, int64_t to, int piece) {
-  int64_t first = p->first_of[piece], last = first + p->b->g->piece.at[piece].count;
+  int64_t first = p->first_of[piece], last = first + p->g->piece.at[piece].count;
   if (first > from) from = first;
   if (last < to) to = last;
   return to > from ? to - from : 0;
@@ -191,7 +210,7 @@ static bool part_has(const point *p, const stages_cut *cut, int part, int piece)
   int64_t from = cut->first[part], to = cut->first[part + 1];
   if (is_layers(p, piece)) return layers_in(p, from, to, piece) > 0;
   if (piece == 0) return part == 0;
-  if (piece == p->b->npieces - 1) return part == p->parts - 1;
+  if (piece == p->g->piece.n - 1) return part == p->parts - 1;
   int64_t next = p->first_of[piece + 1];  // it stands in front of that layer
   return next >= from && next < to;
 }
@@ -206,20 +225,22 @@ static double layers_of_part(const point *p, const stages_cut *cut, int part, in
 static double once_inside(const point *p, const stages_cut *cut, int stage, int axis) {
   double seconds = 0;
   for (int part = stage; part < p->parts; part += (int)p->c->size[PLAN_PIPELINE])
-    for (int i = 0; i < p->b->npieces; i++)
-      seconds += layers_of_part(p, cut, part, i) * p->b->piece[i].once[axis].seconds;
+    for (int i = 0; i < p->g->piece.n; i++)
+      seconds +=
+          layers_of_part(p, cut, part, i) * at_stage(p, stage)->b->piece[i].once[axis].seconds;
   return seconds;
 }
 
 // States of a stage: its layers', and each other weight once.
 static bl_state stage_state(const point *p, const stages_cut *cut, int stage) {
   bl_state s = {0};
+  const bl_block *b = at_stage(p, stage)->b;
   int n = (int)p->c->size[PLAN_PIPELINE];
   for (int part = stage; part < p->parts; part += n)
-    for (int i = 0; i < p->b->npieces; i++)
-      if (is_layers(p, i)) bl_state_add(&s, &p->b->piece[i].layer, layers_of_part(p, cut, part, i));
-  for (int w = 0; w < p->b->weight.n; w++) {
-    const bl_weight *x = &p->b->weight.at[w];
+    for (int i = 0; i < b->npieces; i++)
+      if (is_layers(p, i)) bl_state_add(&s, &b->piece[i].layer, layers_of_part(p, cut, part, i));
+  for (int w = 0; w < b->weight.n; w++) {
+    const bl_weight *x = &b->weight.at[w];
     bool has = false;
     for (int part = stage; part < p->parts && !has; part += n)
       for (int i = 0; i < x->npieces && !has; i++) has = part_has(p, cut, part, x->piece[i]);
@@ -231,9 +252,10 @@ static bl_state stage_state(const point *p, const stages_cut *cut, int stage) {
 // Bytes of gradients of weights that lie on several stages, this one among them.
 static double tied_bytes(const point *p, const stages_cut *cut, int stage, int *other) {
   double bytes = 0;
+  const bl_block *b = at_stage(p, stage)->b;
   int n = (int)p->c->size[PLAN_PIPELINE];
-  for (int w = 0; w < p->b->weight.n; w++) {
-    const bl_weight *x = &p->b->weight.at[w];
+  for (int w = 0; w < b->weight.n; w++) {
+    const bl_weight *x = &b->weight.at[w];
     int first = -1, last = -1;
     bool here = false;
     for (int part = 0; part < p->parts; part++) {
@@ -268,67 +290,106 @@ static void bound_bytes(const plan_choice *c, const bl_state *s, double saved, b
 static bool more_gradients(const point *p) {
   if (p->c->micro_batches > 1) return false;
   double gradients = 0, kept = 0;
-  for (int i = 0; i < p->b->npieces; i++) {
+  for (int i = 0; i < p->g->piece.n; i++) {
     if (!is_layers(p, i)) continue;
-    double n = (double)p->b->g->piece.at[i].count;
-    gradients += n * gradients_here(p->c, &p->b->piece[i].layer);
-    kept += n * saved_here(p->c, p->b->piece[i].kept);
+    double n = (double)p->g->piece.at[i].count;
+    gradients += n * gradients_here(p->c, &p->kind[0].b->piece[i].layer);
+    kept += n * saved_here(p->c, p->kind[0].b->piece[i].kept);
   }
   return gradients > kept;
 }
 
-// Chunks are equal (interleave divides the layers); without chunks stages may be uneven. What a
-// stage is said to hold here is no more than it will hold (the highest transient of one piece, not
-// of all), so that `fits` is false only where no cut can fit. `*pressed`: with more memory it would
-// be another cut.
-static stages_cut cut_stages(point *p, const pipeline *line, double capacity, bool only_fitting,
-                             bool *pressed) {
-  if (p->c->interleave > 1 || p->parts == 1) {
-    stages_cut even = {.fits = true, .first = arena_new(p->a, int64_t, p->parts + 1)};
-    for (int k = 0; k <= p->parts; k++) even.first[k] = p->layers / p->parts * k;
-    return even;
-  }
-  const pg_graph *g = p->b->g;
+// What layers and ends cost on a kind of stage. What it is said to hold here is no more than it
+// will hold (the highest transient of one piece, not of all), so that `fits` is false only where no
+// cut can fit. Returns how many runs of equal layers there are.
+static int work_of(const point *p, const rates *r, stages_work *out) {
+  const pg_graph *g = p->g;
   bool gradients = more_gradients(p);
   stages_run *run = arena_new(p->a, stages_run, 2 * g->piece.n + 2);
-  stages_job job = {.run = run, .stages = p->parts, .only_fitting = only_fitting};
+  int runs = 0;
   for (int i = 0; i < g->piece.n; i++) {
-    const bl_piece *q = &p->b->piece[i];
-    bl_state own = piece_state(p, i);
-    stages_cost cost = {p->forward[i] + p->backward[i], 0, 0};
+    const bl_piece *q = &r->b->piece[i];
+    bl_state own = piece_state(p, r->b, i);
+    stages_cost cost = {r->forward[i] + r->backward[i], 0, 0};
     bound_bytes(p->c, &own, q->kept, gradients, &cost.state, &cost.kept);
     if (!is_layers(p, i)) {
       bool one = p->c->micro_batches == 1;
       double f = one ? q->phase[PG_FORWARD].transient_one : q->phase[PG_FORWARD].transient;
       double b = one ? q->phase[PG_BACKWARD].transient_one : q->phase[PG_BACKWARD].transient;
-      if (i == 0) job.first = cost;
-      if (i == g->piece.n - 1) job.last = cost;
+      if (i == 0) out->first = cost;
+      if (i == g->piece.n - 1) out->last = cost;
       // Its end is at work when all is kept.
-      if (i == g->piece.n - 1 && !gradients) job.last.state += f > b ? f : b;
+      if (i == g->piece.n - 1 && !gradients) out->last.state += f > b ? f : b;
       continue;
     }
     int64_t n = g->piece.at[i].count;
     if (i > 1 && !g->piece.at[i - 1].empty) {  // what stands before it goes with its first layer
-      const bl_piece *m = &p->b->piece[i - 1];
+      const bl_piece *m = &r->b->piece[i - 1];
       stages_cost both = cost;
-      both.seconds += p->forward[i - 1] + p->backward[i - 1];
+      both.seconds += r->forward[i - 1] + r->backward[i - 1];
       if (!gradients) both.kept += saved_here(p->c, m->kept);
-      run[job.runs++] = (stages_run){both, 1};
+      run[runs++] = (stages_run){both, 1};
       n--;
     }
-    if (n) run[job.runs++] = (stages_run){cost, n};
+    if (n) run[runs++] = (stages_run){cost, n};
   }
-  double *stash = arena_new(p->a, double, p->parts), *room = arena_new(p->a, double, p->parts);
-  for (int k = 0; k < p->parts; k++) {
-    stash[k] = (double)pipe_stash(NULL, line, k, NULL);
-    room[k] = capacity;
+  out->run = run;
+  return runs;
+}
+
+// Chunks of stages that are alike have as many layers as they can have alike, whatever memory says:
+// where they do not divide, the last stage, which has the head, is the first to have one less, then
+// the first one, then those before the last.
+static bool even_chunks(const point *p) {
+  return p->parts == 1 || (p->c->interleave > 1 && p->kinds == 1);
+}
+
+static int64_t even_layers(const point *p, int stage) {
+  int64_t n = p->c->size[PLAN_PIPELINE], most = (p->layers + n - 1) / n;
+  int64_t less = most * n - p->layers;  // stages that have one less
+  int64_t turn = stage == n - 1 ? 0 : stage == 0 ? 1 : n - stage;
+  return turn < less ? most - 1 : most;
+}
+
+// Micro-batches that the chunk of a stage holds which holds fewest. each: room for all chunks.
+static int64_t least_stash(const pipeline *line, int stage, int64_t *each) {
+  pipe_stash(NULL, line, stage, each);
+  int64_t least = each[0];
+  for (int c = 1; c < line->chunks; c++)
+    if (each[c] < least) least = each[c];
+  return least;
+}
+
+// `*pressed`: with more memory it would be another cut.
+static stages_cut cut_stages(point *p, const pipeline *line, bool only_fitting, bool *pressed) {
+  int n = line->stages, v = line->chunks;
+  if (even_chunks(p)) {
+    stages_cut even = {.fits = true, .first = arena_new(p->a, int64_t, n + 1)};
+    for (int i = 0; i < n; i++) even.first[i + 1] = even.first[i] + even_layers(p, i);
+    even.first = stages_deal(p->a, &even, n, v);
+    return even;
+  }
+  stages_work *work = arena_new(p->a, stages_work, p->kinds);
+  stages_job job = {.work = work,
+                    .kinds = p->kinds,
+                    .kind = p->places ? p->places->of : NULL,
+                    .stages = n,
+                    .micro = p->kinds > 1 ? (double)p->c->micro_batches : 0,
+                    .only_fitting = only_fitting};
+  for (int k = 0; k < p->kinds; k++) job.runs = work_of(p, &p->kind[k], &work[k]);
+  double *stash = arena_new(p->a, double, n), *room = arena_new(p->a, double, n);
+  int64_t *each = arena_new(p->a, int64_t, v);
+  for (int i = 0; i < n; i++) {
+    stash[i] = (double)least_stash(line, i, each);
+    room[i] = (double)at_stage(p, i)->k.capacity;
   }
   job.stash = stash;
   stages_cut cut = stages_find(p->a, &job);
-  for (int k = 0; k < p->parts; k++) *pressed |= cut.bytes[k] > capacity;
-  if (!*pressed) return cut;
+  for (int i = 0; i < n; i++) *pressed |= cut.bytes[i] > room[i];
   job.capacity = room;
-  return stages_find(p->a, &job);
+  if (*pressed) cut = stages_find(p->a, &job);
+  if (v > 1 && (cut.fits || !only_fitting)) cut.first = stages_deal(p->a, &cut, n, v);
+  return cut;
 }
 
 static int64_t device_of(const point *p, int stage) { return stage * p->stride[PLAN_PIPELINE]; }
@@ -340,19 +401,21 @@ static void fill_chunks(point *p, const stages_cut *cut, pipe_chunk *chunk, plan
   double *messages = arena_new(p->a, double, n);
   for (int part = 0; part < p->parts; part++) {
     pipe_chunk *c = &chunk[(part % n) * v + part / n];
-    for (int i = 0; i < p->b->npieces; i++) {
+    const rates *r = at_stage(p, part % n);
+    for (int i = 0; i < p->g->piece.n; i++) {
       double times = layers_of_part(p, cut, part, i);
-      c->forward += times * p->forward[i];
-      c->backward += times * p->backward[i];
-      c->weight += times * p->weight[i];
+      c->forward += times * r->forward[i];
+      c->backward += times * r->backward[i];
+      c->weight += times * r->weight[i];
     }
     if (c->weight > c->backward) c->weight = c->backward;
     if (part + 1 == p->parts || n == 1) continue;
     int64_t next = cut->first[part + 1];
-    int piece = next < p->layers ? p->piece_of[next] : p->b->npieces - 2;
-    double bytes = p->b->piece[piece < 0 ? 0 : piece].boundary;
-    cl_cost send =
-        cl_send_cost(p->s->cluster, device_of(p, part % n), device_of(p, (part + 1) % n), bytes);
+    int piece = next < p->layers ? p->piece_of[next] : p->g->piece.n - 2;
+    double bytes = at_stage(p, (part + 1) % n)->b->piece[piece < 0 ? 0 : piece].boundary;
+    int64_t sender = p->places ? p->places->from[part % n] : device_of(p, part % n);
+    int64_t receiver = p->places ? p->places->to[part % n] : device_of(p, (part + 1) % n);
+    cl_cost send = cl_send_cost(p->s->cluster, sender, receiver, bytes);
     c->send = send.seconds;
     pipe_chunk *after = &chunk[((part + 1) % n) * v + (part + 1) / n];
     after->send_back = send.seconds;
@@ -373,20 +436,21 @@ static void fill_chunks(point *p, const stages_cut *cut, pipe_chunk *chunk, plan
 
 // ---- once a step --------------------------------------------------------------------------------
 
-static double optimizer_seconds(const point *p, const bl_state *s, double *offload) {
+static double optimizer_seconds(const point *p, const rates *r, const bl_state *s,
+                                double *offload) {
   const plan_choice *c = p->c;
   double g = c->zero >= 1 ? (double)c->zero_group : 1;
   double master = s->master > 0 ? s->master : s->parameter;
   double rounded = s->master > 0 ? s->parameter : 0;
   // Read and written: weights, m, v; read: gradients, twice (their norm); written: rounded copies.
   double bytes = (2 * master + 2 * s->optimizer + 2 * s->gradient + rounded) / g;
-  if (!hm_any_away(c)) return bytes / p->device->bandwidth;
+  if (!hm_any_away(c)) return bytes / r->k.bandwidth;
   hm_moves m = hm_once(c, s);
-  *offload = hm_seconds_in_turn(&p->store, &m);
-  if (c->home[PLAN_OPTIMIZER] == PLAN_DEVICE) return bytes / p->device->bandwidth;
+  *offload = hm_seconds_in_turn(&r->k.store, &m);
+  if (c->home[PLAN_OPTIMIZER] == PLAN_DEVICE) return bytes / r->k.bandwidth;
   // The host updates at the speed of its memory, which all devices of the node share as they share
   // the way to it.
-  return hm_update_seconds(&p->store, &m, bytes);
+  return hm_update_seconds(&r->k.store, &m, bytes);
 }
 
 typedef struct once {
@@ -400,7 +464,8 @@ static once once_of(const point *p, const bl_state *s, const stages_cut *cut, in
                     const pipe_chunk *chunk, plan_candidate *x, bool counted) {
   const plan_choice *c = p->c;
   once o = {0};
-  o.optimizer = optimizer_seconds(p, s, &o.offload);
+  const rates *r = at_stage(p, stage);
+  o.optimizer = optimizer_seconds(p, r, s, &o.offload);
   for (int a = 0; a < BL_INNER; a++) o.inside += once_inside(p, cut, stage, a);
   double layers = 0;
   int n = (int)c->size[PLAN_PIPELINE], v = (int)c->interleave;
@@ -408,11 +473,11 @@ static once once_of(const point *p, const bl_state *s, const stages_cut *cut, in
     layers += (double)(cut->first[part + 1] - cut->first[part]);
   if (replicas(c) > 1) {
     cl_collective k = c->zero == 0 ? CL_ALL_REDUCE : CL_REDUCE_SCATTER;
-    cl_cost cost = over_group(p, k, s->gradient);
+    cl_cost cost = over_group(p, r, k, s->gradient);
     if (counted) count(x, PLAN_DATA, k, &cost, c->zero >= 2 ? (double)c->micro_batches : 1);
     if (c->zero < 2) o.reduce = cost.seconds;
     if (has_groups(c)) {
-      cost = across_groups(p, s->gradient);
+      cost = across_groups(p, r, s->gradient);
       if (counted) count(x, PLAN_DATA, CL_ALL_REDUCE, &cost, 1);
       o.reduce += cost.seconds;
     }
@@ -427,12 +492,12 @@ static once once_of(const point *p, const bl_state *s, const stages_cut *cut, in
       o.hidden = most < window ? most : window;
     }
     if (c->zero == 1 || c->zero == 2) {
-      cost = over_group(p, CL_ALL_GATHER, s->parameter);
+      cost = over_group(p, r, CL_ALL_GATHER, s->parameter);
       o.gather = cost.seconds;
       if (counted) count(x, PLAN_DATA, CL_ALL_GATHER, &cost, 1);
     }
     if (c->zero == 3 && counted) {
-      cost = over_group(p, CL_ALL_GATHER, s->parameter);
+      cost = over_group(p, r, CL_ALL_GATHER, s->parameter);
       count(x, PLAN_DATA, CL_ALL_GATHER, &cost, 2 * (double)c->micro_batches);
     }
   }
@@ -476,7 +541,7 @@ static int made_at(const point *p, const stages_cut *cut, int part, const bl_wei
 // (frames, passes/layout_loops.c), so the fullest moment is the first or the last layer of a piece.
 static moment fullest(const point *p, const stages_cut *cut, int stage, double in_flight,
                       double all_gradients) {
-  const bl_block *b = p->b;
+  const bl_block *b = at_stage(p, stage)->b;
   bool one = p->c->micro_batches == 1;
   moment most = {0};
   double kept = 0, later = 0, all = 0;
@@ -518,15 +583,15 @@ static void stage_memory(const point *p, const stages_cut *cut, int stage, const
   hm_held h = hm_held_by(c, s);
   moment most = {.gradients = h.device[PLAN_GRADIENTS], .at = ""};
   for (int part = stage; part < p->parts; part += n)
-    for (int i = 0; i < p->b->npieces; i++) {
+    for (int i = 0; i < p->g->piece.n; i++) {
       if (!part_has(p, cut, part, i)) continue;
-      const bl_piece *q = &p->b->piece[i];
+      const bl_piece *q = &at_stage(p, stage)->b->piece[i];
       kept[part / n] += layers_of_part(p, cut, part, i) * q->kept;
       double moved =
           (c->zero >= 3 ? 2 * q->layer.parameter : 0) + (c->zero >= 2 ? q->layer.gradient : 0);
       if (moved > layer) layer = moved;
       if (hm_any_away(c)) {
-        bl_state own = piece_state(p, i);
+        bl_state own = piece_state(p, at_stage(p, stage)->b, i);
         hm_kept k = hm_kept_of(c, &own);
         k.bytes[PLAN_ACTIVATIONS] = q->kept;
         for (int j = 0; j < PLAN_CLASSES; j++)
@@ -582,33 +647,137 @@ static void name_stage(const point *p, const stages_cut *cut, int stage, plan_st
 
 // ---- before the work ----------------------------------------------------------------------------
 
-// Seconds of a micro-batch over all stages; states of all layers and of all other weights together.
+// The least of two states in everything.
+static bl_state least_state(const bl_state *x, const bl_state *y) {
+  return (bl_state){fmin(x->elements, y->elements),   fmin(x->logical, y->logical),
+                    fmin(x->parameter, y->parameter), fmin(x->master, y->master),
+                    fmin(x->optimizer, y->optimizer), fmin(x->gradient, y->gradient)};
+}
+
+// Seconds of a micro-batch over all stages, were they all of the first kind; states of all layers
+// and of all other weights together, at least.
 static double totals(const point *p, bl_state *layers, bl_state *others) {
   double work = 0;
-  for (int i = 0; i < p->b->npieces; i++) {
-    double n = (double)p->b->g->piece.at[i].count;
-    work += n * (p->forward[i] + p->backward[i]);
-    bl_state_add(layers, &p->b->piece[i].layer, n);
+  const rates *r = &p->kind[0];
+  for (int i = 0; i < p->g->piece.n; i++) {
+    double n = (double)p->g->piece.at[i].count;
+    work += n * (r->forward[i] + r->backward[i]);
+    bl_state least = r->b->piece[i].layer;
+    for (int k = 1; k < p->kinds; k++) least = least_state(&least, &p->kind[k].b->piece[i].layer);
+    bl_state_add(layers, &least, n);
   }
-  for (int w = 0; w < p->b->weight.n; w++) bl_state_add(others, &p->b->weight.at[w].state, 1);
+  for (int w = 0; w < r->b->weight.n; w++) {
+    bl_state least = r->b->weight.at[w].state;
+    for (int k = 1; k < p->kinds; k++)
+      least = least_state(&least, &p->kind[k].b->weight.at[w].state);
+    bl_state_add(others, &least, 1);
+  }
   return work;
 }
 
 // Seconds behind a stage's last phase, were the states spread evenly: what a stage has at least on
 // average. Reductions and the optimizer grow at least in proportion to bytes, so that of all stages
 // the mean is no less than that of the mean.
-static double after_mean(const point *p, const bl_state *mean, double backward) {
+typedef struct behind {
+  double reduce;  // of gradients, hidden or not
+  double rest;
+} behind;
+static behind behind_mean(const point *p, const rates *r, const bl_state *mean) {
   const plan_choice *c = p->c;
-  double offload = 0, after = optimizer_seconds(p, mean, &offload);
-  after += offload;
-  if (replicas(c) == 1) return after;
-  double reduce = 0;
+  double offload = 0;
+  behind out = {.rest = optimizer_seconds(p, r, mean, &offload)};
+  out.rest += offload;
+  if (replicas(c) == 1) return out;
   if (c->zero < 2)
-    reduce = over_group(p, c->zero ? CL_REDUCE_SCATTER : CL_ALL_REDUCE, mean->gradient).seconds;
-  if (has_groups(c)) reduce += across_groups(p, mean->gradient).seconds;
-  after += reduce > backward ? reduce - backward : 0;
-  if (c->zero == 1 || c->zero == 2) after += over_group(p, CL_ALL_GATHER, mean->parameter).seconds;
-  return after;
+    out.reduce =
+        over_group(p, r, c->zero ? CL_REDUCE_SCATTER : CL_ALL_REDUCE, mean->gradient).seconds;
+  if (has_groups(c)) out.reduce += across_groups(p, r, mean->gradient).seconds;
+  if (c->zero == 1 || c->zero == 2)
+    out.rest += over_group(p, r, CL_ALL_GATHER, mean->parameter).seconds;
+  return out;
+}
+
+static double after_mean(const point *p, const bl_state *mean, double backward) {
+  behind x = behind_mean(p, &p->kind[0], mean);
+  return x.rest + (x.reduce > backward ? x.reduce - backward : 0);
+}
+
+// How many times longer than on the first kind any piece takes on this one, at least.
+static double slowness(const point *p, const rates *r) {
+  double least = INFINITY;
+  const rates *one = &p->kind[0];
+  for (int i = 0; i < p->g->piece.n; i++) {
+    double s = one->forward[i] + one->backward[i];
+    if (s > 0) least = fmin(least, (r->forward[i] + r->backward[i]) / s);
+  }
+  return isfinite(least) ? least : 1;
+}
+
+// Seconds of the sum of gradients of weights that the first and the last stage have, at least.
+static double tied_least(const point *p) {
+  const bl_block *b = p->kind[0].b;
+  int64_t apart = device_of(p, p->places->stages - 1);
+  double bytes = 0;
+  for (int w = 0; w < b->weight.n && apart; w++) {
+    const bl_weight *x = &b->weight.at[w];
+    bool first = false, last = false;
+    for (int i = 0; i < x->npieces; i++) {
+      first |= x->piece[i] == 0;
+      last |= x->piece[i] == b->npieces - 1;
+    }
+    double least = x->state.gradient;
+    for (int k = 1; k < p->kinds; k++)
+      least = fmin(least, p->kind[k].b->weight.at[w].state.gradient);
+    if (first && last) bytes += least;
+  }
+  if (bytes <= 0) return 0;
+  return cl_collective_cost(p->s->cluster, CL_ALL_REDUCE, apart, 2, bytes).seconds;
+}
+
+// A bound of the step on stages of several kinds. Stage i takes r[i] u[i] seconds for a micro-batch
+// where the u sum to `work`: with weights 1 / r[i], the mean of them is work / sum of 1 / r, and no
+// stage's step is less than such a mean of m r u and what comes behind it. That grows at least in
+// proportion to a stage's states, of which a share of at least the smallest weight is counted. The
+// last backward, which hides the reduction, is no longer than the stage's work.
+static double bound_of_kinds(const point *p, double work, const bl_state *mean) {
+  double m = (double)p->c->micro_batches, n = (double)p->places->stages;
+  double sum = 0, fastest = INFINITY, slowest = 0;
+  behind least = {INFINITY, INFINITY};
+  for (int k = 0; k < p->kinds; k++) {
+    double own = slowness(p, &p->kind[k]);
+    fastest = fmin(fastest, own);
+    slowest = fmax(slowest, own);
+    for (int i = 0; i < p->places->stages; i++)
+      if (p->places->of[i] == k) sum += 1 / own;
+    behind b = behind_mean(p, &p->kind[k], mean);
+    least.reduce = fmin(least.reduce, b.reduce);
+    least.rest = fmin(least.rest, b.rest);
+  }
+  double busy = work / sum, share = n / (slowest * sum);
+  double bound = fmax(m * busy, (m - 1) * busy + share * least.reduce) + share * least.rest;
+  // A micro-batch goes through all stages; then the first one sums what the last one has too.
+  bound = fmax(bound, fastest * work + tied_least(p));
+  // And the pipeline fills, were all stages as fast as the fastest: see plan_quickly.
+  if (p->c->pipe == PIPE_ONE_F_ONE_B && n > 1)
+    bound = fmax(bound, fastest * work / (1 - pow(1 - 1 / m, n)));
+  return bound;
+}
+
+// A bound for chunks of stages that are alike: each stage waits for the first chunks of those
+// before it, forward and back. `rest`: what stands behind the last phase of the stage with fewest
+// layers.
+static double bound_chunks(const point *p, double rest) {
+  double m = (double)p->c->micro_batches, least = INFINITY, bound = 0, before = 0;
+  int64_t v = p->c->interleave;
+  int n = (int)p->c->size[PLAN_PIPELINE];
+  for (int i = 0; i < p->g->piece.n; i++)
+    if (is_layers(p, i)) least = fmin(least, p->kind[0].forward[i] + p->kind[0].backward[i]);
+  for (int i = 0; i < n; i++) {
+    int64_t own = even_layers(p, i);
+    bound = fmax(bound, before + m * least * (double)own + rest);
+    before += least * (double)(own / v);
+  }
+  return bound;
 }
 
 // Layers of a piece, as a bound counts them.
@@ -620,9 +789,10 @@ typedef struct layer_bytes {
 // model and workspace not counted. A layer of stage i needs its states and its activations of all
 // micro-batches in flight, state + kept * stash[i]. Where layers are alike it is a count. Where
 // not, let the mean stash price them: a stage of capacity C carries layers worth at most
-// C * max over kinds of price / need, and all of them must be carried.
-static bool layers_fit(double capacity, const layer_bytes *kind, int kinds, bool alike,
-                       const pipeline *line, int64_t *each) {
+// C * max over kinds of price / need, and all of them must be carried. p: whose stages they are;
+// NULL: all have `capacity`.
+static bool layers_fit(const point *p, double capacity, const layer_bytes *kind, int kinds,
+                       bool alike, const pipeline *line, int64_t *each) {
   double mean = 0, room = 0, worth = 0;
   for (int i = 0; i < line->stages; i++) mean += (double)pipe_stash(NULL, line, i, each);
   mean /= (double)(line->stages * line->chunks);
@@ -634,14 +804,14 @@ static bool layers_fit(double capacity, const layer_bytes *kind, int kinds, bool
     int64_t least = each[0];
     for (int k = 1; k < line->chunks; k++)
       if (each[k] < least) least = each[k];
-    double most = 0;
+    double most = 0, own = p ? (double)at_stage(p, i)->k.capacity : capacity;
     for (int k = 0; k < kinds; k++) {
       double need = kind[k].state + kind[k].kept * (double)least;
       double price = alike ? 1 : kind[k].state + kind[k].kept * mean;
       if (price > 0 && need <= 0) return true;
       if (price > 0 && price / need > most) most = price / need;
     }
-    room += alike ? floor(capacity * most) : capacity * most;
+    room += alike ? floor(own * most) : own * most;
   }
   return room >= worth * (1 - 1e-12);
 }
@@ -650,7 +820,6 @@ static bool layers_fit(double capacity, const layer_bytes *kind, int kinds, bool
 // on all stages together.
 static bool saved_fits(const plan_space *s, const plan_choice *c, double more, double *saved) {
   const pg_graph *g = s->job->rules[c->recompute]->g;
-  const cl_device *d = cl_device_at(s->cluster, 0);
   double cut = (double)(c->size[PLAN_TENSOR] * c->size[PLAN_ULYSSES] * c->size[PLAN_RING]);
   pipeline line = {.stages = (int)c->size[PLAN_PIPELINE], .chunks = 1, .micro = c->micro_batches};
   double layers = (double)s->layers, kept = 0;
@@ -661,7 +830,7 @@ static bool saved_fits(const plan_space *s, const plan_choice *c, double more, d
   int64_t each, repeats = 0;
   for (int i = 0; i < g->piece.n; i++) repeats += g->piece.at[i].name != NULL;
   layer_bytes mean = {0, *saved / layers, layers};
-  return layers_fit((double)(d->memory - d->reserve) + more, &mean, 1, repeats == 1, &line, &each);
+  return layers_fit(NULL, (double)sk_most_memory(s) + more, &mean, 1, repeats == 1, &line, &each);
 }
 
 bool plan_outer_fits(const plan_space *s, const plan_choice *c) {
@@ -670,7 +839,7 @@ bool plan_outer_fits(const plan_space *s, const plan_choice *c) {
 }
 
 double plan_outer_away(const plan_space *s, const plan_choice *c) {
-  hm_store store = hm_store_of(s->cluster);
+  hm_store store = hm_store_best(s->cluster);
   double saved;
   int pin = s->pins.home[PLAN_ACTIVATIONS];
   bool may = store.host && (pin < 0 || pin == PLAN_HOST);
@@ -679,54 +848,69 @@ double plan_outer_away(const plan_space *s, const plan_choice *c) {
 }
 
 plan_quick plan_quickly(arena *a, plan_space *s, const plan_choice *c, const bl_block *b) {
-  point *p = point_new(a, s, c, b);
-  layer_seconds(p);
-  p->store.host_wait = p->store.disk_wait = 0;  // a stage without weights waits for none
+  point *p = start_point(a, s, c, b);
+  for (int k = 0; k < p->kinds; k++)  // a stage without weights waits for none
+    p->kind[k].k.store.host_wait = p->kind[k].k.store.disk_wait = 0;
   bl_state layers = {0}, others = {0}, mean = {0};
   double work = totals(p, &layers, &others), m = (double)c->micro_batches;
   double n = (double)c->size[PLAN_PIPELINE];
   bl_state_add(&mean, &layers, 1 / n);
   bl_state_add(&mean, &others, 1 / n);
-  double backward = 0, kept = 0;
-  for (int i = 0; i < b->npieces; i++) {
-    backward += (double)b->g->piece.at[i].count * p->backward[i];
-    if (is_layers(p, i)) kept += saved_here(c, (double)b->g->piece.at[i].count * b->piece[i].kept);
-  }
-  plan_quick q = {.bound = m * work / n + after_mean(p, &mean, backward / n)};
+  double backward = 0;
+  for (int i = 0; i < b->npieces; i++)
+    backward += (double)b->g->piece.at[i].count * p->kind[0].backward[i];
+  plan_quick q = {0};
+  if (p->kinds > 1)
+    q.bound = bound_of_kinds(p, work, &mean);
+  else
+    q.bound = m * work / n + after_mean(p, &mean, backward / n);
   // Stage i starts when a micro-batch has come through the stages before it, and behind its last
   // phase one goes back through them: step >= sum of w[j < i] + m w[i] for the seconds w of stages
   // that sum to `work`. The best w is a geometric row, which gives work / (1 - (1 - 1/m)^p).
-  if (c->pipe == PIPE_ONE_F_ONE_B && n > 1) {
+  if (c->pipe == PIPE_ONE_F_ONE_B && n > 1 && p->kinds == 1) {
     double filled = work / (1 - pow(1 - 1 / m, n));
     if (filled > q.bound) q.bound = filled;
   }
+  p->layers = s->layers;
+  p->parts = (int)(c->size[PLAN_PIPELINE] * c->interleave);
   // Equal chunks: the last stage waits for the first chunks of the others, forward and back.
-  if (c->interleave > 1) {
+  if (c->interleave > 1 && p->kinds == 1 && p->layers % p->parts == 0) {
     double chunk = 0, v = (double)c->interleave;
     for (int i = 0; i < b->npieces; i++)
       if (is_layers(p, i))
-        chunk += (double)b->g->piece.at[i].count * (p->forward[i] + p->backward[i]) / n / v;
+        chunk += (double)b->g->piece.at[i].count *
+                 (p->kind[0].forward[i] + p->kind[0].backward[i]) / n / v;
     bl_state own = {0};
     bl_state_add(&own, &layers, 1 / n);
     double filled = chunk * (m * v + n - 1) + after_mean(p, &own, backward / n);
     if (filled > q.bound) q.bound = filled;
+  } else if (c->interleave > 1 && p->kinds == 1) {
+    bl_state own = {0};
+    bl_state_add(&own, &layers, (double)(p->layers / (int64_t)n) / (double)p->layers);
+    q.bound = fmax(q.bound, bound_chunks(p, behind_mean(p, &p->kind[0], &own).rest));
   }
   pipeline line = {
       .kind = c->pipe, .stages = (int)n, .chunks = (int)c->interleave, .micro = c->micro_batches};
-  double capacity = (double)(p->device->memory - p->device->reserve);
-  double state = on_device(c, &layers);
+  double capacity = 0, state = on_device(c, &layers), kept = 0;
   int64_t *each = arena_new(a, int64_t, c->interleave);
   layer_bytes *kind = arena_new(a, layer_bytes, b->npieces);
   bool gradients = more_gradients(p);
   int kinds = 0;
   for (int i = 0; i < b->npieces; i++) {
     if (!is_layers(p, i)) continue;
-    const bl_piece *own = &b->piece[i];
-    kind[kinds].count = (double)b->g->piece.at[i].count;
-    bound_bytes(c, &own->layer, own->kept, gradients, &kind[kinds].state, &kind[kinds].kept);
-    kinds++;
+    layer_bytes *own = &kind[kinds++];
+    own->count = (double)b->g->piece.at[i].count;
+    for (int k = 0; k < p->kinds; k++) {  // the least of all kinds of stages
+      const bl_piece *piece = &p->kind[k].b->piece[i];
+      double bytes, saved;
+      bound_bytes(c, &piece->layer, piece->kept, gradients, &bytes, &saved);
+      own->state = k ? fmin(own->state, bytes) : bytes;
+      own->kept = k ? fmin(own->kept, saved) : saved;
+    }
+    kept += own->count * saved_here(c, b->piece[i].kept);
   }
-  q.fits = !pipe_check(a, &line) && layers_fit(capacity, kind, kinds, kinds == 1, &line, each);
+  for (int k = 0; k < p->kinds; k++) capacity = fmax(capacity, (double)p->kind[k].k.capacity);
+  q.fits = !pipe_check(a, &line) && layers_fit(p, 0, kind, kinds, kinds == 1, &line, each);
   // When it does not: what a stage has too much, on average over them, with one in flight.
   q.over = (state + on_device(c, &others) + kept) / n - capacity;
   return q;
@@ -748,10 +932,11 @@ static void inner_times(const point *p, const stages_cut *cut, int stage, double
   hm_moves moves = {{{0}}, {{0}}}, *moved = &moves;
   int n = (int)p->c->size[PLAN_PIPELINE];
   for (int part = stage; part < p->parts; part += n)
-    for (int i = 0; i < p->b->npieces; i++) {
+    for (int i = 0; i < p->g->piece.n; i++) {
       double layers = layers_of_part(p, cut, part, i);
       double times = layers * (double)p->c->micro_batches;
-      const bl_piece *piece = &p->b->piece[i];
+      const rates *r = at_stage(p, stage);
+      const bl_piece *piece = &r->b->piece[i];
       for (int a = 0; a < BL_INNER; a++) {
         plan_time t = bl_axis_of(a) == PLAN_TENSOR ? PLAN_T_TENSOR : PLAN_T_SEQUENCE;
         time[t] += layers * piece->once[a].seconds;
@@ -766,15 +951,15 @@ static void inner_times(const point *p, const stages_cut *cut, int stage, double
       for (int f = 0; f < 2; f++) {
         const bl_phase *q = &piece->phase[f];
         time[PLAN_T_COMPUTE] += times * q->compute;
-        double phase = f ? p->backward[i] : p->forward[i];
+        double phase = f ? r->backward[i] : r->forward[i];
         double own = q->compute + exposed(q);
         // What ZeRO moves, and what homes do, that is not hidden.
-        time[PLAN_T_DATA] += times * (phase - own - p->linked[f][i]);
-        time[PLAN_T_OFFLOAD] += times * p->linked[f][i];
+        time[PLAN_T_DATA] += times * (phase - own - r->linked[f][i]);
+        time[PLAN_T_OFFLOAD] += times * r->linked[f][i];
         if (!hm_any_away(p->c)) continue;
-        bl_state unit = piece_state(p, i);
+        bl_state unit = piece_state(p, r->b, i);
         hm_moves m = hm_phase(p->c, &unit, piece->kept, (pg_phase)f);
-        busy[PLAN_T_OFFLOAD] += times * hm_seconds(&p->store, &m);
+        busy[PLAN_T_OFFLOAD] += times * hm_seconds(&r->k.store, &m);
         if (counted) hm_add(moved, &m, times);
       }
     }
@@ -788,8 +973,8 @@ static void inner_times(const point *p, const stages_cut *cut, int stage, double
 }
 
 static void list_cuts(const point *p, plan_candidate *x) {
-  const pg_graph *g = p->b->g;
-  const sh_result *r = p->b->axis[0];
+  const pg_graph *g = p->g;
+  const sh_result *r = p->kind[0].b->axis[0];
   if (!r->strategy) return;
   x->cut = arena_new(p->a, plan_cut, g->value.n + 1);
   for (int v = 0; v < g->value.n; v++)
@@ -801,7 +986,7 @@ static void list_cuts(const point *p, plan_candidate *x) {
   for (int i = 0; i < g->piece.n; i++)
     for (int f = 0; f < 2 && is_layers(p, i); f++)
       for (int k = 0; k < CL_COLLECTIVES; k++)
-        x->tensor_calls_layer[k] += llround(p->b->piece[i].phase[f].moves[0].calls[k]);
+        x->tensor_calls_layer[k] += llround(p->kind[0].b->piece[i].phase[f].moves[0].calls[k]);
 }
 
 static void set_rates(const point *p, plan_candidate *x) {
@@ -809,11 +994,12 @@ static void set_rates(const point *p, plan_candidate *x) {
   double n = (double)p->s->cluster->devices, batch = (double)j->batch;
   ir_dtype t = DT_f32;
   if (!ir_dtype_parse(j->precision, &t)) t = DT_f32;
-  double peak = cl_matmul_peak(p->device, t);
+  double peak = p->s->cluster->alike ? cl_matmul_peak(cl_device_at(p->s->cluster, 0), t)
+                                     : sk_peak(p->a, p->s->cluster, t) / n;
   x->tokens_per_s = j->tokens / x->step_s;
-  x->tflops_per_device = p->b->g->flops * batch / x->step_s / n / 1e12;
+  x->tflops_per_device = p->g->flops * batch / x->step_s / n / 1e12;
   x->mfu = peak > 0 ? x->tflops_per_device * 1e12 / peak : 0;
-  x->hfu = peak > 0 ? p->b->g->hardware_flops * batch / x->step_s / n / peak : 0;
+  x->hfu = peak > 0 ? p->g->hardware_flops * batch / x->step_s / n / peak : 0;
   // Share by which predictions of unfitted rows differ from what was measured, four of five times.
   // docs/planner.md: bench/published.py prints the coverage.
   const double spread = 0.10;
@@ -823,10 +1009,9 @@ static void set_rates(const point *p, plan_candidate *x) {
 
 plan_candidate *plan_evaluate(arena *a, plan_space *s, const plan_choice *c, const bl_block *b,
                               double limit, const char **code, const char **why) {
-  point *p = point_new(a, s, c, b);
+  point *p = start_point(a, s, c, b);
   int n = (int)c->size[PLAN_PIPELINE], v = (int)c->interleave;
   p->parts = n * v;
-  layer_seconds(p);
   find_layers(p);
   pipe_chunk *chunk = arena_new(a, pipe_chunk, p->parts);
   double *after = arena_new(a, double, n);
@@ -844,9 +1029,7 @@ plan_candidate *plan_evaluate(arena *a, plan_space *s, const plan_choice *c, con
     *why = wrong;
     return NULL;
   }
-  x->capacity = p->device->memory - p->device->reserve;
-  x->reserve = p->device->reserve;
-  stages_cut cut = cut_stages(p, &x->pipe, (double)x->capacity, isfinite(limit), &x->pressed);
+  stages_cut cut = cut_stages(p, &x->pipe, isfinite(limit), &x->pressed);
   if (!cut.fits && isfinite(limit)) {  // a plan that fits is known
     *code = "does-not-fit";
     *why = "no cut of its layers fits";
@@ -864,16 +1047,22 @@ plan_candidate *plan_evaluate(arena *a, plan_space *s, const plan_choice *c, con
     plan_stage *q = &x->stage[i];
     name_stage(p, &cut, i, q);
     stage_memory(p, &cut, i, &x->pipe, &state, q);
-    for (int k = 0; k < v; k++) {
-      q->forward_s += chunk[i * v + k].forward;
-      q->backward_s += chunk[i * v + k].backward;
+    for (int j = 0; j < v; j++) {
+      q->forward_s += chunk[i * v + j].forward;
+      q->backward_s += chunk[i * v + j].backward;
     }
-    int64_t over = q->peak - x->capacity;
-    if (q->host - p->store.host > over) over = q->host - p->store.host;
-    if (q->disk - p->store.disk > over) over = q->disk - p->store.disk;
+    const sk_kind *k = &at_stage(p, i)->k;
+    q->capacity = k->capacity;
+    q->device = k->device;
+    q->group = k->group;
+    int64_t over = q->peak - k->capacity;
+    if (q->host - k->store.host > over) over = q->host - k->store.host;
+    if (q->disk - k->store.disk > over) over = q->disk - k->store.disk;
     if (over > x->over) x->over = over;
     if (i && q->peak <= x->peak) continue;
     x->peak = q->peak;
+    x->capacity = k->capacity;
+    x->reserve = k->reserve;
     x->peak_at = q->peak_at;
     memcpy(x->memory, q->memory, sizeof x->memory);
   }
@@ -905,6 +1094,7 @@ plan_candidate *plan_evaluate(arena *a, plan_space *s, const plan_choice *c, con
     x->busy[PLAN_T_OFFLOAD] += o->offload;
     x->busy[PLAN_T_BUBBLE] = t[PLAN_T_BUBBLE];
   }
+  if (p->places) memcpy(x->spans, p->places->spans, sizeof x->spans);
   list_cuts(p, x);
   set_rates(p, x);
   return x;

@@ -273,12 +273,12 @@ static const char *capacity_words(arena *a, const plan_candidate *c) {
 // One line of the table as texts: stage, layers, five classes, peak, host, disk.
 typedef struct memory_row {
   const char *cell[MEMORY_COLUMNS];
-  int64_t peak;
+  int64_t peak, capacity;
 } memory_row;
 
 static memory_row memory_cells(arena *a, const plan_candidate *c, plan_rows g, show_unit u) {
   const plan_stage *s = &c->stage[g.first];
-  memory_row row = {.peak = s->peak};
+  memory_row row = {.peak = s->peak, .capacity = s->device ? s->capacity : c->capacity};
   row.cell[0] = g.first == g.last ? arena_printf(a, "%d", g.first)
                                   : arena_printf(a, "%d-%d", g.first, g.last);
   row.cell[1] = plan_layers_words(a, c, g);
@@ -367,7 +367,7 @@ static void show_memory(page *p, const plan_candidate *c) {
     }
     if (i >= 0 && bar) {
       spaces(p, at + 2);
-      memory_bar(p, rows[i].peak, c->capacity, bar);
+      memory_bar(p, rows[i].peak, rows[i].capacity, bar);
     }
     newline(p, 0);
   }
@@ -399,6 +399,21 @@ static void show_limit(page *p, const plan_candidate *c) {
     sb_printf(&s, "; memory is %.0f %% full", 100 * (double)c->peak / (double)c->capacity);
   label(p, "LIMIT");
   words(p, sb_str(&s), LABEL);
+  newline(p, 0);
+}
+
+// What only clusters of unlike parts have: where stages lie, and what the link between them
+// decides.
+static void show_places(page *p, const plan_result *r) {
+  const char *places = plan_places_words(p->arena, r->best);
+  if (*places) {
+    label(p, "PLACES");
+    words(p, places, LABEL);
+    newline(p, 0);
+  }
+  if (!r->crossing) return;
+  label(p, "LINK");
+  words(p, plan_crossing_words(p->arena, r->crossing), LABEL);
   newline(p, 0);
 }
 
@@ -614,6 +629,7 @@ void plan_print_text(const plan_result *r, FILE *out, int columns, bool color) {
     show_time(&p, r->best);
     show_memory(&p, r->best);
     show_limit(&p, r->best);
+    show_places(&p, r);
     show_others(&p, r, &r->best->choice);
     show_warnings(&p, r);
     show_proof(&p, r);

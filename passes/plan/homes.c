@@ -3,21 +3,46 @@
 static double least(double a, double b) { return a < b ? a : b; }
 static double most(double a, double b) { return a > b ? a : b; }
 
-hm_store hm_store_of(const cl_cluster *c) {
-  int64_t first, count;
-  const cl_level *node = cl_node_of(c, 0, &first, &count);
-  double own = cl_device_at(c, 0)->bandwidth;
+// Of the node that holds a device, which begins at *first and has *count.
+static hm_store store_at(const cl_cluster *c, int64_t number, int64_t *first, int64_t *count) {
+  const cl_level *node = cl_node_of(c, number, first, count);
+  double own = cl_device_at(c, number)->bandwidth;
+  for (int64_t d = *first; !c->alike && d < *first + *count; d++)
+    own = least(own, cl_device_at(c, d)->bandwidth);
   hm_store s = {0};
   if (!node || node->host.size <= 0 || node->host.bandwidth <= 0) return s;
-  s.host = node->host.size / count;
+  s.host = node->host.size / *count;
   s.host_rate = least(node->host.bandwidth, own);
   s.host_wait = node->host.latency;
   if (node->disk.size <= 0 || node->disk.bandwidth <= 0) return s;
-  s.disk = node->disk.size / count;
+  s.disk = node->disk.size / *count;
   s.disk_rate = least(node->disk.bandwidth, s.host_rate);
   s.disk_wait = node->disk.latency;
   return s;
 }
+
+// Over nodes, the worst or the best of everything.
+static hm_store over_nodes(const cl_cluster *c, int64_t from, int64_t to, bool best) {
+  int64_t first, count;
+  hm_store all = store_at(c, from, &first, &count);
+  while (!c->alike && first + count <= to) {
+    hm_store s = store_at(c, first + count, &first, &count);
+    all = (hm_store){
+        .host = best == (s.host > all.host) ? s.host : all.host,
+        .disk = best == (s.disk > all.disk) ? s.disk : all.disk,
+        .host_rate = best ? most(s.host_rate, all.host_rate) : least(s.host_rate, all.host_rate),
+        .disk_rate = best ? most(s.disk_rate, all.disk_rate) : least(s.disk_rate, all.disk_rate),
+        .host_wait = best ? least(s.host_wait, all.host_wait) : most(s.host_wait, all.host_wait),
+        .disk_wait = best ? least(s.disk_wait, all.disk_wait) : most(s.disk_wait, all.disk_wait)};
+  }
+  return all;
+}
+
+hm_store hm_store_in(const cl_cluster *c, int64_t first, int64_t last) {
+  return over_nodes(c, first, last, false);
+}
+hm_store hm_store_of(const cl_cluster *c) { return over_nodes(c, 0, c->devices - 1, false); }
+hm_store hm_store_best(const cl_cluster *c) { return over_nodes(c, 0, c->devices - 1, true); }
 
 void hm_add(hm_moves *to, const hm_moves *m, double times) {
   for (int k = 0; k < PLAN_CLASSES; k++)

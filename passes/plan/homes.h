@@ -26,9 +26,12 @@ typedef struct hm_store {
   double host_rate, disk_rate;  // of the way from the device to the host, from there to the disk
   double host_wait, disk_wait;  // latencies
 } hm_store;
-// Of the ranks of the first node. A way is no faster than the device's own memory, so that nothing
-// is faster for being away.
+// The least that any node has. A way is no faster than the device's own memory, so that nothing is
+// faster for being away.
 hm_store hm_store_of(const cl_cluster *c);
+// Of the nodes of devices first .. last; and the most that any node has.
+hm_store hm_store_in(const cl_cluster *c, int64_t first, int64_t last);
+hm_store hm_store_best(const cl_cluster *c);
 
 enum { HM_IN, HM_OUT, HM_WAYS };
 // Bytes that move for each class, from the device's point of view.

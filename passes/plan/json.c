@@ -121,6 +121,11 @@ static json_t *stage_of(arena *a, const plan_stage *s) {
     p += n + (p[n] == '+');
   }
   set(o, "extra", extra);
+  if (s->device) {  // on an unlike cluster
+    set(o, "device", text(a, s->device));
+    set(o, "group", text(a, s->group));
+    set(o, "capacity", whole(s->capacity));
+  }
   set(o, "parameters", bytes(s->parameters));
   json_t *m = memory(s->memory);
   set(m, "peak", whole(s->peak));
@@ -213,6 +218,10 @@ static json_t *candidate_of(arena *a, const plan_candidate *c, int64_t layers) {
   set(o, "busy_s", times(c->busy));
   set(o, "bytes", sent_bytes(&c->bytes));
   set(o, "offload_bytes", moved_bytes(c));
+  json_t *spans = array();
+  for (int x = 0; x < PLAN_AXES; x++)
+    if (c->spans[x]) add(spans, json_string(plan_axis_name((plan_axis)x)));
+  set(o, "spans_unlike", spans);
   for (int i = 0; i < c->ncuts; i++) {
     json_t *cut = object();
     set(cut, "name", text(a, c->cut[i].name));
@@ -253,6 +262,19 @@ static json_t *rejected_of(arena *a, const plan_result *r, const plan_rejected *
   set(o, "slower", timed && r->best ? real(x->step_s / r->best->step_s - 1) : json_null());
   set(o, "step_s", timed ? real(x->step_s) : json_null());
   set(o, "peak", x->peak > 0 ? whole(x->peak) : json_null());
+  return o;
+}
+
+static json_t *crossing_of(arena *a, const plan_crossing *x) {
+  json_t *o = object();
+  set(o, "level", text(a, x->level));
+  set(o, "speed_now", real(x->speed_now));
+  set(o, "speed_most", real(x->most));
+  set(o, "spans_from", x->speed > 0 ? real(x->speed) : json_null());
+  set(o, "spans_now", json_boolean(x->across));
+  set(o, "inside_s", real(x->inside_s));
+  set(o, "across_s", real(x->across_s));
+  set(o, "other", text(a, plan_choice_text(a, &x->other)));
   return o;
 }
 
@@ -301,6 +323,7 @@ void plan_print_json(const plan_result *r, FILE *out) {
     add(fixes, fix);
   }
   set(o, "fixes", fixes);
+  if (r->crossing) set(o, "link_crossing", crossing_of(&a, r->crossing));
   for (int i = 0; i < r->warnings.n; i++) add(warnings, text(&a, r->warnings.at[i]));
   set(o, "warnings", warnings);
   for (int i = 0; i < r->assumptions.n; i++) {

@@ -100,8 +100,10 @@ typedef struct plan_stage {
   const char *extra;                // "embed", "head", "embed+head", or NULL
   double parameters;                // logical ones, on each of its ranks
   int64_t memory[PLAN_MEMORIES];
-  int64_t peak;
-  int64_t host, disk;  // bytes of a rank there
+  int64_t peak, capacity;      // capacity: of the least of its devices
+  const char *device, *group;  // on an unlike cluster: the devices it lies on, and the part of the
+                               // cluster; "a + b" when it straddles; NULL on others
+  int64_t host, disk;          // bytes of a rank there
   double time[PLAN_TIMES];
   double forward_s, backward_s;  // of one micro-batch
   int64_t stash;                 // micro-batches in flight at most
@@ -138,7 +140,8 @@ typedef struct plan_candidate {
   // Bytes that a rank of the critical stage moves in a step, [0] to the device and [1] from it:
   // between device and host, between host and disk.
   double moved[PLAN_CLASSES][2], moved_disk[PLAN_CLASSES][2];
-  bool pressed;  // with more memory, stages would be cut otherwise
+  bool pressed;           // with more memory, stages would be cut otherwise
+  bool spans[PLAN_AXES];  // groups of this axis have members on networks that differ
   int ncuts;
   plan_cut *cut;
   // Collectives of one layer, forward and backward, over `tensor`: for explanations and tests.
@@ -161,6 +164,17 @@ typedef struct plan_fix {
   int64_t peak;
   double step_s;
 } plan_fix;
+
+// The speed of the link between unlike networks from which a reduction across them pays
+// (crossing.h). Speeds are of one member of the level that joins them, as a text states them.
+typedef struct plan_crossing {
+  const char *level;
+  double speed_now, most;     // most: what the cards behind it can use, as far as was looked
+  double speed;               // 0: at all speeds it is as now
+  bool across;                // the best plan has a reduction across, now
+  double inside_s, across_s;  // steps of the best plans of both sorts, now
+  plan_choice other;          // the best plan of the sort that lost
+} plan_crossing;
 
 typedef struct plan_model {
   const char *name;
@@ -205,6 +219,7 @@ typedef struct plan_result {
   plan_candidate *closest;           // when nothing fits: that which is least over
   VEC(plan_rejected) rejected;
   VEC(plan_fix) fixes;
+  plan_crossing *crossing;  // NULL: no networks differ, or it was not looked for
   VEC(const char *) warnings;
   VEC(plan_assumption) assumptions;
   plan_search_stats search;

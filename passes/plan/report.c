@@ -218,6 +218,10 @@ static void headline(page *p) {
     say(p, "</div>\n<p class=\"note\">As flags: <code>%s</code></p>\n",
         esc(p, plan_choice_flags(a, &c->choice)));
   }
+  const char *places = r->best ? plan_places_words(a, r->best) : "";
+  if (*places) say(p, "<p class=\"note\">Places: %s</p>\n", esc(p, places));
+  if (r->crossing)
+    say(p, "<p class=\"note\">Link: %s</p>\n", esc(p, plan_crossing_words(a, r->crossing)));
   for (int i = 0; i < r->warnings.n; i++)
     say(p, "<p class=\"note\">Note: %s</p>\n", esc(p, r->warnings.at[i]));
   say(p, "</header>\n");

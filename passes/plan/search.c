@@ -5,7 +5,9 @@
 #include <string.h>
 #include <time.h>
 
+#include "passes/plan/crossing.h"
 #include "passes/plan/show.h"
+#include "passes/plan/stage_kind.h"
 
 // ---- blocks -------------------------------------------------------------------------------------
 
@@ -16,7 +18,7 @@ static double now(void) {
 }
 
 // Axes inside a stage lie innermost, tensor first: their strides follow from their sizes.
-static bl_key key_of(const plan_choice *c) {
+bl_key plan_key_of(const plan_choice *c) {
   bl_key k = {
       .recompute = c->recompute, .micro_batch = c->micro_batch, .whole_stream = c->whole_stream};
   int64_t stride = 1;
@@ -29,19 +31,24 @@ static bl_key key_of(const plan_choice *c) {
 }
 
 static const char *block_name(arena *a, const plan_choice *c) {
-  bl_key k = key_of(c);
+  bl_key k = plan_key_of(c);
   return arena_printf(a, "%d%s %lld %lld %lld %lld", (int)k.recompute, k.whole_stream ? "w" : "",
                       (long long)k.size[0], (long long)k.size[1], (long long)k.size[2],
                       (long long)k.micro_batch);
 }
 
 const bl_block *plan_block_of(plan_space *s, const plan_choice *c) {
+  if (!s->cluster->alike) {
+    const bl_block *const *all;
+    sk_blocks(s, c, &all);
+    return all[0];
+  }
   const char *name = block_name(s->a, c);
   bl_block *b = map_get(s->blocks, name);
   if (b) return b;
   // What happens once a step is a small share of any micro-batch; 8 stands for their number, so
   // that one block serves all.
-  bl_key k = key_of(c);
+  bl_key k = plan_key_of(c);
   b = bl_make(s->a, s->job->rules[k.recompute], &k, s->cluster, cl_device_at(s->cluster, 0), 8);
   map_set(s->blocks, name, b);
   s->fronts++;
@@ -52,14 +59,19 @@ const bl_block *plan_block_of(plan_space *s, const plan_choice *c) {
 
 // Worked out once for what it depends on: recomputation, micro-batch, ranks of a stage.
 double plan_outer_bound(plan_space *s, const plan_choice *c) {
-  bl_key k = key_of(c);
+  bl_key k = plan_key_of(c);
   int64_t ranks = k.size[0] * k.size[1] * k.size[2];
   const char *name = arena_printf(s->a, "%d %lld %lld", (int)k.recompute, (long long)ranks,
                                   (long long)k.micro_batch);
   double *work = map_get(s->bounds, name);
   if (!work) {
     work = arena_new(s->a, double, 1);
-    *work = bl_bound(s->job->rules[c->recompute]->g, &k, cl_device_at(s->cluster, 0));
+    const cl_device *const *device;
+    int n = cl_device_kinds(s->a, s->cluster, &device);
+    for (int i = 0; i < n; i++) {
+      double own = bl_bound(s->job->rules[c->recompute]->g, &k, device[i]);
+      if (!i || own < *work) *work = own;
+    }
     map_set(s->bounds, name, work);
   }
   return *work * (double)c->micro_batches / (double)c->size[PLAN_PIPELINE];
@@ -237,6 +249,19 @@ static void begin(walk *w) {
   each_choice(w->s, dim, outer_dims, plan_choice_start(w->s), add_outer, w);
 }
 
+// Seconds of a block for a micro-batch, at least.
+static double least_of(const bl_block *b) {
+  double work = 0;
+  for (int i = 0; !b->why && i < b->npieces; i++)
+    for (int f = 0; f < 2; f++) {
+      const bl_phase *q = &b->piece[i].phase[f];
+      double seconds = q->compute;
+      for (int k = 0; k < BL_INNER; k++) seconds += q->sent[k] - q->streamed[k];
+      work += (double)b->g->piece.at[i].count * seconds;
+    }
+  return work;
+}
+
 // Seconds of a block for each sample do not rise with the micro-batch: efficiencies grow with the
 // size of a call, and what does not grow with it (weights, latencies) is shared by more samples. So
 // the block of the largest micro-batch bounds those of all smaller ones. What attention hides of
@@ -246,15 +271,10 @@ static double group_bound(walk *w, const outer *x) {
   if (g->per_sample < 0) {
     plan_choice c = x->c;
     c.micro_batch = g->largest;
-    const bl_block *b = plan_block_of(w->s, &c);
-    double work = 0;
-    for (int i = 0; !b->why && i < b->npieces; i++)
-      for (int f = 0; f < 2; f++) {
-        const bl_phase *q = &b->piece[i].phase[f];
-        double seconds = q->compute;
-        for (int k = 0; k < BL_INNER; k++) seconds += q->sent[k] - q->streamed[k];
-        work += (double)b->g->piece.at[i].count * seconds;
-      }
+    const bl_block *const *block;
+    double work = INFINITY;
+    for (int j = sk_blocks(w->s, &c, &block) - 1; j >= 0; j--)
+      work = fmin(work, least_of(block[j]));
     g->per_sample = work / (double)g->largest;
   }
   return g->per_sample * (double)(x->c.micro_batch * x->c.micro_batches) /
@@ -472,6 +492,22 @@ static void search(walk *w) {
   if (!w->stopped) w->stats->bound_s = w->best.step;
   if (!w->best.any) find_closest(w);
   arena_free(&w->scratch);
+}
+
+bool plan_best_of(const plan_space *space, const plan_pins *pins, double seconds, plan_choice *c,
+                  double *step, bool *stopped) {
+  plan_space s = *space;
+  s.pins = *pins;
+  plan_search_stats stats = {0};
+  plan_options o = {.top = 1, .limit = seconds};
+  walk w = {.s = &s, .o = &o, .stats = &stats, .top = 1};
+  w.since = now();
+  begin(&w);
+  search(&w);
+  *stopped = w.stopped;
+  *c = w.best.c;
+  *step = w.best.step;
+  return w.best.any;
 }
 
 static plan_candidate *work_out(plan_space *s, laid_maker *layouts, const plan_choice *c) {
@@ -704,13 +740,14 @@ plan_result *plan_search(arena *a, const plan_job *job, const cl_cluster *cluste
                          const plan_pins *pins, const plan_options *options) {
   plan_result *r = arena_new(a, plan_result, 1);
   r->arena = a;
-  map memo = {.arena = a}, bounds = {.arena = a};
+  map memo = {.arena = a}, bounds = {.arena = a}, places = {.arena = a};
   plan_space s = {.a = a,
                   .job = job,
                   .cluster = cluster,
                   .pins = *pins,
                   .blocks = &memo,
                   .bounds = &bounds,
+                  .places = &places,
                   .layers = layers_of(job)};
   describe(r, job, &s);
   walk w = {.s = &s, .o = options, .stats = &r->search, .top = options->top > 0 ? options->top : 1};
@@ -729,6 +766,8 @@ plan_result *plan_search(arena *a, const plan_job *job, const cl_cluster *cluste
       r->search.gap =
           r->search.bound_s < r->best->step_s ? 1 - r->search.bound_s / r->best->step_s : 0;
     add_alternatives(r, &s, pins, options->layouts);
+    if (!options->no_crossing && !w.stopped)
+      r->crossing = plan_find_crossing(&s, pins, r->best, options->limit > 0 ? options->limit : 60);
     return r;
   }
   if (w.closest.any) {

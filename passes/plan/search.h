@@ -33,6 +33,7 @@ typedef struct plan_pins {
   int64_t zero_group;   // ranks that share a state
   int64_t zero_factor;  // the same as the innermost factor of `data`
   int home[PLAN_CLASSES];
+  int spans;  // 1: a reduction spans unlike networks, 0: none does
 } plan_pins;
 plan_pins plan_pins_none(void);
 
@@ -41,6 +42,7 @@ typedef struct plan_options {
   double limit;             // seconds; 0: none
   int top;                  // candidates to give, at least 1
   laid_maker *layouts;      // of one device's plans; NULL: their memory is a load too
+  bool no_crossing;         // leave plan_result.crossing out
   const cl_cluster *whole;  // that the cluster is a part of, for `more devices`; NULL: unknown
   // Called a few times a second while it searches; best_s 0: no plan yet. May be NULL.
   void (*report)(void *ctx, const plan_search_stats *stats, double best_s);
@@ -62,6 +64,7 @@ typedef struct plan_space {
   plan_pins pins;
   map *blocks;  // bl_key as text -> bl_block
   map *bounds;  // of plan_outer_bound
+  map *places;  // of stage_kind.h
   int64_t layers;
   int64_t fronts;  // blocks made
 } plan_space;
@@ -81,7 +84,10 @@ const char *plan_why_illegal(arena *a, const plan_space *s, const char **code);
 // A choice before the first dimension.
 plan_choice plan_choice_start(const plan_space *s);
 
-// The block of a choice whose outer dimensions are set.
+// What a block is made for.
+bl_key plan_key_of(const plan_choice *c);
+// The block of a choice whose outer dimensions are set. On a cluster of unlike parts it is one of
+// several (stage_kind.h).
 const bl_block *plan_block_of(plan_space *s, const plan_choice *c);
 // A lower bound on the step of every plan with these outer dimensions.
 double plan_outer_bound(plan_space *s, const plan_choice *c);
@@ -91,6 +97,11 @@ bool plan_outer_fits(const plan_space *s, const plan_choice *c);
 // For one that does not: a lower bound on its step when what is saved goes to the host; INFINITY
 // when it cannot, or does not fit there either.
 double plan_outer_away(const plan_space *s, const plan_choice *c);
+
+// The best plan of a space under other pins, when it is found in so many seconds (*stopped: it was
+// not). False when nothing fits.
+bool plan_best_of(const plan_space *s, const plan_pins *pins, double seconds, plan_choice *c,
+                  double *step, bool *stopped);
 
 // What can be said of a choice, all of it set, without cutting stages. `scratch` is used.
 typedef struct plan_quick {

@@ -389,6 +389,47 @@ const char *plan_cluster_words(arena *a, const cl_cluster *c, const char *times_
   return sb_str(&s);
 }
 
+const char *show_bits(arena *a, double speed) {
+  return arena_printf(a, "%.3g Gbit/s", 8e-9 * speed);
+}
+
+const char *plan_places_words(arena *a, const plan_candidate *c) {
+  if (!c->nstages || !c->stage[0].device) return "";
+  sb s = {.arena = a};
+  for (int i = 0, end; i < c->nstages; i = end) {
+    const plan_stage *x = &c->stage[i];
+    end = i + 1;
+    while (end < c->nstages && str_eq(c->stage[end].group, x->group) &&
+           str_eq(c->stage[end].device, x->device))
+      end++;
+    sb_printf(&s, "%s%d", i ? "; " : end > 1 ? "stages " : "stage ", i);
+    if (end - i > 1) sb_printf(&s, "-%d", end - 1);
+    sb_printf(&s, " on %s (%s)", show_clean(a, x->group), show_clean(a, x->device));
+  }
+  const char *sep = ". Spans unlike networks: ";
+  for (int i = 0; i < PLAN_AXES; i++)
+    if (c->spans[i]) {
+      sb_printf(&s, "%s%s", sep, axes[i]);
+      sep = ", ";
+    }
+  return sb_str(&s);
+}
+
+const char *plan_crossing_words(arena *a, const plan_crossing *x) {
+  sb s = {.arena = a};
+  sb_printf(&s, "%s joins unlike networks at %s: the best plan that reduces across it takes %s, ",
+            show_clean(a, x->level), show_bits(a, x->speed_now), show_seconds(a, x->across_s));
+  sb_printf(&s, "the best that does not %s; ", show_seconds(a, x->inside_s));
+  if (x->speed > 0)
+    sb_printf(&s, "%s %s a reduction across is better", x->across ? "down to" : "from",
+              show_bits(a, x->speed));
+  else if (x->across)
+    sb_puts(&s, "at a thousandth of the speed too");
+  else
+    sb_printf(&s, "so it is up to %s, the most that is of use", show_bits(a, x->most));
+  return sb_str(&s);
+}
+
 // ---- what a candidate says ----------------------------------------------------------------------
 
 bool plan_takes_time(const plan_candidate *c, plan_time t) {
@@ -450,6 +491,7 @@ static bool same_shown(double x, double y, double by) {
 
 static bool same_row(const plan_stage *x, const plan_stage *y, show_unit u) {
   if (!str_eq(x->extra, y->extra)) return false;
+  if (!str_eq(x->device, y->device) || !str_eq(x->group, y->group)) return false;
   if (x->last_layer - x->first_layer != y->last_layer - y->first_layer) return false;
   for (int m = 0; m < PLAN_MEMORIES; m++)
     if (!same_shown((double)x->memory[m], (double)y->memory[m], u.by)) return false;

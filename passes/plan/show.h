@@ -56,6 +56,13 @@ const char *plan_choice_pins(arena *a, const plan_choice *base, const plan_choic
 
 // Devices of a cluster in words: "1024 x a100_80g (128 nodes)", with `times` for the x.
 const char *plan_cluster_words(arena *a, const cl_cluster *c, const char *times);
+// "2.50 Gbit/s"
+const char *show_bits(arena *a, double bytes_a_second);
+// Where the stages of a plan lie on an unlike cluster, and what spans unlike networks; "" on
+// others.
+const char *plan_places_words(arena *a, const plan_candidate *c);
+// Which link speed makes a reduction across unlike networks pay, in a sentence.
+const char *plan_crossing_words(arena *a, const plan_crossing *x);
 // Whether a class has seconds, waited for or hidden, beyond the rounding of a difference.
 bool plan_takes_time(const plan_candidate *c, plan_time t);
 // The seconds of a class that other work hides; 0 when none are.

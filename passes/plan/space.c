@@ -4,9 +4,10 @@
 #include "ir/rule.h"
 #include "passes/plan/homes.h"
 #include "passes/plan/search.h"
+#include "passes/plan/stage_kind.h"
 
 plan_pins plan_pins_none(void) {
-  plan_pins p = {.schedule = -1, .zero = -1, .recompute = -1};
+  plan_pins p = {.schedule = -1, .zero = -1, .recompute = -1, .spans = -1};
   for (int i = 0; i < PLAN_CLASSES; i++) p.home[i] = -1;
   return p;
 }
@@ -152,18 +153,21 @@ static void set_micro_batch(const plan_space *s, plan_choice *c, int64_t v) {
 // ---- inner --------------------------------------------------------------------------------------
 
 // 0: stages lie far apart, data ranks side by side; 1: the other way round.
-static int values_order(const plan_space *s, const plan_choice *c, int64_t out[PLAN_VALUES]) {
-  (void)s;
-  out[0] = 0;
-  out[1] = 1;
-  return c->size[PLAN_PIPELINE] > 1 && c->size[PLAN_DATA] > 1 ? 2 : 1;
-}
 static void set_order(const plan_space *s, plan_choice *c, int64_t v) {
   (void)s;
   static const plan_axis order[2][PLAN_AXES] = {
       {PLAN_PIPELINE, PLAN_DATA, PLAN_EXPERT, PLAN_RING, PLAN_ULYSSES, PLAN_TENSOR},
       {PLAN_DATA, PLAN_PIPELINE, PLAN_EXPERT, PLAN_RING, PLAN_ULYSSES, PLAN_TENSOR}};
   memcpy(c->order, order[v], sizeof c->order);
+}
+static int values_order(const plan_space *s, const plan_choice *c, int64_t out[PLAN_VALUES]) {
+  int n = c->size[PLAN_PIPELINE] > 1 && c->size[PLAN_DATA] > 1 ? 2 : 1, k = 0;
+  for (int v = 0; v < n; v++) {
+    plan_choice with = *c;
+    set_order(s, &with, v);
+    if (s->pins.spans < 0 || sk_spans(s, &with) == (s->pins.spans == 1)) out[k++] = v;
+  }
+  return k;
 }
 
 static int values_schedule(const plan_space *s, const plan_choice *c, int64_t out[PLAN_VALUES]) {
@@ -179,12 +183,17 @@ static void set_schedule(const plan_space *s, plan_choice *c, int64_t v) {
   c->pipe = (pipe_kind)v;
 }
 
+// Chunk counts that divide the layers evenly; where none does, powers of two, and the chunks of a
+// stage differ by a layer. A pin may name any.
 static int values_interleave(const plan_space *s, const plan_choice *c, int64_t out[PLAN_VALUES]) {
   int64_t p = c->size[PLAN_PIPELINE], pin = s->pins.interleave;
   if (c->pipe != PIPE_INTERLEAVED) return pin > 1 ? 0 : one(out, 1);
+  if (pin) return pin > 1 && pin * p <= s->layers ? one(out, pin) : 0;
   int k = 0;
   for (int64_t v = 2; v * p <= s->layers && k < PLAN_VALUES; v++)
-    if (s->layers % (v * p) == 0 && (!pin || pin == v)) out[k++] = v;
+    if (s->layers % (v * p) == 0) out[k++] = v;
+  for (int64_t v = 2, even = k; !even && v * p <= s->layers && k < PLAN_VALUES; v *= 2)
+    out[k++] = v;
   return k;
 }
 static void set_interleave(const plan_space *s, plan_choice *c, int64_t v) {
@@ -235,7 +244,7 @@ static void set_group(const plan_space *s, plan_choice *c, int64_t v) {
 
 // The homes of a class that the nodes have, nearest first; `last` is the farthest that it may have.
 static int homes(const plan_space *s, plan_class k, plan_home last, int64_t out[PLAN_VALUES]) {
-  hm_store store = hm_store_of(s->cluster);
+  hm_store store = sk_store(s);
   int n = 0;
   for (int h = PLAN_DEVICE; h <= (int)last; h++) {
     if ((h == PLAN_HOST && !store.host) || (h == PLAN_DISK && !store.disk)) continue;

@@ -9,10 +9,9 @@
 //   12 layers of 1 s, a head of 2 s, 4 stages:   3 3 3 3+head   slowest 5 s
 //   found:                                       3 3 4 2+head   slowest 4 s
 //
-// A stage may take no layer (a head that is worth a stage). With chunks (interleaving) the parts
-// are the stages here: part k = c * p + i with slowness, stash and a share of the capacity of stage
-// i. Then the slowest part is the least possible; the slowest sum of the parts of a stage need not
-// be.
+// A stage may take no layer (a head that is worth a stage). With chunks (interleaving) stages are
+// cut by the sum of their chunks, as if these lay together, and stages_deal makes chunks of them:
+// the slowest stage is the least possible when layers are alike.
 #ifndef DSM_PLAN_STAGES_H
 #define DSM_PLAN_STAGES_H
 
@@ -33,15 +32,25 @@ typedef struct stages_run {
   int64_t count;
 } stages_run;
 
-typedef struct stages_job {
-  const stages_run *run;
-  int runs;
+// The same layers and ends as a kind of stage has them: other devices, other networks.
+typedef struct stages_work {
+  const stages_run *run;    // as many layers as the others, in as many runs
   stages_cost first, last;  // beside the layers: of the first stage, of the last one
+} stages_work;
+
+typedef struct stages_job {
+  const stages_work *work;  // of each kind
+  int kinds;
+  const int *kind;  // [stages]; NULL: all are of the first
+  int runs;
   int stages;
   const double *slowness;  // [stages] of its device: seconds are multiplied by it; NULL: 1
   const double *stash;     // [stages] micro-batches it holds (pipe_stash); NULL: 0
   const double *capacity;  // [stages] bytes; NULL: no limit
-  bool only_fitting;       // when no cut fits, look no further: then only `fits` is set
+  double micro;  // micro-batches: of the cuts that fit the one with the least sum of all stages'
+                 // seconds and (micro - 1) times the slowest's, about what a pipeline takes; 0: the
+                 // least slowest, which is the same where stages are alike
+  bool only_fitting;  // when no cut fits, look no further: then only `fits` is set
 } stages_job;
 
 typedef struct stages_cut {
@@ -55,5 +64,11 @@ typedef struct stages_cut {
 
 // By dynamic programming over (stage, layers taken so far); O(stages L log L) for L layers.
 stages_cut stages_find(arena *a, const stages_job *job);
+
+// Layers of the stages of a cut, dealt to `chunks` parts each, as evenly as can be, late ones
+// first: part k = c * stages + i is chunk c of stage i. A stage with fewer layers than chunks first
+// gets layers of those with most. At least stages * chunks layers. Returns [stages * chunks + 1]
+// first layers.
+int64_t *stages_deal(arena *a, const stages_cut *cut, int stages, int chunks);
 
 #endif

@@ -207,6 +207,31 @@ cluster random {{
 }}
 """
 
+# Two groups with devices and networks of their own. Stages may straddle them.
+UNLIKE = """
+cluster random {{
+  node fast {{
+    members = {inside} * small; link = switch({link}GB/s, {latency}us)
+    nics = {inside} * nic({nic}Gbit/s, 5us)
+    host = memory({host}GiB, {pcie}GB/s, 10us)
+  }}
+  device other {{
+    memory = {other}MiB; reserve = 16MiB; bandwidth = 50GB/s
+    matmul.f32 = {speed}TFLOPS; matmul.bf16 = {speed}TFLOPS; vector.f32 = 1TFLOPS
+    launch = 2us
+  }}
+  node plain {{
+    members = {inside} * {device}; link = switch({link}GB/s, {latency}us)
+    nics = {inside} * nic({slow}Gbit/s, 9us)
+    host = memory({host}GiB, {pcie}GB/s, 10us)
+  }}
+  group a {{ members = {first} * fast; link = fat_tree() }}
+  group b {{ members = {second} * plain; link = fat_tree() }}
+  members = a + b
+  link = ethernet({between}Gbit/s, 50us)
+}}
+"""
+
 
 def random_job(r, folder):
     inside, boxes = r.choice([(1, 1), (2, 1), (4, 1), (8, 1), (2, 2), (4, 2), (2, 4), (1, 4), (3, 2)])
@@ -216,6 +241,14 @@ def random_job(r, folder):
         share=r.choice([0.4, 0.8]), launch=r.choice([1, 10]), link=r.choice([1, 10, 100]),
         latency=r.choice([1, 10]), nic=r.choice([1, 10, 100]), host=r.choice([1, 16]),
         pcie=r.choice([2, 20]), drive=r.choice([1, 5]))
+    if r.random() < 0.4:
+        inside, first, second = r.choice([(1, 1, 1), (2, 1, 1), (1, 1, 3), (1, 3, 1), (2, 2, 1),
+                                          (2, 1, 2), (1, 2, 2)])
+        text = text[:text.index("cluster random")] + UNLIKE.format(
+            inside=inside, first=first, second=second, link=r.choice([1, 10, 100]), latency=3,
+            nic=r.choice([10, 100]), slow=r.choice([1, 10]), host=r.choice([1, 16]), pcie=10,
+            other=r.choice([18, 32, 500]), speed=r.choice([0.5, 5, 50]),
+            device=r.choice(["small", "other"]), between=r.choice([0.1, 1, 10]))
     path = os.path.join(folder, "cluster.dsm")
     with open(path, "w") as f:
         f.write(text)

@@ -124,6 +124,57 @@ static void parts(void **state) {
 }
 
 // Two kinds of devices, nodes of 4 and of 6.
+// A slice costs what its own links give, wherever it is cut.
+static void slices(void **state) {
+  arena *a = *state;
+  const cl_cluster *c = cluster_of(a, TWO, "two");
+  assert_false(c->alike);
+  assert_true(cluster_of(a, SELENE, "c")->alike);
+  double ib = 0.5 * 1e9 / 12.5e9 + 5e-6, roce = 0.5 * 1e9 / 6.25e9 + 9e-6;
+  const cl_cluster *first = cl_slice(a, c, 0, 32), *second = cl_slice(a, c, 32, 32);
+  assert_true(first->alike && second->alike && first->devices == 32);
+  NEAR(cl_collective_cost(first, CL_ALL_GATHER, 8, 2, 1e9).seconds, ib);
+  NEAR(cl_collective_cost(second, CL_ALL_GATHER, 8, 2, 1e9).seconds, roce);
+  assert_false(cl_spans_unlike(first, 8, 4));
+  assert_true(cl_spans_unlike(cl_slice(a, c, 16, 32), 16, 2));
+  // Parts of the same shape are the same, and routes say so; those of the other network are not.
+  assert_true(cl_slice(a, c, 8, 8)->digest == cl_slice(a, c, 16, 8)->digest);
+  assert_true(cl_route_digest(first, 1, 8) == cl_route_digest(second, 1, 8));  // in a node
+  assert_true(cl_route_digest(first, 8, 2) != cl_route_digest(second, 8, 2));
+  assert_true(cl_route_digest(first, 8, 2) == cl_route_digest(cl_slice(a, c, 0, 16), 8, 2));
+  // Every slice has the devices it was cut from and what joins them.
+  for (int64_t from = 0; from < 64; from += 3)
+    for (int64_t n = 1; from + n <= 64; n += 5) {
+      const cl_cluster *s = cl_slice(a, c, from, n);
+      assert_int_equal(s->devices, n);
+      int64_t base, count;
+      for (int64_t d = 0; d < n; d++) {
+        assert_ptr_equal(cl_device_at(s, d), cl_device_at(c, from + d));
+        assert_string_equal(cl_node_of(s, d, &base, &count)->name,
+                            cl_node_of(c, from + d, &base, &count)->name);
+      }
+      if (n > 1)
+        NEAR(cl_send_cost(s, 0, n - 1, 1e6).seconds,
+             cl_send_cost(c, from, from + n - 1, 1e6).seconds);
+    }
+}
+
+static void speed_of_a_link(void **state) {
+  arena *a = *state;
+  const cl_cluster *c = cluster_of(a, TWO, "two");
+  const cl_level *l = cl_unlike_level(c);
+  assert_ptr_equal(l, c->top);
+  assert_null(cl_unlike_level(cluster_of(a, SELENE, "c")));
+  NEAR(cl_member_speed(l), 3.125e9);
+  NEAR(cl_member_most(l), 32 * 6.25e9);  // the slower cards
+  const cl_cluster *fast = cl_with_speed(a, c, l, 6.25e9);
+  NEAR(cl_member_speed(fast->top), 6.25e9);
+  NEAR(cl_send_cost(fast, 31, 32, 1e6).seconds, 1e6 / (6.25e9 / 32) + 59e-6);
+  assert_true(fast->digest != c->digest);
+  NEAR(cl_member_speed(cl_with_speed(a, c, l, 1e15)->top), 32 * 6.25e9);
+  NEAR(cl_send_cost(fast, 8, 16, 1e6).seconds, cl_send_cost(c, 8, 16, 1e6).seconds);
+}
+
 static void unlike_devices(void **state) {
   const cl_cluster *c = cluster_of(
       *state,
@@ -296,9 +347,9 @@ static void host_reads_back(void **state) {
 int main(void) {
   const struct CMUnitTest tests[] = {
 #define TEST(F) cmocka_unit_test_setup_teardown(F, make_arena, free_arena)
-      TEST(all_reduce_by_hand), TEST(others_by_hand), TEST(unlike_networks),     TEST(parts),
-      TEST(unlike_devices),     TEST(shares),         TEST(axes_of_small_trees), TEST(built_ins),
-      TEST(host_reads_back),
+      TEST(all_reduce_by_hand),  TEST(others_by_hand), TEST(unlike_networks), TEST(slices),
+      TEST(speed_of_a_link),     TEST(parts),          TEST(unlike_devices),  TEST(shares),
+      TEST(axes_of_small_trees), TEST(built_ins),      TEST(host_reads_back),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }
