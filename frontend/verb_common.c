@@ -323,7 +323,7 @@ static void set_batch(job *j, int64_t batch) {
     if (str_eq(j->dims.at[i].name, "batch")) j->dims.at[i].extent = batch;
 }
 
-ir_module *compile_step(compiled *k, recompute_mode mode) {
+bool compile_steps(compiled *k, const recompute_mode *mode, int n, ir_module **out) {
   // A step of one sample has no loop over micro-batches, which is what the planner reads by; that
   // of two has, and its micro-batches are the same.
   int64_t batch = k->job->batch;
@@ -333,18 +333,24 @@ ir_module *compile_step(compiled *k, recompute_mode mode) {
   set_optimizer(&o, k->job);
   o.batch = k->job->batch;
   set_batch(k->job, batch);
-  if (!m) return NULL;
+  if (!m) return false;
   o.micro_batch = 1;
-  o.recompute = mode;
   o.recomputed = &k->recomputed;
   o.stage = IR_LOCAL;
-  o.after = "recompute";
+  o.after = "sink";  // what stands behind it is done for each mode
   const char *why = pass_run(m, &o);
   if (!why) why = pass_dead(m, &o);
-  if (!why) return m;
+  o.only = o.after = "recompute";
+  for (int i = 0; i < n && !why; i++) {
+    out[i] = i + 1 < n ? ir_clone_module(m) : m;
+    o.recompute = mode[i];
+    why = pass_run(out[i], &o);
+    if (!why) why = pass_dead(out[i], &o);
+  }
+  if (!why) return true;
   fprintf(stderr, "error: %s\n", why);
   k->exit_code = EXIT_UNFIT;
-  return NULL;
+  return false;
 }
 
 bool compile(cli *c, const char *path, compile_stage stage, compiled *k) {

@@ -48,8 +48,9 @@ bool compile(cli *c, const char *path, compile_stage stage, compiled *out);
 // Reads the file and resolves the job, no more; for verbs that do not compile.
 bool compile_open(cli *c, const char *path, compiled *out);
 // The training step as the planner reads it (passes/plan/graph.h): LOCAL at a micro-batch of one
-// sample, nothing chunked, with what `mode` makes again in backward. NULL after an error.
-ir_module *compile_step(compiled *k, recompute_mode mode);
+// sample, nothing chunked; out[i] with what mode[i] makes again in backward. All but the last steps
+// of lowering are made once. False after an error.
+bool compile_steps(compiled *k, const recompute_mode *mode, int n, ir_module **out);
 // As far as COMPILE_SCHEDULE with the pins of `given`, but for this micro-batch and recomputation
 // and for a device of architecture `arch` ("cpu", "sm_80"): the schedule that `build` would lay
 // out. NULL when no code is made for such a device, or not with these pins.

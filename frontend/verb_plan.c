@@ -32,17 +32,17 @@ bool plan_open(cli *c, compiled *k, plan_job *out) {
                     .model = k->job->model_name,
                     .batch = k->job->batch,
                     .precision = ir_dtype_name(k->job->precision)};
+  ir_module *step[PLAN_RECOMPUTES];
+  if (!compile_steps(k, mode_of, PLAN_RECOMPUTES, step)) return false;
   for (int i = 0; i < PLAN_RECOMPUTES; i++) {
-    ir_module *m = compile_step(k, mode_of[i]);
-    if (!m) return false;
-    pg_graph *g = pg_read(c->arena, m);
+    pg_graph *g = pg_read(c->arena, step[i]);
     if (g->error) {
       fprintf(stderr, "dsmc: %s cannot be planned: %s\n", out->source, g->error);
       k->exit_code = EXIT_UNFIT;
       return false;
     }
     out->rules[i] = sh_rules_of(c->arena, g);
-    if (!i) out->tokens = tokens_of(m, out->batch);
+    if (!i) out->tokens = tokens_of(step[i], out->batch);
   }
   for (int i = 0; i < k->job->settings.n; i++) {
     const job_setting *s = &k->job->settings.at[i];

@@ -488,6 +488,30 @@ void ir_clone_ops(ir_region *to, ir_region *from) {
   for (int i = 0; i < n; i++) ir_clone_op(to, from->ops.at[i]);
 }
 
+// The copy of a body has its ops in the same order.
+static void finish_clone(ir_region *to, ir_region *from) {
+  for (int i = 0; i < from->args.n; i++) from->args.at[i]->mapped = NULL;
+  for (int i = 0; i < from->ops.n; i++) {
+    ir_op *now = to->ops.at[i], *op = from->ops.at[i];
+    now->segment = op->segment;
+    for (int k = 0; k < op->nout; k++) op->out[k]->mapped = NULL;
+    for (int k = 0; k < op->nregions; k++) finish_clone(now->region[k], op->region[k]);
+  }
+}
+
+ir_module *ir_clone_module(ir_module *m) {
+  ir_module *c = arena_new(m->arena, ir_module, 1);
+  *c = *m;
+  memset(&c->funcs, 0, sizeof c->funcs);
+  for (int i = 0; i < m->funcs.n; i++) {
+    const ir_func *f = m->funcs.at[i];
+    ir_func *now = ir_func_new(c, f->name, f->kind);
+    now->body = clone_region(c, NULL, f->body);
+    finish_clone(now->body, f->body);
+  }
+  return c;
+}
+
 void ir_replace_uses(ir_region *r, ir_value *old, ir_value *now) {
   for (int i = 0; i < r->ops.n; i++) {
     ir_op *op = r->ops.at[i];

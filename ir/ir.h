@@ -333,6 +333,9 @@ const char *ir_attr_str(const ir_op *op, const char *key, const char *otherwise)
 // are. Regions are copied deeply. Returns nothing: look at value->mapped.
 void ir_clone_ops(ir_region *to, ir_region *from);
 ir_op *ir_clone_op(ir_region *to, ir_op *op);
+// A module of its own with the same functions, in the same arena; states and indices are shared, so
+// only passes that change neither may run over both. Not for SCHEDULE. Leaves no value mapped.
+ir_module *ir_clone_module(ir_module *m);
 // Replaces every use of `old` in `r` and its nested regions (operands and yields).
 void ir_replace_uses(ir_region *r, ir_value *old, ir_value *now);
 

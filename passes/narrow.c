@@ -96,13 +96,14 @@ static ir_value *rounded(nar *c, ir_value *v, ir_dtype t) {
 static void visit(nar *c, ir_region *r) {
   for (int i = 0; i < r->ops.n; i++) {
     ir_op *op = r->ops.at[i];
+    int before = r->ops.n;
     if (op->code == IR_repeat) visit(c, op->region[0]);
     for (int k = 0; k < op->nin; k++) {
       ir_dtype t = ir_rounds(op, k);
       ir_value *v = t != DT_COUNT ? rounded(c, op->in[k], t) : NULL;
       if (v) op->in[k] = v;
     }
-    i = pass_number_of(op);  // ops were put in front of it
+    if (r->ops.n > before) i = pass_number_of(op);  // ops were put in front of it
   }
 }
 

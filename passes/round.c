@@ -88,41 +88,64 @@ static bool only_products(const ir_region *r, const ir_value *v, ir_dtype *t) {
   return true;
 }
 
-// The type that all readers of result j of `loop`, repeats that slice it, round it to; or DT_COUNT.
-static ir_dtype read_as(const ir_region *r, const ir_op *loop, int j) {
-  ir_dtype t = DT_COUNT;
+// An operand that is a result of a repeat of the region.
+typedef struct use {
+  ir_op *op;
+  int operand;
+} use;
+typedef VEC(use) uses;
+
+// The uses of each result of a repeat in `r`, by its id.
+static uses *uses_of(arena *a, const ir_module *m, const ir_region *r) {
+  uses *of = (void *)arena_alloc(a, sizeof *of * (size_t)(m->next_value + 1));
   for (int i = 0; i < r->ops.n; i++) {
-    const ir_op *op = r->ops.at[i];
-    int carried = op->code == IR_repeat ? (int)ir_attr_int(op, "carried", 0) : 0;
-    int stacked = op->code == IR_repeat ? (int)ir_attr_int(op, "stacked", 0) : 0;
+    ir_op *op = r->ops.at[i];
     for (int k = 0; k < op->nin; k++) {
-      if (op->in[k] != loop->out[j]) continue;
-      bool slices = k >= carried && k < carried + stacked;
-      if (!slices || !only_products(op->region[0], op->region[0]->args.at[1 + k], &t))
-        return DT_COUNT;
+      const ir_value *v = op->in[k];
+      if (v->def && v->def->code == IR_repeat && v->def->parent == r)
+        vec_push(a, &of[v->id], (use){op, k});
     }
+  }
+  return of;
+}
+
+// The type that all readers of a stack, repeats that slice it, round it to; or DT_COUNT.
+static ir_dtype read_as(const uses *of) {
+  ir_dtype t = DT_COUNT;
+  for (int i = 0; i < of->n; i++) {
+    const ir_op *op = of->at[i].op;
+    int k = of->at[i].operand;
+    if (op->code != IR_repeat) return DT_COUNT;
+    int carried = (int)ir_attr_int(op, "carried", 0), stacked = (int)ir_attr_int(op, "stacked", 0);
+    bool slices = k >= carried && k < carried + stacked;
+    if (!slices || !only_products(op->region[0], op->region[0]->args.at[1 + k], &t))
+      return DT_COUNT;
   }
   return t;
 }
 
 static void keep_rounded(ir_module *m, ir_region *r) {
+  arena scratch;
+  arena_init(&scratch);
+  scratch.oom = m->arena->oom;
+  scratch.oom_ctx = m->arena->oom_ctx;
+  const uses *of = uses_of(&scratch, m, r);
   for (int i = 0; i < r->ops.n; i++) {
     ir_op *loop = r->ops.at[i];
     if (loop->code != IR_repeat) continue;
     for (int j = (int)ir_attr_int(loop, "carried", 0); j < loop->nout; j++) {
       ir_value **y = &loop->region[0]->yield.at[j];
-      ir_dtype t = (*y)->type.dtype == DT_f32 ? read_as(r, loop, j) : DT_COUNT;
+      const uses *u = &of[loop->out[j]->id];
+      ir_dtype t = (*y)->type.dtype == DT_f32 ? read_as(u) : DT_COUNT;
       ir_value *now = t != DT_COUNT ? rounded(m, *y, t) : NULL;
       if (!now || now->type.dtype != t) continue;
       *y = now;
       loop->out[j]->type.dtype = t;
-      for (int u = i + 1; u < r->ops.n; u++) {
-        ir_op *op = r->ops.at[u];
-        for (int k = 0; k < op->nin; k++)
-          if (op->in[k] == loop->out[j]) op->region[0]->args.at[1 + k]->type.dtype = t;
-      }
+      for (int k = 0; k < u->n; k++)
+        u->at[k].op->region[0]->args.at[1 + u->at[k].operand]->type.dtype = t;
     }
   }
+  arena_free(&scratch);
 }
 
 const char *pass_round(ir_module *m, const pass_options *o) {

@@ -4,6 +4,7 @@
 
 #include "ir/rule.h"
 #include "ir/view.h"
+#include "runtime/base/map.h"
 
 plan_axis bl_axis_of(int inner) {
   static const plan_axis axis[BL_INNER] = {PLAN_TENSOR, PLAN_ULYSSES, PLAN_RING};
@@ -22,14 +23,29 @@ void bl_state_add(bl_state *to, const bl_state *s, double times) {
   to->gradient += times * s->gradient;
 }
 
-// The states beside a weight, for `part` of a slice of `elements`.
-static bl_state state_of(const ir_module *m, const ir_state *weight, double elements, double part) {
+typedef VEC(const ir_state *) states;
+
+// The states beside each weight, by its name.
+static map states_beside(arena *a, const ir_module *m) {
+  map beside = {.arena = a};
+  for (int i = 0; i < m->states.n; i++) {
+    const ir_state *o = m->states.at[i];
+    if (!o->of) continue;
+    states *of = map_get(&beside, o->of);
+    if (!of) map_set(&beside, o->of, of = arena_new(a, states, 1));
+    vec_push(a, of, o);
+  }
+  return beside;
+}
+
+// The states of a weight, for `part` of a slice of `elements`.
+static bl_state state_of(const map *beside, const ir_state *weight, double elements, double part) {
   double n = elements * part, own = n * ir_dtype_bytes(weight->type.dtype);
   bl_state s = {.elements = n, .logical = elements, .parameter = own};
   if (weight->trained) s.gradient = n * 4;  // sums are f32
-  for (int i = 0; i < m->states.n; i++) {
-    const ir_state *o = m->states.at[i];
-    if (!o->of || !str_eq(o->of, weight->name)) continue;
+  const states *of = map_get(beside, weight->name);
+  for (int i = 0; of && i < of->n; i++) {
+    const ir_state *o = of->at[i];
     if (o->cls == STATE_COPY) {
       s.parameter = n * ir_dtype_bytes(o->type.dtype);
       s.master = own;
@@ -41,7 +57,8 @@ static bl_state state_of(const ir_module *m, const ir_state *weight, double elem
 }
 
 typedef struct maker {
-  arena *a;
+  arena *a;        // of the block
+  arena *scratch;  // goes when it is made
   const sh_rules *r;
   const pg_graph *g;
   bl_block *b;
@@ -88,7 +105,7 @@ static double bytes_at(const maker *k, int at, int j) {
 }
 
 static void find_moved(maker *k) {
-  k->moved = arena_new(k->a, bool, k->g->value.n + 1);
+  k->moved = arena_new(k->scratch, bool, k->g->value.n + 1);
   for (int x = 0; x < BL_INNER; x++)
     for (int i = 0; i < k->b->axis[x]->moves.n; i++)
       k->moved[k->b->axis[x]->moves.at[i].value] = true;
@@ -203,9 +220,9 @@ static void hide_streams(maker *k, int inner) {
 // The ops of each piece, in order.
 static void sort_ops(maker *k) {
   const pg_graph *g = k->g;
-  k->first = arena_new(k->a, int, g->piece.n + 1);
-  k->by_piece = arena_new(k->a, int, g->op.n + 1);
-  int *next = arena_new(k->a, int, g->piece.n + 1);
+  k->first = arena_new(k->scratch, int, g->piece.n + 1);
+  k->by_piece = arena_new(k->scratch, int, g->op.n + 1);
+  int *next = arena_new(k->scratch, int, g->piece.n + 1);
   for (int i = 0; i < g->op.n; i++) k->first[g->op.at[i].piece + 1]++;
   for (int i = 0; i < g->piece.n; i++) k->first[i + 1] += k->first[i];
   for (int i = 0; i < g->piece.n; i++) next[i] = k->first[i];
@@ -347,8 +364,8 @@ static void add_transient(maker *k, life *l, double *held, int piece, bool both,
 
 static void add_transients(maker *k) {
   const pg_graph *g = k->g;
-  life *l = arena_new(k->a, life, g->value.n + 1);
-  double *held = arena_new(k->a, double, g->op.n + 1);
+  life *l = arena_new(k->scratch, life, g->value.n + 1);
+  double *held = arena_new(k->scratch, double, g->op.n + 1);
   begin_lives(k, l);
   for (int i = 0; i < g->piece.n; i++) {
     bool tail = i == g->piece.n - 1;
@@ -362,7 +379,7 @@ static void add_transients(maker *k) {
 static void add_kept(maker *k) {
   const pg_graph *g = k->g;
   int last = g->piece.n - 1;
-  int *made_in = arena_new(k->a, int, g->value.n + 1);  // piece + 1; 0: by none, or counted
+  int *made_in = arena_new(k->scratch, int, g->value.n + 1);  // piece + 1; 0: by none, or counted
   for (int i = 0; i < g->op.n; i++) {
     const pg_op *p = &g->op.at[i];
     bl_piece *q = &k->b->piece[p->piece];
@@ -391,7 +408,8 @@ static void add_piece(arena *a, bl_weight *w, int piece) {
 // Weights by the pieces that read them. A view above the repeats is read where its readers are.
 static void add_weights(maker *k) {
   const pg_graph *g = k->g;
-  int *number = arena_new(k->a, int, g->value.n + 1);  // of its bl_weight + 1; a stack: 1
+  map beside = states_beside(k->scratch, g->m);
+  int *number = arena_new(k->scratch, int, g->value.n + 1);  // of its bl_weight + 1; a stack: 1
   for (int i = 0; i < g->op.n; i++) {
     const pg_op *p = &g->op.at[i];
     if (p->kind != PG_OP || p->view) continue;
@@ -402,7 +420,7 @@ static void add_weights(maker *k) {
       if (!w || !w->weight) continue;
       bool stack = w->layers > 1;  // only its repeat reads it
       if (!number[v]) {
-        bl_state s = state_of(g->m, w->weight, w->elements, k->b->value_part[v]);
+        bl_state s = state_of(&beside, w->weight, w->elements, k->b->value_part[v]);
         number[v] = 1;
         if (stack) bl_state_add(&k->b->piece[p->piece].layer, &s, 1);
         if (stack) continue;
@@ -423,8 +441,8 @@ static void add_boundaries(maker *k) {
   }
   // What every layer reads and an earlier piece made goes from stage to stage with them. Forward
   // ops stand in the order of their pieces.
-  int *made_in = arena_new(k->a, int, g->value.n + 1),
-      *read_in = arena_new(k->a, int, g->value.n + 1);
+  int *made_in = arena_new(k->scratch, int, g->value.n + 1),
+      *read_in = arena_new(k->scratch, int, g->value.n + 1);
   for (int i = 0; i < g->op.n; i++) {
     const pg_op *p = &g->op.at[i];
     if (p->kind != PG_OP || p->phase != PG_FORWARD) continue;
@@ -452,8 +470,16 @@ bl_block *bl_make(arena *a, const sh_rules *rules, const bl_key *key, const cl_c
   b->npieces = g->piece.n;
   b->piece = arena_new(a, bl_piece, g->piece.n);
   b->value_part = arena_new(a, double, g->value.n + 1);
-  maker k = {.a = a, .r = rules, .g = g, .b = b, .cluster = cluster, .device = device};
-  k.op_part = arena_new(a, double, g->op.n + 1);
+  arena scratch;
+  arena_init(&scratch);
+  maker k = {.a = a,
+             .scratch = &scratch,
+             .r = rules,
+             .g = g,
+             .b = b,
+             .cluster = cluster,
+             .device = device};
+  k.op_part = arena_new(&scratch, double, g->op.n + 1);
   for (int i = 0; i < g->op.n; i++) k.op_part[i] = 1;
   for (int v = 0; v < g->value.n; v++) b->value_part[v] = 1;
   // Sequence axes first: they cut all activations alike, so that what tensor moves is known.
@@ -461,7 +487,7 @@ bl_block *bl_make(arena *a, const sh_rules *rules, const bl_key *key, const cl_c
   double *before[BL_INNER];
   for (int n = 0; n < BL_INNER; n++) {
     int x = order[n];
-    before[x] = arena_new(a, double, g->value.n + 1);
+    before[x] = arena_new(&scratch, double, g->value.n + 1);
     memcpy(before[x], b->value_part, sizeof *before[x] * (size_t)g->value.n);
     sh_env e = {.cluster = cluster,
                 .device = device,
@@ -478,6 +504,7 @@ bl_block *bl_make(arena *a, const sh_rules *rules, const bl_key *key, const cl_c
     b->axis[x] = sh_solve(a, rules, &e, b->value_part, k.op_part, &b->why);
     if (!b->axis[x]) {
       b->code = "indivisible";
+      arena_free(&scratch);
       return b;
     }
     for (int i = 0; i < g->op.n; i++) k.op_part[i] *= b->axis[x]->op_part[i];
@@ -496,6 +523,7 @@ bl_block *bl_make(arena *a, const sh_rules *rules, const bl_key *key, const cl_c
   add_kept(&k);
   add_weights(&k);
   add_boundaries(&k);
+  arena_free(&scratch);
   return b;
 }
 

@@ -2,10 +2,17 @@
 // the one that makes the smallest function, or the one that takes the fewest sums, guessed from the
 // shares that are allowed (ties: the lowest number). Either way chains cost their length. Both
 // orders are compiled and the one with fewer sums is kept.
+//
+// Bodies of layers are alike, so most eliminations are: what is allowed of a function is a
+// *pattern* with a number, and variables whose functions have the same patterns in the same places
+// share one table of sums. Numbers in it count from where each function begins.
 #include "passes/plan/elim.h"
 
 #include <math.h>
 #include <string.h>
+
+#include "runtime/base/map.h"
+#include "runtime/base/str.h"
 
 el_problem *el_new(arena *a, int n, const int *size) {
   el_problem *p = arena_new(a, el_problem, 1);
@@ -21,31 +28,50 @@ void el_two(el_problem *p, int a, int b, const double *cost) {
   vec_push(p->arena, &p->term, (el_term){a, b, cost});
 }
 
-// A variable that is taken out: for each allowed combination of its neighbours' values (an entry)
-// the minimum over its own of a sum of costs and of earlier minima.
-struct el_step {
-  int var;
-  int addends;    // of each sum: costs first, then minima
-  int given;      // how many are costs
-  const int *of;  // [addends - given] the steps that make the minima
-  int first;      // its entries are values first .. first + entries - 1
+// For each allowed combination of its neighbours' values (an entry) the sums of which the minimum
+// is taken, over a variable's own values.
+typedef struct table {
   int entries;
   const int *start;  // [entries + 1] where an entry's sums begin
-  const int *sum;    // the variable's value, then the numbers of what is added
+  const int *sum;    // the variable's value, then the number of each addend in its function
+} table;
+
+// A variable that is taken out: a minimum of sums of costs and of earlier minima.
+struct el_step {
+  int var;
+  int addends;      // of each sum: costs first, then minima
+  int given;        // how many are costs
+  const int *base;  // [addends] where the function of an addend begins in the values
+  const int *of;    // [addends - given] the steps that make the minima
+  int first;        // where its own entries begin
+  const table *t;
 };
 
 // ---- compiling ----------------------------------------------------------------------------------
 
-// A function of some variables, in order of their numbers, the last one running fastest.
+// What is allowed of a function, and the numbers of what is; the last variable runs fastest.
+typedef struct pattern {
+  int id;
+  const int *number;  // of each entry; -1: not allowed. Of one that only forbids: 0, -1
+  bool forbids;
+  double allowed;  // share of the entries
+} pattern;
+
+// A function of some variables, in order of their numbers.
 typedef struct factor {
   int n;
   int *var;
-  int *number;  // of the value of each entry; -1: not allowed. Of one that only forbids: 0, -1
-  bool forbids;
+  const pattern *p;
+  int base;  // where its values begin
   bool gone;
-  int step;        // that made it; -1: given
-  double allowed;  // share of its entries
+  int step;  // that made it; -1: given
 } factor;
+
+// An elimination that was seen: what it makes.
+typedef struct seen {
+  const table *t;
+  const pattern *made;
+} seen;
 
 enum { MOST = 24 };  // variables of one function
 
@@ -62,6 +88,9 @@ typedef struct solver {
   arena *a;  // of the circuit
   arena *scratch;
   el_circuit *c;
+  map patterns;  // of given functions, by their table
+  map buckets;   // `seen`, by the patterns that meet and how
+  int npatterns;
   VEC(factor *) factor;
   VEC(int) * of;  // factors that name a variable
   bool *done;
@@ -71,18 +100,28 @@ typedef struct solver {
   el_stats *stats;
 } solver;
 
-static int entries_of(const solver *s, const factor *f) {
-  int n = 1;
-  for (int i = 0; i < f->n; i++) n *= s->p->size[f->var[i]];
-  return n;
-}
-
 static void add(solver *s, factor *f) {
-  int all = entries_of(s, f), allowed = 0;
-  for (int i = 0; i < all; i++) allowed += f->number[i] >= 0;
-  f->allowed = (double)allowed / (double)all;
   for (int i = 0; i < f->n; i++) vec_push(s->scratch, &s->of[f->var[i]], s->factor.n);
   vec_push(s->scratch, &s->factor, f);
+}
+
+static const pattern *new_pattern(solver *s, const int *number, int entries, bool forbids) {
+  pattern *p = arena_new(s->scratch, pattern, 1);
+  int allowed = 0;
+  for (int i = 0; i < entries; i++) allowed += number[i] >= 0;
+  *p = (pattern){s->npatterns++, number, forbids, (double)allowed / (double)entries};
+  return p;
+}
+
+// A key of numbers, in bytes that are not 0.
+static void put(sb *key, uint64_t x) {
+  char c[12];
+  size_t n = 0;
+  do {
+    c[n++] = (char)(128 | (x & 63) | (x > 63 ? 64 : 0));
+    x >>= 6;
+  } while (x);
+  sb_putn(key, c, n);
 }
 
 static bool only_forbids(const el_term *t, int entries) {
@@ -91,16 +130,39 @@ static bool only_forbids(const el_term *t, int entries) {
   return true;
 }
 
+// The pattern of a term of na x nb values, that move by the strides in its table. Terms that share
+// their table share it.
+static const pattern *pattern_of(solver *s, const el_term *t, int na, int nb, int stride_a,
+                                 int stride_b) {
+  sb key = {.arena = s->scratch};
+  put(&key, (uint64_t)(uintptr_t)t->cost);
+  put(&key, (uint64_t)na);
+  put(&key, (uint64_t)nb);
+  put(&key, (uint64_t)stride_a);
+  put(&key, t->b >= 0);
+  const char *name = sb_str(&key);
+  pattern *had = map_get(&s->patterns, name);
+  if (had) return had;
+  int entries = s->p->size[t->a] * (t->b < 0 ? 1 : s->p->size[t->b]);
+  bool forbids = t->b >= 0 && only_forbids(t, entries);
+  int *number = arena_new(s->scratch, int, na *nb);
+  for (int i = 0; i < na; i++)
+    for (int k = 0; k < nb; k++) {
+      int e = i * stride_a + k * stride_b;
+      number[i * nb + k] = t->cost[e] >= EL_NEVER ? -1 : forbids ? 0 : e;
+    }
+  const pattern *p = new_pattern(s, number, na * nb, forbids);
+  map_set(&s->patterns, name, (void *)(uintptr_t)p);
+  return p;
+}
+
 static factor *factor_of(solver *s, const el_term *t, int *at) {
   const int *size = s->p->size;
   factor *f = arena_new(s->scratch, factor, 1);
-  int na = size[t->a], nb = t->b < 0 ? 1 : size[t->b], stride_a = nb, stride_b = 1;
+  int na = size[t->a], nb = t->b < 0 ? 1 : size[t->b], stride_a = nb, stride_b = 1, all = na * nb;
   f->step = -1;
   f->n = t->b < 0 || t->b == t->a ? 1 : 2;
   f->var = arena_new(s->scratch, int, 2);
-  f->forbids = t->b >= 0 && only_forbids(t, na * nb);
-  *at = f->forbids ? -1 : s->c->ncosts;
-  if (!f->forbids) s->c->ncosts += na * nb;
   f->var[0] = t->a;
   if (f->n == 2) f->var[1] = t->b;
   if (t->b == t->a) nb = 1, stride_a++;
@@ -109,12 +171,10 @@ static factor *factor_of(solver *s, const el_term *t, int *at) {
     int n = na;
     na = nb, nb = n, stride_b = stride_a, stride_a = 1;
   }
-  f->number = arena_new(s->scratch, int, na *nb);
-  for (int i = 0; i < na; i++)
-    for (int k = 0; k < nb; k++) {
-      int e = i * stride_a + k * stride_b;
-      f->number[i * nb + k] = t->cost[e] >= EL_NEVER ? -1 : f->forbids ? 0 : *at + e;
-    }
+  f->p = pattern_of(s, t, na, nb, stride_a, stride_b);
+  *at = f->p->forbids ? -1 : s->c->ncosts;
+  if (!f->p->forbids) s->c->ncosts += all;
+  f->base = *at;
   return f;
 }
 
@@ -146,7 +206,7 @@ static double cost_of(solver *s, int v) {
   for (int i = 0; i < n; i++) e *= s->p->size[near[i]];
   for (int i = 0; i < s->of[v].n && s->order == BY_SUMS; i++) {
     const factor *f = s->factor.at[s->of[v].at[i]];
-    if (!f->gone) e *= f->allowed;
+    if (!f->gone) e *= f->p->allowed;
   }
   return e;
 }
@@ -191,7 +251,7 @@ typedef struct bucket {
   int at;     // entry of the function to be made
   VEC(int) sum;
   VEC(int) start;
-  factor *made;
+  int *number;  // of the function to be made
 } bucket;
 
 static void open_bucket(solver *s, bucket *b) {
@@ -216,8 +276,6 @@ static void open_bucket(solver *s, bucket *b) {
     b->in[b->nin++] = f;
     f->gone = true;
   }
-  b->base = arena_new(s->scratch, int, (n + 1) * (b->nin + 1));
-  b->open = arena_new(s->scratch, int, (n + 2) * (size[b->v] + 1));
 }
 
 // Leaves of v's values, those at `from`, what the functions allow whose last neighbour is `k`.
@@ -228,7 +286,7 @@ static int keep_allowed(const bucket *b, int k, int level, const int *from, int 
     bool good = true;
     for (int f = 0; f < b->nin && good; f++)
       if (b->last[f] == k)
-        good = b->in[f]->number[base[f] + from[i] * b->step[f * (b->n + 1) + b->n]] >= 0;
+        good = b->in[f]->p->number[base[f] + from[i] * b->step[f * (b->n + 1) + b->n]] >= 0;
     if (good) to[kept++] = from[i];
   }
   return kept;
@@ -237,16 +295,15 @@ static int keep_allowed(const bucket *b, int k, int level, const int *from, int 
 // All neighbours have their value: the sums of this entry.
 static void add_entry(solver *s, bucket *b, const int *open, int n) {
   const int *base = b->base + b->n * b->nin;
-  b->made->number[b->at] = s->c->nvalues + b->start.n;
+  b->number[b->at] = b->start.n;
   vec_push(s->scratch, &b->start, b->sum.n);
   for (int i = 0; i < n; i++) {
     vec_push(s->scratch, &b->sum, open[i]);
     for (int f = 0; f < b->nin; f++)
-      if (!b->in[f]->forbids)
+      if (!b->in[f]->p->forbids)
         vec_push(s->scratch, &b->sum,
-                 b->in[f]->number[base[f] + open[i] * b->step[f * (b->n + 1) + b->n]]);
+                 b->in[f]->p->number[base[f] + open[i] * b->step[f * (b->n + 1) + b->n]]);
   }
-  s->stats->sums += n;
 }
 
 // Gives neighbour `level` each of its values, as long as some value of v is allowed beside it.
@@ -274,26 +331,60 @@ static int *copy(arena *a, const int *from, int n) {
   return to;
 }
 
-static void close_bucket(solver *s, bucket *b) {
-  el_step *t = &s->c->step[s->c->nsteps];
-  *t = (el_step){.var = b->v, .first = s->c->nvalues, .entries = b->start.n};
-  int *of = arena_new(s->a, int, b->nin + 1);
+// The patterns that meet in a bucket, and how.
+static const char *key_of(solver *s, const bucket *b) {
+  sb key = {.arena = s->scratch};
+  put(&key, (uint64_t)s->p->size[b->v]);
+  for (int k = 0; k < b->n; k++) put(&key, (uint64_t)s->p->size[b->near[k]]);
   for (int f = 0; f < b->nin; f++) {
-    if (b->in[f]->forbids) continue;
-    t->addends++;
+    put(&key, (uint64_t)b->in[f]->p->id);
+    for (int k = 0; k <= b->n; k++) put(&key, (uint64_t)b->step[f * (b->n + 1) + k]);
+  }
+  return sb_str(&key);
+}
+
+// All sums of the bucket.
+static const seen *see(solver *s, bucket *b, int total) {
+  int size = s->p->size[b->v];
+  b->number = arena_new(s->scratch, int, total);
+  memset(b->number, -1, sizeof *b->number * (size_t)total);
+  b->base = arena_new(s->scratch, int, (b->n + 1) * (b->nin + 1));
+  b->open = arena_new(s->scratch, int, (b->n + 2) * (size + 1));
+  for (int x = 0; x < size; x++) b->open[x] = x;
+  int *first = b->open + (b->n + 1) * (size + 1);
+  int n = keep_allowed(b, -1, 0, b->open, size, first);
+  if (n) walk(s, b, 0, first, n);
+  table *t = arena_new(s->a, table, 1);
+  t->entries = b->start.n;
+  vec_push(s->scratch, &b->start, b->sum.n);
+  t->start = copy(s->a, b->start.at, b->start.n);
+  t->sum = copy(s->a, b->sum.at, b->sum.n);
+  seen *x = arena_new(s->scratch, seen, 1);
+  *x = (seen){t, new_pattern(s, b->number, total, false)};
+  return x;
+}
+
+static void close_bucket(solver *s, const bucket *b, const seen *x) {
+  el_step *t = &s->c->step[s->c->nsteps];
+  *t = (el_step){.var = b->v, .first = s->c->nvalues, .t = x->t};
+  int *of = arena_new(s->a, int, b->nin + 1), *base = arena_new(s->a, int, b->nin + 1);
+  for (int f = 0; f < b->nin; f++) {
+    if (b->in[f]->p->forbids) continue;
+    base[t->addends++] = b->in[f]->base;
     if (b->in[f]->step < 0)
       t->given++;
     else
       of[t->addends - t->given - 1] = b->in[f]->step;
   }
-  vec_push(s->scratch, &b->start, b->sum.n);
   t->of = of;
-  t->start = copy(s->a, b->start.at, b->start.n);
-  t->sum = copy(s->a, b->sum.at, b->sum.n);
-  s->c->nvalues += t->entries;
-  s->c->possible &= t->entries > 0;
-  b->made->step = s->c->nsteps++;
-  add(s, b->made);
+  t->base = base;
+  s->c->nvalues += x->t->entries;
+  s->c->possible &= x->t->entries > 0;
+  s->stats->sums += x->t->start[x->t->entries] / (t->addends + 1);
+  factor *made = arena_new(s->scratch, factor, 1);
+  *made = (factor){.n = b->n, .p = x->made, .base = t->first, .step = s->c->nsteps++};
+  made->var = copy(s->scratch, b->near, b->n);
+  add(s, made);
 }
 
 // All functions that name `v` become one without it.
@@ -307,17 +398,11 @@ static bool eliminate(solver *s, int v) {
   if (total * size[v] > EL_LARGEST) return false;
   s->stats->entries += total;
   if (total * size[v] > s->stats->largest) s->stats->largest = total * size[v];
-  factor *made = b.made = arena_new(s->scratch, factor, 1);
-  made->n = b.n;
-  made->var = copy(s->scratch, b.near, b.n);
-  made->number = arena_new(s->scratch, int, (int)total);
-  memset(made->number, -1, sizeof *made->number * (size_t)total);
   open_bucket(s, &b);
-  for (int x = 0; x < size[v]; x++) b.open[x] = x;
-  int *first = b.open + (b.n + 1) * (size[v] + 1);
-  int n = keep_allowed(&b, -1, 0, b.open, size[v], first);
-  if (n) walk(s, &b, 0, first, n);
-  close_bucket(s, &b);
+  const char *key = key_of(s, &b);
+  const seen *x = map_get(&s->buckets, key);
+  if (!x) map_set(&s->buckets, key, (void *)(uintptr_t)(x = see(s, &b, (int)total)));
+  close_bucket(s, &b, x);
   s->done[v] = true;
   for (int i = 0; i < b.n; i++) offer(s, b.near[i]);
   return true;
@@ -332,6 +417,7 @@ static el_circuit *compile_by(arena *a, const el_problem *p, order o, el_stats *
   c->at = arena_new(a, int, p->term.n + 1);
   c->step = arena_new(a, el_step, p->n + 1);
   solver s = {.p = p, .order = o, .a = a, .scratch = &scratch, .c = c, .stats = stats};
+  s.patterns.arena = s.buckets.arena = &scratch;
   s.of = (void *)arena_alloc(&scratch, sizeof *s.of * (size_t)(p->n + 1));
   s.done = arena_new(&scratch, bool, p->n + 1);
   s.cost = arena_new(&scratch, double, p->n + 1);
@@ -367,15 +453,15 @@ el_circuit *el_compile(arena *a, const el_problem *p, el_stats *stats) {
 
 // ---- running ------------------------------------------------------------------------------------
 
-// The least sum of an entry, and where it stands.
-static double least_of(const el_step *t, const double *value, int at, int *best) {
-  int k = t->addends, from = t->start[at], to = t->start[at + 1];
+// The least sum of entry `at`, and where it stands. `in`: the functions that are added.
+static double least_of(const el_step *s, const double *const *in, int at, int *best) {
+  int k = s->addends, from = s->t->start[at], to = s->t->start[at + 1];
   double least = INFINITY;
   *best = from;
   for (int i = from; i < to; i += k + 1) {
-    const int *x = t->sum + i + 1;
-    double sum = k ? value[x[0]] : 0;
-    for (int j = 1; j < k; j++) sum += value[x[j]];
+    const int *x = s->t->sum + i + 1;
+    double sum = k ? in[0][x[0]] : 0;
+    for (int j = 1; j < k; j++) sum += in[j][x[j]];
     if (sum < least) {
       least = sum;
       *best = i;
@@ -384,30 +470,37 @@ static double least_of(const el_step *t, const double *value, int at, int *best)
   return least;
 }
 
+static void find_functions(const el_step *s, const double *value, const double **in) {
+  for (int j = 0; j < s->addends; j++) in[j] = value + s->base[j];
+}
+
 bool el_run(const el_circuit *c, arena *scratch, const double *cost, int *value, double *total) {
   *total = EL_NEVER;
   if (!c->possible) return false;
   double *v = arena_new(scratch, double, c->nvalues + 1);
-  memcpy(v, cost, sizeof *v * (size_t)c->ncosts);
-  int *chosen = arena_new(scratch, int, c->nsteps + 1), best;  // entry of each step
+  if (c->ncosts) memcpy(v, cost, sizeof *v * (size_t)c->ncosts);
+  int *chosen = arena_new(scratch, int, c->nsteps + 1), best, most = 1;  // entry of each step
   bool *used = arena_new(scratch, bool, c->nsteps + 1);
-  for (int s = 0; s < c->nsteps; s++) {
-    const el_step *t = &c->step[s];
-    for (int e = 0; e < t->entries; e++) v[t->first + e] = least_of(t, v, e, &best);
-    for (int j = 0; j < t->addends - t->given; j++) used[t->of[j]] = true;
+  for (int i = 0; i < c->nsteps; i++)
+    if (c->step[i].addends > most) most = c->step[i].addends;
+  const double **in = arena_new(scratch, const double *, most);
+  for (int i = 0; i < c->nsteps; i++) {
+    const el_step *s = &c->step[i];
+    find_functions(s, v, in);
+    for (int e = 0; e < s->t->entries; e++) v[s->first + e] = least_of(s, in, e, &best);
+    for (int j = 0; j < s->addends - s->given; j++) used[s->of[j]] = true;
   }
   double sum = 0;
-  for (int s = 0; s < c->nsteps; s++)
-    if (!used[s]) sum += v[c->step[s].first];
+  for (int i = 0; i < c->nsteps; i++)
+    if (!used[i]) sum += v[c->step[i].first];
   *total = sum;
-  for (int s = c->nsteps - 1; s >= 0; s--) {
-    const el_step *t = &c->step[s];
-    least_of(t, v, chosen[s], &best);
-    value[t->var] = t->sum[best];
-    for (int j = t->given; j < t->addends; j++) {
-      int of = t->of[j - t->given];
-      chosen[of] = t->sum[best + 1 + j] - c->step[of].first;
-    }
+  for (int i = c->nsteps - 1; i >= 0; i--) {
+    const el_step *s = &c->step[i];
+    find_functions(s, v, in);
+    least_of(s, in, chosen[i], &best);
+    value[s->var] = s->t->sum[best];
+    for (int j = s->given; j < s->addends; j++)
+      chosen[s->of[j - s->given]] = s->t->sum[best + 1 + j];
   }
   return true;
 }

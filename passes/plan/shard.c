@@ -14,6 +14,8 @@
 
 #include "ir/place.h"
 #include "ir/view.h"
+#include "runtime/base/map.h"
+#include "runtime/base/str.h"
 
 bool sh_divides(const ir_index *x, int64_t n) { return x->size % n == 0 || x->size >= 64 * n; }
 
@@ -226,11 +228,13 @@ static double op_cost(const solver *s, int at, const sh_strategy *x) {
 
 // ---- shapes -------------------------------------------------------------------------------------
 
-static int number_of(arena *a, basis *b, const ir_index *x) {
-  for (int i = 0; i < b->index.n; i++)
-    if (b->index.at[i] == x) return i;
-  vec_push(a, &b->index, x);
-  return b->index.n - 1;
+// `number`: of the index with an id, + 1.
+static int number_of(arena *a, basis *b, int *number, const ir_index *x) {
+  if (!number[x->id]) {
+    vec_push(a, &b->index, x);
+    number[x->id] = b->index.n;
+  }
+  return number[x->id] - 1;
 }
 
 static basis *make_basis(arena *a, const sh_rules *r) {
@@ -243,6 +247,7 @@ static basis *make_basis(arena *a, const sh_rules *r) {
   b->phase = arena_new(a, pg_phase, nv + 1);
   b->multiplied = arena_new(a, bool, nv + 1);
   b->leaf = arena_new(a, int *, nv + 1);
+  int *number = arena_new(a, int, g->m->next_index + 1);
   for (int i = 0; i < g->op.n; i++) {
     const pg_op *p = &g->op.at[i];
     for (int j = 0; j < p->nout; j++) {
@@ -263,7 +268,7 @@ static basis *make_basis(arena *a, const sh_rules *r) {
   for (int v = 0; v < nv; v++) {
     const pg_value *p = &g->value.at[v];
     b->leaf[v] = arena_new(a, int, p->nleaf + 1);
-    for (int i = 0; i < p->nleaf; i++) b->leaf[v][i] = number_of(a, b, p->leaf[i]);
+    for (int i = 0; i < p->nleaf; i++) b->leaf[v][i] = number_of(a, b, number, p->leaf[i]);
     if (!p->weight) continue;
     b->times[v] = p->layers;
     b->piece[v] = -1;
@@ -286,7 +291,9 @@ typedef struct shaper {
   const basis *b;
   sh_domain domain;
   shape *x;
+  map ties;  // tables of el_two, by the codes that meet; those that forbid nothing: `nothing`
 } shaper;
+static const double nothing[1];
 
 static bool code_allowed(const shaper *s, int v, int code) {
   if (code < SH_LEAF) return true;
@@ -346,21 +353,43 @@ static bool unbound(const shaper *s, int v) {
   return s->g->value.at[v].free || (!s->x->made[v] && !s->g->value.at[v].weight);
 }
 
-static void tie(const shaper *s, el_problem *p, int op, int side, int v, bool def) {
+// What meets in a tie: bodies are alike, so most meet again.
+static const char *tie_key(const shaper *s, arena *a, int op, int side, int v, bool def) {
   const shape *y = s->x;
-  int n = y->nkeep[op], m = y->nstates[v];
-  double *cost = arena_new(p->arena, double, n *m);
-  bool binds = false;
-  for (int i = 0; i < n; i++) {
-    int code = s->r->strategy[op][y->keep[op][i]].code[side];
-    for (int k = 0; k < m; k++) {
-      const state *x = &y->state[v][k];
-      bool ok = def ? x->produced == code : (x->there >> code & 1) != 0;
-      cost[i * m + k] = ok ? 0 : EL_NEVER;
-      binds |= !ok;
-    }
+  enum { BYTES = 2 + (SH_LEAF + IR_MAX_LEAVES) / 6 };  // of a state
+  char *key = arena_alloc(a, (size_t)(2 + y->nkeep[op] + y->nstates[v] * BYTES)), *to = key;
+  *to++ = def ? 'd' : 'r';
+  for (int i = 0; i < y->nkeep[op]; i++)
+    *to++ = (char)('0' + s->r->strategy[op][y->keep[op][i]].code[side]);
+  for (int k = 0; k < y->nstates[v]; k++) {
+    const state *x = &y->state[v][k];
+    *to++ = (char)('a' + x->produced);
+    for (int c = 0; c < SH_LEAF + IR_MAX_LEAVES; c += 6) *to++ = (char)('0' + (x->there >> c & 63));
   }
-  if (binds) el_two(p, op, s->g->op.n + v, cost);
+  return key;
+}
+
+static void tie(shaper *s, el_problem *p, int op, int side, int v, bool def) {
+  const shape *y = s->x;
+  const char *key = tie_key(s, p->arena, op, side, v, def);
+  const double *had = map_get(&s->ties, key);
+  if (!had) {
+    int n = y->nkeep[op], m = y->nstates[v];
+    double *cost = arena_new(p->arena, double, n *m);
+    bool binds = false;
+    for (int i = 0; i < n; i++) {
+      int code = s->r->strategy[op][y->keep[op][i]].code[side];
+      for (int k = 0; k < m; k++) {
+        const state *x = &y->state[v][k];
+        bool ok = def ? x->produced == code : (x->there >> code & 1) != 0;
+        cost[i * m + k] = ok ? 0 : EL_NEVER;
+        binds |= !ok;
+      }
+    }
+    had = binds ? cost : nothing;
+    map_set(&s->ties, key, (void *)(uintptr_t)had);
+  }
+  if (had != nothing) el_two(p, op, s->g->op.n + v, had);
 }
 
 static void find_states(shaper *s, arena *scratch) {
@@ -396,6 +425,7 @@ static void compile(shaper *s, arena *scratch) {
   for (int i = 0; i < n; i++)
     if (size[i] > most) most = size[i];
   el_problem *p = el_new(scratch, n, size);
+  s->ties = (map){.arena = scratch};
   const double *open = arena_new(scratch, double, most);
   for (int i = 0; i < n; i++) el_one(p, i, open);
   for (int i = 0; i < g->op.n; i++) {
