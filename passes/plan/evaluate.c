@@ -277,6 +277,15 @@ static bool more_gradients(const point *p) {
   return gradients > kept;
 }
 
+// Seconds of both phases of a layer, were everything on the device. Stages are cut by these: what
+// lives away changes a cut only where memory does, so that with the room it had no such plan is
+// faster than the one without (search.c looks at them where memory presses).
+static double at_home(const point *p, int piece) {
+  double seconds = p->forward[piece] + p->backward[piece];
+  for (int k = 0; k < 2 && hm_any_away(p->c); k++) seconds -= p->linked[k][piece];
+  return seconds;
+}
+
 // Chunks are equal (interleave divides the layers); without chunks stages may be uneven. What a
 // stage is said to hold here is no more than it will hold (the highest transient of one piece, not
 // of all), so that `fits` is false only where no cut can fit. `*pressed`: with more memory it would
@@ -295,7 +304,7 @@ static stages_cut cut_stages(point *p, const pipeline *line, double capacity, bo
   for (int i = 0; i < g->piece.n; i++) {
     const bl_piece *q = &p->b->piece[i];
     bl_state own = piece_state(p, i);
-    stages_cost cost = {p->forward[i] + p->backward[i], 0, 0};
+    stages_cost cost = {at_home(p, i), 0, 0};
     bound_bytes(p->c, &own, q->kept, gradients, &cost.state, &cost.kept);
     if (!is_layers(p, i)) {
       bool one = p->c->micro_batches == 1;
@@ -311,7 +320,7 @@ static stages_cut cut_stages(point *p, const pipeline *line, double capacity, bo
     if (i > 1 && !g->piece.at[i - 1].empty) {  // what stands before it goes with its first layer
       const bl_piece *m = &p->b->piece[i - 1];
       stages_cost both = cost;
-      both.seconds += p->forward[i - 1] + p->backward[i - 1];
+      both.seconds += at_home(p, i - 1);
       if (!gradients) both.kept += saved_here(p->c, m->kept);
       run[job.runs++] = (stages_run){both, 1};
       n--;
@@ -494,7 +503,9 @@ static moment fullest(const point *p, const stages_cut *cut, int stage, double i
     const bl_phase *f = &q->phase[PG_BACKWARD];
     double n = layers_of_part(p, cut, stage, i), own = gradients_here(p->c, &q->layer);
     double each = saved_here(p->c, q->kept), before = kept - n * each;
-    fuller(&most, others + kept, one ? later + (is_layers(p, i) ? own : 0) : all_gradients, f, one);
+    // What a piece between layers kept dies on the way through it.
+    fuller(&most, others + (is_layers(p, i) ? kept : before),
+           one ? later + (is_layers(p, i) ? own : 0) : all_gradients, f, one);
     if (one && is_layers(p, i)) {
       later += n * own;
       fuller(&most, others + before + each, later, f, one);
