@@ -127,6 +127,7 @@ static void add_ops(maker *k) {
     if (p->once) continue;  // counted with the optimizer: once a step, of weights only
     double seconds = times * pc_op_seconds(k->device, &cost, flops, bytes);
     f->compute += seconds;
+    f->kind[cost.kind] += seconds;
     if (p->phase == PG_BACKWARD && makes_gradient(g, p)) f->weight += seconds;
   }
 }

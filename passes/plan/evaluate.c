@@ -777,6 +777,8 @@ static void inner_times(const point *p, const stages_cut *cut, int stage, double
       for (int f = 0; f < 2; f++) {
         const bl_phase *q = &piece->phase[f];
         time[PLAN_T_COMPUTE] += times * q->compute;
+        x->products_s += counted ? times * q->kind[PC_PRODUCT] : 0;
+        x->attention_s += counted ? times * q->kind[PC_ATTENTION] : 0;
         double phase = f ? p->backward[i] : p->forward[i];
         double own = q->compute + exposed(q);
         // What ZeRO moves, and what homes do, that is not hidden.
