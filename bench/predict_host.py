@@ -53,20 +53,25 @@ def run_json(*command):
     return json.loads(done.stdout)
 
 
+def shares(seconds):
+    """Largest first: "products 68 %, attention 17 %"."""
+    total = sum(seconds.values()) or 1
+    order = sorted(seconds, key=seconds.get, reverse=True)
+    return ", ".join("%s %.0f %%" % (k, 100 * seconds[k] / total) for k in order)
+
+
 def parts_of(profile):
-    """Shares of the kernels' seconds, largest first: "products 68 %, attention 17 %"."""
-    seconds = {"products": 0.0, "attention": 0.0, "other kernels": 0.0}
+    """Seconds of kernels by kind. Optimizer's updates are among the others."""
+    seconds = {"products": 0.0, "attention": 0.0, "others": 0.0}
     for line in profile[profile.index("ceiling   kernel"):].splitlines()[1:]:
         row = re.match(r"\s+([0-9.]+)\s+[0-9.]+ %\s+\d+\s.*?(?:compute|memory)\s+(?:\*\s+)?(\w+)", line)
         if not row:
             break
         name = row.group(2)
         kind = ("products" if name.startswith("matmul") else
-                "attention" if name.startswith("attention") else "other kernels")
+                "attention" if name.startswith("attention") else "others")
         seconds[kind] += float(row.group(1))
-    total = sum(seconds.values()) or 1
-    order = sorted(seconds, key=seconds.get, reverse=True)
-    return ", ".join("%s %.0f %%" % (k, 100 * seconds[k] / total) for k in order)
+    return seconds
 
 
 def main():
@@ -98,13 +103,15 @@ def main():
             os.unlink(log)
             measured, peak = steps[len(steps) // 4], best["memory_bytes"]["peak"]
             error = best["step_s"] / measured - 1
+            planned = dict(best["compute_s"])
+            planned["others"] += best["time_s"]["optimizer"]
             time_errors.append(abs(error))
             differ += peak != arena
-            print("%-50s %-31s %6.0fms %6.0fms (%6.0fms) %+6.1f%% %12d %12d\n    planned: optimizer "
-                  "%.0f %%; measured: %s" % (
+            print("%-50s %-31s %6.0fms %6.0fms (%6.0fms) %+6.1f%% %12d %12d\n    planned: %s; "
+                  "measured: %s" % (
                       text[:-4] + " " + settings, pins, 1e3 * best["step_s"], 1e3 * measured,
                       1e3 * statistics.median(steps), 100 * error, peak, arena,
-                      100 * best["time_s"]["optimizer"] / best["step_s"], parts_of(profile)),
+                      shares(planned), shares(parts_of(profile))),
                   flush=True)
         print("step time: average error %.1f %%, worst %.1f %%; memory: %s" % (
             100 * statistics.mean(time_errors), 100 * max(time_errors),

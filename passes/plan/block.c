@@ -144,6 +144,7 @@ static void add_ops(maker *k) {
     if (p->once) continue;  // counted with the optimizer: once a step, of weights only
     double seconds = times * pc_op_seconds(k->device, &cost, flops, bytes);
     f->compute += seconds;
+    f->kind[cost.kind] += seconds;
     if (p->phase == PG_BACKWARD && makes_gradient(g, p)) f->weight += seconds;
   }
 }
@@ -234,6 +235,7 @@ typedef struct life {
   int root;      // the value whose storage it looks at
   int last;      // the last op that reads it, by its place in the piece; -1: none does
   int readers;   // how many operands it is
+  int maps;      // of these, operands of elementwise ops, as it is
   bool made;     // by an op of the piece
   bool inner;    // only within a kernel
   bool stored;   // a stack or a carried value has it
@@ -282,19 +284,14 @@ static double taken_over(const maker *k, const life *l, const pg_op *p, int i) {
   return bytes;
 }
 
-// Whether result `v` of op i is no more than what the kernel of i does before it goes on: its one
-// reader, further down, is elementwise and becomes part of it (pass `epilogue`), there.
-static bool is_inner(const maker *k, const life *l, const pg_op *p, const int *at, int i, int v) {
-  if (ir_epilogue_at(p->op) < 0 || l[v].readers != 1 || l[v].last <= i + 1) return false;
-  const pg_op *q = &k->g->op.at[at[l[v].last]];
-  bool direct = false;
-  for (int j = 0; j < q->nin; j++) direct |= q->in[j] == v;
-  return direct && !q->view && ir_is_elementwise(q->op);
+// Whether result `v` of op i is no more than what the kernel of i does before it goes on: its
+// readers, further down, are elementwise and become part of it (pass `epilogue`), there.
+static bool is_inner(const life *l, const pg_op *p, int i, int v) {
+  return ir_epilogue_at(p->op) >= 0 && l[v].readers == l[v].maps && l[v].last > i + 1;
 }
 
-// Whether result `v` of op i lies where the gradient it is a part of does: it is added to what
-// other micro-batches or another use of the weight have made of it, in this piece or in one before
-// it.
+// Whether result `v` of op i is a part of a gradient, which with one micro-batch lies where that
+// does: it is added to what another use of the weight made, in this piece or in one before it.
 static bool is_part(const maker *k, const life *l, const pg_op *p, const int *at, int i, int v) {
   if (k->g->value.at[v].batch || p->phase != PG_BACKWARD || l[v].readers > 1) return false;
   if (l[v].last == i) return true;
@@ -319,7 +316,12 @@ static void add_transient(maker *k, life *l, double *held, int piece, bool both,
     if (p->kind == PG_STORE || p->kind == PG_CARRY) l[l[p->in[0]].root].stored = true;
     if (p->kind != PG_OP) continue;
     for (int j = 0; j < p->nin; j++)
-      if (p->in[j] >= 0) l[l[p->in[j]].root].last = i, l[l[p->in[j]].root].readers++;
+      if (p->in[j] >= 0) {
+        life *r = &l[l[p->in[j]].root];
+        r->last = i;
+        r->readers++;
+        r->maps += r->root == p->in[j] && ir_is_elementwise(p->op);
+      }
     for (int j = 0; j < p->nout; j++) {
       int v = p->out[j];
       if (v < 0) continue;
@@ -345,7 +347,7 @@ static void add_transient(maker *k, life *l, double *held, int piece, bool both,
           if (!layers && ir_updated(p->op) < 0) live += local_bytes(k, v);
           continue;
         }
-        l[v].inner = is_inner(k, l, p, at, i, v);
+        l[v].inner = is_inner(l, p, i, v);
         if (l[v].inner) continue;
         double bytes = local_bytes(k, v) + l[v].moved;
         live += bytes;

@@ -30,6 +30,7 @@ typedef struct bl_sent {
 // Of one phase of a piece.
 typedef struct bl_phase {
   double compute;               // seconds of its ops
+  double kind[PC_KINDS];        // of these, by what they are
   double weight;                // of these, gradients of weights (what zero-bubble moves)
   double sent[BL_INNER];        // exposed seconds of collectives
   double streamed[BL_INNER];    // of these, what is on its way to an op that runs on chunks of it

@@ -9,7 +9,7 @@
 
 #include "ir/cluster.h"
 
-typedef enum pc_kind { PC_OTHER, PC_PRODUCT, PC_ATTENTION } pc_kind;
+typedef enum pc_kind { PC_OTHER, PC_PRODUCT, PC_ATTENTION, PC_KINDS } pc_kind;
 typedef struct pc_op {
   pc_kind kind;
   double flops;     // ir_op_flops: of a sample where the graph is one sample's

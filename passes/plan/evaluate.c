@@ -299,6 +299,15 @@ static bool more_gradients(const point *p) {
   return gradients > kept;
 }
 
+// Seconds of both phases of a layer, were everything on the device. Stages are cut by these: what
+// lives away changes a cut only where memory does, so that with the room it had no such plan is
+// faster than the one without (search.c looks at them where memory presses).
+static double at_home(const point *p, const rates *r, int piece) {
+  double seconds = r->forward[piece] + r->backward[piece];
+  for (int k = 0; k < 2 && hm_any_away(p->c); k++) seconds -= r->linked[k][piece];
+  return seconds;
+}
+
 // What layers and ends cost on a kind of stage. What it is said to hold here is no more than it
 // will hold (the highest transient of one piece, not of all), so that `fits` is false only where no
 // cut can fit. Returns how many runs of equal layers there are.
@@ -310,7 +319,7 @@ static int work_of(const point *p, const rates *r, stages_work *out) {
   for (int i = 0; i < g->piece.n; i++) {
     const bl_piece *q = &r->b->piece[i];
     bl_state own = piece_state(p, r->b, i);
-    stages_cost cost = {r->forward[i] + r->backward[i], 0, 0};
+    stages_cost cost = {at_home(p, r, i), 0, 0};
     bound_bytes(p->c, &own, q->kept, gradients, &cost.state, &cost.kept);
     if (!is_layers(p, i)) {
       bool one = p->c->micro_batches == 1;
@@ -326,7 +335,7 @@ static int work_of(const point *p, const rates *r, stages_work *out) {
     if (i > 1 && !g->piece.at[i - 1].empty) {  // what stands before it goes with its first layer
       const bl_piece *m = &r->b->piece[i - 1];
       stages_cost both = cost;
-      both.seconds += r->forward[i - 1] + r->backward[i - 1];
+      both.seconds += at_home(p, r, i - 1);
       if (!gradients) both.kept += saved_here(p->c, m->kept);
       run[runs++] = (stages_run){both, 1};
       n--;
@@ -559,7 +568,9 @@ static moment fullest(const point *p, const stages_cut *cut, int stage, double i
     const bl_phase *f = &q->phase[PG_BACKWARD];
     double n = layers_of_part(p, cut, stage, i), own = gradients_here(p->c, &q->layer);
     double each = saved_here(p->c, q->kept), before = kept - n * each;
-    fuller(&most, others + kept, one ? later + (is_layers(p, i) ? own : 0) : all_gradients, f, one);
+    // What a piece between layers kept dies on the way through it.
+    fuller(&most, others + (is_layers(p, i) ? kept : before),
+           one ? later + (is_layers(p, i) ? own : 0) : all_gradients, f, one);
     if (one && is_layers(p, i)) {
       later += n * own;
       fuller(&most, others + before + each, later, f, one);
@@ -951,6 +962,8 @@ static void inner_times(const point *p, const stages_cut *cut, int stage, double
       for (int f = 0; f < 2; f++) {
         const bl_phase *q = &piece->phase[f];
         time[PLAN_T_COMPUTE] += times * q->compute;
+        x->products_s += counted ? times * q->kind[PC_PRODUCT] : 0;
+        x->attention_s += counted ? times * q->kind[PC_ATTENTION] : 0;
         double phase = f ? r->backward[i] : r->forward[i];
         double own = q->compute + exposed(q);
         // What ZeRO moves, and what homes do, that is not hidden.

@@ -374,9 +374,10 @@ static void show_memory(page *p, const plan_candidate *c) {
   if (c->peak_at && *c->peak_at) {
     spaces(p, 2);
     words(p,
-          arena_printf(a, "%shighest: %s",
+          arena_printf(a, "%shighest: %s%s",
                        c->nstages > 1 ? arena_printf(a, "stage %d is ", plan_highest(c)) : "",
-                       show_clean(a, c->peak_at)),
+                       show_clean(a, c->peak_at),
+                       c->laid ? "; the arena that build lays out, to the byte" : ""),
           4);
     newline(p, 0);
   }

@@ -215,6 +215,11 @@ static json_t *candidate_of(arena *a, const plan_candidate *c, int64_t layers) {
   set(o, "over_bytes", whole(c->over));
   set(o, "memory_bytes", candidate_memory(a, c));
   set(o, "time_s", times(c->time));
+  json_t *ops = object();  // of time_s.compute
+  set(ops, "products", real(c->products_s));
+  set(ops, "attention", real(c->attention_s));
+  set(ops, "others", real(c->time[PLAN_T_COMPUTE] - c->products_s - c->attention_s));
+  set(o, "compute_s", ops);
   set(o, "busy_s", times(c->busy));
   set(o, "bytes", sent_bytes(&c->bytes));
   set(o, "offload_bytes", moved_bytes(c));

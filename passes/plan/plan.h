@@ -130,7 +130,8 @@ typedef struct plan_candidate {
   double step_s, step_low, step_high;  // an 80 % interval
   double tokens_per_s, tflops_per_device, mfu, hfu;
   double time[PLAN_TIMES], busy[PLAN_TIMES];
-  int64_t memory[PLAN_MEMORIES];  // of the stage with the highest peak
+  double products_s, attention_s;  // of time[PLAN_T_COMPUTE]; the rest are all other ops
+  int64_t memory[PLAN_MEMORIES];   // of the stage with the highest peak
   int64_t peak, capacity, reserve;
   int64_t load;  // the peak by the bytes alive, no more than `peak`
   bool laid;     // the peak is the arena that the executable has (laid.h); false: it is the load

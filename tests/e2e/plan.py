@@ -320,7 +320,8 @@ def fast_equals_exhaustive(count, seed):
         assert fast["search"]["optimal"], where
         same = abs(a["step_s"] - b["step_s"]) <= 1e-9 * b["step_s"]
         assert same, f"{a['step_s']} ({a['plan']}) is not {b['step_s']} ({b['plan']})\n{where}"
-        assert a["memory_bytes"]["peak"] == b["memory_bytes"]["peak"], where
+        assert a["memory_bytes"] == b["memory_bytes"], where
+        assert a["memory_bytes"]["load"] <= a["memory_bytes"]["peak"] <= a["memory_bytes"]["capacity"]
     assert found >= count // 3, f"only {found} of {count} jobs fit"
     print(f"{count} jobs, {found} fit: fast equals exhaustive")
 

@@ -16,19 +16,21 @@ DEVICE = """device small {{
   efficiency.attention = [[1e6, 0.1], [1e9, 0.4]]
   efficiency.vector = [[1e5, 0.3], [1e8, 0.9]]
   efficiency.memory = [[1e5, 0.3], [1e8, 0.9]]
-  launch = {launch}us; units = 16; cache = 4MiB
+  launch = {launch}us; units = 16; cache = 4MiB{arch}
 }}
 """
 
 
 def cluster(r, memory):
-    """One to three levels of at most 12 devices; links, cards and host memory at random."""
+    """One to three levels of at most 12 devices; links, cards and host memory at random. What runs
+    on one device is laid out as for this host."""
     inside, boxes, halls = r.choice([(1, 1, 1), (2, 1, 1), (3, 1, 1), (4, 1, 1), (6, 1, 1), (8, 1, 1),
                                      (2, 2, 1), (4, 2, 1), (2, 3, 1), (1, 4, 1), (3, 2, 1),
                                      (1, 2, 2), (2, 2, 2), (1, 3, 2)])
     text = DEVICE.format(memory=memory, bandwidth=r.choice([50, 200, 1000]),
                          matmul=r.choice([1, 10, 100]), vector=r.choice([1, 10]),
-                         share=r.choice([0.4, 0.8]), launch=r.choice([1, 10]))
+                         share=r.choice([0.4, 0.8]), launch=r.choice([1, 10]),
+                         arch="; arch = cpu" if inside * boxes * halls == 1 else "")
     text += "cluster random {\n  node box {\n    members = %d * small; link = switch(%gGB/s, %gus)\n" % (
         inside, r.choice([1, 10, 100]), r.choice([1, 10]))
     text += "    nics = %d * nic(%gGbit/s, 5us)\n" % (r.choice([1, inside]), r.choice([1, 10, 100]))
