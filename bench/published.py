@@ -5,16 +5,15 @@
 
 Prints, for every measured row, what was measured, what `dsmc plan` predicts for that model, cluster and mesh, and the
 error of the step time; then average and worst error, how many rows lie in the plan's 80 % interval, and the same for
-the simplest rival, one constant share of the peak fitted on the very rows it is judged on. Devices of the stacks
-(bench/published/DEVICE.json) are fitted on Narayanan 2021 (A100) and on Megatron-Core 0.8 (H100); all other rows are
-predictions. `--fit` searches their numbers again (coordinate search over predictions) and prints them. `--free` lets the
+the simplest rival, one constant share of the peak fitted on the very rows it is judged on. Devices of the stacks are in
+bench/published/DEVICE.json: that of 2021 has round figures of what such cards do (half to three quarters of the peak in
+products, 5/6 of memory and links), that of 2024 is fitted on Megatron-Core 0.8; all other rows are predictions. `--fit` searches their numbers again (coordinate search over predictions) and prints them. `--free` lets the
 planner choose for Narayanan's rows, and sets its choice beside the authors'.
 
 What a row does not say is minimised over: micro-batch 1 to 16; chunks of a stage. The stack of 2021 is unlike ours in
 a way that is added to the planner's step by name: `reduce`, gradients are reduced after backward and not beside it.
 That of 2024 gathers the parameters of ZeRO 1 while it computes, which the
-planner does not, so all but the first layer's share of `data` is left out. Of memory only states are compared, not
-activations: see docs/planner.md.
+planner does not, so all but the first layer's share of `data` is left out.
 """
 import csv, glob, json, math, os, subprocess, sys, tempfile
 from concurrent.futures import ThreadPoolExecutor
@@ -175,18 +174,31 @@ def table(planner, title, rows, d):
           f" rival (constant {constant:.3f} of the peak): average {mean(other):.1f} %, worst {worst(other):.1f} %")
 
 
-def states(planner, folder, d):
-    """Weights, gradients, optimizer of the fullest stage, against Korthikanti's figure 1."""
-    print("\nKorthikanti 2022, figure 1: parameters, gradients and optimizer (18 bytes a parameter; not fitted)")
+def memory(planner, folder, d):
+    """Korthikanti's figures 1 and 7: formula bytes of states and of activations."""
+    print("\nKorthikanti 2022, figures 1 and 7: bytes by the authors' formulas (not fitted)")
     with open(os.path.join(folder, "korthikanti2022.csv")) as f:
-        rows = [r for r in csv.DictReader(f) if r["metric"] == "mem_params_optimizer"]
-    errors = []
+        rows = [r for r in csv.DictReader(f) if "mem_" in r["metric"]]
+    whole = {r["model"]: float(r["value"]) for r in rows if r["metric"] == "mem_activations" and r["recompute"] == "none"}
+    errors = {}
     for r in rows:
-        best = planner.ask(Row(r, "a100"), d, int(r["micro_batch"]), int(r["interleave"]))
-        held = max(sum(s["memory_bytes"][k] for k in ("parameters", "gradients", "optimizer")) for s in best["stages"]) / 2**30
-        errors.append(held / float(r["value"]) - 1)
-        print(f"  {r['model']:<13}{r['n_gpus']:>5} {float(r['value']):>8.2f} GiB {held:>8.2f} GiB {100 * errors[-1]:>+6.1f}%")
-    print(f"  average {100 * sum(map(abs, errors)) / len(errors):.1f} %, worst {100 * max(map(abs, errors)):.1f} %")
+        row, b = Row(r, "a100"), int(r["micro_batch"])
+        if row.batch == b * row.dp:
+            row.batch *= 2  # with one micro-batch gradients come where activations go
+        stages = [s["memory_bytes"] for s in planner.ask(row, d, b, int(r["interleave"]))["stages"]]
+        if r["metric"] == "mem_params_optimizer":  # parameters * 18 / GPUs: the mean of stages
+            kind, measured = "states", float(r["value"])
+            held = sum(sum(s[k] for k in ("parameters", "gradients", "optimizer")) for s in stages) / len(stages) / 2**30
+        else:  # of the first stage
+            kind, measured = "activations", float(r["value"]) * (whole[r["model"]] / 100 if "pct" in r["metric"] else 1)
+            held = max(s["activations"] for s in stages) / 2**30
+            kind += ", selective" if r["recompute"] == "selective" else ""
+        e = held / measured - 1
+        errors.setdefault(kind, []).append(e)
+        name = "states" if kind == "states" else f"activations {r['recompute']} {row.note}"
+        print(f"  {r['model']:<10}{r['n_gpus']:>4} {name:<26} {measured:>7.2f} GiB {held:>7.2f} GiB {100 * e:>+6.1f}%")
+    for kind, es in errors.items():
+        print(f"  {kind}: average {100 * sum(map(abs, es)) / len(es):.1f} %, worst {100 * max(map(abs, es)):.1f} %")
 
 
 def free(planner, rows, d):
@@ -248,7 +260,7 @@ def main():
     for kind in ("a100", "h100"):
         with open(os.path.join(ROOM, kind + ".json")) as f:
             d[kind] = json.load(f)
-    sets = [("Narayanan 2021, table 1 (fitted on these)", load(folder, "narayanan2021_table1.csv", "a100")),
+    sets = [("Narayanan 2021, table 1 (nothing is fitted: see a100.json)", load(folder, "narayanan2021_table1.csv", "a100")),
             ("Korthikanti 2022, table 5 and abstract (not fitted)", load(folder, "korthikanti2022.csv", "a100")),
             ("MT-NLG 530B (not fitted)", load(folder, "mtnlg530b.csv", "a100")),
             ("Megatron-Core 0.8 on H100 (fitted on these)", load(folder, "megatron_core_h100.csv", "h100"))]
@@ -259,7 +271,7 @@ def main():
         return
     for title, rows in sets:
         table(planner, title, rows, d[rows[0].kind])
-    states(planner, folder, d["a100"])
+    memory(planner, folder, d["a100"])
     if "--free" in args:
         free(planner, sets[0][1], d["a100"])
     print("\n* micro-batch or chunks are not published: the fastest of those tried")
