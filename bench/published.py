@@ -7,13 +7,14 @@ Prints, for every measured row, what was measured, what `dsmc plan` predicts for
 error of the step time; then average and worst error, how many rows lie in the plan's 80 % interval, and the same for
 the simplest rival, one constant share of the peak fitted on the very rows it is judged on. Devices of the stacks are in
 bench/published/DEVICE.json: that of 2021 has round figures of what such cards do (half to three quarters of the peak in
-products, 5/6 of memory and links), that of 2024 is fitted on Megatron-Core 0.8; all other rows are predictions. `--fit` searches their numbers again (coordinate search over predictions) and prints them. `--free` lets the
-planner choose for Narayanan's rows, and sets its choice beside the authors'.
+products, 5/6 of memory and links), that of 2024 is fitted on Megatron-Core 0.8; all other rows are predictions. `--fit`
+searches their numbers again (coordinate search over predictions) and prints them. `--free` lets the planner choose for
+Narayanan's rows, and sets its choice beside the authors'.
 
 What a row does not say is minimised over: micro-batch 1 to 16; chunks of a stage. The stack of 2021 is unlike ours in
 a way that is added to the planner's step by name: `reduce`, gradients are reduced after backward and not beside it.
-That of 2024 gathers the parameters of ZeRO 1 while it computes, which the
-planner does not, so all but the first layer's share of `data` is left out.
+That of 2024 gathers the parameters of ZeRO 1 while it computes, which the planner does not, so all but the first layer's
+share of `data` is left out.
 """
 import csv, glob, json, math, os, subprocess, sys, tempfile
 from concurrent.futures import ThreadPoolExecutor
