@@ -184,6 +184,25 @@ def apply(args, flags):
     return [*args, *flags.split()]
 
 
+def uneven_chunks():
+    """Layers that no number of chunks divides: as many as can be alike, the stage with the head has one less first."""
+    small = "hidden=256,heads=4,kv_heads=4,ffn=512,vocab=512,context=64,seq=64,batch=16,layers="
+    job = ["--cluster", "dgx-a100-80g:16", "--pin", "pipeline=16,micro_batch=1,recompute=none,zero=0,offload=none"]
+    for layers, stages in ((126, [7] + 14 * [8] + [7]), (113, [7, 8] + 14 * [7]), (128, 16 * [8])):
+        found = {}
+        for chunks in (1, 2, 3, 4):
+            b = plan_json(LLAMA, "--set", small + str(layers), *job[:3], job[3] + f",interleave={chunks}")["best"]
+            assert b["interleave"] == chunks and sum(s["layers"] for s in b["stages"]) == layers
+            if chunks > 1:
+                assert [s["layers"] for s in b["stages"]] == stages, (layers, [s["layers"] for s in b["stages"]])
+            found[chunks] = b["step_s"]
+        free = plan_json(LLAMA, "--set", small + str(layers), *job)
+        # 16 micro-batches on 16 stages: chunks shorten the bubble, so some number of them is best.
+        assert free["best"]["interleave"] > 1 and free["best"]["step_s"] <= min(found.values()), (free["best"]["plan"], found)
+    # More chunks than layers are none.
+    assert plan_json(LLAMA, "--set", small + "18", *job[:3], job[3] + ",interleave=2", good=(3,))["best"] is None
+
+
 # ---- fast equals exhaustive ----------------------------------------------------------------------
 
 CLUSTER = """
@@ -332,4 +351,5 @@ if "--random" in sys.argv:
                            int(sys.argv[at + 2]) if len(sys.argv) > at + 2 else 1)
 else:
     contract()
+    uneven_chunks()
     exact_memory()
