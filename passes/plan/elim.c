@@ -436,19 +436,17 @@ static el_circuit *compile_by(arena *a, const el_problem *p, order o, el_stats *
 }
 
 el_circuit *el_compile(arena *a, const el_problem *p, el_stats *stats) {
-  arena own[ORDERS];
-  el_stats found[ORDERS];
-  int best = -1;
+  el_circuit *best = NULL;
+  el_stats least, now;
   for (int o = 0; o < ORDERS; o++) {
-    arena_init(&own[o]);
-    if (compile_by(&own[o], p, (order)o, &found[o]) &&
-        (best < 0 || found[o].sums < found[best].sums))
-      best = o;
+    el_circuit *c = compile_by(a, p, (order)o, &now);
+    if (o == 0 || (c && (!best || now.sums < least.sums))) {
+      best = c;
+      least = now;
+    }
   }
-  for (int o = 0; o < ORDERS; o++) arena_free(&own[o]);
-  if (stats) *stats = found[best < 0 ? 0 : best];
-  el_stats again;
-  return best < 0 ? NULL : compile_by(a, p, (order)best, &again);
+  if (stats) *stats = least;
+  return best;
 }
 
 // ---- running ------------------------------------------------------------------------------------

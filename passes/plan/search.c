@@ -124,6 +124,7 @@ typedef struct walk {
   int top;
   VEC(found) kept;  // the best ones, best first, up to `top`
   double slack;     // how much better than what is known a plan must be to be looked at
+  bool near;        // what lacks least is not asked for
   double since, next_report;
   int made;  // nodes
   bool stopped;
@@ -452,6 +453,7 @@ static void search(walk *w) {
       w->next_report = now() + 0.25;
     }
     bool lost = x.bound > to_beat(w);
+    if (lost && w->slack > 0) break;  // so is all that is left, and nobody counts it
     if (lost && x.kind >= NODE_POINT) {
       w->stats->pruned += x.kind == NODE_VARIANT ? 1 : o->variants;
     } else if (lost) {
@@ -490,7 +492,7 @@ static void search(walk *w) {
     }
   }
   if (!w->stopped) w->stats->bound_s = w->best.step;
-  if (!w->best.any) find_closest(w);
+  if (!w->best.any && !w->near) find_closest(w);
   arena_free(&w->scratch);
 }
 
@@ -551,6 +553,24 @@ static bool same_choice(const plan_choice *a, const plan_choice *b) {
          !memcmp(a->home, b->home, sizeof a->home);
 }
 
+// A plan under these pins that is else cut as the best one is: from there on only much better ones
+// are looked for.
+static void start_near(walk *w, const plan_choice *best) {
+  plan_space s = *w->s;
+  static const plan_axis inner[BL_INNER] = {PLAN_TENSOR, PLAN_ULYSSES, PLAN_RING};
+  for (int i = 0; i < BL_INNER; i++)
+    if (!s.pins.size[inner[i]]) s.pins.size[inner[i]] = best->size[inner[i]];
+  if (s.pins.recompute < 0) s.pins.recompute = (int)best->recompute;
+  plan_search_stats stats = {0};
+  walk near = {.s = &s, .o = w->o, .stats = &stats, .top = 1, .slack = w->slack, .near = true};
+  begin(&near);
+  search(&near);
+  w->s->fronts = s.fronts;
+  if (!near.best.any) return;
+  w->best = near.best;
+  keep(w, &near.best);
+}
+
 // The best plan under other pins, as an alternative to the best of all.
 static void reject(plan_result *r, const plan_space *space, const plan_pins *pins,
                    laid_maker *layouts) {
@@ -560,6 +580,7 @@ static void reject(plan_result *r, const plan_space *space, const plan_pins *pin
   plan_options o = {.top = 1, .layouts = layouts};
   // An alternative is shown, not proved: one within 5 % of the best of its kind will do.
   walk w = {.s = &s, .o = &o, .stats = &stats, .top = 1, .slack = 0.05};
+  if (r->best) start_near(&w, &r->best->choice);
   begin(&w);
   search(&w);
   found *f = w.best.any ? &w.best : &w.closest;
