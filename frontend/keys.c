@@ -548,6 +548,8 @@ static void check_value(const check *given, const key_info *k, const expr *e) {
     case KEY_BYTES_OR_WORD:
       if (e->kind == EXPR_NAME)
         check_word(c, e, k->what);
+      else if (e->kind == EXPR_BINARY && e->binary.op == BINARY_ADD && has_word(k->what, "full"))
+        check_word(c, e->binary.left, k->what), check_word(c, e->binary.right, k->what);
       else
         check_unit(c, e, UNIT_BYTES);
       break;

@@ -217,7 +217,7 @@ static const char *choice_line(arena *a, const plan_candidate *x, int line) {
   if (line == 2)
     return arena_printf(a, "micro-batch %lld, interleave %lld", (long long)c->micro_batch,
                         (long long)c->interleave);
-  return arena_printf(a, "zero %d, recompute %s", c->zero, plan_recompute_name(c->recompute));
+  return arena_printf(a, "zero %d, recompute %s", c->zero, plan_recompute_words(a, c));
 }
 
 // Both plans side by side. False after an error.

@@ -220,6 +220,7 @@ static const plan_said *beyond_one(const plan_given *g) {
     const plan_said *s = plan_given_said(g, "order");
     return s ? s : plan_given_said(g, "interleave");
   }
+  if (g->pins.also > PLAN_KEEP) return plan_given_said(g, "recompute");
   for (int k = 0; k < PLAN_CLASSES; k++) {
     if (g->pins.home[k] <= PLAN_DEVICE) continue;
     const plan_said *s = plan_given_said(g, "offload");
@@ -241,7 +242,8 @@ bool plan_given_one_device(cli *c, const sema_program *program, const plan_given
   const plan_said *s = beyond_one(g);
   *unfit = s && s->pinned;
   if (*unfit) {
-    bool size = str_eq(s->key, "zero") || str_eq(s->key, "interleave");
+    bool size =
+        str_eq(s->key, "zero") || str_eq(s->key, "interleave") || str_eq(s->key, "recompute");
     for (int x = 0; x < PLAN_AXES; x++) size |= str_eq(s->key, plan_axis_name((plan_axis)x));
     fprintf(stderr, "dsmc: this-host:1 has one device: %s=%s cannot be met there%s\n", s->key,
             s->value, size ? "" : " (only none is built so far)");

@@ -98,6 +98,8 @@ static bool read_mesh(const reading *r) {
     for (int k = 0; k < e->call.args.n; k++)
       if (!factor(r, e->call.args.at[k].value, &n, x == PLAN_DATA)) return false;
     if (!set_axis(r, (plan_axis)x, n)) return false;
+    // The later of the two lies closer together.
+    if (x == PLAN_ULYSSES || x == PLAN_RING) g->pins.context_first = x == PLAN_RING;
     g->axis[g->naxes++] = (plan_axis)x;
   }
   return true;
@@ -199,6 +201,19 @@ static bool read_recompute(const reading *r) {
   g->recompute_text = sb_str(&text);
   g->recompute_bytes = 0;
   g->pins.recompute = -1;
+  g->pins.also = PLAN_KEEP;
+  if (e->kind == EXPR_BINARY) {  // less + more
+    for (int i = 0; i < PLAN_RECOMPUTES; i++) {
+      const char *name = plan_recompute_name((plan_recompute)i);
+      if (expr_is_name(e->binary.left, name)) g->pins.recompute = i;
+      if (expr_is_name(e->binary.right, name)) g->pins.also = i;
+    }
+    g->recompute = RECOMPUTE_NONE;
+    if (g->pins.recompute >= 0 && g->pins.also > g->pins.recompute) return true;
+    return wrong(r,
+                 "LESS + MORE, where MORE is computed again in as many layers as memory asks for: "
+                 "none + selective, none + full or selective + full");
+  }
   for (int i = 0; i < PLAN_RECOMPUTES; i++)
     if (expr_is_name(e, plan_recompute_name((plan_recompute)i))) {
       static const recompute_mode mode[PLAN_RECOMPUTES] = {RECOMPUTE_NONE, RECOMPUTE_SELECTIVE,
@@ -266,6 +281,7 @@ static void forget(const reading *r) {
       if (x == PLAN_TENSOR) g->layers.n = 0;
     }
   if (str_eq(key, "zero")) g->pins.zero = -1, g->pins.zero_group = g->pins.zero_factor = 0;
+  if (str_eq(key, "placement")) g->pins.context_first = -1, g->naxes = 0;
   if (str_eq(key, "micro_batch")) g->pins.micro_batch = 0;
   if (str_eq(key, "sequence_parallel")) g->pins.whole_stream = false;
   if (str_eq(key, "interleave")) {
@@ -276,7 +292,7 @@ static void forget(const reading *r) {
   if (str_eq(key, "offload"))
     for (int i = 0; i < PLAN_CLASSES; i++) g->pins.home[i] = -1;
   if (str_eq(key, "recompute")) {
-    g->pins.recompute = -1;
+    g->pins.recompute = g->pins.also = -1;
     g->recompute = none.recompute;
     g->recompute_bytes = 0;
     g->recompute_text = none.recompute_text;
@@ -308,6 +324,10 @@ static bool read_value(const reading *r) {
     return true;
   }
   if (str_eq(key, "stages")) return read_stages(r);
+  if (str_eq(key, "placement")) {
+    g->pins.context_first = expr_is_name(e, "context_first");
+    return true;
+  }
   if (str_eq(key, "stream")) {
     if (expr_is_name(e, "none")) g->stream = 0;
     if (e->kind == EXPR_NUMBER) g->stream = (int64_t)e->number.value;

@@ -8,6 +8,7 @@
 #include <string.h>
 
 #include "passes/plan/homes.h"
+#include "passes/plan/mixed.h"
 #include "passes/plan/search.h"
 #include "passes/plan/stage_kind.h"
 #include "passes/plan/stages.h"
@@ -28,6 +29,8 @@ typedef struct point {
   int kinds;
   rates *kind;
   const sk_places *places;  // NULL: one kind
+  rates *second;            // of layers recomputed as `also` says; NULL: there are none
+  int64_t *slow;            // [parts] how many of its first layers are such
   int64_t stride[PLAN_AXES];
   int parts;  // stages * chunks
   int64_t layers;
@@ -39,6 +42,12 @@ static const rates *at_stage(const point *p, int stage) {
   return &p->kind[p->places ? p->places->of[stage] : 0];
 }
 
+// Layers come in one kind of recomputation or in two, fast (0) and slow (1).
+static int recomputes(const point *p) { return p->second ? 2 : 1; }
+static const rates *of_layers(const point *p, int stage, int slow) {
+  return slow ? p->second : at_stage(p, stage);
+}
+
 // ---- data ranks ---------------------------------------------------------------------------------
 
 // A collective over ranks that hold the same weights: ring and ulysses ranks (`inner` of them) and
@@ -46,7 +55,7 @@ static const rates *at_stage(const point *p, int stage) {
 static cl_cost over_ranks(const point *p, const rates *r, cl_collective k, int64_t inner,
                           int64_t data, double bytes) {
   const cl_cluster *cl = r->k.net;
-  int64_t stride = p->stride[PLAN_ULYSSES];
+  int64_t stride = p->stride[p->c->context_first ? PLAN_RING : PLAN_ULYSSES];
   if (p->stride[PLAN_DATA] == stride * inner || data == 1 || inner == 1)
     return cl_collective_cost(cl, k, inner == 1 ? p->stride[PLAN_DATA] : stride, inner * data,
                               bytes);
@@ -221,13 +230,22 @@ static double layers_of_part(const point *p, const stages_cut *cut, int part, in
   return (double)layers_in(p, cut->first[part], cut->first[part + 1], piece);
 }
 
+// The same of fast or of slow ones; pieces between layers are fast.
+static double layers_of_kind(const point *p, const stages_cut *cut, int part, int piece, int slow) {
+  if (!p->second) return layers_of_part(p, cut, part, piece);
+  if (!is_layers(p, piece)) return slow ? 0 : part_has(p, cut, part, piece);
+  int64_t from = cut->first[part], to = cut->first[part + 1], mid = from + p->slow[part];
+  return (double)(slow ? layers_in(p, from, mid, piece) : layers_in(p, mid, to, piece));
+}
+
 // Once a step, on a stage: sums of gradients over the axes inside it.
 static double once_inside(const point *p, const stages_cut *cut, int stage, int axis) {
   double seconds = 0;
   for (int part = stage; part < p->parts; part += (int)p->c->size[PLAN_PIPELINE])
     for (int i = 0; i < p->g->piece.n; i++)
-      seconds +=
-          layers_of_part(p, cut, part, i) * at_stage(p, stage)->b->piece[i].once[axis].seconds;
+      for (int k = 0; k < recomputes(p); k++)
+        seconds += layers_of_kind(p, cut, part, i, k) *
+                   of_layers(p, stage, k)->b->piece[i].once[axis].seconds;
   return seconds;
 }
 
@@ -308,6 +326,12 @@ static double at_home(const point *p, const rates *r, int piece) {
   return seconds;
 }
 
+// What a layer of the piece saves, or a piece between layers, of the kind that saves less.
+static double least_kept(const point *p, const rates *r, int piece) {
+  double kept = r->b->piece[piece].kept;
+  return p->second && is_layers(p, piece) ? fmin(kept, p->second->b->piece[piece].kept) : kept;
+}
+
 // What layers and ends cost on a kind of stage. What it is said to hold here is no more than it
 // will hold (the highest transient of one piece, not of all), so that `fits` is false only where no
 // cut can fit. Returns how many runs of equal layers there are.
@@ -320,7 +344,7 @@ static int work_of(const point *p, const rates *r, stages_work *out) {
     const bl_piece *q = &r->b->piece[i];
     bl_state own = piece_state(p, r->b, i);
     stages_cost cost = {at_home(p, r, i), 0, 0};
-    bound_bytes(p->c, &own, q->kept, gradients, &cost.state, &cost.kept);
+    bound_bytes(p->c, &own, least_kept(p, r, i), gradients, &cost.state, &cost.kept);
     if (!is_layers(p, i)) {
       bool one = p->c->micro_batches == 1;
       double f = one ? q->phase[PG_FORWARD].transient_one : q->phase[PG_FORWARD].transient;
@@ -410,13 +434,14 @@ static void fill_chunks(point *p, const stages_cut *cut, pipe_chunk *chunk, plan
   double *messages = arena_new(p->a, double, n);
   for (int part = 0; part < p->parts; part++) {
     pipe_chunk *c = &chunk[(part % n) * v + part / n];
-    const rates *r = at_stage(p, part % n);
-    for (int i = 0; i < p->g->piece.n; i++) {
-      double times = layers_of_part(p, cut, part, i);
-      c->forward += times * r->forward[i];
-      c->backward += times * r->backward[i];
-      c->weight += times * r->weight[i];
-    }
+    for (int i = 0; i < p->g->piece.n; i++)
+      for (int k = 0; k < recomputes(p); k++) {
+        const rates *r = of_layers(p, part % n, k);
+        double times = layers_of_kind(p, cut, part, i, k);
+        c->forward += times * r->forward[i];
+        c->backward += times * r->backward[i];
+        c->weight += times * r->weight[i];
+      }
     if (c->weight > c->backward) c->weight = c->backward;
     if (part + 1 == p->parts || n == 1) continue;
     int64_t next = cut->first[part + 1];
@@ -554,28 +579,38 @@ static moment fullest(const point *p, const stages_cut *cut, int stage, double i
   bool one = p->c->micro_batches == 1;
   moment most = {0};
   double kept = 0, later = 0, all = 0;
-  for (int i = 0; i < b->npieces; i++)
-    all += layers_of_part(p, cut, stage, i) * saved_here(p->c, b->piece[i].kept);
-  double others = (in_flight - 1) * all;
-  for (int i = 0; i < b->npieces; i++) {
-    if (!part_has(p, cut, stage, i)) continue;
-    kept += layers_of_part(p, cut, stage, i) * saved_here(p->c, b->piece[i].kept);
-    fuller(&most, others + kept, one ? 0 : all_gradients, &b->piece[i].phase[PG_FORWARD], one);
+  int n = recomputes(p), runs = n * b->npieces;  // slow layers of a piece come before fast ones
+  for (int r = 0; r < runs; r++) {
+    int i = r / n, slow = n - 1 - r % n;
+    all += layers_of_kind(p, cut, stage, i, slow) *
+           saved_here(p->c, of_layers(p, stage, slow)->b->piece[i].kept);
   }
-  for (int i = b->npieces - 1; i >= 0; i--) {
-    if (!part_has(p, cut, stage, i)) continue;
-    const bl_piece *q = &b->piece[i];
+  double others = (in_flight - 1) * all;
+  for (int r = 0; r < runs; r++) {
+    int i = r / n, slow = n - 1 - r % n;
+    double count = layers_of_kind(p, cut, stage, i, slow);
+    if (count <= 0) continue;
+    const bl_piece *q = &of_layers(p, stage, slow)->b->piece[i];
+    kept += count * saved_here(p->c, q->kept);
+    fuller(&most, others + kept, one ? 0 : all_gradients, &q->phase[PG_FORWARD], one);
+  }
+  for (int r = runs - 1; r >= 0; r--) {
+    int i = r / n, slow = n - 1 - r % n;
+    double count = layers_of_kind(p, cut, stage, i, slow);
+    if (count <= 0) continue;
+    const bl_piece *q = &of_layers(p, stage, slow)->b->piece[i];
     const bl_phase *f = &q->phase[PG_BACKWARD];
-    double n = layers_of_part(p, cut, stage, i), own = gradients_here(p->c, &q->layer);
-    double each = saved_here(p->c, q->kept), before = kept - n * each;
+    double own = gradients_here(p->c, &q->layer);
+    double each = saved_here(p->c, q->kept), before = kept - count * each;
     // What a piece between layers kept dies on the way through it.
     fuller(&most, others + (is_layers(p, i) ? kept : before),
            one ? later + (is_layers(p, i) ? own : 0) : all_gradients, f, one);
     if (one && is_layers(p, i)) {
-      later += n * own;
+      later += count * own;
       fuller(&most, others + before + each, later, f, one);
     }
-    for (int w = 0; w < b->weight.n && one; w++)
+    bool done = slow || n == 1 || layers_of_kind(p, cut, stage, i, 1) <= 0;  // with the piece
+    for (int w = 0; w < b->weight.n && one && done; w++)
       if (made_at(p, cut, stage, &b->weight.at[w]) == i)
         later += gradients_here(p->c, &b->weight.at[w].state);
     kept = before;
@@ -594,10 +629,12 @@ static void stage_memory(const point *p, const stages_cut *cut, int stage, const
   hm_held h = hm_held_by(c, s);
   moment most = {.gradients = h.device[PLAN_GRADIENTS], .at = ""};
   for (int part = stage; part < p->parts; part += n)
-    for (int i = 0; i < p->g->piece.n; i++) {
-      if (!part_has(p, cut, part, i)) continue;
-      const bl_piece *q = &at_stage(p, stage)->b->piece[i];
-      kept[part / n] += layers_of_part(p, cut, part, i) * q->kept;
+    for (int r = 0; r < p->g->piece.n * recomputes(p); r++) {
+      int i = r / recomputes(p), slow = r % recomputes(p);
+      double layers = layers_of_kind(p, cut, part, i, slow);
+      if (layers <= 0) continue;
+      const bl_piece *q = &of_layers(p, stage, slow)->b->piece[i];
+      kept[part / n] += layers * q->kept;
       double moved =
           (c->zero >= 3 ? 2 * q->layer.parameter : 0) + (c->zero >= 2 ? q->layer.gradient : 0);
       if (moved > layer) layer = moved;
@@ -642,6 +679,59 @@ static void stage_memory(const point *p, const stages_cut *cut, int stage, const
   out->peak_at = arena_printf(p->a, "%s with %lld micro-batch%s in flight", most.at,
                               (long long)out->stash, out->stash == 1 ? "" : "es");
   out->parameters = s->logical;
+}
+
+// The first `slow` layers of a stage, chunk by chunk, are of the second kind.
+static void set_slow(point *p, const stages_cut *cut, int stage, int64_t slow) {
+  for (int part = stage; part < p->parts; part += (int)p->c->size[PLAN_PIPELINE]) {
+    int64_t layers = cut->first[part + 1] - cut->first[part];
+    p->slow[part] = slow < layers ? slow : layers;
+    slow -= p->slow[part];
+  }
+}
+
+// As few layers of the second kind on each stage as let it fit, all when none do: its peak falls
+// with their number, but for the workspace of the first one.
+static void find_slow(point *p, const stages_cut *cut, const pipeline *line, int64_t capacity) {
+  int n = (int)p->c->size[PLAN_PIPELINE];
+  for (int stage = 0; stage < n; stage++) {
+    bl_state state = stage_state(p, cut, stage);
+    int64_t low = 0, high = 0, tried = 0;
+    for (int part = stage; part < p->parts; part += n)
+      high += cut->first[part + 1] - cut->first[part];
+    while (low < high) {
+      set_slow(p, cut, stage, tried);
+      plan_stage with = {0};
+      stage_memory(p, cut, stage, line, &state, &with);
+      if (with.peak <= capacity)
+        high = tried;
+      else
+        low = tried + 1;
+      tried = (low + high) / 2;
+    }
+    set_slow(p, cut, stage, high);
+  }
+}
+
+// The runs of layers that are recomputed alike, in order.
+static void list_layers(const point *p, const stages_cut *cut, plan_candidate *x) {
+  x->layers = arena_new(p->a, plan_layers, 2 * p->parts);
+  for (int half = 0; half < 2 * p->parts; half++) {
+    int part = half / 2;
+    int64_t from = cut->first[part], to = cut->first[part + 1];
+    int64_t mid = p->second ? from + p->slow[part] : from;
+    plan_recompute kind = half % 2 ? p->c->recompute : p->c->also;
+    if (half % 2)
+      from = mid;
+    else
+      to = mid;
+    plan_layers *last = x->nlayers ? &x->layers[x->nlayers - 1] : NULL;
+    if (from >= to) continue;
+    if (last && last->recompute == kind)
+      last->last = to - 1;
+    else
+      x->layers[x->nlayers++] = (plan_layers){from, to - 1, kind};
+  }
 }
 
 static void name_stage(const point *p, const stages_cut *cut, int stage, plan_stage *out) {
@@ -710,7 +800,10 @@ static behind behind_mean(const point *p, const rates *r, const bl_state *mean) 
 
 static double after_mean(const point *p, const bl_state *mean, double backward) {
   behind x = behind_mean(p, &p->kind[0], mean);
-  return x.rest + (x.reduce > backward ? x.reduce - backward : 0);
+  // A backward with layers that are computed again hides more of it.
+  bool longer = false;
+  for (int i = 0; i < PLAN_RECOMPUTES; i++) longer |= plan_may_mix(p->s, p->c, i);
+  return x.rest + (x.reduce > backward && !longer ? x.reduce - backward : 0);
 }
 
 // How many times longer than on the first kind any piece takes on this one, at least.
@@ -800,8 +893,8 @@ typedef struct layer_bytes {
 // model and workspace not counted. A layer of stage i needs its states and its activations of all
 // micro-batches in flight, state + kept * stash[i]. Where layers are alike it is a count. Where
 // not, let the mean stash price them: a stage of capacity C carries layers worth at most
-// C * max over kinds of price / need, and all of them must be carried. p: whose stages they are;
-// NULL: all have `capacity`.
+// C * max over kinds of price / need, and all of them must be carried. p: whose stages they are,
+// `capacity` being added to theirs; NULL: all have `capacity`.
 static bool layers_fit(const point *p, double capacity, const layer_bytes *kind, int kinds,
                        bool alike, const pipeline *line, int64_t *each) {
   double mean = 0, room = 0, worth = 0;
@@ -815,7 +908,7 @@ static bool layers_fit(const point *p, double capacity, const layer_bytes *kind,
     int64_t least = each[0];
     for (int k = 1; k < line->chunks; k++)
       if (each[k] < least) least = each[k];
-    double most = 0, own = p ? (double)at_stage(p, i)->k.capacity : capacity;
+    double most = 0, own = capacity + (p ? (double)at_stage(p, i)->k.capacity : 0);
     for (int k = 0; k < kinds; k++) {
       double need = kind[k].state + kind[k].kept * (double)least;
       double price = alike ? 1 : kind[k].state + kind[k].kept * mean;
@@ -827,35 +920,78 @@ static bool layers_fit(const point *p, double capacity, const layer_bytes *kind,
   return room >= worth * (1 - 1e-12);
 }
 
-// Whether what layers save fits into `more` bytes beside the device; *saved: bytes of a micro-batch
-// on all stages together.
-static bool saved_fits(const plan_space *s, const plan_choice *c, double more, double *saved) {
-  const pg_graph *g = s->job->rules[c->recompute]->g;
+// Bytes that all layers save of a micro-batch, were they cut by all axes of a stage.
+static double saved_of(const plan_space *s, const plan_choice *c, plan_recompute kind) {
   double cut = (double)(c->size[PLAN_TENSOR] * c->size[PLAN_ULYSSES] * c->size[PLAN_RING]);
-  pipeline line = {.stages = (int)c->size[PLAN_PIPELINE], .chunks = 1, .micro = c->micro_batches};
-  double layers = (double)s->layers, kept = 0;
-  for (int v = 0; v < g->value.n; v++)
-    if (g->value.at[v].saved) kept += g->value.at[v].bytes * g->value.at[v].layers;
-  *saved = kept * (double)c->micro_batch / cut;
-  if (layers <= 0) return true;
-  int64_t each, repeats = 0;
-  for (int i = 0; i < g->piece.n; i++) repeats += g->piece.at[i].name != NULL;
-  layer_bytes mean = {0, *saved / layers, layers};
-  return layers_fit(NULL, (double)sk_most_memory(s) + more, &mean, 1, repeats == 1, &line, &each);
+  return s->saved[kind] * (double)c->micro_batch / cut;
 }
 
-bool plan_outer_fits(const plan_space *s, const plan_choice *c) {
-  double saved;
-  return saved_fits(s, c, 0, &saved);
+static pipeline plain_line(const plan_choice *c) {
+  return (pipeline){.stages = (int)c->size[PLAN_PIPELINE], .chunks = 1, .micro = c->micro_batches};
 }
+
+static int repeats(const pg_graph *g) {
+  int n = 0;
+  for (int i = 0; i < g->piece.n; i++) n += g->piece.at[i].name != NULL;
+  return n;
+}
+
+// Whether what layers save fits into `more` bytes beside the device.
+static bool saved_fits(const plan_space *s, const plan_choice *c, double more) {
+  pipeline line = plain_line(c);
+  double layers = (double)s->layers;
+  if (layers <= 0) return true;
+  int64_t each;
+  layer_bytes mean = {0, saved_of(s, c, c->recompute) / layers, layers};
+  bool alike = repeats(s->job->rules[c->recompute]->g) == 1;
+  return layers_fit(NULL, (double)sk_most_memory(s) + more, &mean, 1, alike, &line, &each);
+}
+
+bool plan_outer_fits(const plan_space *s, const plan_choice *c) { return saved_fits(s, c, 0); }
 
 double plan_outer_away(const plan_space *s, const plan_choice *c) {
   hm_store store = hm_store_best(s->cluster);
-  double saved;
   int pin = s->pins.home[PLAN_ACTIVATIONS];
   bool may = store.host && (pin < 0 || pin == PLAN_HOST);
-  if (!may || !saved_fits(s, c, (double)store.host, &saved)) return INFINITY;
-  return 2 * saved / store.host_rate * (double)c->micro_batches / (double)c->size[PLAN_PIPELINE];
+  if (!may || !saved_fits(s, c, (double)store.host)) return INFINITY;
+  return 2 * saved_of(s, c, c->recompute) / store.host_rate * (double)c->micro_batches /
+         (double)c->size[PLAN_PIPELINE];
+}
+
+// All stages together have room for so many bytes of one micro-batch of a layer; the more of them
+// are taken by layers that save less, the more layers there are. Unlike layers save unlike amounts,
+// of which this says nothing.
+double plan_outer_share(const plan_space *s, const plan_choice *c, plan_recompute kind) {
+  pipeline line = plain_line(c);
+  double room = 0, fast = saved_of(s, c, c->recompute), slow = saved_of(s, c, kind);
+  for (int i = 0; i < line.stages; i++)
+    room += (double)sk_most_memory(s) / (double)pipe_stash(NULL, &line, i, NULL);
+  if (repeats(s->job->rules[kind]->g) > 1) return 0;
+  if (slow > room) return 2;
+  return slow < fast ? fmax(0, (fast - room) / (fast - slow)) : 0;
+}
+
+// What a stage with a layer holds at least beside states and saved activations: workspace, and of
+// what lives away one of its two slots.
+static double least_beside(const point *p, const bl_block *slow) {
+  const plan_choice *c = p->c;
+  double least = INFINITY;
+  for (int i = 0; i < p->g->piece.n; i++) {
+    if (!is_layers(p, i)) continue;
+    const bl_piece *q = &p->kind[0].b->piece[i], *o = slow ? &slow->piece[i] : q;
+    const bl_phase *f = &q->phase[PG_FORWARD], *g = &o->phase[PG_FORWARD];
+    double work = fmin(f->transient_one, g->transient_one), saved = fmin(q->kept, o->kept);
+    work = fmin(work, fmin(f->transient, g->transient));
+    if (c->also && !slow) work = saved = 0;
+    if (c->zero >= 3) work += 2 * q->layer.parameter;
+    if (c->zero >= 2) work += q->layer.gradient;
+    hm_kept k = hm_kept_of(c, &q->layer);
+    k.bytes[PLAN_ACTIVATIONS] = saved;
+    for (int j = 0; j < PLAN_CLASSES; j++)
+      if (j != PLAN_OPTIMIZER && c->home[j] != PLAN_DEVICE) work += k.bytes[j];
+    least = fmin(least, work);
+  }
+  return isinf(least) ? 0 : least;
 }
 
 plan_quick plan_quickly(arena *a, plan_space *s, const plan_choice *c, const bl_block *b) {
@@ -868,9 +1004,13 @@ plan_quick plan_quickly(arena *a, plan_space *s, const plan_choice *c, const bl_
   bl_state_add(&mean, &layers, 1 / n);
   bl_state_add(&mean, &others, 1 / n);
   double backward = 0;
-  for (int i = 0; i < b->npieces; i++)
-    backward += (double)b->g->piece.at[i].count * p->kind[0].backward[i];
   plan_quick q = {0};
+  for (int i = 0; i < b->npieces; i++) {
+    double count = (double)b->g->piece.at[i].count;
+    backward += count * p->kind[0].backward[i];
+    if (is_layers(p, i))
+      q.layers += m / n * count * (p->kind[0].forward[i] + p->kind[0].backward[i]);
+  }
   if (p->kinds > 1)
     q.bound = bound_of_kinds(p, work, &mean);
   else
@@ -906,6 +1046,8 @@ plan_quick plan_quickly(arena *a, plan_space *s, const plan_choice *c, const bl_
   int64_t *each = arena_new(a, int64_t, c->interleave);
   layer_bytes *kind = arena_new(a, layer_bytes, b->npieces);
   bool gradients = more_gradients(p);
+  const bl_block *slow = c->also ? plan_second_block(s, c) : NULL;
+  double most_kept = 0, least_saved = 0, all_state = 0;
   int kinds = 0;
   for (int i = 0; i < b->npieces; i++) {
     if (!is_layers(p, i)) continue;
@@ -919,9 +1061,36 @@ plan_quick plan_quickly(arena *a, plan_space *s, const plan_choice *c, const bl_
       own->kept = k ? fmin(own->kept, saved) : saved;
     }
     kept += own->count * saved_here(c, b->piece[i].kept);
+    most_kept += own->count * own->kept;
+    if (c->also) {
+      double less = slow ? slow->piece[i].kept : 0;
+      if (!slow && repeats(b->g) == 1) less = saved_of(s, c, c->also) / own->count;
+      own->kept = fmin(own->kept, saved_here(c, less));
+    }
+    least_saved += own->count * own->kept;
+    all_state += own->count * own->state;
+  }
+  double beside = gradients || p->kinds > 1 ? 0 : least_beside(p, slow);
+  if (c->also && kinds == 1 && most_kept > least_saved) {
+    // A stage has room for so many bytes of one micro-batch: capacity over those in flight.
+    double room = 0, state_of = c->interleave > 1 ? all_state / n : 0;  // of equal stages known
+    if (p->layers % p->parts) state_of = 0;
+    for (int i = 0; i < line.stages; i++)
+      room += fmax(0, (double)at_stage(p, i)->k.capacity - beside - state_of) /
+              (double)least_stash(&line, i, each);
+    q.share = fmin(1, fmax(0, (most_kept - room) / (most_kept - least_saved)));
   }
   for (int k = 0; k < p->kinds; k++) capacity = fmax(capacity, (double)p->kind[k].k.capacity);
-  q.fits = !pipe_check(a, &line) && layers_fit(p, 0, kind, kinds, kinds == 1, &line, each);
+  q.fits = !pipe_check(a, &line) && layers_fit(p, -beside, kind, kinds, kinds == 1, &line, each);
+  if (q.fits && hm_any_away(c) && p->kinds == 1 && kinds == 1) {
+    const hm_store *store = &p->kind[0].k.store;
+    hm_held held = hm_held_by(c, &layers);
+    layer_bytes away = {held.host / kind[0].count, 0, kind[0].count};
+    for (int i = 0; c->home[PLAN_ACTIVATIONS] == PLAN_HOST && i < b->npieces; i++)
+      if (is_layers(p, i)) away.kept = b->piece[i].kept;
+    q.fits = held.disk <= n * (double)store->disk &&
+             layers_fit(NULL, (double)store->host, &away, 1, true, &line, each);
+  }
   // When it does not: what a stage has too much, on average over them, with one in flight.
   q.over = (state + on_device(c, &others) + kept) / n - capacity;
   return q;
@@ -943,10 +1112,11 @@ static void inner_times(const point *p, const stages_cut *cut, int stage, double
   hm_moves moves = {{{0}}, {{0}}}, *moved = &moves;
   int n = (int)p->c->size[PLAN_PIPELINE];
   for (int part = stage; part < p->parts; part += n)
-    for (int i = 0; i < p->g->piece.n; i++) {
-      double layers = layers_of_part(p, cut, part, i);
+    for (int run = 0; run < p->g->piece.n * recomputes(p); run++) {
+      int i = run / recomputes(p), slow = run % recomputes(p);
+      double layers = layers_of_kind(p, cut, part, i, slow);
       double times = layers * (double)p->c->micro_batches;
-      const rates *r = at_stage(p, stage);
+      const rates *r = of_layers(p, stage, slow);
       const bl_piece *piece = &r->b->piece[i];
       for (int a = 0; a < BL_INNER; a++) {
         plan_time t = bl_axis_of(a) == PLAN_TENSOR ? PLAN_T_TENSOR : PLAN_T_SEQUENCE;
@@ -985,6 +1155,19 @@ static void inner_times(const point *p, const stages_cut *cut, int stage, double
   memcpy(x->moved_disk, moved->disk, sizeof x->moved_disk);
 }
 
+// How many neighbours on `ring` lie in one node, where the ring goes through several: keys and
+// values are gathered factor by factor (ir/cluster.h), each rank sends to other nodes only the
+// chunks that those nodes lack.
+static int64_t ring_in_node(const point *p) {
+  int64_t inner = 1, size = p->c->size[PLAN_RING];
+  for (int t = 0; t < p->s->cluster->ntiers; t++) {
+    const cl_tier *tier = &p->s->cluster->tier[t];
+    if (tier->node && tier->unit > p->stride[PLAN_RING])
+      inner = cl_gcd(tier->unit / p->stride[PLAN_RING], size);
+  }
+  return inner > 1 && inner < size ? inner : 0;
+}
+
 static void list_cuts(const point *p, plan_candidate *x) {
   const pg_graph *g = p->g;
   const sh_result *r = p->kind[0].b->axis[0];
@@ -1012,7 +1195,12 @@ static void set_rates(const point *p, plan_candidate *x) {
   x->tokens_per_s = j->tokens / x->step_s;
   x->tflops_per_device = p->g->flops * batch / x->step_s / n / 1e12;
   x->mfu = peak > 0 ? x->tflops_per_device * 1e12 / peak : 0;
-  x->hfu = peak > 0 ? p->g->hardware_flops * batch / x->step_s / n / peak : 0;
+  double run = p->g->hardware_flops;
+  for (int i = 0; p->second && i < x->nlayers; i++)  // slow layers run more
+    if (x->layers[i].recompute == p->c->also)
+      run += (p->second->b->g->hardware_flops - p->g->hardware_flops) *
+             (double)(x->layers[i].last + 1 - x->layers[i].first) / (double)p->layers;
+  x->hfu = peak > 0 ? run * batch / x->step_s / n / peak : 0;
   // 80 % of a normal distribution with the residuals of the H100 fit, 4.6 % root mean square, lie
   // within 1.28 of that. docs/planner.md and bench/published.py have the coverage on other rows.
   const double spread = 1.28 * 0.046;
@@ -1026,6 +1214,18 @@ plan_candidate *plan_evaluate(arena *a, plan_space *s, const plan_choice *c, con
   int n = (int)c->size[PLAN_PIPELINE], v = (int)c->interleave;
   p->parts = n * v;
   find_layers(p);
+  if (c->also) {
+    plan_choice slow = *c;
+    slow.recompute = c->also;
+    const bl_block *other = plan_block_of(s, &slow);
+    *code = "infeasible";
+    *why = other->why ? other->why : mixed_why_not(b, other);
+    if (*why) return NULL;
+    p->second = arena_new(a, rates, 1);
+    *p->second = (rates){.k = p->kind[0].k, .b = other};
+    p->slow = arena_new(a, int64_t, p->parts);
+    layer_seconds(p, p->second);
+  }
   pipe_chunk *chunk = arena_new(a, pipe_chunk, p->parts);
   double *after = arena_new(a, double, n);
   plan_candidate *x = arena_new(a, plan_candidate, 1);
@@ -1051,6 +1251,12 @@ plan_candidate *plan_evaluate(arena *a, plan_space *s, const plan_choice *c, con
   x->nstages = n;
   x->stage = arena_new(a, plan_stage, n);
   fill_chunks(p, &cut, chunk, x);
+  if (p->second) {
+    find_slow(p, &cut, &x->pipe, p->kind[0].k.capacity);
+    memset(chunk, 0, sizeof *chunk * (size_t)p->parts);
+    fill_chunks(p, &cut, chunk, x);
+  }
+  list_layers(p, &cut, x);
   once *once_at = arena_new(a, once, n);
   for (int i = 0; i < n; i++) {
     bl_state state = stage_state(p, &cut, i);
@@ -1081,7 +1287,7 @@ plan_candidate *plan_evaluate(arena *a, plan_space *s, const plan_choice *c, con
   }
   x->load = x->peak;
   if (pipe_bound(&x->pipe) > limit) {
-    *code = "slower";
+    *code = x->peak > x->capacity || x->pressed ? "does-not-fit" : "slower";  // more room may help
     *why = "a bound of its step says so";
     return NULL;
   }
@@ -1109,6 +1315,7 @@ plan_candidate *plan_evaluate(arena *a, plan_space *s, const plan_choice *c, con
   }
   if (p->places) memcpy(x->spans, p->places->spans, sizeof x->spans);
   list_cuts(p, x);
+  x->ring_inner = ring_in_node(p);
   set_rates(p, x);
   return x;
 }

@@ -154,11 +154,44 @@ static const char *batch_words(arena *a, const plan_choice *c, int64_t batch) {
   return sb_str(&s);
 }
 
+// "full in 15 of 96 layers: 0-14", where layers of a stage take two kinds of recomputation.
+static const char *mixed_words(arena *a, const plan_candidate *c) {
+  sb runs = {.arena = a};
+  int64_t some = 0, all = 0;
+  int shown = 0;
+  for (int i = 0; i < c->nlayers; i++) {
+    const plan_layers *l = &c->layers[i];
+    all += l->last + 1 - l->first;
+    if (l->recompute != c->choice.also) continue;
+    some += l->last + 1 - l->first;
+    if (++shown > 8) continue;
+    sb_printf(&runs, "%s%" PRId64, shown > 1 ? ", " : "", l->first);
+    if (l->last > l->first) sb_printf(&runs, "-%" PRId64, l->last);
+  }
+  return arena_printf(a, "recompute %s in %" PRId64 " of %" PRId64 " layers: %s%s",
+                      plan_recompute_name(c->choice.also), some, all, sb_str(&runs),
+                      shown > 8 ? ", " SHOW_MORE : "");
+}
+
 static void show_choice(page *p, const char *word, const plan_result *r, const plan_candidate *c) {
   label(p, word);
   words(p, plan_choice_words(p->arena, &c->choice, " " SHOW_TIMES " ", " " SHOW_DOT " "), LABEL);
   newline(p, LABEL);
   words(p, batch_words(p->arena, &c->choice, r->model.batch), LABEL);
+  newline(p, 0);
+  if (c->ring_inner) {
+    spaces(p, LABEL);
+    words(p,
+          arena_printf(p->arena,
+                       "double ring: %" PRId64 " ranks inside a node " SHOW_TIMES " %" PRId64
+                       " nodes",
+                       c->ring_inner, c->choice.size[PLAN_RING] / c->ring_inner),
+          LABEL);
+    newline(p, 0);
+  }
+  if (!c->choice.also) return;
+  spaces(p, LABEL);
+  words(p, mixed_words(p->arena, c), LABEL);
   newline(p, 0);
 }
 

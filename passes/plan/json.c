@@ -73,27 +73,28 @@ static json_t *choice_mesh(const plan_choice *c) {
   return o;
 }
 
-// What is chosen, into the object of a candidate or of a rejected plan.
-static void put_choice(json_t *o, const plan_choice *c, int64_t layers) {
+// What is chosen, into the object of a candidate.
+static void put_choice(json_t *o, arena *a, const plan_candidate *x) {
+  const plan_choice *c = &x->choice;
   set(o, "mesh", choice_mesh(c));
   set(o, "micro_batch", whole(c->micro_batch));
   set(o, "micro_batches", whole(c->micro_batches));
   set(o, "pipeline_order", json_string(pipe_kind_name(c->pipe)));
   set(o, "interleave", whole(c->interleave));
+  set(o, "placement", json_string(c->context_first ? "context_first" : "head_first"));
+  set(o, "ring_inner", whole(x->ring_inner));
   json_t *zero = object();
   set(zero, "stage", whole(c->zero));
   set(zero, "group", whole(c->zero_group));
   set(o, "zero", zero);
-  json_t *recompute = object(), *blocks = array(), *block = object();
-  const char *how = plan_recompute_name(c->recompute);
-  set(recompute, "summary", json_string(how));
-  if (layers > 0) {
-    set(block, "first_layer", whole(0));
-    set(block, "last_layer", whole(layers - 1));
-    set(block, "recompute", json_string(how));
+  json_t *recompute = object(), *blocks = array();
+  set(recompute, "summary", text(a, plan_recompute_words(a, c)));
+  for (int i = 0; i < x->nlayers; i++) {
+    json_t *block = object();
+    set(block, "first_layer", whole(x->layers[i].first));
+    set(block, "last_layer", whole(x->layers[i].last));
+    set(block, "recompute", json_string(plan_recompute_name(x->layers[i].recompute)));
     add(blocks, block);
-  } else {
-    json_decref(block);
   }
   set(recompute, "blocks", blocks);
   set(o, "recompute", recompute);
@@ -196,11 +197,11 @@ static json_t *moved_bytes(const plan_candidate *c) {
   return o;
 }
 
-static json_t *candidate_of(arena *a, const plan_candidate *c, int64_t layers) {
+static json_t *candidate_of(arena *a, const plan_candidate *c) {
   json_t *o = object();
   set(o, "plan", text(a, plan_choice_text(a, &c->choice)));
   set(o, "flags", text(a, plan_choice_flags(a, &c->choice)));
-  put_choice(o, &c->choice, layers);
+  put_choice(o, a, c);
   json_t *stages = array(), *cuts = array(), *calls = object();
   for (int i = 0; i < c->nstages; i++) add(stages, stage_of(a, &c->stage[i]));
   set(o, "stages", stages);
@@ -309,12 +310,10 @@ void plan_print_json(const plan_result *r, FILE *out) {
   set(cluster, "devices", whole(r->cluster->devices));
   set(cluster, "digest", digest(r->cluster->digest));
   set(o, "cluster", cluster);
-  set(o, "best", r->best ? candidate_of(&a, r->best, r->model.layers) : json_null());
-  for (int i = 0; i < r->candidates.n; i++)
-    add(candidates, candidate_of(&a, r->candidates.at[i], r->model.layers));
+  set(o, "best", r->best ? candidate_of(&a, r->best) : json_null());
+  for (int i = 0; i < r->candidates.n; i++) add(candidates, candidate_of(&a, r->candidates.at[i]));
   set(o, "candidates", candidates);
-  if (!r->best)
-    set(o, "closest", r->closest ? candidate_of(&a, r->closest, r->model.layers) : json_null());
+  if (!r->best) set(o, "closest", r->closest ? candidate_of(&a, r->closest) : json_null());
   set(o, "search", search_of(&r->search));
   for (int i = 0; i < r->rejected.n; i++) add(rejected, rejected_of(&a, r, &r->rejected.at[i]));
   set(o, "rejected", rejected);

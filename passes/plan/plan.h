@@ -54,6 +54,7 @@ const char *plan_class_name(plan_class c);  // "parameters"
 typedef struct plan_choice {
   int64_t size[PLAN_AXES];     // they multiply to the devices
   plan_axis order[PLAN_AXES];  // outer to inner
+  bool context_first;          // ring ranks lie closer together than ulysses ranks
   int64_t micro_batch;         // sequences of one data rank
   int64_t micro_batches;       // of a data rank, in a step
   pipe_kind pipe;
@@ -61,7 +62,9 @@ typedef struct plan_choice {
   int zero;            // 0..3
   int64_t zero_group;  // ranks that share a state: data times ulysses and ring, or with a factor of
                        // data instead of all of it; 1 without ZeRO
-  plan_recompute recompute;  // of all layers, or of those that `recomputed` counts
+  plan_recompute recompute;  // of all layers, or of those that `also` leaves
+  plan_recompute also;  // of as many of each stage's first layers as memory asks for; PLAN_KEEP: of
+                        // none
   plan_home home[PLAN_CLASSES];
   bool whole_stream;       // pinned: `tensor` cuts nothing that goes from layer to layer
   bool sequence_parallel;  // norms and residuals cut by `tensor` along the sequence: found by the
@@ -110,6 +113,12 @@ typedef struct plan_stage {
   const char *peak_at;           // "warm-up, layer 11, mlp.c_fc"
 } plan_stage;
 
+// Layers that follow each other and are recomputed alike.
+typedef struct plan_layers {
+  int64_t first, last;
+  plan_recompute recompute;
+} plan_layers;
+
 // How one value or weight is cut over `tensor`: "h.attn.c_attn.weight" "kv_heads/tensor".
 typedef struct plan_cut {
   const char *name, *cut;
@@ -143,6 +152,9 @@ typedef struct plan_candidate {
   double moved[PLAN_CLASSES][2], moved_disk[PLAN_CLASSES][2];
   bool pressed;           // with more memory, stages would be cut otherwise
   bool spans[PLAN_AXES];  // groups of this axis have members on networks that differ
+  int64_t ring_inner;     // double ring: ring ranks of a node, where more nodes have some; else 0
+  int nlayers;            // runs of layers
+  plan_layers *layers;
   int ncuts;
   plan_cut *cut;
   // Collectives of one layer, forward and backward, over `tensor`: for explanations and tests.

@@ -121,7 +121,12 @@ void plan_print_file(const plan_result *r, const plan_candidate *c, FILE *out) {
     print_order(k, out);
     print_stages(c, out);
   }
-  fprintf(out, "  recompute = %s\n", plan_recompute_name(k->recompute));
+  fprintf(out, "  recompute = %s", plan_recompute_words(&a, k));
+  for (int i = 0, n = 0; k->also && i < c->nlayers; i++)
+    if (c->layers[i].recompute == k->also)
+      fprintf(out, "%s%" PRId64 "-%" PRId64, n++ ? ", " : "  # the latter in ", c->layers[i].first,
+              c->layers[i].last);
+  fputc('\n', out);
   if (c->ncuts) {
     fputs("  layers \"*\" {\n", out);
     for (int i = 0; i < c->ncuts; i++)

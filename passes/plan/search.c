@@ -17,12 +17,14 @@ static double now(void) {
   return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
-// Axes inside a stage lie innermost, tensor first: their strides follow from their sizes.
+// Axes inside a stage lie innermost, tensor first: their strides follow from their sizes and the
+// placement of the other two.
 bl_key plan_key_of(const plan_choice *c) {
   bl_key k = {
       .recompute = c->recompute, .micro_batch = c->micro_batch, .whole_stream = c->whole_stream};
   int64_t stride = 1;
-  for (int x = 0; x < BL_INNER; x++) {
+  for (int i = 0; i < BL_INNER; i++) {
+    int x = c->context_first && i ? BL_INNER - i : i;
     k.size[x] = c->size[bl_axis_of(x)];
     k.stride[x] = stride;
     stride *= k.size[x];
@@ -30,11 +32,17 @@ bl_key plan_key_of(const plan_choice *c) {
   return k;
 }
 
-static const char *block_name(arena *a, const plan_choice *c) {
+static void write_name(char *name, size_t size, const plan_choice *c) {
   bl_key k = plan_key_of(c);
-  return arena_printf(a, "%d%s %lld %lld %lld %lld", (int)k.recompute, k.whole_stream ? "w" : "",
-                      (long long)k.size[0], (long long)k.size[1], (long long)k.size[2],
-                      (long long)k.micro_batch);
+  snprintf(name, size, "%d%s%s %lld %lld %lld %lld", (int)k.recompute, k.whole_stream ? "w" : "",
+           c->context_first ? "c" : "", (long long)k.size[0], (long long)k.size[1],
+           (long long)k.size[2], (long long)k.micro_batch);
+}
+
+static const char *block_name(arena *a, const plan_choice *c) {
+  char name[96];
+  write_name(name, sizeof name, c);
+  return arena_strdup(a, name);
 }
 
 const bl_block *plan_block_of(plan_space *s, const plan_choice *c) {
@@ -53,6 +61,14 @@ const bl_block *plan_block_of(plan_space *s, const plan_choice *c) {
   map_set(s->blocks, name, b);
   s->fronts++;
   return b;
+}
+
+const bl_block *plan_second_block(plan_space *s, const plan_choice *c) {
+  plan_choice slow = *c;
+  slow.recompute = c->also;
+  char name[96];
+  write_name(name, sizeof name, &slow);
+  return map_get(s->blocks, name);
 }
 
 // ---- bounds -------------------------------------------------------------------------------------
@@ -83,6 +99,7 @@ double plan_outer_bound(plan_space *s, const plan_choice *c) {
 typedef struct group {
   int64_t largest;    // micro-batch of them
   double per_sample;  // seconds of a block there, for each sample; < 0: not worked out
+  double layers;      // of these, of its layers
 } group;
 
 typedef struct outer {
@@ -155,8 +172,9 @@ static double to_beat(const walk *w) {
   return vec_last(&w->kept).step * (1 - w->slack) * (1 + 1e-9);
 }
 
-// Returns whether more room could make it better.
-static bool consider(walk *w, const plan_choice *c, const bl_block *b) {
+// What could make a point better: more room on the device, or anywhere.
+typedef enum room { ROOM_ENOUGH, ROOM_ELSEWHERE, ROOM_DEVICE } room;
+static room consider(walk *w, const plan_choice *c, const bl_block *b) {
   const char *code, *why;
   plan_candidate *x = plan_evaluate(&w->scratch, w->s, c, b, to_beat(w), &code, &why);
   w->stats->evaluated++;
@@ -165,7 +183,7 @@ static bool consider(walk *w, const plan_choice *c, const bl_block *b) {
       w->code = code;
       w->why = arena_strdup(w->s->a, why);
     }
-    return str_eq(code, "does-not-fit");
+    return str_eq(code, "does-not-fit") ? ROOM_DEVICE : ROOM_ENOUGH;
   }
   // What may be kept, or come closest, is measured by its layout, where there is one.
   bool wins = !x->over && (w->kept.n < w->top || x->step_s <= vec_last(&w->kept).step * (1 + 1e-9));
@@ -184,7 +202,7 @@ static bool consider(walk *w, const plan_choice *c, const bl_block *b) {
     if (better(&f, &w->best)) w->best = f;
     keep(w, &f);
   }
-  return x->over > 0 || x->pressed;
+  return x->pressed || x->peak > x->capacity ? ROOM_DEVICE : x->over ? ROOM_ELSEWHERE : ROOM_ENOUGH;
 }
 
 // Calls `visit` for every legal way to choose the dimensions dim[0 .. n-1] of c.
@@ -217,9 +235,9 @@ static void count_inner(const walk *w, outer *o) {
 }
 
 static group *group_of(walk *w, const plan_choice *c) {
-  const char *name = arena_printf(&w->scratch, "%d %lld %lld %lld", (int)c->recompute,
-                                  (long long)c->size[PLAN_TENSOR], (long long)c->size[PLAN_ULYSSES],
-                                  (long long)c->size[PLAN_RING]);
+  const char *name = arena_printf(&w->scratch, "%d %d %lld %lld %lld", (int)c->recompute,
+                                  c->context_first, (long long)c->size[PLAN_TENSOR],
+                                  (long long)c->size[PLAN_ULYSSES], (long long)c->size[PLAN_RING]);
   group *g = map_get(&w->groups, name);
   if (!g) {
     g = arena_new(w->s->a, group, 1);
@@ -232,6 +250,12 @@ static group *group_of(walk *w, const plan_choice *c) {
 
 static void add_outer(void *ctx, const plan_choice *c) {
   walk *w = ctx;
+  for (int i = 0; i < PLAN_RECOMPUTES; i++)
+    if (plan_may_mix(w->s, c, i)) {
+      plan_choice other = *c;
+      other.recompute = (plan_recompute)i;
+      group_of(w, &other);
+    }
   outer x = {*c, plan_outer_bound(w->s, c), group_of(w, c), 0, 0};
   vec_push(w->s->a, &w->outer, x);
 }
@@ -251,14 +275,14 @@ static void begin(walk *w) {
 }
 
 // Seconds of a block for a micro-batch, at least.
-static double least_of(const bl_block *b) {
+static double least_of(const bl_block *b, bool layers) {
   double work = 0;
   for (int i = 0; !b->why && i < b->npieces; i++)
     for (int f = 0; f < 2; f++) {
       const bl_phase *q = &b->piece[i].phase[f];
       double seconds = q->compute;
       for (int k = 0; k < BL_INNER; k++) seconds += q->sent[k] - q->streamed[k];
-      work += (double)b->g->piece.at[i].count * seconds;
+      if (b->g->piece.at[i].name || !layers) work += (double)b->g->piece.at[i].count * seconds;
     }
   return work;
 }
@@ -267,26 +291,60 @@ static double least_of(const bl_block *b) {
 // size of a call, and what does not grow with it (weights, latencies) is shared by more samples. So
 // the block of the largest micro-batch bounds those of all smaller ones. What attention hides of
 // the keys' and values' way could be more there, so it is left out.
-static double group_bound(walk *w, const outer *x) {
-  group *g = x->group;
-  if (g->per_sample < 0) {
-    plan_choice c = x->c;
-    c.micro_batch = g->largest;
-    const bl_block *const *block;
-    double work = INFINITY;
-    for (int j = sk_blocks(w->s, &c, &block) - 1; j >= 0; j--)
-      work = fmin(work, least_of(block[j]));
-    g->per_sample = work / (double)g->largest;
+static const group *work_out_group(walk *w, group *g, const plan_choice *of) {
+  if (g->per_sample >= 0) return g;
+  plan_choice c = *of;
+  c.micro_batch = g->largest;
+  const bl_block *const *block;
+  double all = INFINITY, layers = INFINITY;
+  for (int j = sk_blocks(w->s, &c, &block) - 1; j >= 0; j--) {
+    all = fmin(all, least_of(block[j], false));
+    layers = fmin(layers, least_of(block[j], true));
   }
-  return g->per_sample * (double)(x->c.micro_batch * x->c.micro_batches) /
-         (double)x->c.size[PLAN_PIPELINE];
+  g->per_sample = all / (double)g->largest;
+  g->layers = layers / (double)g->largest;
+  return g;
+}
+
+static double samples_of(const plan_choice *c) {
+  return (double)(c->micro_batch * c->micro_batches) / (double)c->size[PLAN_PIPELINE];
+}
+
+static double group_bound(walk *w, const outer *x) {
+  return work_out_group(w, x->group, &x->c)->per_sample * samples_of(&x->c);
+}
+
+// A bound for an outer point whose saved activations do not fit as they are: some layers save less,
+// or it goes to the host. INFINITY: neither helps.
+static double away_bound(walk *w, const outer *x) {
+  const plan_choice *c = &x->c;
+  double best = plan_outer_away(w->s, c);
+  for (int kind = 0; kind < PLAN_RECOMPUTES; kind++) {
+    if (!plan_may_mix(w->s, c, kind)) continue;
+
+    double share = plan_outer_share(w->s, c, (plan_recompute)kind);
+    if (share > 1) continue;
+    plan_choice other = *c;
+    other.recompute = (plan_recompute)kind;
+    double slow = work_out_group(w, group_of(w, &other), &other)->layers * samples_of(c);
+    double fast = group_bound(w, x), own = x->group->layers * samples_of(c);
+    best = fmin(best, fast + share * (slow - own));
+  }
+  return isinf(best) ? best : fmax(best, group_bound(w, x));
 }
 
 // ---- best first ---------------------------------------------------------------------------------
 
-// What is still to be looked at: an outer point by its first bound, by its group's, a point of it
-// with all that can be on the device, all its variants by the same bound, or one of these.
-typedef enum node_kind { NODE_OUTER, NODE_GROUP, NODE_POINT, NODE_AWAY, NODE_VARIANT } node_kind;
+// What is still to be looked at.
+typedef enum node_kind {
+  NODE_OUTER,    // an outer point by its first bound
+  NODE_GROUP,    // by its group's
+  NODE_POINT,    // a point of it with the first values of the AWAY dimensions
+  NODE_AWAY,     // that does not fit: its variants, by the same bound
+  NODE_VARIANT,  // one of them, with the first value of the last dimension
+  NODE_MIXED,    // with another; its second block may still have to be made
+  NODE_LAST,     // with another, to be worked out
+} node_kind;
 typedef struct node {
   double bound;
   node_kind kind;
@@ -341,22 +399,73 @@ typedef struct opened {
   int skip;  // variants that need no look
 } opened;
 
-// A variant, or in an exhaustive search any point, goes on the heap when it may fit and win.
-static void add_variant(void *ctx, const plan_choice *c) {
+// What a plan with two kinds of layers takes at least: a share of the layers is of the slower kind,
+// whose seconds are those of its block where it is made, else no less than its group says.
+static double mixed_bound(walk *w, const plan_choice *c, const plan_quick *q,
+                          const bl_block *slow) {
+  if (!c->also) return q->bound;
+  plan_choice other = *c;
+  other.recompute = c->also;
+  double seconds = 0;
+  for (int i = 0; slow && i < slow->npieces; i++) {
+    const bl_piece *x = &slow->piece[i];
+    for (int f = 0; f < 2 && slow->g->piece.at[i].name; f++) {
+      double phase = x->phase[f].compute;
+      for (int k = 0; k < BL_INNER; k++) phase += x->phase[f].sent[k];
+      seconds += (double)slow->g->piece.at[i].count * phase;
+    }
+  }
+  if (slow)
+    seconds *= (double)c->micro_batches / (double)c->size[PLAN_PIPELINE];
+  else
+    seconds = work_out_group(w, group_of(w, &other), &other)->layers * samples_of(c);
+  double more = q->share * (seconds - q->layers);
+  return more > 0 ? q->bound + more : q->bound;
+}
+
+static const plan_dim *last_dim(const walk *w) { return &w->away[w->naway - 1]; }
+static int last_values(const walk *w, const plan_choice *c) {
+  int64_t value[PLAN_VALUES];
+  return last_dim(w)->values(w->s, c, value);
+}
+
+// The same with other values of the last dimension, where they may fit and win.
+static void add_last(walk *w, heap *h, const plan_choice *of, int at) {
+  int64_t value[PLAN_VALUES];
+  int n = last_dim(w)->values(w->s, of, value);
+  for (int i = 1; i < n; i++) {
+    plan_choice c = *of;
+    last_dim(w)->set(w->s, &c, value[i]);
+    plan_quick q = plan_quickly(&w->scratch, w->s, &c, plan_block_of(w->s, &c));
+    if (!q.fits && !w->best.any) remember(w, &c, q.over);
+    double bound = mixed_bound(w, &c, &q, NULL);
+    if (!q.fits || bound > to_beat(w))
+      w->stats->pruned++;
+    else
+      push(w, h, (node){bound, NODE_MIXED, at, 0, c});
+  }
+}
+
+// A variant goes on the heap when it may fit and win.
+static void add_variant(void *ctx, const plan_choice *homes) {
   opened *o = ctx;
   walk *w = o->w;
   if (o->skip-- > 0) return;
-  if (w->o->exhaustive) {
-    w->stats->considered++;
-    push(w, o->h, (node){0, NODE_VARIANT, o->at, 0, *c});
-    return;
-  }
-  plan_quick q = plan_quickly(&w->scratch, w->s, c, o->b);
-  if (!q.fits && !w->best.any) remember(w, c, q.over);
-  if (!q.fits || q.bound > to_beat(w))
+  plan_choice c = *homes;
+  int64_t value[PLAN_VALUES];
+  int values = last_dim(w)->values(w->s, &c, value);
+  if (!values) return;
+  last_dim(w)->set(w->s, &c, value[0]);
+  plan_quick q = plan_quickly(&w->scratch, w->s, &c, o->b);
+  if (!q.fits && !w->best.any) remember(w, &c, q.over);
+  if (q.bound > to_beat(w)) {
+    w->stats->pruned += values;
+  } else if (!q.fits) {
     w->stats->pruned++;
-  else
-    push(w, o->h, (node){q.bound, NODE_VARIANT, o->at, 0, *c});
+    add_last(w, o->h, &c, o->at);
+  } else {
+    push(w, o->h, (node){q.bound, NODE_VARIANT, o->at, 0, c});
+  }
 }
 
 // A point with the first value of each AWAY dimension bounds its variants.
@@ -380,12 +489,19 @@ static void add_point(void *ctx, const plan_choice *inner) {
 
 static void add_variants(walk *w, heap *h, const node *x) {
   opened ctx = {w, h, x->outer, plan_block_of(w->s, &x->c), 1};
-  each_choice(w->s, w->away, w->naway, x->c, add_variant, &ctx);
+  each_choice(w->s, w->away, w->naway - 1, x->c, add_variant, &ctx);
+  add_last(w, h, &x->c, x->outer);
 }
 
-static void all_points(void *ctx, const plan_choice *c) {
+// An exhaustive search looks at all.
+static void add_each(void *ctx, const plan_choice *c) {
+  opened *o = ctx;
+  o->w->stats->considered++;
+  push(o->w, o->h, (node){0, NODE_LAST, o->at, 0, *c});
+}
+static void add_all(void *ctx, const plan_choice *c) {
   const opened *o = ctx;
-  each_choice(o->w->s, o->w->away, o->w->naway, *c, add_variant, ctx);
+  each_choice(o->w->s, o->w->away, o->w->naway, *c, add_each, ctx);
 }
 
 static void drop(walk *w, const outer *o) {
@@ -399,7 +515,7 @@ static void open_outer(walk *w, heap *h, int at) {
   if (!o->variants) count_inner(w, o);
   if (!o->variants) return;
   if (!ctx.b->why) {
-    each_choice(w->s, w->inner, w->ninner, o->c, w->o->exhaustive ? all_points : add_point, &ctx);
+    each_choice(w->s, w->inner, w->ninner, o->c, w->o->exhaustive ? add_all : add_point, &ctx);
     return;
   }
   w->code = ctx.b->code;
@@ -455,26 +571,40 @@ static void search(walk *w) {
     bool lost = x.bound > to_beat(w);
     if (lost && w->slack > 0) break;  // so is all that is left, and nobody counts it
     if (lost && x.kind >= NODE_POINT) {
-      w->stats->pruned += x.kind == NODE_VARIANT ? 1 : o->variants;
+      w->stats->pruned += x.kind >= NODE_MIXED     ? 1
+                          : x.kind == NODE_VARIANT ? last_values(w, &x.c)
+                                                   : o->variants;
     } else if (lost) {
       drop(w, o);
     } else if (x.kind == NODE_OUTER && !all && !plan_outer_fits(w->s, &o->c)) {
-      double bound = plan_outer_away(w->s, &o->c);
+      double bound = away_bound(w, o);
       if (isinf(bound)) {
         drop(w, o);
         vec_push(w->s->a, &w->put_off, x.outer);
         continue;
       }
       x.kind = NODE_GROUP;
-      x.bound = fmax(x.bound, fmax(bound, group_bound(w, o)));
+      x.bound = fmax(x.bound, bound);
       push(w, &h, x);
     } else if (x.kind == NODE_OUTER && !all) {
       double bound = group_bound(w, o);
       x.kind = NODE_GROUP;
       if (bound > x.bound) x.bound = bound;
       push(w, &h, x);
-    } else if (x.kind == NODE_VARIANT) {
+    } else if (x.kind == NODE_MIXED) {
+      plan_choice slow = x.c;
+      slow.recompute = x.c.also;
+      plan_quick q = plan_quickly(&w->scratch, w->s, &x.c, plan_block_of(w->s, &x.c));
+      x.bound = fmax(x.bound, mixed_bound(w, &x.c, &q, plan_block_of(w->s, &slow)));
+      x.kind = NODE_LAST;
+      push(w, &h, x);
+    } else if (x.kind == NODE_LAST) {
       consider(w, &x.c, plan_block_of(w->s, &x.c));
+    } else if (x.kind == NODE_VARIANT) {
+      if (consider(w, &x.c, plan_block_of(w->s, &x.c)) == ROOM_DEVICE)
+        add_last(w, &h, &x.c, x.outer);
+      else
+        w->stats->pruned += last_values(w, &x.c) - 1;
     } else if (x.kind == NODE_POINT) {
       if (consider(w, &x.c, plan_block_of(w->s, &x.c)) && o->variants > 1)
         add_variants(w, &h, &x);
@@ -486,7 +616,7 @@ static void search(walk *w) {
     } else {
       open_outer(w, &h, x.outer);
     }
-    if (w->scratch.total > (size_t)8 << 20) {
+    if (w->scratch.total > (size_t)1 << 19) {
       arena_free(&w->scratch);
       arena_init(&w->scratch);
     }
@@ -549,7 +679,8 @@ static bool same_choice(const plan_choice *a, const plan_choice *b) {
   for (int i = 0; i < PLAN_AXES; i++)
     if (a->size[i] != b->size[i]) return false;
   return a->micro_batch == b->micro_batch && a->interleave == b->interleave && a->zero == b->zero &&
-         a->zero_group == b->zero_group && a->recompute == b->recompute && a->pipe == b->pipe &&
+         a->zero_group == b->zero_group && a->recompute == b->recompute && a->also == b->also &&
+         a->context_first == b->context_first && a->pipe == b->pipe &&
          !memcmp(a->home, b->home, sizeof a->home);
 }
 
@@ -621,6 +752,7 @@ static void add_alternatives(plan_result *r, const plan_space *s, const plan_pin
     if (pins->recompute < 0 && i != (int)c->recompute) {
       plan_pins p = *pins;
       p.recompute = i;
+      p.also = PLAN_KEEP;
       reject(r, s, &p, layouts);
     }
   plan_pins all = *pins;
@@ -668,7 +800,7 @@ static void add_fixes(plan_result *r, const plan_space *s, const plan_pins *pins
   plan_pins p;
   if (pins->recompute >= 0) {
     p = *pins;
-    p.recompute = -1;
+    p.recompute = p.also = -1;
     try_fix(r, s, &p, layouts, "compute more of it again in backward", "--pin recompute=auto");
   }
   if (pins->home[PLAN_OPTIMIZER] == PLAN_DEVICE) {
@@ -740,6 +872,15 @@ static int64_t layers_of(const plan_job *job) {
   return n;
 }
 
+// Bytes of a sample that layers save, by recomputation.
+static void note_saved(plan_space *s) {
+  for (int i = 0; i < PLAN_RECOMPUTES; i++) {
+    const pg_graph *g = s->job->rules[i] ? s->job->rules[i]->g : NULL;
+    for (int v = 0; g && v < g->value.n; v++)
+      if (g->value.at[v].saved) s->saved[i] += g->value.at[v].bytes * g->value.at[v].layers;
+  }
+}
+
 static void describe(plan_result *r, const plan_job *job, const plan_space *s) {
   const pg_graph *g = NULL;
   for (int i = 0; i < PLAN_RECOMPUTES && !g; i++)
@@ -770,6 +911,7 @@ plan_result *plan_search(arena *a, const plan_job *job, const cl_cluster *cluste
                   .bounds = &bounds,
                   .places = &places,
                   .layers = layers_of(job)};
+  note_saved(&s);
   describe(r, job, &s);
   walk w = {.s = &s, .o = options, .stats = &r->search, .top = options->top > 0 ? options->top : 1};
   w.since = now();

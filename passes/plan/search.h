@@ -30,6 +30,8 @@ typedef struct plan_pins {
   bool whole_stream;  // plan_choice
   int schedule;       // pipe_kind
   int zero, recompute;
+  int also;  // plan_recompute
+  int context_first;
   int64_t zero_group;   // ranks that share a state
   int64_t zero_factor;  // the same as the innermost factor of `data`
   int home[PLAN_CLASSES];
@@ -66,7 +68,8 @@ typedef struct plan_space {
   map *bounds;  // of plan_outer_bound
   map *places;  // of stage_kind.h
   int64_t layers;
-  int64_t fronts;  // blocks made
+  double saved[PLAN_RECOMPUTES];  // bytes of a sample that all layers save for backward
+  int64_t fronts;                 // blocks made
 } plan_space;
 
 typedef enum plan_level { PLAN_OUTER, PLAN_INNER, PLAN_AWAY } plan_level;  // space.def
@@ -78,6 +81,8 @@ typedef struct plan_dim {
   int (*values)(const plan_space *s, const plan_choice *c, int64_t out[PLAN_VALUES]);
   void (*set)(const plan_space *s, plan_choice *c, int64_t value);
 } plan_dim;
+// Whether layers of a choice may be recomputed as `kind` where memory asks for it.
+bool plan_may_mix(const plan_space *s, const plan_choice *c, int kind);
 int plan_dims(const plan_dim **out);
 // Why the space has no point: which pin cannot be met, in words, and the diagnostic's code.
 const char *plan_why_illegal(arena *a, const plan_space *s, const char **code);
@@ -89,6 +94,8 @@ bl_key plan_key_of(const plan_choice *c);
 // The block of a choice whose outer dimensions are set. On a cluster of unlike parts it is one of
 // several (stage_kind.h).
 const bl_block *plan_block_of(plan_space *s, const plan_choice *c);
+// The block of the layers that are recomputed as `also` says; NULL: it is not made yet.
+const bl_block *plan_second_block(plan_space *s, const plan_choice *c);
 // A lower bound on the step of every plan with these outer dimensions.
 double plan_outer_bound(plan_space *s, const plan_choice *c);
 // False when no plan with these outer dimensions fits: the load of saved activations alone, were
@@ -97,6 +104,9 @@ bool plan_outer_fits(const plan_space *s, const plan_choice *c);
 // For one that does not: a lower bound on its step when what is saved goes to the host; INFINITY
 // when it cannot, or does not fit there either.
 double plan_outer_away(const plan_space *s, const plan_choice *c);
+// The least share of layers that must be recomputed as `kind` so that what all layers save may fit;
+// above 1 when none is enough.
+double plan_outer_share(const plan_space *s, const plan_choice *c, plan_recompute kind);
 
 // The best plan of a space under other pins, when it is found in so many seconds (*stopped: it was
 // not). False when nothing fits.
@@ -105,9 +115,11 @@ bool plan_best_of(const plan_space *s, const plan_pins *pins, double seconds, pl
 
 // What can be said of a choice, all of it set, without cutting stages. `scratch` is used.
 typedef struct plan_quick {
-  double bound;  // no less is its step
-  bool fits;     // false: it does not fit, by the load of layers alone
-  double over;   // about how many bytes a device lacks: for the order of what does not fit
+  double bound;   // no less is its step
+  bool fits;      // false: it does not fit, by the load of layers alone
+  double over;    // about how many bytes a device lacks: for the order of what does not fit
+  double layers;  // seconds of all layers in a step, over the stages
+  double share;   // of the layers must at least be of the second kind, where there is one
 } plan_quick;
 plan_quick plan_quickly(arena *scratch, plan_space *s, const plan_choice *c, const bl_block *b);
 // All that a plan takes, into `a`. NULL with a code and a reason when the choice is not legal, or

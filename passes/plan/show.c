@@ -241,6 +241,11 @@ static const char *homes_text(arena *a, const plan_choice *c) {
   return s.n ? sb_str(&s) : NULL;
 }
 
+const char *plan_recompute_words(arena *a, const plan_choice *c) {
+  return c->also ? arena_printf(a, "%s+%s", recomputes[c->recompute], recomputes[c->also])
+                 : recomputes[c->recompute];
+}
+
 static const char *order_text(pipe_kind k) {
   switch (k) {
     case PIPE_ONE_F_ONE_B: return "1F1B";
@@ -269,7 +274,7 @@ const char *plan_choice_words(arena *a, const plan_choice *c, const char *times_
   else if (c->size[PLAN_PIPELINE] > 1 && c->pipe != PIPE_ONE_F_ONE_B)
     part(&s, comma, order_text(c->pipe));
   if (state_ranks(c) > 1 || c->zero) part(&s, comma, zero_text(a, c));
-  part(&s, comma, arena_printf(a, "recompute %s", recomputes[c->recompute]));
+  part(&s, comma, arena_printf(a, "recompute %s", plan_recompute_words(a, c)));
   const char *away = homes_text(a, c);
   if (away) part(&s, comma, away);
   return sb_str(&s);
@@ -310,8 +315,8 @@ const char *plan_choice_differs(arena *a, const plan_choice *base, const plan_ch
   if (c->zero != base->zero || own_group(c) != own_group(base) ||
       (own_group(c) && c->zero_group != base->zero_group))
     part(&s, ", ", zero_text(a, c));
-  if (c->recompute != base->recompute)
-    part(&s, ", ", arena_printf(a, "recompute %s", recomputes[c->recompute]));
+  if (c->recompute != base->recompute || c->also != base->also)
+    part(&s, ", ", arena_printf(a, "recompute %s", plan_recompute_words(a, c)));
   if (memcmp(c->home, base->home, sizeof c->home)) {
     const char *away = homes_text(a, c);
     part(&s, ", ", away ? away : "all on the device");
@@ -323,7 +328,7 @@ bool plan_choice_equal(const plan_choice *x, const plan_choice *y) {
   return !memcmp(x->size, y->size, sizeof x->size) &&
          !memcmp(x->order, y->order, sizeof x->order) && x->micro_batch == y->micro_batch &&
          x->pipe == y->pipe && x->interleave == y->interleave && x->zero == y->zero &&
-         x->zero_group == y->zero_group && x->recompute == y->recompute &&
+         x->zero_group == y->zero_group && x->recompute == y->recompute && x->also == y->also &&
          !memcmp(x->home, y->home, sizeof x->home);
 }
 
@@ -351,11 +356,13 @@ const char *plan_choice_pins(arena *a, const plan_choice *base, const plan_choic
     part(&s, ",", arena_printf(a, "micro_batch=%" PRId64, c->micro_batch));
   if (c->interleave != base->interleave)
     part(&s, ",", arena_printf(a, "interleave=%" PRId64, c->interleave));
+  if (c->context_first != base->context_first)
+    part(&s, ",", c->context_first ? "placement=context_first" : "placement=head_first");
   if (c->zero != base->zero || own_group(c) != own_group(base) ||
       (own_group(c) && c->zero_group != base->zero_group))
     part(&s, ",", zero_value(a, c));
-  if (c->recompute != base->recompute)
-    part(&s, ",", arena_printf(a, "recompute=%s", recomputes[c->recompute]));
+  if (c->recompute != base->recompute || c->also != base->also)
+    part(&s, ",", arena_printf(a, "recompute=%s", plan_recompute_words(a, c)));
   if (memcmp(c->home, base->home, sizeof c->home))
     part(&s, ",", arena_printf(a, "offload=%s", offload_value(a, c)));
   return sb_str(&s);
@@ -368,8 +375,9 @@ const char *plan_choice_flags(arena *a, const plan_choice *c) {
   part(&s, ",", arena_printf(a, "micro_batch=%" PRId64, c->micro_batch));
   if (c->size[PLAN_PIPELINE] > 1)
     part(&s, ",", arena_printf(a, "interleave=%" PRId64, c->interleave));
+  if (c->context_first) part(&s, ",", "placement=context_first");
   if (state_ranks(c) > 1 || c->zero) part(&s, ",", zero_value(a, c));
-  part(&s, ",", arena_printf(a, "recompute=%s", recomputes[c->recompute]));
+  part(&s, ",", arena_printf(a, "recompute=%s", plan_recompute_words(a, c)));
   if (c->whole_stream) part(&s, ",", "sequence_parallel=false");
   part(&s, ",", arena_printf(a, "offload=%s", offload_value(a, c)));
   return arena_printf(a, "--pin %s", sb_str(&s));

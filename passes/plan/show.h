@@ -50,6 +50,8 @@ const char *plan_choice_words(arena *a, const plan_choice *c, const char *times,
 // Only what `c` chooses otherwise than `base`: "tensor 8, pipeline 1"; "the same choice" if
 // nothing.
 const char *plan_choice_differs(arena *a, const plan_choice *base, const plan_choice *c);
+// "none", or "none+full" where layers of a stage take two kinds.
+const char *plan_recompute_words(arena *a, const plan_choice *c);
 bool plan_choice_equal(const plan_choice *x, const plan_choice *y);
 // The same as pins: "tensor=8,pipeline=1" ("" when nothing).
 const char *plan_choice_pins(arena *a, const plan_choice *base, const plan_choice *c);

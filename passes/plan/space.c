@@ -7,7 +7,8 @@
 #include "passes/plan/stage_kind.h"
 
 plan_pins plan_pins_none(void) {
-  plan_pins p = {.schedule = -1, .zero = -1, .recompute = -1, .spans = -1};
+  plan_pins p = {
+      .schedule = -1, .zero = -1, .recompute = -1, .also = -1, .context_first = -1, .spans = -1};
   for (int i = 0; i < PLAN_CLASSES; i++) p.home[i] = -1;
   return p;
 }
@@ -111,6 +112,21 @@ static void set_ring(const plan_space *s, plan_choice *c, int64_t v) {
   c->size[PLAN_RING] = v;
 }
 
+// On one tier of the cluster, or with one of the axes, both are the same.
+static int values_placement(const plan_space *s, const plan_choice *c, int64_t out[PLAN_VALUES]) {
+  int64_t u = c->size[PLAN_ULYSSES], r = c->size[PLAN_RING], near = c->size[PLAN_TENSOR] * u * r;
+  int pin = s->pins.context_first;
+  if (u == 1 || r == 1) return one(out, 0);
+  if (pin >= 0) return one(out, pin);
+  out[0] = 0;
+  out[1] = 1;
+  return s->cluster->ntiers && s->cluster->tier[0].unit % near == 0 ? 1 : 2;
+}
+static void set_placement(const plan_space *s, plan_choice *c, int64_t v) {
+  (void)s;
+  c->context_first = v != 0;
+}
+
 static bool stages_divide(const plan_space *s, int64_t n) { return n == 1 || n <= s->layers; }
 // What is left is data parallel, and has to divide the batch.
 static int values_pipeline(const plan_space *s, const plan_choice *c, int64_t out[PLAN_VALUES]) {
@@ -159,6 +175,10 @@ static void set_order(const plan_space *s, plan_choice *c, int64_t v) {
       {PLAN_PIPELINE, PLAN_DATA, PLAN_EXPERT, PLAN_RING, PLAN_ULYSSES, PLAN_TENSOR},
       {PLAN_DATA, PLAN_PIPELINE, PLAN_EXPERT, PLAN_RING, PLAN_ULYSSES, PLAN_TENSOR}};
   memcpy(c->order, order[v], sizeof c->order);
+  for (int i = 0; c->context_first && i < PLAN_AXES; i++)
+    c->order[i] = c->order[i] == PLAN_RING      ? PLAN_ULYSSES
+                  : c->order[i] == PLAN_ULYSSES ? PLAN_RING
+                                                : c->order[i];
 }
 static int values_order(const plan_space *s, const plan_choice *c, int64_t out[PLAN_VALUES]) {
   int n = c->size[PLAN_PIPELINE] > 1 && c->size[PLAN_DATA] > 1 ? 2 : 1, k = 0;
@@ -253,6 +273,27 @@ static int homes(const plan_space *s, plan_class k, plan_home last, int64_t out[
   return n;
 }
 
+// An executable of one device has one kind for all layers. Stages on unlike devices have too: the
+// search has no blocks of two kinds for each. Where what is saved lives on the host
+// there is nothing to save for the device.
+bool plan_may_mix(const plan_space *s, const plan_choice *c, int kind) {
+  int pin = s->pins.also;
+  return kind > (int)c->recompute && s->cluster->devices > 1 && s->cluster->alike &&
+         c->home[PLAN_ACTIVATIONS] == PLAN_DEVICE && s->job->rules[kind] &&
+         (pin < 0 || pin == kind);
+}
+static int values_also(const plan_space *s, const plan_choice *c, int64_t out[PLAN_VALUES]) {
+  int pin = s->pins.also, n = 0;
+  if (pin <= PLAN_KEEP) out[n++] = PLAN_KEEP;
+  for (int i = 0; i < PLAN_RECOMPUTES; i++)
+    if (plan_may_mix(s, c, i)) out[n++] = i;
+  return n;
+}
+static void set_also(const plan_space *s, plan_choice *c, int64_t v) {
+  (void)s;
+  c->also = (plan_recompute)v;
+}
+
 #define HOME(NAME, CLASS, LAST)                                                                   \
   static int values_##NAME(const plan_space *s, const plan_choice *c, int64_t out[PLAN_VALUES]) { \
     (void)c;                                                                                      \
@@ -313,6 +354,10 @@ const char *plan_why_illegal(arena *a, const plan_space *s, const char **code) {
     return arena_printf(a, "micro_batch = %lld does not divide batch = %lld",
                         (long long)s->pins.micro_batch, (long long)s->job->batch);
   *code = "infeasible";
+  if (s->pins.also > PLAN_KEEP && devices == 1)
+    return "an executable of one device recomputes all layers alike";
+  if (s->pins.also > PLAN_KEEP && s->pins.home[PLAN_ACTIVATIONS] == PLAN_HOST)
+    return "two kinds of recomputation are for activations on the device";
   if (s->pins.zero_group)
     return arena_printf(
         a,

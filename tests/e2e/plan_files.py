@@ -50,6 +50,12 @@ def round_trip(dsmc, folder, checks):
     checks.check("homes are read back",
                  some["offload"] == {"parameters": "disk", "gradients": "host", "optimizer": "disk",
                                      "activations": "host"} and best(dsmc, "--plan", away) == some)
+    mixed = os.path.join(folder, "mixed.plan")
+    some = best(dsmc, "--cluster", "dgx-a100-80g:8", "--pin", "recompute=none+full", "-o", mixed)
+    checks.check("two kinds of layers are read back",
+                 some["recompute"]["summary"] == "none+full" and best(dsmc, "--plan", mixed) == some)
+    rc, _, err = call(dsmc, "plan", GPT2, "--cluster", "dgx-a100-80g:8", "--pin", "recompute=full+none")
+    checks.check("the other way round is refused", rc == 1 and "LESS + MORE" in err, err)
     text = open(path).read()
     edited = os.path.join(folder, "edited.plan")
     with open(edited, "w") as f:

@@ -191,11 +191,117 @@ static void test_home_capacity(void **state) {
   arena_free(&x.a);
 }
 
+// ---- two kinds of layers ------------------------------------------------------------------------
+
+// The cluster with `memory` bytes on each device beside what is reserved.
+static const cl_cluster *with_memory(fixture *x, const cl_cluster *c, int64_t memory) {
+  cl_level *node = arena_new(&x->a, cl_level, 1);
+  *node = *cl_node_of(c, 0, &(int64_t){0}, &(int64_t){0});
+  cl_device *d = arena_new(&x->a, cl_device, 1);
+  *d = *cl_device_at(c, 0);
+  d->memory = memory + d->reserve;
+  cl_member *m = arena_new(&x->a, cl_member, 1);
+  *m = (cl_member){.count = c->devices, .device = d};
+  node->member = m;
+  return cl_cluster_make(&x->a, "small", cl_level_make(&x->a, node));
+}
+
+// Time and memory are linear in the layers that are computed again: as few as the memory asks for.
+static void test_mixed(void **state) {
+  (void)state;
+  fixture x;
+  open_job(&x, "dgx-a100-80g:2");
+  const cl_cluster *large = x.cluster;
+  plan_pins p = pins_of(1);
+  p.size[PLAN_TENSOR] = 2;
+  p.micro_batch = 8;
+  p.also = PLAN_KEEP;
+  const plan_candidate *none = best_with(&x, &p);
+  p.recompute = PLAN_FULL;
+  const plan_candidate *full = best_with(&x, &p);
+  p.recompute = PLAN_KEEP;
+  p.also = PLAN_FULL;
+  double saves = (double)(none->memory[PLAN_M_ACTIVATIONS] - full->memory[PLAN_M_ACTIVATIONS]);
+  double costs = full->step_s - none->step_s;
+  assert_true(saves > 0 && costs > 0);
+  double most = (double)none->peak;  // when all is kept, at the head
+  for (int n = 1; n < LAYERS; n++) {
+    // Room for n layers of 8 computed again, but not for n - 1.
+    x.cluster = with_memory(&x, large, (int64_t)(most - saves * (n - 0.5) / LAYERS));
+    const plan_candidate *c = best_with(&x, &p);
+    assert_int_equal(c->nlayers, 2);
+    assert_int_equal(c->layers[0].last, n - 1);
+    assert_int_equal(c->layers[0].recompute, PLAN_FULL);
+    assert_int_equal(c->layers[1].first, n);
+    assert_int_equal(c->layers[1].recompute, PLAN_KEEP);
+    assert_true(fabs((double)c->peak - (most - saves * n / LAYERS)) < 8);
+    assert_true(fabs(c->step_s - none->step_s - costs * n / LAYERS) < 1e-9 * c->step_s);
+    double hfu = none->hfu * none->step_s;
+    hfu += (full->hfu * full->step_s - hfu) * n / LAYERS;
+    assert_true(fabs(c->hfu * c->step_s - hfu) < 1e-9 * hfu);
+    // Free to choose, the search finds this or something faster, and exhaustive search the same.
+    plan_pins open = p;
+    open.recompute = open.also = -1;
+    const plan_candidate *fast = best_with(&x, &open);
+    const plan_candidate *all = search_with(&x, &open, true)->best;
+    assert_true(fast->step_s <= c->step_s && fast->step_s == all->step_s);
+  }
+  arena_free(&x.a);
+}
+
+// ---- ulysses and ring ---------------------------------------------------------------------------
+
+// SYSTEMS.md A4: what goes round a ring of r makes r - 1 hops, of which r / w - 1 leave the node
+// when w ranks of the ring lie in it. What ulysses exchanges stays inside a node when its ranks
+// lie closer.
+static void test_double_ring(void **state) {
+  (void)state;
+  fixture x;
+  open_job(&x, "dgx-a100-80g:32");
+  for (int context = 0; context < 2; context++) {
+    plan_pins p = pins_of(1);
+    p.size[PLAN_ULYSSES] = 2;
+    p.size[PLAN_RING] = 16;
+    p.context_first = context;
+    const plan_candidate *c = best_with(&x, &p);
+    assert_true(c->choice.context_first == (context != 0));
+    assert_int_equal(c->choice.order[PLAN_AXES - 2], context ? PLAN_RING : PLAN_ULYSSES);
+    double w = context ? 8 : 4, r = 16;
+    assert_int_equal(c->ring_inner, (int64_t)w);
+    const double *ring = c->bytes.bytes[PLAN_RING][CL_ALL_GATHER];
+    assert_true(ring[1] > 0);
+    assert_true(ring[1] * (r - 1) == (ring[0] + ring[1]) * (r / w - 1));
+    double heads[2] = {0};
+    for (int k = 0; k < CL_COLLECTIVES; k++)
+      for (int far = 0; far < 2; far++) heads[far] += c->bytes.bytes[PLAN_ULYSSES][k][far];
+    assert_true(heads[context] > 0 && heads[!context] == 0);
+  }
+  // Free, the search takes the faster one, and offers both only where they differ.
+  plan_pins p = pins_of(1);
+  p.size[PLAN_ULYSSES] = 2;
+  p.size[PLAN_RING] = 16;
+  double best = INFINITY;
+  for (p.context_first = 0; p.context_first < 2; p.context_first++)
+    best = fmin(best, best_with(&x, &p)->step_s);
+  p.context_first = -1;
+  assert_true(best_with(&x, &p)->step_s == best);
+  int64_t both = search_with(&x, &p, false)->search.points;
+  p.context_first = 0;
+  assert_int_equal(both, 2 * search_with(&x, &p, false)->search.points);
+  p.context_first = -1;
+  p.size[PLAN_DATA] = 8, p.size[PLAN_RING] = 2;
+  int64_t near = search_with(&x, &p, false)->search.points;
+  p.context_first = 0;
+  assert_int_equal(near, search_with(&x, &p, false)->search.points);
+  arena_free(&x.a);
+}
+
 int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(test_group_bytes),  cmocka_unit_test(test_group_values),
       cmocka_unit_test(test_home_bytes),   cmocka_unit_test(test_update_bytes),
       cmocka_unit_test(test_home_seconds), cmocka_unit_test(test_home_capacity),
+      cmocka_unit_test(test_mixed),        cmocka_unit_test(test_double_ring),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }
