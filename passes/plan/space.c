@@ -371,8 +371,9 @@ const char *plan_why_illegal(arena *a, const plan_space *s, const char **code) {
     hm_store store = hm_store_of(s->cluster);
     int home = s->pins.home[k];
     if ((home == PLAN_HOST && !store.host) || (home == PLAN_DISK && !store.disk))
-      return arena_printf(a, "%s cannot be on the %s: nodes of %s have no %s", plan_class_name(k),
-                          plan_home_name(home), s->cluster->name,
+      return arena_printf(a, "%s cannot be on the %s: nodes of %s have no %s",
+                          plan_class_name((plan_class)k), plan_home_name((plan_home)home),
+                          s->cluster->name,
                           home == PLAN_DISK && store.host ? "disk" : "host memory");
   }
   if (s->pins.zero > 0)
