@@ -114,6 +114,7 @@ static double exposed(const bl_phase *f) {
 // Weights that a layer of a piece reads, or a piece between layers.
 static bl_state piece_state(const point *p, const bl_block *b, int piece) {
   bl_state s = b->piece[piece].layer;
+  if (b->g->piece.at[piece].empty) return s;  // between unlike layers, most are
   for (int w = 0; w < b->weight.n && !is_layers(p, piece); w++)
     for (int k = 0; k < b->weight.at[w].npieces; k++)
       if (b->weight.at[w].piece[k] == piece) bl_state_add(&s, &b->weight.at[w].state, 1);

@@ -570,6 +570,8 @@ static void search(walk *w) {
     }
     bool lost = x.bound > to_beat(w);
     if (lost && w->slack > 0) break;  // so is all that is left, and nobody counts it
+    enum { TRIES = 32 };              // where these do not fit, few do
+    if (w->near && !w->best.any && w->stats->evaluated >= TRIES) break;
     if (lost && x.kind >= NODE_POINT) {
       w->stats->pruned += x.kind >= NODE_MIXED     ? 1
                           : x.kind == NODE_VARIANT ? last_values(w, &x.c)
