@@ -431,6 +431,7 @@ static void show_limit(page *p, const plan_candidate *c) {
               show_percent(a, c->time[next] / whole));
   if (c->capacity > 0 && (double)c->peak > 0.9 * (double)c->capacity)
     sb_printf(&s, "; memory is %.0f %% full", 100 * (double)c->peak / (double)c->capacity);
+  if (c->pressed) sb_puts(&s, "; stages are cut as memory allows, with more of it otherwise");
   label(p, "LIMIT");
   words(p, sb_str(&s), LABEL);
   newline(p, 0);

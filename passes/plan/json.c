@@ -324,6 +324,7 @@ void plan_print_json(const plan_result *r, FILE *out) {
     set(fix, "flags", text(&a, f->flags));
     set(fix, "peak", whole(f->peak));
     set(fix, "step_s", real(f->step_s));
+    set(fix, "seconds_per_token", real(f->per_token));
     add(fixes, fix);
   }
   set(o, "fixes", fixes);

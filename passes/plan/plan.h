@@ -176,6 +176,7 @@ typedef struct plan_fix {
   const char *flags;   // "--pin offload=optimizer:host"
   int64_t peak;
   double step_s;
+  double per_token;  // seconds: of a smaller batch a step takes less, which is no gain
 } plan_fix;
 
 // The speed of the link between unlike networks from which a reduction across them pays

@@ -786,15 +786,62 @@ static void try_fix(plan_result *r, const plan_space *space, const plan_pins *pi
   begin(&w);
   search(&w);
   if (!w.best.any) return;
-  plan_fix f = {change, flags, w.best.peak, w.best.step};
+  plan_fix f = {change, flags, w.best.peak, w.best.step, w.best.step / s.job->tokens};
   int at = r->fixes.n;
   vec_push(r->arena, &r->fixes, f);
-  for (; at > 0 && r->fixes.at[at - 1].step_s > f.step_s; at--)
+  for (; at > 0 && r->fixes.at[at - 1].per_token > f.per_token; at--)
     r->fixes.at[at] = r->fixes.at[at - 1];
   r->fixes.at[at] = f;
 }
 
-// Every pin by itself let go, then more devices of the same kind.
+// Classes that are to be on the device, each by itself on the host; then all of them.
+static void try_homes(plan_result *r, const plan_space *s, const plan_pins *pins,
+                      laid_maker *layouts) {
+  static const char *const change[PLAN_CLASSES] = {
+      "keep the weights on the host", "keep sums of gradients on the host",
+      "keep the optimizer's state on the host", "keep activations on the host"};
+  sb all = {.arena = r->arena};
+  plan_pins away = *pins;
+  for (int k = 0; k < PLAN_CLASSES; k++) {
+    if (pins->home[k] != PLAN_DEVICE) continue;
+    plan_pins p = *pins;
+    p.home[k] = away.home[k] = PLAN_HOST;
+    const char *flag = arena_printf(r->arena, "%s:host", plan_class_name((plan_class)k));
+    sb_printf(&all, "%s%s", all.n ? "+" : "", flag);
+    // The pin says all homes: what is not named is on the device.
+    bool others = false;
+    for (int j = 0; j < PLAN_CLASSES; j++) others |= j != k && pins->home[j] != PLAN_DEVICE;
+    if (!others)
+      try_fix(r, s, &p, layouts, change[k], arena_printf(r->arena, "--pin offload=%s", flag));
+  }
+  int n = 0;
+  for (int k = 0; k < PLAN_CLASSES; k++) n += pins->home[k] == PLAN_DEVICE;
+  if (n == PLAN_CLASSES)
+    try_fix(r, s, &away, layouts, "keep all of them on the host",
+            arena_printf(r->arena, "--pin offload=%s", sb_str(&all)));
+}
+
+// A smaller batch, the largest by halves that fits: fewer micro-batches are in flight. (One device
+// has one in flight anyway.)
+static void try_batch(plan_result *r, const plan_space *s, const plan_pins *pins,
+                      laid_maker *layouts) {
+  if (s->cluster->devices == 1) return;
+  for (int64_t batch = s->job->batch; batch % 2 == 0;) {
+    batch /= 2;
+    plan_job less = *s->job;
+    less.tokens *= (double)batch / (double)less.batch;
+    less.batch = batch;
+    plan_space smaller = *s;
+    smaller.job = &less;
+    int before = r->fixes.n;
+    try_fix(r, &smaller, pins, layouts, arena_printf(r->arena, "a batch of %lld", (long long)batch),
+            arena_printf(r->arena, "--set batch=%lld", (long long)batch));
+    if (r->fixes.n > before) return;
+  }
+}
+
+// Every pin by itself let go, classes of bytes away, a smaller batch, more devices of the same
+// kind.
 static void add_fixes(plan_result *r, const plan_space *s, const plan_pins *pins,
                       const plan_options *options) {
   const cl_cluster *whole = options->whole;
@@ -805,12 +852,8 @@ static void add_fixes(plan_result *r, const plan_space *s, const plan_pins *pins
     p.recompute = p.also = -1;
     try_fix(r, s, &p, layouts, "compute more of it again in backward", "--pin recompute=auto");
   }
-  if (pins->home[PLAN_OPTIMIZER] == PLAN_DEVICE) {
-    p = *pins;
-    p.home[PLAN_OPTIMIZER] = PLAN_HOST;
-    try_fix(r, s, &p, layouts, "keep the optimizer's state on the host",
-            "--pin offload=optimizer:host");
-  }
+  try_homes(r, s, pins, layouts);
+  try_batch(r, s, pins, layouts);
   if (pins->zero >= 0) {
     p = *pins;
     p.zero = -1;
@@ -829,7 +872,7 @@ static void add_fixes(plan_result *r, const plan_space *s, const plan_pins *pins
     try_fix(r, s, &p, layouts, arena_printf(r->arena, "another size of `%s`", name),
             arena_printf(r->arena, "--pin %s=auto", name));
   }
-  for (int64_t n = 2; whole && n <= 64 && r->fixes.n < 6; n *= 2) {
+  for (int64_t n = 2; whole && n <= 64; n *= 2) {
     const char *why;
     const cl_cluster *more = cl_part(r->arena, whole, s->cluster->devices * n, &why);
     if (!more) break;

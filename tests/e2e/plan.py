@@ -126,6 +126,22 @@ def contract():
             again = plan_json(*apply(tight, fix["flags"]))
             assert again["best"]["memory_bytes"]["peak"] <= again["best"]["memory_bytes"]["capacity"]
 
+        # Homes by class, fewer micro-batches in flight; the cheapest by seconds a token first.
+        deep = [GPT, "--set", "layers=24,hidden=4096,heads=32,vocab=51200,context=2048,seq=2048,batch=64,"
+                "precision=bf16",
+                "--cluster", "dgx-a100-40g:8", "--pin",
+                "data=1,pipeline=8,tensor=1,ulysses=1,ring=1,interleave=1,zero=0,recompute=none,"
+                "micro_batch=4,offload=none"]
+        j = plan_json(*deep, good=(3,))
+        kinds = [f["flags"].split("=")[0] for f in j["fixes"]]
+        assert len(kinds) == 3 and "--pin offload" in kinds, j["fixes"]
+        each = [f["seconds_per_token"] for f in j["fixes"]]
+        assert each == sorted(each), j["fixes"]
+        for fix in j["fixes"]:
+            b = plan_json(*apply(deep, fix["flags"]))["best"]
+            assert b["memory_bytes"]["peak"] <= b["memory_bytes"]["capacity"], fix
+            assert b["step_s"] <= fix["step_s"] * (1 + 1e-9), fix
+
 
 TINY = os.path.join(ROOT, "examples", "tiny.dsm")
 T5 = os.path.join(ROOT, "examples", "t5.dsm")
