@@ -134,7 +134,7 @@ void laid_read(arena *a, const sched *s, laid *out) {
 // ---- layouts of a search ------------------------------------------------------------------------
 
 bool laid_of(laid_maker *m, const cl_cluster *c, const plan_choice *choice, laid *out) {
-  if (!m || !m->make || c->devices != 1) return false;
+  if (!m || !m->make || c->devices != 1 || choice->also) return false;
   for (int i = 0; i < PLAN_CLASSES; i++)
     if (choice->home[i] != PLAN_DEVICE) return false;
   char name[64];
