@@ -179,6 +179,32 @@ static const cl_cluster *whole_of(cli *c, const sema_program *p, const char *spe
   return cluster_find(c->arena, &c->diags, p, name, compile_cache_folder(c));
 }
 
+// The job with shorter sequences, compiled again.
+typedef struct shortening {
+  cli *c;
+  const compiled *k;
+} shortening;
+static const plan_job *shorter_job(void *ctx, int64_t divide, const char **flags) {
+  shortening *s = ctx;
+  cli *c = s->c;
+  int64_t seq = 0;
+  for (int i = 0; i < s->k->job->settings.n; i++) {
+    const job_setting *x = &s->k->job->settings.at[i];
+    if (str_eq(x->name, "train.seq")) seq = strtoll(x->value, NULL, 10);
+  }
+  if (seq % divide || seq / divide < 16) return NULL;
+  const char *text = arena_printf(c->arena, "seq=%lld", (long long)(seq / divide));
+  *flags = arena_printf(c->arena, "--set %s", text);
+  vec_push(c->arena, &c->options[OPT_SET], text);
+  int said = c->diags.all.n;
+  compiled *k = arena_new(c->arena, compiled, 1);
+  plan_job *shorter = arena_new(c->arena, plan_job, 1);
+  bool good = compile_open(c, c->files.at[0], k) && plan_open(c, k, shorter);
+  c->options[OPT_SET].n--;
+  if (!good) c->diags.all.n = said;
+  return good ? shorter : NULL;
+}
+
 bool plan_make(cli *c, planning *p) {
   *p = (planning){0};
   compiled *k = &p->compiled;
@@ -193,6 +219,10 @@ bool plan_make(cli *c, planning *p) {
   p->options.layouts = layouts_of(c, p, &p->given);
   const char *flag = cli_get(c, OPT_CLUSTER);
   p->options.whole = whole_of(c, k->program, flag ? flag : p->given.cluster);
+  shortening *shorter = arena_new(c->arena, shortening, 1);
+  *shorter = (shortening){c, k};
+  p->options.shorter = shorter_job;
+  p->options.shorter_ctx = shorter;
   bool shows = isatty(2) && !cli_has(c, OPT_QUIET);
   if (shows) p->options.report = show_search, p->options.report_ctx = c;
   p->result = search_given(c, p, &p->given, p->cluster);

@@ -840,6 +840,40 @@ static void try_batch(plan_result *r, const plan_space *s, const plan_pins *pins
   }
 }
 
+// Bytes of a sample that layers save, by recomputation.
+static void note_saved(plan_space *s) {
+  for (int i = 0; i < PLAN_RECOMPUTES; i++) {
+    s->saved[i] = 0;
+    const pg_graph *g = s->job->rules[i] ? s->job->rules[i]->g : NULL;
+    for (int v = 0; g && v < g->value.n; v++)
+      if (g->value.at[v].saved) s->saved[i] += g->value.at[v].bytes * g->value.at[v].layers;
+  }
+}
+
+// Shorter sequences: the longest by halves that fit.
+static void try_shorter(plan_result *r, const plan_space *s, const plan_pins *pins,
+                        const plan_options *options) {
+  // One device's memory is that of its executable, and there is none of another length.
+  bool may = options->shorter && s->cluster->devices > 1;
+  for (int64_t divide = 2; may && divide <= 64; divide *= 2) {
+    const char *flags;
+    const plan_job *job = options->shorter(options->shorter_ctx, divide, &flags);
+    if (!job) return;
+    plan_space other = *s;
+    map blocks = {.arena = r->arena}, bounds = {.arena = r->arena};
+    other.job = job;
+    other.blocks = &blocks;
+    other.bounds = &bounds;
+    note_saved(&other);
+    int before = r->fixes.n;
+    const char *change = divide == 2 ? "sequences half as long"
+                                     : arena_printf(r->arena, "sequences of 1/%lld of their length",
+                                                    (long long)divide);
+    try_fix(r, &other, pins, options->layouts, change, flags);
+    if (r->fixes.n > before) return;
+  }
+}
+
 // Every pin by itself let go, classes of bytes away, a smaller batch, more devices of the same
 // kind.
 static void add_fixes(plan_result *r, const plan_space *s, const plan_pins *pins,
@@ -854,6 +888,7 @@ static void add_fixes(plan_result *r, const plan_space *s, const plan_pins *pins
   }
   try_homes(r, s, pins, layouts);
   try_batch(r, s, pins, layouts);
+  try_shorter(r, s, pins, options);
   if (pins->zero >= 0) {
     p = *pins;
     p.zero = -1;
@@ -915,15 +950,6 @@ static int64_t layers_of(const plan_job *job) {
     break;
   }
   return n;
-}
-
-// Bytes of a sample that layers save, by recomputation.
-static void note_saved(plan_space *s) {
-  for (int i = 0; i < PLAN_RECOMPUTES; i++) {
-    const pg_graph *g = s->job->rules[i] ? s->job->rules[i]->g : NULL;
-    for (int v = 0; g && v < g->value.n; v++)
-      if (g->value.at[v].saved) s->saved[i] += g->value.at[v].bytes * g->value.at[v].layers;
-  }
 }
 
 static void describe(plan_result *r, const plan_job *job, const plan_space *s) {

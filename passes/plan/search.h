@@ -46,6 +46,10 @@ typedef struct plan_options {
   laid_maker *layouts;      // of one device's plans; NULL: their memory is a load too
   bool no_crossing;         // leave plan_result.crossing out
   const cl_cluster *whole;  // that the cluster is a part of, for `more devices`; NULL: unknown
+  // The job with sequences of 1/divide of their length, and the flags that say so; NULL: not to be
+  // had. For fixes; may be NULL.
+  const plan_job *(*shorter)(void *ctx, int64_t divide, const char **flags);
+  void *shorter_ctx;
   // Called a few times a second while it searches; best_s 0: no plan yet. May be NULL.
   void (*report)(void *ctx, const plan_search_stats *stats, double best_s);
   void *report_ctx;
