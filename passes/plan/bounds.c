@@ -1,0 +1,354 @@
+// What can be said of a choice before its stages are cut: bounds of its step, and whether it cannot
+// fit. plan_quickly and plan_outer_fits of search.h.
+#include <math.h>
+#include <string.h>
+
+#include "passes/plan/evaluate_impl.h"
+
+// The least of two states in everything.
+static bl_state least_state(const bl_state *x, const bl_state *y) {
+  return (bl_state){fmin(x->elements, y->elements),   fmin(x->logical, y->logical),
+                    fmin(x->parameter, y->parameter), fmin(x->master, y->master),
+                    fmin(x->optimizer, y->optimizer), fmin(x->gradient, y->gradient)};
+}
+
+// Seconds of a micro-batch over all stages, were they all of the first kind; states of all layers
+// and of all other weights together, at least.
+static double totals(const ev_point *p, bl_state *layers, bl_state *others) {
+  double work = 0;
+  const ev_rates *r = &p->kind[0];
+  for (int i = 0; i < p->g->piece.n; i++) {
+    double n = (double)p->g->piece.at[i].count;
+    work += n * (r->forward[i] + r->backward[i]);
+    bl_state least = r->b->piece[i].layer;
+    for (int k = 1; k < p->kinds; k++) least = least_state(&least, &p->kind[k].b->piece[i].layer);
+    bl_state_add(layers, &least, n);
+  }
+  for (int w = 0; w < r->b->weight.n; w++) {
+    bl_state least = r->b->weight.at[w].state;
+    for (int k = 1; k < p->kinds; k++)
+      least = least_state(&least, &p->kind[k].b->weight.at[w].state);
+    bl_state_add(others, &least, 1);
+  }
+  return work;
+}
+
+// Seconds behind a stage's last phase, were the states spread evenly: what a stage has at least on
+// average. Reductions and the optimizer grow at least in proportion to bytes, so that of all stages
+// the mean is no less than that of the mean.
+typedef struct behind {
+  double reduce;  // of gradients, hidden or not
+  double rest;
+} behind;
+static behind behind_mean(const ev_point *p, const ev_rates *r, const bl_state *mean) {
+  const plan_choice *c = p->c;
+  double offload = 0;
+  behind out = {.rest = ev_optimizer_seconds(p, r, mean, &offload)};
+  out.rest += offload;
+  if (ev_replicas(c) == 1) return out;
+  if (c->zero < 2)
+    out.reduce =
+        ev_over_group(p, r, c->zero ? CL_REDUCE_SCATTER : CL_ALL_REDUCE, mean->gradient).seconds;
+  if (ev_has_groups(c)) out.reduce += ev_across_groups(p, r, mean->gradient).seconds;
+  if (c->zero == 1 || c->zero == 2)
+    out.rest += ev_over_group(p, r, CL_ALL_GATHER, mean->parameter).seconds;
+  return out;
+}
+
+static double after_mean(const ev_point *p, const bl_state *mean, double backward) {
+  behind x = behind_mean(p, &p->kind[0], mean);
+  // A backward with layers that are computed again hides more of it.
+  bool longer = false;
+  for (int i = 0; i < PLAN_RECOMPUTES; i++) longer |= plan_may_mix(p->s, p->c, i);
+  return x.rest + (x.reduce > backward && !longer ? x.reduce - backward : 0);
+}
+
+// How many times longer than on the first kind any piece takes on this one, at least.
+static double slowness(const ev_point *p, const ev_rates *r) {
+  double least = INFINITY;
+  const ev_rates *one = &p->kind[0];
+  for (int i = 0; i < p->g->piece.n; i++) {
+    double s = one->forward[i] + one->backward[i];
+    if (s > 0) least = fmin(least, (r->forward[i] + r->backward[i]) / s);
+  }
+  return isfinite(least) ? least : 1;
+}
+
+// Seconds of the sum of gradients of weights that the first and the last stage have, at least.
+static double tied_least(const ev_point *p) {
+  const bl_block *b = p->kind[0].b;
+  int64_t apart = ev_device_of(p, p->places->stages - 1);
+  double bytes = 0;
+  for (int w = 0; w < b->weight.n && apart; w++) {
+    const bl_weight *x = &b->weight.at[w];
+    bool first = false, last = false;
+    for (int i = 0; i < x->npieces; i++) {
+      first |= x->piece[i] == 0;
+      last |= x->piece[i] == b->npieces - 1;
+    }
+    double least = x->state.gradient;
+    for (int k = 1; k < p->kinds; k++)
+      least = fmin(least, p->kind[k].b->weight.at[w].state.gradient);
+    if (first && last) bytes += least;
+  }
+  if (bytes <= 0) return 0;
+  return cl_collective_cost(p->s->cluster, CL_ALL_REDUCE, apart, 2, bytes).seconds;
+}
+
+// A bound of the step on stages of several kinds. Stage i takes r[i] u[i] seconds for a micro-batch
+// where the u sum to `work`: with weights 1 / r[i], the mean of them is work / sum of 1 / r, and no
+// stage's step is less than such a mean of m r u and what comes behind it. That grows at least in
+// proportion to a stage's states, of which a share of at least the smallest weight is counted. The
+// last backward, which hides the reduction, is no longer than the stage's work.
+static double bound_of_kinds(const ev_point *p, double work, const bl_state *mean) {
+  double m = (double)p->c->micro_batches, n = (double)p->places->stages;
+  double sum = 0, fastest = INFINITY, slowest = 0;
+  behind least = {INFINITY, INFINITY};
+  for (int k = 0; k < p->kinds; k++) {
+    double own = slowness(p, &p->kind[k]);
+    fastest = fmin(fastest, own);
+    slowest = fmax(slowest, own);
+    for (int i = 0; i < p->places->stages; i++)
+      if (p->places->of[i] == k) sum += 1 / own;
+    behind b = behind_mean(p, &p->kind[k], mean);
+    least.reduce = fmin(least.reduce, b.reduce);
+    least.rest = fmin(least.rest, b.rest);
+  }
+  double busy = work / sum, share = n / (slowest * sum);
+  double bound = fmax(m * busy, (m - 1) * busy + share * least.reduce) + share * least.rest;
+  // A micro-batch goes through all stages; then the first one sums what the last one has too.
+  bound = fmax(bound, fastest * work + tied_least(p));
+  // And the pipeline fills, were all stages as fast as the fastest: see plan_quickly.
+  if (p->c->pipe == PIPE_ONE_F_ONE_B && n > 1)
+    bound = fmax(bound, fastest * work / (1 - pow(1 - 1 / m, n)));
+  return bound;
+}
+
+// A bound for chunks of stages that are alike: each stage waits for the first chunks of those
+// before it, forward and back. `rest`: what stands behind the last phase of the stage with fewest
+// layers.
+static double bound_chunks(const ev_point *p, double rest) {
+  double m = (double)p->c->micro_batches, least = INFINITY, bound = 0, before = 0;
+  int64_t v = p->c->interleave;
+  int n = (int)p->c->size[PLAN_PIPELINE];
+  for (int i = 0; i < p->g->piece.n; i++)
+    if (ev_is_layers(p, i)) least = fmin(least, p->kind[0].forward[i] + p->kind[0].backward[i]);
+  for (int i = 0; i < n; i++) {
+    int64_t own = ev_even_layers(p, i);
+    bound = fmax(bound, before + m * least * (double)own + rest);
+    before += least * (double)(own / v);
+  }
+  return bound;
+}
+
+// Layers of a piece, as a bound counts them.
+typedef struct layer_bytes {
+  double state, kept, count;
+} layer_bytes;
+
+// Whether layers can be dealt to stages so that none holds more than it has room for; ends of the
+// model and workspace not counted. A layer of stage i needs its states and its activations of all
+// micro-batches in flight, state + kept * stash[i]. Where layers are alike it is a count. Where
+// not, let the mean stash price them: a stage of capacity C carries layers worth at most
+// C * max over kinds of price / need, and all of them must be carried. p: whose stages they are,
+// `capacity` being added to theirs; NULL: all have `capacity`.
+static bool layers_fit(const ev_point *p, double capacity, const layer_bytes *kind, int kinds,
+                       bool alike, const pipeline *line, int64_t *each) {
+  double mean = 0, room = 0, worth = 0;
+  for (int i = 0; i < line->stages; i++) mean += (double)pipe_stash(NULL, line, i, each);
+  mean /= (double)(line->stages * line->chunks);
+  for (int i = 0; i < kinds; i++)
+    worth += kind[i].count * (alike ? 1 : kind[i].state + kind[i].kept * mean);
+  if (worth <= 0) return true;
+  for (int i = 0; i < line->stages; i++) {
+    pipe_stash(NULL, line, i, each);
+    int64_t least = each[0];
+    for (int k = 1; k < line->chunks; k++)
+      if (each[k] < least) least = each[k];
+    double most = 0, own = capacity + (p ? (double)ev_at_stage(p, i)->k.capacity : 0);
+    for (int k = 0; k < kinds; k++) {
+      double need = kind[k].state + kind[k].kept * (double)least;
+      double price = alike ? 1 : kind[k].state + kind[k].kept * mean;
+      if (price > 0 && need <= 0) return true;
+      if (price > 0 && price / need > most) most = price / need;
+    }
+    room += alike ? floor(own * most) : own * most;
+  }
+  return room >= worth * (1 - 1e-12);
+}
+
+// Bytes that all layers save of a micro-batch, were they cut by all axes of a stage.
+static double saved_of(const plan_space *s, const plan_choice *c, plan_recompute kind) {
+  double cut = (double)(c->size[PLAN_TENSOR] * c->size[PLAN_ULYSSES] * c->size[PLAN_RING]);
+  return s->saved[kind] * (double)c->micro_batch / cut;
+}
+
+static pipeline plain_line(const plan_choice *c) {
+  return (pipeline){.stages = (int)c->size[PLAN_PIPELINE], .chunks = 1, .micro = c->micro_batches};
+}
+
+static int repeats(const pg_graph *g) {
+  int n = 0;
+  for (int i = 0; i < g->piece.n; i++) n += g->piece.at[i].name != NULL;
+  return n;
+}
+
+// Whether what layers save fits into `more` bytes beside the device.
+static bool saved_fits(const plan_space *s, const plan_choice *c, double more) {
+  pipeline line = plain_line(c);
+  double layers = (double)s->layers;
+  if (layers <= 0) return true;
+  int64_t each;
+  layer_bytes mean = {0, saved_of(s, c, c->recompute) / layers, layers};
+  bool alike = repeats(s->job->rules[c->recompute]->g) == 1;
+  return layers_fit(NULL, (double)sk_most_memory(s) + more, &mean, 1, alike, &line, &each);
+}
+
+bool plan_outer_fits(const plan_space *s, const plan_choice *c) { return saved_fits(s, c, 0); }
+
+double plan_outer_away(const plan_space *s, const plan_choice *c) {
+  hm_store store = hm_store_best(s->cluster);
+  int pin = s->pins.home[PLAN_ACTIVATIONS];
+  bool may = store.host && (pin < 0 || pin == PLAN_HOST);
+  if (!may || !saved_fits(s, c, (double)store.host)) return INFINITY;
+  return 2 * saved_of(s, c, c->recompute) / store.host_rate * (double)c->micro_batches /
+         (double)c->size[PLAN_PIPELINE];
+}
+
+// All stages together have room for so many bytes of one micro-batch of a layer; the more of them
+// are taken by layers that save less, the more layers there are. Unlike layers save unlike amounts,
+// of which this says nothing.
+double plan_outer_share(const plan_space *s, const plan_choice *c, plan_recompute kind) {
+  pipeline line = plain_line(c);
+  double room = 0, fast = saved_of(s, c, c->recompute), slow = saved_of(s, c, kind);
+  for (int i = 0; i < line.stages; i++)
+    room += (double)sk_most_memory(s) / (double)pipe_stash(NULL, &line, i, NULL);
+  if (repeats(s->job->rules[kind]->g) > 1) return 0;
+  if (slow > room) return 2;
+  return slow < fast ? fmax(0, (fast - room) / (fast - slow)) : 0;
+}
+
+// What a stage with a layer holds at least beside states and saved activations: workspace, and of
+// what lives away one of its two slots.
+static double least_beside(const ev_point *p, const bl_block *slow) {
+  const plan_choice *c = p->c;
+  double least = INFINITY;
+  for (int i = 0; i < p->g->piece.n; i++) {
+    if (!ev_is_layers(p, i)) continue;
+    const bl_piece *q = &p->kind[0].b->piece[i], *o = slow ? &slow->piece[i] : q;
+    const bl_phase *f = &q->phase[PG_FORWARD], *g = &o->phase[PG_FORWARD];
+    double work = fmin(f->transient_one, g->transient_one), saved = fmin(q->kept, o->kept);
+    work = fmin(work, fmin(f->transient, g->transient));
+    if (c->also && !slow) work = saved = 0;
+    if (c->zero >= 3) work += 2 * q->layer.parameter;
+    if (c->zero >= 2) work += q->layer.gradient;
+    hm_kept k = hm_kept_of(c, &q->layer);
+    k.bytes[PLAN_ACTIVATIONS] = saved;
+    for (int j = 0; j < PLAN_CLASSES; j++)
+      if (j != PLAN_OPTIMIZER && c->home[j] != PLAN_DEVICE) work += k.bytes[j];
+    least = fmin(least, work);
+  }
+  return isinf(least) ? 0 : least;
+}
+
+plan_quick plan_quickly(arena *a, plan_space *s, const plan_choice *c, const bl_block *b) {
+  ev_point *p = ev_start_point(a, s, c, b);
+  for (int k = 0; k < p->kinds; k++)  // a stage without weights waits for none
+    p->kind[k].k.store.host_wait = p->kind[k].k.store.disk_wait = 0;
+  bl_state layers = {0}, others = {0}, mean = {0};
+  double work = totals(p, &layers, &others), m = (double)c->micro_batches;
+  double n = (double)c->size[PLAN_PIPELINE];
+  bl_state_add(&mean, &layers, 1 / n);
+  bl_state_add(&mean, &others, 1 / n);
+  double backward = 0;
+  plan_quick q = {0};
+  for (int i = 0; i < b->npieces; i++) {
+    double count = (double)b->g->piece.at[i].count;
+    backward += count * p->kind[0].backward[i];
+    if (ev_is_layers(p, i))
+      q.layers += m / n * count * (p->kind[0].forward[i] + p->kind[0].backward[i]);
+  }
+  if (p->kinds > 1)
+    q.bound = bound_of_kinds(p, work, &mean);
+  else
+    q.bound = m * work / n + after_mean(p, &mean, backward / n);
+  // Stage i starts when a micro-batch has come through the stages before it, and behind its last
+  // phase one goes back through them: step >= sum of w[j < i] + m w[i] for the seconds w of stages
+  // that sum to `work`. The best w is a geometric row, which gives work / (1 - (1 - 1/m)^p).
+  if (c->pipe == PIPE_ONE_F_ONE_B && n > 1 && p->kinds == 1) {
+    double filled = work / (1 - pow(1 - 1 / m, n));
+    if (filled > q.bound) q.bound = filled;
+  }
+  p->layers = s->layers;
+  p->parts = (int)(c->size[PLAN_PIPELINE] * c->interleave);
+  // Equal chunks: the last stage waits for the first chunks of the others, forward and back.
+  if (c->interleave > 1 && p->kinds == 1 && p->layers % p->parts == 0) {
+    double chunk = 0, v = (double)c->interleave;
+    for (int i = 0; i < b->npieces; i++)
+      if (ev_is_layers(p, i))
+        chunk += (double)b->g->piece.at[i].count *
+                 (p->kind[0].forward[i] + p->kind[0].backward[i]) / n / v;
+    bl_state own = {0};
+    bl_state_add(&own, &layers, 1 / n);
+    double filled = chunk * (m * v + n - 1) + after_mean(p, &own, backward / n);
+    if (filled > q.bound) q.bound = filled;
+  } else if (c->interleave > 1 && p->kinds == 1) {
+    bl_state own = {0};
+    bl_state_add(&own, &layers, (double)(p->layers / (int64_t)n) / (double)p->layers);
+    q.bound = fmax(q.bound, bound_chunks(p, behind_mean(p, &p->kind[0], &own).rest));
+  }
+  pipeline line = {
+      .kind = c->pipe, .stages = (int)n, .chunks = (int)c->interleave, .micro = c->micro_batches};
+  double capacity = 0, state = ev_on_device(c, &layers), kept = 0;
+  int64_t *each = arena_new(a, int64_t, c->interleave);
+  layer_bytes *kind = arena_new(a, layer_bytes, b->npieces);
+  bool gradients = ev_more_gradients(p);
+  const bl_block *slow = c->also ? plan_second_block(s, c) : NULL;
+  double most_kept = 0, least_saved = 0, all_state = 0;
+  int kinds = 0;
+  for (int i = 0; i < b->npieces; i++) {
+    if (!ev_is_layers(p, i)) continue;
+    layer_bytes *own = &kind[kinds++];
+    own->count = (double)b->g->piece.at[i].count;
+    for (int k = 0; k < p->kinds; k++) {  // the least of all kinds of stages
+      const bl_piece *piece = &p->kind[k].b->piece[i];
+      double bytes, saved;
+      ev_bound_bytes(c, &piece->layer, piece->kept, gradients, &bytes, &saved);
+      own->state = k ? fmin(own->state, bytes) : bytes;
+      own->kept = k ? fmin(own->kept, saved) : saved;
+    }
+    kept += own->count * ev_saved_here(c, b->piece[i].kept);
+    most_kept += own->count * own->kept;
+    if (c->also) {
+      double less = slow ? slow->piece[i].kept : 0;
+      if (!slow && repeats(b->g) == 1) less = saved_of(s, c, c->also) / own->count;
+      own->kept = fmin(own->kept, ev_saved_here(c, less));
+    }
+    least_saved += own->count * own->kept;
+    all_state += own->count * own->state;
+  }
+  double beside = gradients || p->kinds > 1 ? 0 : least_beside(p, slow);
+  if (c->also && kinds == 1 && most_kept > least_saved) {
+    // A stage has room for so many bytes of one micro-batch: capacity over those in flight.
+    double room = 0, state_of = c->interleave > 1 ? all_state / n : 0;  // of equal stages known
+    if (p->layers % p->parts) state_of = 0;
+    for (int i = 0; i < line.stages; i++)
+      room += fmax(0, (double)ev_at_stage(p, i)->k.capacity - beside - state_of) /
+              (double)ev_least_stash(&line, i, each);
+    q.share = fmin(1, fmax(0, (most_kept - room) / (most_kept - least_saved)));
+  }
+  for (int k = 0; k < p->kinds; k++) capacity = fmax(capacity, (double)p->kind[k].k.capacity);
+  q.fits = !pipe_check(a, &line) && layers_fit(p, -beside, kind, kinds, kinds == 1, &line, each);
+  if (q.fits && hm_any_away(c) && p->kinds == 1 && kinds == 1) {
+    const hm_store *store = &p->kind[0].k.store;
+    hm_held held = hm_held_by(c, &layers);
+    layer_bytes away = {held.host / kind[0].count, 0, kind[0].count};
+    for (int i = 0; c->home[PLAN_ACTIVATIONS] == PLAN_HOST && i < b->npieces; i++)
+      if (ev_is_layers(p, i)) away.kept = b->piece[i].kept;
+    q.fits = held.disk <= n * (double)store->disk &&
+             layers_fit(NULL, (double)store->host, &away, 1, true, &line, each);
+  }
+  // When it does not: what a stage has too much, on average over them, with one in flight.
+  q.over = (state + ev_on_device(c, &others) + kept) / n - capacity;
+  return q;
+}

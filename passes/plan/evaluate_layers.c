@@ -1,0 +1,261 @@
+// What layers take on each stage: the block's seconds, and what ZeRO and homes move for them; which
+// layers, weights and states a stage has. See evaluate_impl.h.
+#include <math.h>
+#include <string.h>
+
+#include "passes/plan/evaluate_impl.h"
+
+const ev_rates *ev_at_stage(const ev_point *p, int stage) {
+  return &p->kind[p->places ? p->places->of[stage] : 0];
+}
+
+// Layers come in one kind of recomputation or in two, fast (0) and slow (1).
+int ev_recomputes(const ev_point *p) { return p->second ? 2 : 1; }
+const ev_rates *ev_of_layers(const ev_point *p, int stage, int slow) {
+  return slow ? p->second : ev_at_stage(p, stage);
+}
+
+// ---- data ranks ---------------------------------------------------------------------------------
+
+// A collective over ranks that hold the same weights: ring and ulysses ranks (`inner` of them) and
+// `data` of the data ranks. Where stages lie between them it is done factor by factor.
+static cl_cost over_ranks(const ev_point *p, const ev_rates *r, cl_collective k, int64_t inner,
+                          int64_t data, double bytes) {
+  const cl_cluster *cl = r->k.net;
+  int64_t stride = p->stride[p->c->context_first ? PLAN_RING : PLAN_ULYSSES];
+  if (p->stride[PLAN_DATA] == stride * inner || data == 1 || inner == 1)
+    return cl_collective_cost(cl, k, inner == 1 ? p->stride[PLAN_DATA] : stride, inner * data,
+                              bytes);
+  cl_cost out = {.how = "by factors"};
+  double part = bytes / (double)inner;
+  cl_cost step[3] = {{0}};
+  if (k != CL_ALL_GATHER) step[0] = cl_collective_cost(cl, CL_REDUCE_SCATTER, stride, inner, bytes);
+  step[1] = cl_collective_cost(cl, k, p->stride[PLAN_DATA], data, part);
+  if (k != CL_REDUCE_SCATTER) step[2] = cl_collective_cost(cl, CL_ALL_GATHER, stride, inner, bytes);
+  for (int i = 0; i < 3; i++) {
+    out.seconds += step[i].seconds;
+    out.intra += step[i].intra;
+    out.inter += step[i].inter;
+  }
+  return out;
+}
+
+// All ranks that hold the same weights.
+int64_t ev_replicas(const plan_choice *c) {
+  return c->size[PLAN_DATA] * c->size[PLAN_ULYSSES] * c->size[PLAN_RING];
+}
+
+// Over the ranks that share a state: all ring and ulysses ranks, the innermost ones of data.
+cl_cost ev_over_group(const ev_point *p, const ev_rates *r, cl_collective k, double bytes) {
+  int64_t inner = p->c->size[PLAN_ULYSSES] * p->c->size[PLAN_RING];
+  int64_t group = p->c->zero ? p->c->zero_group : ev_replicas(p->c);
+  return over_ranks(p, r, k, inner, group / inner, bytes);
+}
+
+// Over the groups: ranks that hold the same part of a state sum their parts of the gradients.
+cl_cost ev_across_groups(const ev_point *p, const ev_rates *r, double gradient) {
+  const plan_choice *c = p->c;
+  int64_t inner = c->size[PLAN_ULYSSES] * c->size[PLAN_RING], data = c->zero_group / inner;
+  return cl_collective_cost(r->k.net, CL_ALL_REDUCE, p->stride[PLAN_DATA] * data,
+                            c->size[PLAN_DATA] / data, gradient / (double)c->zero_group);
+}
+bool ev_has_groups(const plan_choice *c) { return c->zero && c->zero_group < ev_replicas(c); }
+
+void ev_count(plan_candidate *x, plan_axis axis, cl_collective k, const cl_cost *cost,
+              double times) {
+  x->bytes.bytes[axis][k][0] += times * cost->intra;
+  x->bytes.bytes[axis][k][1] += times * cost->inter;
+  x->bytes.calls[axis][k] += (int64_t)llround(times);
+}
+
+// ---- layers -------------------------------------------------------------------------------------
+
+bool ev_is_layers(const ev_point *p, int piece) { return p->g->piece.at[piece].name != NULL; }
+
+double ev_exposed(const bl_phase *f) {
+  double s = 0;
+  for (int x = 0; x < BL_INNER; x++) s += f->sent[x];
+  return s;
+}
+
+// Weights that a layer of a piece reads, or a piece between layers.
+bl_state ev_piece_state(const ev_point *p, const bl_block *b, int piece) {
+  bl_state s = b->piece[piece].layer;
+  if (b->g->piece.at[piece].empty) return s;  // between unlike layers, most are
+  for (int w = 0; w < b->weight.n && !ev_is_layers(p, piece); w++)
+    for (int k = 0; k < b->weight.at[w].npieces; k++)
+      if (b->weight.at[w].piece[k] == piece) bl_state_add(&s, &b->weight.at[w].state, 1);
+  return s;
+}
+
+// Seconds of a phase of one layer, with what ZeRO and homes move for it and the phase does not
+// hide.
+void ev_layer_seconds(const ev_point *p, ev_rates *r) {
+  int zero = p->c->zero, n = r->b->npieces;
+  bool away = hm_any_away(p->c);
+  double *seconds = arena_new(p->a, double, 5 * n);
+  r->forward = seconds;
+  r->backward = seconds + n;
+  r->weight = seconds + 2 * n;
+  r->linked[PG_FORWARD] = seconds + 3 * n;
+  r->linked[PG_BACKWARD] = seconds + 4 * n;
+  for (int i = 0; i < n; i++) {
+    const bl_piece *q = &r->b->piece[i];
+    double f = q->phase[PG_FORWARD].compute + ev_exposed(&q->phase[PG_FORWARD]);
+    double b = q->phase[PG_BACKWARD].compute + ev_exposed(&q->phase[PG_BACKWARD]);
+    double gather = 0, scatter = 0;
+    bl_state own = zero >= 2 || away ? ev_piece_state(p, r->b, i) : q->layer;
+    if (zero == 3) gather = ev_over_group(p, r, CL_ALL_GATHER, own.parameter).seconds;
+    if (zero >= 2) scatter = ev_over_group(p, r, CL_REDUCE_SCATTER, own.gradient).seconds;
+    double move = gather + scatter;
+    r->forward[i] = f > gather ? f : gather;
+    r->backward[i] = b > move ? b : move;
+    r->weight[i] = q->phase[PG_BACKWARD].weight;
+    if (!away) continue;
+    double *phase[2] = {&r->forward[i], &r->backward[i]};
+    for (int k = 0; k < 2; k++) {
+      hm_moves m = hm_phase(p->c, &own, q->kept, (pg_phase)k);
+      double link = hm_seconds(&r->k.store, &m);
+      if (link <= *phase[k]) continue;
+      r->linked[k][i] = link - *phase[k];
+      *phase[k] = link;
+    }
+  }
+}
+
+// The kinds of stages of a choice and what layers take on them. `b`: of the only kind there is on
+// a cluster of parts that are alike.
+ev_point *ev_start_point(arena *a, plan_space *s, const plan_choice *c, const bl_block *b) {
+  ev_point *p = arena_new(a, ev_point, 1);
+  *p = (ev_point){.a = a, .s = s, .c = c, .g = b->g, .kinds = 1};
+  sk_strides(c, p->stride);
+  if (!s->cluster->alike) {
+    p->places = sk_places_of(s, c);
+    p->kinds = p->places->kinds;
+  }
+  p->kind = arena_new(a, ev_rates, p->kinds);
+  for (int i = 0; i < p->kinds; i++) {
+    ev_rates *r = &p->kind[i];
+    r->k = p->places ? p->places->kind[i] : sk_alike(s);
+    r->b = p->places ? sk_block_of(s, c, &r->k) : b;
+    ev_layer_seconds(p, r);
+  }
+  return p;
+}
+
+void ev_find_layers(ev_point *p) {
+  const pg_graph *g = p->g;
+  for (int i = 0; i < g->piece.n; i++)
+    if (ev_is_layers(p, i)) p->layers += g->piece.at[i].count;
+  p->piece_of = arena_new(p->a, int, p->layers + 1);
+  p->first_of = arena_new(p->a, int64_t, g->piece.n);
+  int64_t n = 0;
+  for (int i = 0; i < g->piece.n; i++) {
+    p->first_of[i] = n;
+    for (int64_t k = 0; ev_is_layers(p, i) && k < g->piece.at[i].count; k++) p->piece_of[n++] = i;
+  }
+}
+
+// ---- states -------------------------------------------------------------------------------------
+
+// Bytes of states of a rank's device.
+double ev_on_device(const plan_choice *c, const bl_state *s) {
+  hm_held h = hm_held_by(c, s);
+  return h.device[PLAN_PARAMETERS] + h.device[PLAN_GRADIENTS] + h.device[PLAN_OPTIMIZER];
+}
+
+// Saved bytes that stay on the device; of a piece or a stage.
+double ev_saved_here(const plan_choice *c, double kept) {
+  return c->home[PLAN_ACTIVATIONS] == PLAN_DEVICE ? kept : 0;
+}
+
+double ev_gradients_here(const plan_choice *c, const bl_state *s) {
+  return hm_held_by(c, s).device[PLAN_GRADIENTS];
+}
+
+// How many layers of a piece lie in from .. to-1.
+static int64_t layers_in(const ev_point *p, int64_t from, int64_t to, int piece) {
+  int64_t first = p->first_of[piece], last = first + p->g->piece.at[piece].count;
+  if (first > from) from = first;
+  if (last < to) to = last;
+  return to > from ? to - from : 0;
+}
+
+// The straight pieces of a part: those before its first layer that no earlier part has, and the
+// last one behind the last layer.
+bool ev_part_has(const ev_point *p, const stages_cut *cut, int part, int piece) {
+  int64_t from = cut->first[part], to = cut->first[part + 1];
+  if (ev_is_layers(p, piece)) return layers_in(p, from, to, piece) > 0;
+  if (piece == 0) return part == 0;
+  if (piece == p->g->piece.n - 1) return part == p->parts - 1;
+  int64_t next = p->first_of[piece + 1];  // it stands in front of that layer
+  return next >= from && next < to;
+}
+
+// How many layers of a piece a part has; of a piece between layers 1 or 0.
+static double layers_of_part(const ev_point *p, const stages_cut *cut, int part, int piece) {
+  if (!ev_is_layers(p, piece)) return ev_part_has(p, cut, part, piece);
+  return (double)layers_in(p, cut->first[part], cut->first[part + 1], piece);
+}
+
+// The same of fast or of slow ones; pieces between layers are fast.
+double ev_layers_of_kind(const ev_point *p, const stages_cut *cut, int part, int piece, int slow) {
+  if (!p->second) return layers_of_part(p, cut, part, piece);
+  if (!ev_is_layers(p, piece)) return slow ? 0 : ev_part_has(p, cut, part, piece);
+  int64_t from = cut->first[part], to = cut->first[part + 1], mid = from + p->slow[part];
+  return (double)(slow ? layers_in(p, from, mid, piece) : layers_in(p, mid, to, piece));
+}
+
+// Once a step, on a stage: sums of gradients over the axes inside it.
+double ev_once_inside(const ev_point *p, const stages_cut *cut, int stage, int axis) {
+  double seconds = 0;
+  for (int part = stage; part < p->parts; part += (int)p->c->size[PLAN_PIPELINE])
+    for (int i = 0; i < p->g->piece.n; i++)
+      for (int k = 0; k < ev_recomputes(p); k++)
+        seconds += ev_layers_of_kind(p, cut, part, i, k) *
+                   ev_of_layers(p, stage, k)->b->piece[i].once[axis].seconds;
+  return seconds;
+}
+
+// States of a stage: its layers', and each other weight once.
+bl_state ev_stage_state(const ev_point *p, const stages_cut *cut, int stage) {
+  bl_state s = {0};
+  const bl_block *b = ev_at_stage(p, stage)->b;
+  int n = (int)p->c->size[PLAN_PIPELINE];
+  for (int part = stage; part < p->parts; part += n)
+    for (int i = 0; i < b->npieces; i++)
+      if (ev_is_layers(p, i)) bl_state_add(&s, &b->piece[i].layer, layers_of_part(p, cut, part, i));
+  for (int w = 0; w < b->weight.n; w++) {
+    const bl_weight *x = &b->weight.at[w];
+    bool has = false;
+    for (int part = stage; part < p->parts && !has; part += n)
+      for (int i = 0; i < x->npieces && !has; i++) has = ev_part_has(p, cut, part, x->piece[i]);
+    if (has) bl_state_add(&s, &x->state, 1);
+  }
+  return s;
+}
+
+// Bytes of gradients of weights that lie on several stages, this one among them.
+double ev_tied_bytes(const ev_point *p, const stages_cut *cut, int stage, int *other) {
+  double bytes = 0;
+  const bl_block *b = ev_at_stage(p, stage)->b;
+  int n = (int)p->c->size[PLAN_PIPELINE];
+  for (int w = 0; w < b->weight.n; w++) {
+    const bl_weight *x = &b->weight.at[w];
+    int first = -1, last = -1;
+    bool here = false;
+    for (int part = 0; part < p->parts; part++) {
+      bool has = false;
+      for (int i = 0; i < x->npieces && !has; i++) has = ev_part_has(p, cut, part, x->piece[i]);
+      if (!has) continue;
+      int at = part % n;
+      if (first < 0) first = at;
+      last = at;
+      here |= at == stage;
+    }
+    if (!here || first == last) continue;
+    bytes += x->state.gradient;
+    *other = first == stage ? last : first;
+  }
+  return bytes;
+}
