@@ -88,6 +88,27 @@ typedef struct plan_dim {
 // Whether layers of a choice may be recomputed as `kind` where memory asks for it.
 bool plan_may_mix(const plan_space *s, const plan_choice *c, int kind);
 int plan_dims(const plan_dim **out);
+// The best plan of a space: of those that fit, or else the one that is least over. One within
+// `slack` (a share) of the best will do. `near`: a plan near which to look first; NULL: none.
+typedef struct plan_found {
+  bool fits, any;
+  plan_choice c;
+  double step;
+  int64_t peak;
+} plan_found;
+plan_found plan_find(plan_space *s, laid_maker *layouts, double slack, const plan_choice *near);
+// All that a plan takes, with the memory of its layout where there is one.
+plan_candidate *plan_work_out(plan_space *s, laid_maker *layouts, const plan_choice *c);
+// Sets s->saved, bytes of a sample that layers save, by recomputation.
+void plan_note_saved(plan_space *s);
+
+// Into r->rejected and r->fixes (alternatives.c). "does not fit by 3.1 GiB (weights ..., ...)".
+void plan_add_alternatives(plan_result *r, const plan_space *s, const plan_pins *pins,
+                           laid_maker *layouts);
+void plan_add_fixes(plan_result *r, const plan_space *s, const plan_pins *pins,
+                    const plan_options *options);
+const char *plan_why_over(arena *a, const plan_candidate *x);
+
 // Why the space has no point: which pin cannot be met, in words, and the diagnostic's code.
 const char *plan_why_illegal(arena *a, const plan_space *s, const char **code);
 // A choice before the first dimension.
