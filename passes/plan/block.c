@@ -432,6 +432,17 @@ static void add_weights(maker *k) {
       if (!stack) add_piece(k->a, &k->b->weight.at[number[v] - 1], p->piece);
     }
   }
+  // A layer that is alone in its repeat has no stacks: what only it reads is its own too.
+  int n = 0;
+  for (int w = 0; w < k->b->weight.n; w++) {
+    const bl_weight *x = &k->b->weight.at[w];
+    const pg_piece *only = x->npieces == 1 ? &g->piece.at[x->piece[0]] : NULL;
+    if (only && only->name && only->count == 1)
+      bl_state_add(&k->b->piece[x->piece[0]].layer, &x->state, 1);
+    else
+      k->b->weight.at[n++] = *x;
+  }
+  k->b->weight.n = n;
 }
 
 static void add_boundaries(maker *k) {
