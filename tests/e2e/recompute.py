@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
 """Recompute changes memory and time, and no bit: losses and final weights are the same bytes.
 
-    tests/e2e/recompute.py build/dsmc [gpt2 bf16 llama bert t5 post]
+    tests/e2e/recompute.py build/dsmc [gpt2 bf16 llama bert t5 stored post]
 
-Small models of the examples, with dropout where they have it, and one that carries two values and
+Small models of the examples, with dropout where they have it, one with attention written out and 16
+bits between ops, and one that carries two values and
 normalises after each part (what enters its layers is not saved of itself). For each and for
 micro-batches as large as the batch and smaller: `recompute=none`, `selective`, `full` and three
 budgets between full and none train the same, with 1 and 2 threads; the bytes that `dsmc build`
@@ -56,6 +57,8 @@ MODELS = {
              "batch=8,steps=4", "bert", 8, [2]),
     "t5": ("t5.dsm:t5_11b", "layers=4,hidden=24,heads=3,head=8,ffn=40,vocab=47,buckets=8,far=10,"
            "src=11,dst=7,batch=4,steps=4", "t5", 4, [1]),
+    "stored": ("../bench/published/gpt2021.dsm", "layers=4,hidden=48,heads=3,vocab=256,context=64,"
+               "seq=40,batch=4,steps=4", TEXT, 4, [1]),
     "post": (None, "", TEXT, 4, [1]),
 }
 
