@@ -16,7 +16,7 @@ a way that is added to the planner's step by name: `reduce`, gradients are reduc
 That of 2024 gathers the parameters of ZeRO 1 while it computes, which the planner does not, so all but the first layer's
 share of `data` is left out.
 """
-import csv, glob, json, math, os, subprocess, sys, tempfile
+import csv, json, math, os, re, subprocess, sys, tempfile
 from concurrent.futures import ThreadPoolExecutor
 
 HERE = os.path.dirname(os.path.abspath(__file__))
@@ -71,14 +71,21 @@ class Row:
                     yield b, v
 
 
+def builtin(name):
+    """A built-in cluster of dsmc under the name that plans ask for, with room for any split."""
+    with open(os.path.join(HERE, "..", "frontend", "clusters", name + ".dsm")) as f:
+        text = f.read()
+    return re.sub(r"memory = 80GiB", "memory = 4TiB", re.sub(r"cluster \w+ ", "cluster stack ", text))
+
+
 class Planner:
-    def __init__(self, dsmc):
-        self.dsmc, self.seen = os.path.abspath(dsmc), {}
+    def __init__(self, dsmc, text=None):
+        self.dsmc, self.seen, self.text = os.path.abspath(dsmc), {}, text
         self.kept = tempfile.TemporaryDirectory(prefix="published-")  # goes with the planner
         self.folder = self.kept.name
 
     def ask(self, row, d, b, v):
-        text = device(row.kind, d)
+        text = self.text or device(row.kind, d)
         key = (text, row.note, row.name, row.h, row.L, row.V, row.n, row.tp, row.pp, row.batch, row.recompute, b, v)
         if key not in self.seen:
             model = "gpt2021" if row.kind == "a100" else "gpt2024"
@@ -273,6 +280,11 @@ def main():
     for title, rows in sets:
         table(planner, title, rows, d[rows[0].kind])
     memory(planner, folder, d["a100"])
+    print("\nThe same rows on the built-in clusters")
+    for name, title, rows in [("dgx-a100-80g", *sets[0]), ("dgx-a100-80g", *sets[1]), ("dgx-h100", *sets[3])]:
+        on = Planner(planner.dsmc, builtin(name))
+        errors = [100 * (on.best(r, d[r.kind])[0] / r.measured - 1) for r in rows]
+        print(f"  {name:<13} {title.split(',')[0].split(' 0.8')[0]:<17} average {sum(map(abs, errors)) / len(errors):.1f} %, worst {max(errors, key=abs):+.1f} %")
     if "--free" in args:
         free(planner, sets[0][1], d["a100"])
     print("\n* micro-batch or chunks are not published: the fastest of those tried")
