@@ -32,8 +32,9 @@ void el_two(el_problem *p, int a, int b, const double *cost) {
 // is taken, over a variable's own values.
 typedef struct table {
   int entries;
-  const int *start;  // [entries + 1] where an entry's sums begin
-  const int *sum;    // the variable's value, then the number of each addend in its function
+  const int *start;    // [entries + 1] where an entry's sums begin
+  const int *sum;      // the variable's value, then the number of each addend in its function
+  struct table *kept;  // where it was copied to (keep_circuit)
 } table;
 
 // A variable that is taken out: a minimum of sums of costs and of earlier minima.
@@ -44,7 +45,7 @@ struct el_step {
   const int *base;  // [addends] where the function of an addend begins in the values
   const int *of;    // [addends - given] the steps that make the minima
   int first;        // where its own entries begin
-  const table *t;
+  table *t;
 };
 
 // ---- compiling ----------------------------------------------------------------------------------
@@ -69,7 +70,7 @@ typedef struct factor {
 
 // An elimination that was seen: what it makes.
 typedef struct seen {
-  const table *t;
+  table *t;
   const pattern *made;
 } seen;
 
@@ -89,6 +90,7 @@ typedef struct solver {
   arena *scratch;
   el_circuit *c;
   map patterns;  // of given functions, by their table
+  map contents;  // all patterns, by what they hold
   map buckets;   // `seen`, by the patterns that meet and how
   int npatterns;
   VEC(factor *) factor;
@@ -105,11 +107,19 @@ static void add(solver *s, factor *f) {
   vec_push(s->scratch, &s->factor, f);
 }
 
+// Patterns of equal content are one: along a chain of equal bodies what is allowed is soon the same
+// from body to body, and so are the tables of sums behind it.
 static const pattern *new_pattern(solver *s, const int *number, int entries, bool forbids) {
-  pattern *p = arena_new(s->scratch, pattern, 1);
   int allowed = 0;
   for (int i = 0; i < entries; i++) allowed += number[i] >= 0;
+  uint64_t hash = base_hash(number, sizeof *number * (size_t)entries, 0);
+  const char *name = arena_printf(s->scratch, "%llx %d%s", (unsigned long long)hash, entries,
+                                  forbids ? " forbids" : "");
+  pattern *had = map_get(&s->contents, name);
+  if (had && !memcmp(had->number, number, sizeof *number * (size_t)entries)) return had;
+  pattern *p = arena_new(s->scratch, pattern, 1);
   *p = (pattern){s->npatterns++, number, forbids, (double)allowed / (double)entries};
+  if (!had) map_set(&s->contents, name, p);
   return p;
 }
 
@@ -219,7 +229,7 @@ static bool before(const entry *a, const entry *b) {
 static void offer(solver *s, int v) {
   entry e = {s->cost[v] = cost_of(s, v), v};
   int at = s->queue.n;
-  vec_push(s->a, &s->queue, e);
+  vec_push(s->scratch, &s->queue, e);
   for (; at > 0 && before(&e, &s->queue.at[(at - 1) / 2]); at = (at - 1) / 2)
     s->queue.at[at] = s->queue.at[(at - 1) / 2];
   s->queue.at[at] = e;
@@ -249,6 +259,7 @@ typedef struct bucket {
   int *base;  // [(n + 1) * nin] where it stands with the neighbours before one fixed
   int *open;  // [n + 1] lists of v's values that are allowed with these, each of size[v]
   int at;     // entry of the function to be made
+  arena *lists;  // of the two below
   VEC(int) sum;
   VEC(int) start;
   int *number;  // of the function to be made
@@ -293,15 +304,15 @@ static int keep_allowed(const bucket *b, int k, int level, const int *from, int 
 }
 
 // All neighbours have their value: the sums of this entry.
-static void add_entry(solver *s, bucket *b, const int *open, int n) {
+static void add_entry(bucket *b, const int *open, int n) {
   const int *base = b->base + b->n * b->nin;
   b->number[b->at] = b->start.n;
-  vec_push(s->scratch, &b->start, b->sum.n);
+  vec_push(b->lists, &b->start, b->sum.n);
   for (int i = 0; i < n; i++) {
-    vec_push(s->scratch, &b->sum, open[i]);
+    vec_push(b->lists, &b->sum, open[i]);
     for (int f = 0; f < b->nin; f++)
       if (!b->in[f]->p->forbids)
-        vec_push(s->scratch, &b->sum,
+        vec_push(b->lists, &b->sum,
                  b->in[f]->p->number[base[f] + open[i] * b->step[f * (b->n + 1) + b->n]]);
   }
 }
@@ -309,7 +320,7 @@ static void add_entry(solver *s, bucket *b, const int *open, int n) {
 // Gives neighbour `level` each of its values, as long as some value of v is allowed beside it.
 static void walk(solver *s, bucket *b, int level, const int *open, int n) {
   if (level == b->n) {
-    add_entry(s, b, open, n);
+    add_entry(b, open, n);
     return;
   }
   int size = s->p->size[b->near[level]], at = b->at;
@@ -335,6 +346,7 @@ static int *copy(arena *a, const int *from, int n) {
 static const char *key_of(solver *s, const bucket *b) {
   sb key = {.arena = s->scratch};
   put(&key, (uint64_t)s->p->size[b->v]);
+  put(&key, (uint64_t)b->n);
   for (int k = 0; k < b->n; k++) put(&key, (uint64_t)s->p->size[b->near[k]]);
   for (int f = 0; f < b->nin; f++) {
     put(&key, (uint64_t)b->in[f]->p->id);
@@ -346,6 +358,9 @@ static const char *key_of(solver *s, const bucket *b) {
 // All sums of the bucket.
 static const seen *see(solver *s, bucket *b, int total) {
   int size = s->p->size[b->v];
+  arena lists;
+  arena_init(&lists);
+  b->lists = &lists;
   b->number = arena_new(s->scratch, int, total);
   memset(b->number, -1, sizeof *b->number * (size_t)total);
   b->base = arena_new(s->scratch, int, (b->n + 1) * (b->nin + 1));
@@ -356,9 +371,10 @@ static const seen *see(solver *s, bucket *b, int total) {
   if (n) walk(s, b, 0, first, n);
   table *t = arena_new(s->a, table, 1);
   t->entries = b->start.n;
-  vec_push(s->scratch, &b->start, b->sum.n);
+  vec_push(b->lists, &b->start, b->sum.n);
   t->start = copy(s->a, b->start.at, b->start.n);
   t->sum = copy(s->a, b->sum.at, b->sum.n);
+  arena_free(&lists);
   seen *x = arena_new(s->scratch, seen, 1);
   *x = (seen){t, new_pattern(s, b->number, total, false)};
   return x;
@@ -408,7 +424,9 @@ static bool eliminate(solver *s, int v) {
   return true;
 }
 
-static el_circuit *compile_by(arena *a, const el_problem *p, order o, el_stats *stats) {
+// NULL: too large, or no fewer sums than `most`.
+static el_circuit *compile_by(arena *a, const el_problem *p, order o, double most,
+                              el_stats *stats) {
   *stats = (el_stats){0};
   arena scratch;  // tables are large and go at the end
   arena_init(&scratch);
@@ -417,7 +435,7 @@ static el_circuit *compile_by(arena *a, const el_problem *p, order o, el_stats *
   c->at = arena_new(a, int, p->term.n + 1);
   c->step = arena_new(a, el_step, p->n + 1);
   solver s = {.p = p, .order = o, .a = a, .scratch = &scratch, .c = c, .stats = stats};
-  s.patterns.arena = s.buckets.arena = &scratch;
+  s.patterns.arena = s.contents.arena = s.buckets.arena = &scratch;
   s.of = (void *)arena_alloc(&scratch, sizeof *s.of * (size_t)(p->n + 1));
   s.done = arena_new(&scratch, bool, p->n + 1);
   s.cost = arena_new(&scratch, double, p->n + 1);
@@ -429,23 +447,50 @@ static el_circuit *compile_by(arena *a, const el_problem *p, order o, el_stats *
   while (good && s.queue.n) {
     entry next = take(&s);
     if (s.done[next.var] || next.cost != s.cost[next.var]) continue;  // it was offered again
-    good = eliminate(&s, next.var);
+    good = eliminate(&s, next.var) && stats->sums < most;
   }
   arena_free(&scratch);
   return good ? c : NULL;
 }
 
+// A copy of the circuit that was chosen: what the other one takes goes.
+static el_circuit *keep_circuit(arena *a, const el_circuit *c) {
+  el_circuit *to = arena_new(a, el_circuit, 1);
+  *to = *c;
+  to->at = copy(a, c->at, c->nterms);
+  to->step = arena_new(a, el_step, c->nsteps + 1);
+  for (int i = 0; i < c->nsteps; i++) {
+    const el_step *s = &c->step[i];
+    el_step *x = &to->step[i];
+    *x = *s;
+    x->base = copy(a, s->base, s->addends);
+    x->of = copy(a, s->of, s->addends - s->given);
+    if (!s->t->kept) {
+      s->t->kept = arena_new(a, table, 1);
+      *s->t->kept = (table){.entries = s->t->entries};
+      s->t->kept->start = copy(a, s->t->start, s->t->entries + 1);
+      s->t->kept->sum = copy(a, s->t->sum, s->t->start[s->t->entries]);
+    }
+    x->t = s->t->kept;
+  }
+  return to;
+}
+
 el_circuit *el_compile(arena *a, const el_problem *p, el_stats *stats) {
+  arena own[ORDERS];
   el_circuit *best = NULL;
   el_stats least, now;
   for (int o = 0; o < ORDERS; o++) {
-    el_circuit *c = compile_by(a, p, (order)o, &now);
-    if (o == 0 || (c && (!best || now.sums < least.sums))) {
+    arena_init(&own[o]);
+    el_circuit *c = compile_by(&own[o], p, (order)o, best ? least.sums : INFINITY, &now);
+    if (o == 0 || c) {
       best = c;
       least = now;
     }
   }
   if (stats) *stats = least;
+  if (best) best = keep_circuit(a, best);
+  for (int o = 0; o < ORDERS; o++) arena_free(&own[o]);
   return best;
 }
 
