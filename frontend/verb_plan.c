@@ -111,9 +111,17 @@ typedef struct layouts {
 
 static bool lay_out(void *ctx, const cl_device *d, const plan_choice *choice, laid *out) {
   const layouts *l = ctx;
-  const sched *s = compile_layout(l->c, l->compiled, l->given, d->arch, choice->micro_batch,
+  arena scratch;  // of what is compiled: only the layout's sums are kept
+  arena_init(&scratch);
+  scratch.oom = l->c->arena->oom;
+  scratch.oom_ctx = l->c->arena->oom_ctx;
+  cli own = *l->c;
+  own.arena = &scratch;
+  const sched *s = compile_layout(&own, l->compiled, l->given, d->arch, choice->micro_batch,
                                   mode_of[choice->recompute]);
   if (s) laid_read(l->c->arena, s, out);
+  l->c->diags = own.diags;
+  arena_free(&scratch);
   return s != NULL;
 }
 

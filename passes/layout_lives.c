@@ -86,38 +86,58 @@ void lives_find(lay *l) {
 
 // ---- states updated in place --------------------------------------------------------------------
 
-// True when result `j` of `def`, which is to be set into state `name`, may be written there.
-static bool in_place(lay *l, const char *name, const ir_value *v) {
-  ir_op *def = v->def;
-  bool in_step = def && (ir_is_elementwise(def) || ir_epilogue(def) >= 0);
-  if (!in_step || lay_bound(l, v)) return false;
-  ir_region *r = l->e->func->body;
+// The state that a value is, or is a view of; NULL: none.
+static const char *state_behind(ir_value *v) {
+  const ir_op *def = ir_view_of(v).root->def;
+  return def && def->code == IR_state ? ir_attr_str(def, "name", "") : NULL;
+}
+
+// By the name of a state: the last position at which it is read.
+static map last_reads(arena *a, const ir_region *r) {
+  map last = {.arena = a};
   for (int i = 0; i < r->ops.n; i++) {
     ir_op *op = r->ops.at[i];
     if (ir_is_view(op)) continue;
     for (int k = 0; k < op->nin; k++) {
-      ir_value *root = ir_view_of(op->in[k]).root;
-      bool is_state = root->def && root->def->code == IR_state &&
-                      str_eq(ir_attr_str(root->def, "name", ""), name);
-      if (!is_state) continue;
-      if (op == def && !ir_may_overwrite(op, v->pos, k)) return false;
-      if (op != def && op->mark > def->mark) return false;
+      const char *name = state_behind(op->in[k]);
+      if (!name) continue;
+      int *at = map_get(&last, name);
+      if (!at) map_set(&last, name, at = arena_new(a, int, 1));
+      if (op->mark > *at) *at = op->mark;
     }
+  }
+  return last;
+}
+
+// True when `v`, which is to be set into state `name`, may be written there.
+static bool in_place(lay *l, const map *last, const char *name, const ir_value *v) {
+  ir_op *def = v->def;
+  bool in_step = def && (ir_is_elementwise(def) || ir_epilogue(def) >= 0);
+  if (!in_step || lay_bound(l, v)) return false;
+  const int *read = map_get(last, name);
+  if (read && *read > def->mark) return false;
+  for (int k = 0; k < def->nin && !ir_is_view(def); k++) {
+    const char *own = state_behind(def->in[k]);
+    if (own && str_eq(own, name) && !ir_may_overwrite(def, v->pos, k)) return false;
   }
   return true;
 }
 
 void lives_bind_sets(lay *l) {
   ir_region *r = l->e->func->body;
+  arena scratch;
+  arena_init(&scratch);
+  map last = last_reads(&scratch, r);
   for (int i = 0; i < r->ops.n; i++) {
     ir_op *op = r->ops.at[i];
     if (op->code != IR_set) continue;
     const char *name = ir_attr_str(op, "name", "");
     ir_value *v = op->in[0];
-    if (in_place(l, name, v))
+    if (in_place(l, &last, name, v))
       l->bind[v->id] = (binding){
           .kind = BIND_STATE, .index = lay_state_number(l->s->m, name), .bytes = lay_bytes(v)};
   }
+  arena_free(&scratch);
 }
 
 // ---- chains -------------------------------------------------------------------------------------

@@ -407,10 +407,18 @@ static void add_piece(arena *a, bl_weight *w, int piece) {
   w->piece = more;
 }
 
+static void keep_weight(arena *a, bl_block *b, const bl_weight *x) {
+  bl_weight w = *x;
+  w.piece = arena_new(a, int, w.npieces);
+  memcpy(w.piece, x->piece, sizeof *w.piece * (size_t)w.npieces);
+  vec_push(a, &b->weight, w);
+}
+
 // Weights by the pieces that read them. A view above the repeats is read where its readers are.
 static void add_weights(maker *k) {
   const pg_graph *g = k->g;
   map beside = states_beside(k->scratch, g->m);
+  VEC(bl_weight) all = {0};
   int *number = arena_new(k->scratch, int, g->value.n + 1);  // of its bl_weight + 1; a stack: 1
   for (int i = 0; i < g->op.n; i++) {
     const pg_op *p = &g->op.at[i];
@@ -426,23 +434,21 @@ static void add_weights(maker *k) {
         number[v] = 1;
         if (stack) bl_state_add(&k->b->piece[p->piece].layer, &s, 1);
         if (stack) continue;
-        vec_push(k->a, &k->b->weight, (bl_weight){.state = s});
-        number[v] = k->b->weight.n;
+        vec_push(k->scratch, &all, (bl_weight){.state = s});
+        number[v] = all.n;
       }
-      if (!stack) add_piece(k->a, &k->b->weight.at[number[v] - 1], p->piece);
+      if (!stack) add_piece(k->scratch, &all.at[number[v] - 1], p->piece);
     }
   }
   // A layer that is alone in its repeat has no stacks: what only it reads is its own too.
-  int n = 0;
-  for (int w = 0; w < k->b->weight.n; w++) {
-    const bl_weight *x = &k->b->weight.at[w];
+  for (int w = 0; w < all.n; w++) {
+    const bl_weight *x = &all.at[w];
     const pg_piece *only = x->npieces == 1 ? &g->piece.at[x->piece[0]] : NULL;
     if (only && only->name && only->count == 1)
       bl_state_add(&k->b->piece[x->piece[0]].layer, &x->state, 1);
     else
-      k->b->weight.at[n++] = *x;
+      keep_weight(k->a, k->b, x);
   }
-  k->b->weight.n = n;
 }
 
 static void add_boundaries(maker *k) {
@@ -472,6 +478,19 @@ static void add_boundaries(maker *k) {
   }
 }
 
+// What is asked of a solved axis when the block is made: all else of it goes.
+static sh_result *keep_axis(arena *a, const pg_graph *g, const sh_result *from) {
+  sh_result *to = arena_new(a, sh_result, 1);
+  if (!from->strategy) return to;
+  to->strategy = arena_new(a, int, g->op.n + 1);
+  memcpy(to->strategy, from->strategy, sizeof *to->strategy * (size_t)g->op.n);
+  to->code = arena_alloc(a, (size_t)g->value.n + 1);
+  memcpy(to->code, from->code, (size_t)g->value.n);
+  to->seconds = from->seconds;
+  to->stats = from->stats;
+  return to;
+}
+
 // ---- all ----------------------------------------------------------------------------------------
 
 bl_block *bl_make(arena *a, const sh_rules *rules, const bl_key *key, const cl_cluster *cluster,
@@ -482,9 +501,9 @@ bl_block *bl_make(arena *a, const sh_rules *rules, const bl_key *key, const cl_c
   b->g = g;
   b->npieces = g->piece.n;
   b->piece = arena_new(a, bl_piece, g->piece.n);
-  b->value_part = arena_new(a, double, g->value.n + 1);
   arena scratch;
   arena_init(&scratch);
+  b->value_part = arena_new(&scratch, double, g->value.n + 1);
   maker k = {.a = a,
              .scratch = &scratch,
              .r = rules,
@@ -511,10 +530,10 @@ bl_block *bl_make(arena *a, const sh_rules *rules, const bl_key *key, const cl_c
                 .micro_batch = key->micro_batch,
                 .micro_batches = micro_batches};
     if (key->size[x] == 1) {
-      b->axis[x] = arena_new(a, sh_result, 1);
+      b->axis[x] = arena_new(&scratch, sh_result, 1);
       continue;
     }
-    b->axis[x] = sh_solve(a, rules, &e, b->value_part, k.op_part, &b->why);
+    b->axis[x] = sh_solve(&scratch, rules, &e, b->value_part, k.op_part, &b->why);
     if (!b->axis[x]) {
       b->code = "indivisible";
       arena_free(&scratch);
@@ -536,6 +555,8 @@ bl_block *bl_make(arena *a, const sh_rules *rules, const bl_key *key, const cl_c
   add_kept(&k);
   add_weights(&k);
   add_boundaries(&k);
+  for (int x = 0; x < BL_INNER; x++) b->axis[x] = keep_axis(a, g, b->axis[x]);
+  b->value_part = NULL;
   arena_free(&scratch);
   return b;
 }

@@ -25,10 +25,12 @@ static void inner_times(const ev_point *p, const stages_cut *cut, int stage, dou
                         double *busy, plan_candidate *x, bool counted) {
   hm_moves moves = {{{0}}, {{0}}}, *moved = &moves;
   int n = (int)p->c->size[PLAN_PIPELINE];
-  for (int part = stage; part < p->parts; part += n)
-    for (int run = 0; run < p->g->piece.n * ev_recomputes(p); run++) {
-      int i = run / ev_recomputes(p), slow = run % ev_recomputes(p);
+  for (int part = stage; part < p->parts; part += n) {
+    int k = ev_recomputes(p), end = ev_end_piece(p, cut, part) * k;
+    for (int run = ev_first_piece(p, cut, part) * k; run < end; run++) {
+      int i = run / k, slow = run % k;
       double layers = ev_layers_of_kind(p, cut, part, i, slow);
+      if (layers <= 0) continue;
       double times = layers * (double)p->c->micro_batches;
       const ev_rates *r = ev_of_layers(p, stage, slow);
       const bl_piece *piece = &r->b->piece[i];
@@ -60,6 +62,7 @@ static void inner_times(const ev_point *p, const stages_cut *cut, int stage, dou
         if (counted) hm_add(moved, &m, times);
       }
     }
+  }
   busy[PLAN_T_COMPUTE] = time[PLAN_T_COMPUTE];
   if (!counted || !hm_any_away(p->c)) return;
   bl_state state = ev_stage_state(p, cut, stage);

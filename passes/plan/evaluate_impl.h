@@ -74,6 +74,9 @@ void ev_count(plan_candidate *x, plan_axis axis, cl_collective k, const cl_cost 
 bool ev_is_layers(const ev_point *p, int piece);
 bool ev_part_has(const ev_point *p, const stages_cut *cut, int part, int piece);
 double ev_layers_of_kind(const ev_point *p, const stages_cut *cut, int part, int piece, int slow);
+// A part has nothing of pieces outside first .. end-1.
+int ev_first_piece(const ev_point *p, const stages_cut *cut, int part);
+int ev_end_piece(const ev_point *p, const stages_cut *cut, int part);
 // States: of what one layer reads, or a piece between layers; of a stage, each weight once.
 bl_state ev_piece_state(const ev_point *p, const bl_block *b, int piece);
 bl_state ev_stage_state(const ev_point *p, const stages_cut *cut, int stage);

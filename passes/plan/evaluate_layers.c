@@ -111,7 +111,8 @@ void ev_layer_seconds(const ev_point *p, ev_rates *r) {
     r->forward[i] = f > gather ? f : gather;
     r->backward[i] = b > move ? b : move;
     r->weight[i] = q->phase[PG_BACKWARD].weight;
-    if (!away) continue;
+    bool moves = own.parameter > 0 || own.gradient > 0 || q->kept > 0;
+    if (!away || !moves) continue;  // between unlike layers, most pieces are empty
     double *phase[2] = {&r->forward[i], &r->backward[i]};
     for (int k = 0; k < 2; k++) {
       hm_moves m = hm_phase(p->c, &own, q->kept, (pg_phase)k);
@@ -206,11 +207,24 @@ double ev_layers_of_kind(const ev_point *p, const stages_cut *cut, int part, int
   return (double)(slow ? layers_in(p, from, mid, piece) : layers_in(p, mid, to, piece));
 }
 
+int ev_first_piece(const ev_point *p, const stages_cut *cut, int part) {
+  int64_t from = cut->first[part];
+  if (part == 0) return 0;
+  if (from == p->layers) return p->g->piece.n - 1;
+  return p->piece_of[from] > 0 ? p->piece_of[from] - 1 : 0;  // what stands before its first layer
+}
+
+int ev_end_piece(const ev_point *p, const stages_cut *cut, int part) {
+  int64_t to = cut->first[part + 1];
+  if (part == p->parts - 1) return p->g->piece.n;
+  return to > 0 ? p->piece_of[to - 1] + 1 : 1;
+}
+
 // Once a step, on a stage: sums of gradients over the axes inside it.
 double ev_once_inside(const ev_point *p, const stages_cut *cut, int stage, int axis) {
   double seconds = 0;
   for (int part = stage; part < p->parts; part += (int)p->c->size[PLAN_PIPELINE])
-    for (int i = 0; i < p->g->piece.n; i++)
+    for (int i = ev_first_piece(p, cut, part); i < ev_end_piece(p, cut, part); i++)
       for (int k = 0; k < ev_recomputes(p); k++)
         seconds += ev_layers_of_kind(p, cut, part, i, k) *
                    ev_of_layers(p, stage, k)->b->piece[i].once[axis].seconds;
@@ -223,7 +237,7 @@ bl_state ev_stage_state(const ev_point *p, const stages_cut *cut, int stage) {
   const bl_block *b = ev_at_stage(p, stage)->b;
   int n = (int)p->c->size[PLAN_PIPELINE];
   for (int part = stage; part < p->parts; part += n)
-    for (int i = 0; i < b->npieces; i++)
+    for (int i = ev_first_piece(p, cut, part); i < ev_end_piece(p, cut, part); i++)
       if (ev_is_layers(p, i)) bl_state_add(&s, &b->piece[i].layer, layers_of_part(p, cut, part, i));
   for (int w = 0; w < b->weight.n; w++) {
     const bl_weight *x = &b->weight.at[w];

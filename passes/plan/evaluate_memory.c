@@ -37,14 +37,15 @@ static moment fullest(const ev_point *p, const stages_cut *cut, int stage, doubl
   bool one = p->c->micro_batches == 1;
   moment most = {0};
   double kept = 0, later = 0, all = 0;
-  int n = ev_recomputes(p), runs = n * b->npieces;  // slow layers of a piece come before fast ones
-  for (int r = 0; r < runs; r++) {
+  int n = ev_recomputes(p);  // slow layers of a piece come before fast ones
+  int first = n * ev_first_piece(p, cut, stage), runs = n * ev_end_piece(p, cut, stage);
+  for (int r = first; r < runs; r++) {
     int i = r / n, slow = n - 1 - r % n;
     all += ev_layers_of_kind(p, cut, stage, i, slow) *
            ev_saved_here(p->c, ev_of_layers(p, stage, slow)->b->piece[i].kept);
   }
   double others = (in_flight - 1) * all;
-  for (int r = 0; r < runs; r++) {
+  for (int r = first; r < runs; r++) {
     int i = r / n, slow = n - 1 - r % n;
     double count = ev_layers_of_kind(p, cut, stage, i, slow);
     if (count <= 0) continue;
@@ -52,7 +53,7 @@ static moment fullest(const ev_point *p, const stages_cut *cut, int stage, doubl
     kept += count * ev_saved_here(p->c, q->kept);
     fuller(&most, others + kept, one ? 0 : all_gradients, &q->phase[PG_FORWARD], one);
   }
-  for (int r = runs - 1; r >= 0; r--) {
+  for (int r = runs - 1; r >= first; r--) {
     int i = r / n, slow = n - 1 - r % n;
     double count = ev_layers_of_kind(p, cut, stage, i, slow);
     if (count <= 0) continue;
@@ -86,9 +87,10 @@ void ev_stage_memory(const ev_point *p, const stages_cut *cut, int stage, const 
   double unit[PLAN_CLASSES] = {0};  // the most that one layer, or piece between layers, has
   hm_held h = hm_held_by(c, s);
   moment most = {.gradients = h.device[PLAN_GRADIENTS], .at = ""};
-  for (int part = stage; part < p->parts; part += n)
-    for (int r = 0; r < p->g->piece.n * ev_recomputes(p); r++) {
-      int i = r / ev_recomputes(p), slow = r % ev_recomputes(p);
+  for (int part = stage; part < p->parts; part += n) {
+    int kinds = ev_recomputes(p), end = ev_end_piece(p, cut, part) * kinds;
+    for (int r = ev_first_piece(p, cut, part) * kinds; r < end; r++) {
+      int i = r / kinds, slow = r % kinds;
       double layers = ev_layers_of_kind(p, cut, part, i, slow);
       if (layers <= 0) continue;
       const bl_piece *q = &ev_of_layers(p, stage, slow)->b->piece[i];
@@ -109,6 +111,7 @@ void ev_stage_memory(const ev_point *p, const stages_cut *cut, int stage, const 
           most.at = q->phase[f].transient_at;
         }
     }
+  }
   out->stash = pipe_stash(p->a, line, stage, NULL);
   hm_kept full = hm_kept_of(c, s);
   double saved = pipe_stash_bytes(p->a, line, stage, kept);

@@ -146,7 +146,7 @@ void ev_fill_chunks(ev_point *p, const stages_cut *cut, pipe_chunk *chunk, plan_
   double *messages = arena_new(p->a, double, n);
   for (int part = 0; part < p->parts; part++) {
     pipe_chunk *c = &chunk[(part % n) * v + part / n];
-    for (int i = 0; i < p->g->piece.n; i++)
+    for (int i = ev_first_piece(p, cut, part); i < ev_end_piece(p, cut, part); i++)
       for (int k = 0; k < ev_recomputes(p); k++) {
         const ev_rates *r = ev_of_layers(p, part % n, k);
         double times = ev_layers_of_kind(p, cut, part, i, k);

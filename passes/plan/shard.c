@@ -153,14 +153,14 @@ static bool both_asked(const sh_rules *r, const shape *s, const int *reader, int
 
 // All states of a value: each placement it may be produced in, with up to two conversions. What is
 // replicated is there in every cut form too. `reader`: the ops that read it.
-static void make_states(arena *a, const sh_rules *r, shape *s, int v, const int *reader,
-                        int readers) {
+static void make_states(arena *a, arena *scratch, const sh_rules *r, shape *s, int v,
+                        const int *reader, int readers) {
   unsigned made = s->made[v], asked = s->asked[v];
   const pg_value *value = &r->g->value.at[v];
   int codes = SH_LEAF + value->nleaf;
   unsigned leaves = ~3u;
   int n = __builtin_popcount(asked);
-  s->state[v] = arena_new(a, state, __builtin_popcount(made) * (2 + n + n * n));
+  s->state[v] = arena_new(scratch, state, __builtin_popcount(made) * (2 + n + n * n));
   for (int p = 0; p < codes; p++) {
     if (!(made >> p & 1)) continue;
     unsigned there = 1u << p;
@@ -183,6 +183,9 @@ static void make_states(arena *a, const sh_rules *r, shape *s, int v, const int 
           add_state(s, v, (state){p, there | 1u << x | 1u << y, {x, y}, {p, p}});
     }
   }
+  state *exact = arena_new(a, state, s->nstates[v] + 1);
+  memcpy(exact, s->state[v], sizeof *exact * (size_t)s->nstates[v]);
+  s->state[v] = exact;
 }
 
 static double state_cost(const solver *s, int v, const state *x) {
@@ -411,7 +414,7 @@ static void find_states(shaper *s, arena *scratch) {
       reader[first[v] + n[v]++] = i;
     }
   for (int v = 0; v < nv; v++)
-    if (!unbound(s, v)) make_states(s->a, s->r, x, v, reader + first[v], n[v]);
+    if (!unbound(s, v)) make_states(s->a, scratch, s->r, x, v, reader + first[v], n[v]);
 }
 
 // Its variables: the ops' strategies, then the values' states. Terms 0 .. n - 1 are their costs.

@@ -10,7 +10,8 @@
 #include "passes/plan/shard.h"
 
 typedef struct labels {
-  arena *a;
+  arena *a;        // of the rules
+  arena *scratch;  // goes with the labels
   const pg_graph *g;
   const pg_op *op;
   ir_rule rule;
@@ -362,33 +363,34 @@ static void strategies_of(labels *l, sh_rules *r, int at) {
   const pg_op *p = l->op;
   VEC(sh_strategy) v = {0};
   sh_strategy s = blank(l);
-  vec_push(l->a, &v, s);
+  vec_push(l->scratch, &v, s);
   if (p->kind != PG_OP) {  // one value in another's place
     for (int leaf = -1; leaf < l->g->value.at[p->out[0]].nleaf; leaf++) {
       s = blank(l);
       signed char *code = (signed char *)(uintptr_t)s.code;
       code[0] = code[1] = (signed char)(leaf < 0 ? SH_PARTIAL : SH_LEAF + leaf);
       if (leaf < 0 && p->kind == PG_UPDATE) code[1] = SH_REPLICATED;
-      vec_push(l->a, &v, s);
+      vec_push(l->scratch, &v, s);
     }
   } else {
     label_op(l);
     for (int label = 0; label < l->n; label++)
-      if (cut_label(l, label, &s)) vec_push(l->a, &v, s);
-    bool *among = arena_new(l->a, bool, p->nin + 1);
+      if (cut_label(l, label, &s)) vec_push(l->scratch, &v, s);
+    bool *among = arena_new(l->scratch, bool, p->nin + 1);
     int n = 0;
     for (int i = 0; i < p->nin; i++) {
       if (!is_real(p, i)) continue;
       among[i] = true;
       n++;
-      if (pass_partial(l, among, &s)) vec_push(l->a, &v, s);
+      if (pass_partial(l, among, &s)) vec_push(l->scratch, &v, s);
       among[i] = false;
     }
     for (int i = 0; i < p->nin; i++) among[i] = is_real(p, i);
-    if (n > 1 && pass_partial(l, among, &s)) vec_push(l->a, &v, s);
+    if (n > 1 && pass_partial(l, among, &s)) vec_push(l->scratch, &v, s);
   }
   r->n[at] = v.n;
-  r->strategy[at] = v.at;
+  r->strategy[at] = arena_new(l->a, sh_strategy, v.n);
+  memcpy(r->strategy[at], v.at, sizeof *v.at * (size_t)v.n);
 }
 
 bool sh_is_position(const sh_rules *r, const ir_index *x) {
@@ -406,16 +408,16 @@ static void note_positions(const labels *l, sh_rules *r) {
   }
 }
 
-static labels *labels_of(arena *a, const pg_graph *g, const pg_op *p) {
-  labels *l = arena_new(a, labels, 1);
-  *l = (labels){.a = a, .g = g, .op = p};
+static labels *labels_of(arena *a, arena *scratch, const pg_graph *g, const pg_op *p) {
+  labels *l = arena_new(scratch, labels, 1);
+  *l = (labels){.a = a, .scratch = scratch, .g = g, .op = p};
   int sides = p->nin + p->nout, most = 1;
-  l->of = arena_alloc(a, sizeof *l->of * (size_t)sides);
+  l->of = arena_alloc(scratch, sizeof *l->of * (size_t)sides);
   memset(l->of, -1, sizeof *l->of * (size_t)sides);
   for (int i = 0; i < sides; i++)
     if (pg_at(l, i)) most += pg_at(l, i)->nleaf + 2 * IR_MAX_RANK;  // and leaves of extent 1
-  l->kind = arena_new(a, ir_kind, most);
-  l->index = arena_new(a, ir_index *, most);
+  l->kind = arena_new(scratch, ir_kind, most);
+  l->index = arena_new(scratch, ir_index *, most);
   if (p->kind == PG_OP) ir_rule_of(g->m, p->op, &l->rule);
   return l;
 }
@@ -432,9 +434,12 @@ sh_rules *sh_rules_of(arena *a, const pg_graph *g) {
       vec_push(a, &r->stream, p->leaf[i]);
   }
   for (int i = 0; i < g->op.n; i++) {
-    labels *l = labels_of(a, g, &g->op.at[i]);
+    arena scratch;  // most of what tells strategies is of no use afterwards
+    arena_init(&scratch);
+    labels *l = labels_of(a, &scratch, g, &g->op.at[i]);
     strategies_of(l, r, i);
     note_positions(l, r);
+    arena_free(&scratch);
   }
   return r;
 }
