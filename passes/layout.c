@@ -58,7 +58,21 @@ const ir_value *lay_target(const ir_value *v) {
   return k < 0 ? NULL : ir_view_of(v->def->in[k]).root;
 }
 
-int lay_state_number(const ir_module *m, const char *name) {
+static map number_states(arena *a, const ir_module *m) {
+  map number = {.arena = a};
+  for (int i = 0; i < m->states.n; i++)
+    if (!map_get(&number, m->states.at[i]->name))
+      map_set(&number, m->states.at[i]->name, (void *)(intptr_t)(i + 1));
+  return number;
+}
+
+int lay_state(const lay *l, const char *name) {
+  intptr_t n = (intptr_t)map_get(&l->states, name);
+  IR_CHECK(n > 0);
+  return (int)n - 1;
+}
+
+static int state_number(const ir_module *m, const char *name) {
   for (int i = 0; i < m->states.n; i++)
     if (str_eq(m->states.at[i]->name, name)) return i;
   IR_BUG("no state %s", name);
@@ -85,7 +99,7 @@ static void bind_top(lay *l) {
       if (lay_bound(l, v)) continue;
       if (op->code == IR_state) {
         b.kind = BIND_STATE;
-        b.index = lay_state_number(s->m, ir_attr_str(op, "name", ""));
+        b.index = lay_state(l, ir_attr_str(op, "name", ""));
         l->bind[v->id] = b;
       } else if (op->code == IR_arg) {
         b.kind = BIND_ARG;
@@ -151,7 +165,7 @@ static bool uses_caches(const sched *s, const sched_entry *e) {
   for (int i = 0; i < r->ops.n; i++) {
     const ir_op *op = r->ops.at[i];
     if (op->code != IR_state && op->code != IR_set) continue;
-    int k = lay_state_number(s->m, ir_attr_str(op, "name", ""));
+    int k = state_number(s->m, ir_attr_str(op, "name", ""));
     if (s->m->states.at[k]->cls == STATE_CACHE) return true;
   }
   return false;
@@ -162,6 +176,7 @@ static void layout_entry(sched *s, int entry, skip_set skip) {
       .s = s, .e = &s->entries.at[entry], .skip = skip, .entry = entry, .first_item = s->items.n};
   int n = s->m->next_value;
   arena *a = s->m->arena;
+  l.states = number_states(a, s->m);
   l.first = arena_new(a, int, n);
   l.last = arena_new(a, int, n);
   l.bind = arena_new(a, binding, n);

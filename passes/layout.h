@@ -43,6 +43,7 @@ typedef struct lay {
   binding *bind;                   // by value id
   const ir_value **over, **under;  // by value id: what it is written over, what over it, or NULL
   frame_part *frame;               // by value id, of stacked results
+  map states;                      // by name: number + 1
 } lay;
 
 // ---- layout.c ----
@@ -54,7 +55,7 @@ void lay_bind_item(lay *l, const ir_value *v, int item, int64_t offset);
 bool lay_bound(const lay *l, const ir_value *v);
 // Binds `v` to the storage of `of`: the whole, or the slice of one layer.
 void lay_bind_alias(lay *l, const ir_value *v, const ir_value *of, bool sliced);
-int lay_state_number(const ir_module *m, const char *name);
+int lay_state(const lay *l, const char *name);  // its number
 // The value whose storage an op that updates in place writes, or NULL.
 const ir_value *lay_target(const ir_value *v);
 

@@ -134,8 +134,8 @@ void lives_bind_sets(lay *l) {
     const char *name = ir_attr_str(op, "name", "");
     ir_value *v = op->in[0];
     if (in_place(l, &last, name, v))
-      l->bind[v->id] = (binding){
-          .kind = BIND_STATE, .index = lay_state_number(l->s->m, name), .bytes = lay_bytes(v)};
+      l->bind[v->id] =
+          (binding){.kind = BIND_STATE, .index = lay_state(l, name), .bytes = lay_bytes(v)};
   }
   arena_free(&scratch);
 }

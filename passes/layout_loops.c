@@ -280,8 +280,12 @@ void loops_bind_body(lay *l, sched_task *t) {
   sched *s = l->s;
   int most = 0;
   for (int i = 0; i < t->instrs.n; i++) most += t->instrs.at[i].nscratch + t->instrs.at[i].op->nout;
-  sched_item *local = arena_new(s->m->arena, sched_item, most + 1);
-  int *number = arena_new(s->m->arena, int, s->m->next_value);  // by value id: local item + 1
+  arena scratch;
+  arena_init(&scratch);
+  scratch.oom = s->m->arena->oom;
+  scratch.oom_ctx = s->m->arena->oom_ctx;
+  sched_item *local = arena_new(&scratch, sched_item, most + 1);
+  int *number = arena_new(&scratch, int, s->m->next_value);  // by value id: local item + 1
   int n = 0;
   for (int i = 0; i < t->instrs.n; i++) {
     sched_instr *in = &t->instrs.at[i];
@@ -309,8 +313,11 @@ void loops_bind_body(lay *l, sched_task *t) {
       }
     }
   }
-  if (!n) return;
-  t->transient_bytes = sched_pack(s->m->arena, local, n, LAYOUT_ALIGN);
+  if (!n) {
+    arena_free(&scratch);
+    return;
+  }
+  t->transient_bytes = sched_pack(&scratch, local, n, LAYOUT_ALIGN);
   int item = lay_item(l, t->name, t->transient_bytes, t->loop->mark, t->loop->mark);
   for (int i = 0; i < t->instrs.n; i++) {
     sched_instr *in = &t->instrs.at[i];
@@ -321,4 +328,5 @@ void loops_bind_body(lay *l, sched_task *t) {
     }
   }
   t->transient_base = item;  // an item number until the packer has run
+  arena_free(&scratch);
 }

@@ -85,17 +85,21 @@ static const char *task_at(const sched *s, const sched_entry *e, int position) {
 
 static void read_states(const sched *s, laid *out) {
   const ir_module *m = s->m;
+  arena scratch;
+  arena_init(&scratch);
+  map copied = {.arena = &scratch};  // weights of which products read a rounded copy
+  for (int i = 0; i < m->states.n; i++)
+    if (m->states.at[i]->cls == STATE_COPY) map_set(&copied, m->states.at[i]->of, out);
   for (int i = 0; i < m->states.n; i++) {
     const ir_state *w = m->states.at[i];
     int64_t n = ir_bytes(&w->type);
-    bool behind = false;  // products read a rounded copy of it
-    for (int k = 0; k < m->states.n && w->cls == STATE_WEIGHT; k++)
-      behind |= m->states.at[k]->cls == STATE_COPY && str_eq(m->states.at[k]->of, w->name);
+    bool behind = w->cls == STATE_WEIGHT && map_get(&copied, w->name);
     if (w->cls == STATE_COPY || (w->cls == STATE_WEIGHT && !behind))
       out->memory[PLAN_M_PARAMETERS] += n;
     else if (w->cls != STATE_CACHE)
       out->memory[PLAN_M_OPTIMIZER] += n;
   }
+  arena_free(&scratch);
 }
 
 void laid_read(arena *a, const sched *s, laid *out) {
