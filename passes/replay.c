@@ -420,11 +420,14 @@ static void begin(replay *r) {
   const ir_region *body = r->e->func->body;
   int64_t micros = r->e->batch / r->e->micro_batch;
   r->call = new_version(r, "the call", -1, -1);
+  map number = {.arena = r->arena};  // of each state by its name, + 1
+  for (int i = 0; i < s->m->states.n; i++)
+    map_set(&number, s->m->states.at[i]->name, (void *)(intptr_t)(i + 1));
   for (int i = 0; i < body->ops.n; i++) {
     const ir_op *op = body->ops.at[i];
     if (op->code != IR_state && op->code != IR_set) continue;
-    for (int k = 0; k < s->m->states.n; k++)
-      r->state_used[k] |= str_eq(s->m->states.at[k]->name, ir_attr_str(op, "name", ""));
+    intptr_t k = (intptr_t)map_get(&number, ir_attr_str(op, "name", ""));
+    if (k) r->state_used[k - 1] = true;
   }
   for (int i = 0; i < s->m->states.n; i++) {
     const ir_state *st = s->m->states.at[i];
@@ -437,9 +440,8 @@ static void begin(replay *r) {
     const ir_op *op = body->ops.at[i];
     const ir_value *v = op->nout ? op->out[0] : NULL;
     if (op->code == IR_state) {
-      for (int k = 0; k < s->m->states.n; k++)
-        if (str_eq(s->m->states.at[k]->name, ir_attr_str(op, "name", "")))
-          r->held[v->id] = r->state_held[k];
+      intptr_t k = (intptr_t)map_get(&number, ir_attr_str(op, "name", ""));
+      if (k) r->held[v->id] = r->state_held[k - 1];
     } else if (op->code == IR_arg) {
       int64_t at = address(r, &s->place[v->id], 0), bytes = ir_bytes(&v->type);
       piece p = {new_version(r, v->name, v->id, -1), 0};

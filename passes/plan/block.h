@@ -78,8 +78,8 @@ typedef struct bl_block {
   VEC(bl_weight) weight;
   sh_result *axis[BL_INNER];  // of each: strategies and codes; what moves is in the pieces
   double *value_part;         // over all inner axes, while it is made
-  const char *why;     // not NULL: these cuts are not possible
-  const char *code;    // its diagnostic word: "indivisible"
+  const char *why;            // not NULL: these cuts are not possible
+  const char *code;           // its diagnostic word: "indivisible"
 } bl_block;
 
 // `e`: cluster and device; micro_batches is the number that what happens once is shared by.
