@@ -536,6 +536,8 @@ bl_block *bl_make(arena *a, const sh_rules *rules, const bl_key *key, const cl_c
     b->axis[x] = sh_solve(&scratch, rules, &e, b->value_part, k.op_part, &b->why);
     if (!b->axis[x]) {
       b->code = "indivisible";
+      memset(b->axis, 0, sizeof b->axis);
+      b->value_part = NULL;
       arena_free(&scratch);
       return b;
     }
