@@ -36,8 +36,6 @@ typedef struct session {
   bool progress;
 } session;
 
-static double now(void) { return 1e-9 * (double)clock_ns(); }
-
 static void say(const session *s, const char *what) {
   if (s->progress) fprintf(stderr, "\r%-60s\r%s", "", what);
 }
@@ -197,13 +195,13 @@ static double text_seconds(const session *s, const char *text, double seconds) {
   trial *t = arena_new(s->c->arena, trial, 1);
   double best = 0;
   if (trial_make(s, t, text)) {
-    double time[TRIES], start = now();
+    double time[TRIES], start = clock_s();
     int count = 0;
-    for (int turn = -1; count < TRIES && (count < 3 || now() - start < seconds); turn++) {
+    for (int turn = -1; count < TRIES && (count < 3 || clock_s() - start < seconds); turn++) {
       launch *l = &t->launch[(turn + 1) % t->sets * MAX_LAUNCHES];
-      double begin = now();
+      double begin = clock_s();
       for (int i = 0; i < t->launches; i++) pool_run(s->pool, l[i].cells, run_cells, &l[i]);
-      if (turn >= 0) time[count++] = now() - begin;
+      if (turn >= 0) time[count++] = clock_s() - begin;
     }
     best = best_quarter(time, count);
   }
@@ -354,16 +352,16 @@ static void copy_cells(void *ctx, int64_t lo, int64_t hi) {
 // Seconds to copy n bytes; all threads, or one.
 static double copy_time(const session *s, unsigned char *to, unsigned char *from, size_t n,
                         bool all, double seconds) {
-  double t[TRIES], start = now();
+  double t[TRIES], start = clock_s();
   int count = 0, cells = 4 * pool_threads(s->pool);
   copy c = {to, from, n / (size_t)cells};
-  while (count < TRIES && (count < 3 || now() - start < seconds)) {
-    double begin = now();
+  while (count < TRIES && (count < 3 || clock_s() - start < seconds)) {
+    double begin = clock_s();
     if (all)
       pool_run(s->pool, cells, copy_cells, &c);
     else
       memcpy(to, from, n);
-    t[count++] = now() - begin;
+    t[count++] = clock_s() - begin;
   }
   return best_quarter(t, count);
 }
@@ -392,10 +390,10 @@ static double word_time(void) {
   if (pool_cpus() < 2 || pthread_create(&t, NULL, return_ball, &b)) return 0;
   double time[2000];
   for (int i = 0; i < b.rounds; i++) {
-    double begin = now();
+    double begin = clock_s();
     atomic_store(&b.at, 2 * i + 1);
     while (atomic_load(&b.at) != 2 * i + 2) {}
-    time[i] = (now() - begin) / 2;
+    time[i] = (clock_s() - begin) / 2;
   }
   pthread_join(t, NULL);
   return best_quarter(time, b.rounds);
@@ -406,9 +404,9 @@ static void measure_memory(const session *s, host_facts *h) {
   h->bandwidth = peak_bandwidth(s->pool);
   double t[TRIES];
   for (int i = 0; i < TRIES; i++) {
-    double begin = now();
+    double begin = clock_s();
     pool_run(s->pool, pool_threads(s->pool), nothing, NULL);
-    t[i] = now() - begin;
+    t[i] = clock_s() - begin;
   }
   h->launch = best_quarter(t, TRIES);
   size_t most = (size_t)64 << 20;
@@ -449,10 +447,10 @@ static void measure_disk(const session *s, host_facts *h, const char *folder) {
   const file_io *io = file_io_system();
   file_out out;
   status *st = file_create(io, path, &out);
-  double begin = now();
+  double begin = clock_s();
   for (int i = 0; !st && i < PIECES; i++) st = file_write(&out, piece, PIECE);
   if (!st) st = file_sync(&out);
-  double took = now() - begin;
+  double took = clock_s() - begin;
   if (!st) {
     h->disk = spare;
     h->disk_bandwidth = (double)PIECE * (double)PIECES / took;

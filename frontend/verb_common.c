@@ -5,7 +5,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 #include <unistd.h>
 
 #define XXH_INLINE_ALL
@@ -13,6 +12,7 @@
 
 #include "frontend/verb_gpu.h"
 #include "frontend/verb_planfile.h"
+#include "runtime/base/clock.h"
 
 extern const unsigned char dsm_runtime_begin[], dsm_runtime_end[];
 
@@ -82,14 +82,8 @@ static void report_pass(void *ctx, const char *pass, double seconds, ir_module *
   fprintf(stderr, "%-16s %8.2f ms\n", pass, seconds * 1e3);
 }
 
-static double now(void) {
-  struct timespec t;
-  clock_gettime(CLOCK_MONOTONIC, &t);
-  return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
-
 static void report_stage(cli *c, const char *what, double since) {
-  if (cli_has(c, OPT_TIME)) fprintf(stderr, "%-16s %8.2f ms\n", what, (now() - since) * 1e3);
+  if (cli_has(c, OPT_TIME)) fprintf(stderr, "%-16s %8.2f ms\n", what, (clock_s() - since) * 1e3);
 }
 
 static uint64_t digest_of(const cli *c, const compiled *k, const plan_given *pin) {
@@ -126,7 +120,7 @@ static void set_optimizer(pass_options *o, const job *j) {
 // Lowers and runs passes once for one micro-batch.
 static bool lower_and_optimise(cli *c, compiled *k, const plan_given *pin, int64_t micro,
                                compile_stage stage) {
-  double t = now();
+  double t = clock_s();
   k->module = sema_lower(k->program, k->job, SEMA_TRAIN | SEMA_EVAL | SEMA_TRY_DECODE);
   if (!k->module) return false;
   report_stage(c, "lower", t);
@@ -307,7 +301,7 @@ static bool skips_are_known(cli *c, compiled *k) {
 
 bool compile_open(cli *c, const char *path, compiled *k) {
   *k = (compiled){0};
-  double t = now();
+  double t = clock_s();
   setting_list sets = parse_sets(c);
   k->program = sema_open(c->arena, &c->diags, path);
   if (!k->program || diags_errors(&c->diags)) return false;
@@ -434,7 +428,7 @@ bool compile_code(cli *c, compiled *k) {
     report_unfit(c, k);
     return false;
   }
-  double t = now();
+  double t = clock_s();
   if (!k->targets)
     host_code(c, k);
   else if (!gpu_code(c, k))
@@ -444,7 +438,7 @@ bool compile_code(cli *c, compiled *k) {
     fprintf(stderr, "kernel cache     %d hits, %d misses\n", k->image.hits, k->image.misses);
   else if (cli_has(c, OPT_TIME))
     fprintf(stderr, "kernel cache     %s\n", compile_cache_folder(c) ? "cannot be used" : "off");
-  t = now();
+  t = clock_s();
   make_program(c, k);
   report_stage(c, "program", t);
   return true;

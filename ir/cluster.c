@@ -471,8 +471,7 @@ const cl_cluster *cl_slice(arena *a, const cl_cluster *c, int64_t first, int64_t
   return cl_cluster_make(a, c->name, measured(a, top));
 }
 
-// ---- links between unlike networks
-// ----------------------------------------------------------------
+// ---- links between unlike networks --------------------------------------------------------------
 
 static const cl_level *unlike_level(const cl_level *l) {
   if (l->node) return NULL;

@@ -135,6 +135,9 @@ static const char *column_dtypes(const infer *t, ir_type *out, int nout) {
       out[i].dtype = joined(op, 0);
       // Sums of rounded factors are kept in f32.
       if (ir_get_attr(op, "round")) out[i].dtype = at_least_f32(out[i].dtype);
+    } else if (n == 1 && *p == 'r') {
+      ir_dtype own = op->in[0]->type.dtype;
+      out[i].dtype = ir_dtype_float(own) ? own : DT_f32;
     } else if (n == 1 && *p == 'f') {
       out[i].dtype = at_least_f32(op->in[0]->type.dtype);
     } else if (n == 4 && memcmp(p, "attr", 4) == 0) {

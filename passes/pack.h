@@ -79,12 +79,10 @@ int64_t pack_load(arena *scratch, const pack_buffer *b, int n);
 // buffers. Returns the height.
 int64_t pack_by_time(arena *scratch, pack_buffer *b, int n);
 // In the given order, each at the lowest offset free during its life. Returns the height, or -1
-// when the clock (pack_clock) passed `deadline`, and offsets are then of no use.
+// when the clock (clock_s) passed `deadline`, and offsets are then of no use.
 int64_t pack_by_order(arena *scratch, pack_buffer *b, int n, const int *order, double deadline);
 // An independent look: whether no two buffers share a byte. Otherwise *x and *y are two that do
 // (the same one twice: its offset is negative).
 bool pack_check(arena *scratch, const pack_buffer *b, int n, int *x, int *y);
-// Seconds of a clock that only goes forward.
-double pack_clock(void);
 
 #endif

@@ -26,6 +26,7 @@
 #include <string.h>
 
 #include "passes/pack.h"
+#include "runtime/base/clock.h"
 #include "runtime/base/vec.h"
 
 #define NEVER (INT64_MAX / 4)
@@ -432,7 +433,7 @@ static bool parts(search *s, part p);
 
 static bool count_node(search *s) {
   if (++s->nodes > s->most_nodes) s->stopped = true;
-  if ((s->nodes & 255) == 0 && pack_clock() > s->deadline) s->stopped = s->out_of_time = true;
+  if ((s->nodes & 255) == 0 && clock_s() > s->deadline) s->stopped = s->out_of_time = true;
   return !s->stopped;
 }
 
@@ -784,7 +785,7 @@ static void search_stretch(problem *q, const stretch *t, const pack_options *o, 
 }
 
 void pack_solve(arena *scratch, pack_buffer *b, int n, const pack_options *o, pack_result *out) {
-  double began = pack_clock(), end = began + o->seconds;
+  double began = clock_s(), end = began + o->seconds;
   *out = (pack_result){0};
   // A copy without empty buffers, sorted by birth, and cut where nobody is alive.
   birth *born = arena_new(scratch, birth, n);
@@ -821,7 +822,7 @@ void pack_solve(arena *scratch, pack_buffer *b, int n, const pack_options *o, pa
     for (int j = i; j < stretches; j++) left += t[j].height > goal;
     if (t[i].height > goal && t[i].n <= PACK_SEARCH_MOST && o->seconds > 0) {
       if (!q.s.head) reserve(&q, scratch, longest);
-      double now = pack_clock();
+      double now = clock_s();
       q.b = sorted + t[i].from;
       q.s.out_of_time = false;
       q.s.deadline = now + (end - now) / left;
@@ -835,5 +836,5 @@ void pack_solve(arena *scratch, pack_buffer *b, int n, const pack_options *o, pa
   }
   for (int i = 0; i < m; i++) b[born[i].buffer].offset = sorted[i].offset;
   out->optimal = out->height == out->floor;
-  out->seconds = pack_clock() - began;
+  out->seconds = clock_s() - began;
 }

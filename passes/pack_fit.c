@@ -6,9 +6,9 @@
 
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 #include "passes/pack.h"
+#include "runtime/base/clock.h"
 
 // A birth or a death. Deaths come first: lifetimes are half-open.
 typedef struct event {
@@ -35,12 +35,6 @@ static event *events_of(arena *scratch, const pack_buffer *b, int buffers, int *
   }
   qsort(e, (size_t)*n, sizeof *e, by_time);
   return e;
-}
-
-double pack_clock(void) {
-  struct timespec t;
-  clock_gettime(CLOCK_MONOTONIC, &t);
-  return (double)t.tv_sec + (double)t.tv_nsec * 1e-9;
 }
 
 int64_t pack_load(arena *scratch, const pack_buffer *b, int n) {
@@ -114,7 +108,7 @@ int64_t pack_by_order(arena *scratch, pack_buffer *b, int n, const int *order, d
     pack_buffer *x = &b[order[i]];
     x->offset = 0;
     if (!x->size) continue;
-    if ((i & 255) == 255 && pack_clock() > deadline) return -1;
+    if ((i & 255) == 255 && clock_s() > deadline) return -1;
     for (int k = 0; k < placed.n; k++) {
       const pack_buffer *y = &b[placed.at[k]];
       if (y->lower >= x->upper || x->lower >= y->upper) continue;

@@ -1,8 +1,8 @@
 #include <string.h>
-#include <time.h>
 
 #include "ir/verify.h"
 #include "passes/pass.h"
+#include "runtime/base/clock.h"
 
 typedef const char *pass_fn(ir_module *m, const pass_options *o);
 
@@ -89,12 +89,6 @@ static bool named(const char *words, const char *name) {
   return false;
 }
 
-static double now(void) {
-  struct timespec t;
-  clock_gettime(CLOCK_MONOTONIC, &t);
-  return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
-
 const char *pass_run(ir_module *m, const pass_options *o) {
   int last = SKIP_PASSES - 1;
   if (o->after)
@@ -105,13 +99,13 @@ const char *pass_run(ir_module *m, const pass_options *o) {
     if (o->only && !named(o->only, p->name)) continue;
     if (skips(o->skip, i)) continue;
     if (p->after > o->stage) break;
-    double t = now();
+    double t = clock_s();
     const char *why = function[i](m, o);
     if (why) return why;
     m->stage = p->after;
     const char *bad = ir_verify(m);
     if (bad) IR_BUG("after pass `%s`: %s", p->name, bad);
-    if (o->report) o->report(o->report_ctx, p->name, now() - t, m);
+    if (o->report) o->report(o->report_ctx, p->name, clock_s() - t, m);
   }
   return NULL;
 }

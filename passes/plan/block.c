@@ -1,5 +1,7 @@
 #include "passes/plan/block.h"
 
+#include <inttypes.h>
+#include <stdio.h>
 #include <string.h>
 
 #include "ir/rule.h"
@@ -9,6 +11,14 @@
 plan_axis bl_axis_of(int inner) {
   static const plan_axis axis[BL_INNER] = {PLAN_TENSOR, PLAN_ULYSSES, PLAN_RING};
   return axis[inner];
+}
+
+void bl_key_text(char *out, const bl_key *k) {
+  int n = snprintf(out, BL_KEY_TEXT, "%d%s %" PRId64, (int)k->recompute, k->whole_stream ? "w" : "",
+                   k->micro_batch);
+  for (int x = 0; x < BL_INNER; x++)
+    n += snprintf(out + n, BL_KEY_TEXT - (size_t)n, " %" PRId64 "/%" PRId64, k->size[x],
+                  k->stride[x]);
 }
 
 static const sh_domain domain_of[BL_INNER] = {SH_ANY, SH_ACTIVATIONS,

@@ -1,9 +1,9 @@
 #include "passes/plan/crossing.h"
 
 #include <math.h>
-#include <time.h>
 
 #include "passes/plan/stage_kind.h"
+#include "runtime/base/clock.h"
 
 // The best plan without a reduction across, and with one.
 enum { INSIDE, ACROSS };
@@ -21,12 +21,6 @@ typedef struct finder {
   bool late;
 } finder;
 
-static double now(void) {
-  struct timespec t;
-  clock_gettime(CLOCK_MONOTONIC, &t);
-  return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
-
 // The space with another speed of the link. Blocks are shared: they are kept by what they depend
 // on.
 static plan_space space_at(const finder *f, double speed) {
@@ -38,7 +32,7 @@ static plan_space space_at(const finder *f, double speed) {
 static void search_one(finder *f, plan_space *s, int sort, both *out) {
   plan_pins pins = *f->pins;
   pins.spans = sort;
-  double left = f->deadline - now();
+  double left = f->deadline - clock_s();
   bool stopped = false;
   if (left > 0)
     out->any[sort] = plan_best_of(s, &pins, left, &out->c[sort], &out->step[sort], &stopped);
@@ -105,7 +99,7 @@ plan_crossing *plan_find_crossing(plan_space *s, const plan_pins *pins, const pl
                                   double seconds) {
   const cl_level *level = cl_unlike_level(s->cluster);
   if (!level) return NULL;
-  finder f = {.s = s, .pins = pins, .level = level, .deadline = now() + seconds};
+  finder f = {.s = s, .pins = pins, .level = level, .deadline = clock_s() + seconds};
   plan_crossing *x = arena_new(s->a, plan_crossing, 1);
   both here = {0};
   int sort = sk_spans(s, &best->choice) ? ACROSS : INSIDE;

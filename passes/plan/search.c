@@ -3,19 +3,13 @@
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 #include "passes/plan/crossing.h"
 #include "passes/plan/show.h"
 #include "passes/plan/stage_kind.h"
+#include "runtime/base/clock.h"
 
 // ---- blocks -------------------------------------------------------------------------------------
-
-static double now(void) {
-  struct timespec t;
-  clock_gettime(CLOCK_MONOTONIC, &t);
-  return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
 
 // Axes inside a stage lie innermost, tensor first: their strides follow from their sizes and the
 // placement of the other two.
@@ -32,17 +26,9 @@ bl_key plan_key_of(const plan_choice *c) {
   return k;
 }
 
-static void write_name(char *name, size_t size, const plan_choice *c) {
+static void write_name(char *name, const plan_choice *c) {
   bl_key k = plan_key_of(c);
-  snprintf(name, size, "%d%s%s %lld %lld %lld %lld", (int)k.recompute, k.whole_stream ? "w" : "",
-           c->context_first ? "c" : "", (long long)k.size[0], (long long)k.size[1],
-           (long long)k.size[2], (long long)k.micro_batch);
-}
-
-static const char *block_name(arena *a, const plan_choice *c) {
-  char name[96];
-  write_name(name, sizeof name, c);
-  return arena_strdup(a, name);
+  bl_key_text(name, &k);
 }
 
 const bl_block *plan_block_of(plan_space *s, const plan_choice *c) {
@@ -51,14 +37,15 @@ const bl_block *plan_block_of(plan_space *s, const plan_choice *c) {
     sk_blocks(s, c, &all);
     return all[0];
   }
-  const char *name = block_name(s->a, c);
+  char name[BL_KEY_TEXT];
+  write_name(name, c);
   bl_block *b = map_get(s->blocks, name);
   if (b) return b;
   // What happens once a step is a small share of any micro-batch; 8 stands for their number, so
   // that one block serves all.
   bl_key k = plan_key_of(c);
   b = bl_make(s->a, s->job->rules[k.recompute], &k, s->cluster, cl_device_at(s->cluster, 0), 8);
-  map_set(s->blocks, name, b);
+  map_set(s->blocks, arena_strdup(s->a, name), b);
   s->fronts++;
   return b;
 }
@@ -66,8 +53,8 @@ const bl_block *plan_block_of(plan_space *s, const plan_choice *c) {
 const bl_block *plan_second_block(plan_space *s, const plan_choice *c) {
   plan_choice slow = *c;
   slow.recompute = c->also;
-  char name[96];
-  write_name(name, sizeof name, &slow);
+  char name[BL_KEY_TEXT];
+  write_name(name, &slow);
   return map_get(s->blocks, name);
 }
 
@@ -558,15 +545,15 @@ static void search(walk *w) {
     node x = pop(&h);
     const outer *o = &w->outer.at[x.outer];
     w->stats->bound_s = x.bound;
-    if (w->o->limit > 0 && now() - w->since > w->o->limit) {
+    if (w->o->limit > 0 && clock_s() - w->since > w->o->limit) {
       w->stopped = true;
       w->stats->optimal = false;
       break;
     }
-    if (w->o->report && now() > w->next_report) {
+    if (w->o->report && clock_s() > w->next_report) {
       w->stats->fronts = w->s->fronts;
       w->o->report(w->o->report_ctx, w->stats, w->best.step);
-      w->next_report = now() + 0.25;
+      w->next_report = clock_s() + 0.25;
     }
     bool lost = x.bound > to_beat(w);
     if (lost && w->slack > 0) break;  // so is all that is left, and nobody counts it
@@ -635,7 +622,7 @@ bool plan_best_of(const plan_space *space, const plan_pins *pins, double seconds
   plan_search_stats stats = {0};
   plan_options o = {.top = 1, .limit = seconds};
   walk w = {.s = &s, .o = &o, .stats = &stats, .top = 1};
-  w.since = now();
+  w.since = clock_s();
   begin(&w);
   search(&w);
   *stopped = w.stopped;
@@ -701,7 +688,9 @@ static void predict(walk *w) {
   map seen = {.arena = w->s->a};
   for (int i = 0; i < w->outer.n; i++) {
     outer *o = &w->outer.at[i];
-    map_set(&seen, block_name(w->s->a, &o->c), w);
+    char name[BL_KEY_TEXT];
+    write_name(name, &o->c);
+    map_set(&seen, arena_strdup(w->s->a, name), w);
     count_inner(w, o);
     w->stats->points += o->points;
   }
@@ -754,12 +743,12 @@ plan_result *plan_search(arena *a, const plan_job *job, const cl_cluster *cluste
   plan_note_saved(&s);
   describe(r, job, &s);
   walk w = {.s = &s, .o = options, .stats = &r->search, .top = options->top > 0 ? options->top : 1};
-  w.since = now();
+  w.since = clock_s();
   w.next_report = w.since + 0.5;
   begin(&w);
   predict(&w);
   search(&w);
-  r->search.seconds = now() - w.since;
+  r->search.seconds = clock_s() - w.since;
   r->search.fronts = s.fronts;
   for (int i = 0; i < w.kept.n; i++)
     vec_push(a, &r->candidates, plan_work_out(&s, options->layouts, &w.kept.at[i].c));

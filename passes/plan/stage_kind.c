@@ -48,9 +48,11 @@ static int seat_number(arena *a, const cl_cluster *c, seats *t, int64_t group,
 static const seats *seats_of(const plan_space *s, const plan_choice *c) {
   const cl_cluster *cl = s->cluster;
   bl_key k = plan_key_of(c);
-  char name[96];
-  snprintf(name, sizeof name, "%llx %lld %lld %lld", (unsigned long long)cl->digest,
-           (long long)k.size[0], (long long)k.size[1], (long long)k.size[2]);
+  char name[160];
+  int used = snprintf(name, sizeof name, "%llx", (unsigned long long)cl->digest);
+  for (int x = 0; x < BL_INNER; x++)
+    used += snprintf(name + used, sizeof name - (size_t)used, " %lld/%lld", (long long)k.size[x],
+                     (long long)k.stride[x]);
   seats *t = map_get(s->places, name);
   if (t) return t;
   t = arena_new(s->a, seats, 1);
@@ -279,10 +281,9 @@ int64_t sk_most_memory(const plan_space *s) {
 
 static const bl_block *block_at(plan_space *s, const plan_choice *c, const sk_seat *seat) {
   bl_key k = plan_key_of(c);
-  char name[160];
-  snprintf(name, sizeof name, "%d%s %lld %lld %lld %lld at %llx", (int)k.recompute,
-           k.whole_stream ? "w" : "", (long long)k.size[0], (long long)k.size[1],
-           (long long)k.size[2], (long long)k.micro_batch, (unsigned long long)seat->digest);
+  char key[BL_KEY_TEXT], name[BL_KEY_TEXT + 24];
+  bl_key_text(key, &k);
+  snprintf(name, sizeof name, "%s at %llx", key, (unsigned long long)seat->digest);
   bl_block *b = map_get(s->blocks, name);
   if (b) return b;
   b = bl_make(s->a, s->job->rules[k.recompute], &k, seat->net, seat->device, 8);

@@ -11,5 +11,6 @@ static inline int64_t clock_ns(void) {
   clock_gettime(CLOCK_MONOTONIC, &t);
   return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
 }
+static inline double clock_s(void) { return 1e-9 * (double)clock_ns(); }  // in seconds
 
 #endif

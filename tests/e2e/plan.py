@@ -223,16 +223,7 @@ def uneven_chunks():
 
 # ---- fast equals exhaustive ----------------------------------------------------------------------
 
-CLUSTER = """
-device small {{
-  memory = {memory}MiB; reserve = 16MiB; bandwidth = {bandwidth}GB/s
-  matmul.f32 = {matmul}TFLOPS; matmul.bf16 = {matmul}TFLOPS; vector.f32 = {vector}TFLOPS
-  efficiency.matmul = [[1e6, 0.1], [1e9, {share}]]
-  efficiency.attention = [[1e6, 0.1], [1e9, 0.4]]
-  efficiency.vector = [[1e5, 0.3], [1e8, 0.9]]
-  efficiency.memory = [[1e5, 0.3], [1e8, 0.9]]
-  launch = {launch}us; units = 16; cache = 4MiB
-}}
+CLUSTER = random_model.DEVICE + """
 cluster random {{
   node box {{
     members = {inside} * small; link = switch({link}GB/s, {latency}us)
@@ -273,7 +264,7 @@ cluster random {{
 def random_job(r, folder):
     inside, boxes = r.choice([(1, 1), (2, 1), (4, 1), (8, 1), (2, 2), (4, 2), (2, 4), (1, 4), (3, 2)])
     text = CLUSTER.format(
-        inside=inside, boxes=boxes, memory=r.choice([18, 20, 24, 32, 64, 500]),
+        inside=inside, boxes=boxes, memory=r.choice([18, 20, 24, 32, 64, 500]) << 20, reserve=16, arch="",
         bandwidth=r.choice([50, 200, 1000]), matmul=r.choice([1, 10, 100]), vector=r.choice([1, 10]),
         share=r.choice([0.4, 0.8]), launch=r.choice([1, 10]), link=r.choice([1, 10, 100]),
         latency=r.choice([1, 10]), nic=r.choice([1, 10, 100]), host=r.choice([1, 16]),

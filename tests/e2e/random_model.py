@@ -10,7 +10,7 @@ encoder and decoder. Everything comes from `r`, a random.Random.
 """
 
 DEVICE = """device small {{
-  memory = {memory}B; reserve = 1MiB; bandwidth = {bandwidth}GB/s
+  memory = {memory}B; reserve = {reserve}MiB; bandwidth = {bandwidth}GB/s
   matmul.f32 = {matmul}TFLOPS; matmul.bf16 = {matmul}TFLOPS; vector.f32 = {vector}TFLOPS
   efficiency.matmul = [[1e6, 0.1], [1e9, {share}]]
   efficiency.attention = [[1e6, 0.1], [1e9, 0.4]]
@@ -27,7 +27,7 @@ def cluster(r, memory):
     inside, boxes, halls = r.choice([(1, 1, 1), (2, 1, 1), (3, 1, 1), (4, 1, 1), (6, 1, 1), (8, 1, 1),
                                      (2, 2, 1), (4, 2, 1), (2, 3, 1), (1, 4, 1), (3, 2, 1),
                                      (1, 2, 2), (2, 2, 2), (1, 3, 2)])
-    text = DEVICE.format(memory=memory, bandwidth=r.choice([50, 200, 1000]),
+    text = DEVICE.format(memory=memory, reserve=1, bandwidth=r.choice([50, 200, 1000]),
                          matmul=r.choice([1, 10, 100]), vector=r.choice([1, 10]),
                          share=r.choice([0.4, 0.8]), launch=r.choice([1, 10]),
                          arch="; arch = cpu" if inside * boxes * halls == 1 else "")

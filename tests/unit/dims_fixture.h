@@ -1,17 +1,18 @@
 // A GPT of known dims on a cluster, planned with pins: for tests of what a dimension of the space
-// sends and takes. gpt2.dsm, 8 layers of 1024, 16 heads, 8192 words, 512 tokens, batch 64, bf16.
+// sends and takes. gpt2.dsm, 8 layers of 4096, 32 heads, 8192 words, 1024 tokens, batch 64, bf16.
 #ifndef DSM_TESTS_DIMS_FIXTURE_H
 #define DSM_TESTS_DIMS_FIXTURE_H
 
 #include "passes/plan/search.h"
 #include "tests/unit/step_fixture.h"
 
-static const int LAYERS = 8, HIDDEN = 1024, VOCAB = 8192, SEQ = 512, BATCH = 64;
+static const int LAYERS = 8, HIDDEN = 4096, VOCAB = 8192, SEQ = 1024, BATCH = 64;
 
 typedef struct fixture {
   arena a;
   plan_job job;
   const cl_cluster *cluster;
+  double parameters;
   double sums;     // bytes of all gradients, f32
   double read;     // of weights as products read them: matrices bf16, vectors and positions f32
   double moments;  // two f32 of each parameter, and f32 masters of the matrices
@@ -27,11 +28,12 @@ static inline void open_job(fixture *x, const char *cluster) {
                       .tokens = (double)BATCH * SEQ};
   for (int r = 0; r < PLAN_RECOMPUTES; r++) {
     static const recompute_mode mode[] = {RECOMPUTE_NONE, RECOMPUTE_SELECTIVE, RECOMPUTE_FULL};
-    x->job.rules[r] = step_of(&x->a, "examples/gpt2.dsm",
-                              "layers=8,hidden=1024,heads=16,vocab=8192,context=512,seq=512,"
-                              "batch=64,precision=bf16",
-                              mode[r])
-                          .rules;
+    step s = step_of(&x->a, "examples/gpt2.dsm",
+                     "layers=8,hidden=4096,heads=32,vocab=8192,context=1024,seq=1024,batch=64,"
+                     "precision=bf16",
+                     mode[r]);
+    x->job.rules[r] = s.rules;
+    x->parameters = s.g->parameters;
   }
   double vectors = LAYERS * 13.0 * HIDDEN + 2 * HIDDEN + (double)SEQ * HIDDEN;
   double matrices = LAYERS * 12.0 * HIDDEN * HIDDEN + (double)VOCAB * HIDDEN;

@@ -10,54 +10,18 @@
 
 #include <math.h>
 
-#include "passes/plan/search.h"
-#include "tests/unit/step_fixture.h"
-
-static const int LAYERS = 8, HIDDEN = 4096, VOCAB = 8192, SEQ = 1024, BATCH = 64;
-
-typedef struct fixture {
-  arena a;
-  plan_job job;
-  const cl_cluster *cluster;
-  double parameters;
-} fixture;
-
-static void open_job(fixture *x, const char *cluster) {
-  arena_init(&x->a);
-  x->cluster = step_cluster(&x->a, cluster);
-  x->job = (plan_job){.source = "gpt2.dsm",
-                      .model = "gpt2",
-                      .precision = "bf16",
-                      .batch = BATCH,
-                      .tokens = (double)BATCH * SEQ};
-  for (int r = 0; r < PLAN_RECOMPUTES; r++) {
-    static const recompute_mode mode[] = {RECOMPUTE_NONE, RECOMPUTE_SELECTIVE, RECOMPUTE_FULL};
-    step s = step_of(&x->a, "examples/gpt2.dsm",
-                     "layers=8,hidden=4096,heads=32,vocab=8192,context=1024,seq=1024,batch=64,"
-                     "precision=bf16",
-                     mode[r]);
-    x->job.rules[r] = s.rules;
-    x->parameters = s.g->parameters;
-  }
-}
+#include "tests/unit/dims_fixture.h"
 
 static const plan_candidate *pinned(fixture *x, int64_t data, int64_t stages, int64_t tensor,
                                     int zero) {
-  plan_pins p = plan_pins_none();
-  for (int i = 0; i < PLAN_AXES; i++) p.size[i] = 1;
-  p.size[PLAN_DATA] = data;
+  plan_pins p = pins_of(data);
   p.size[PLAN_PIPELINE] = stages;
   p.size[PLAN_TENSOR] = tensor;
   p.micro_batch = 2;
   p.interleave = 1;
   p.schedule = PIPE_ONE_F_ONE_B;
   p.zero = zero;
-  p.recompute = PLAN_KEEP;
-  for (int i = 0; i < PLAN_CLASSES; i++) p.home[i] = PLAN_DEVICE;
-  plan_options o = {.top = 1};
-  plan_result *r = plan_search(&x->a, &x->job, x->cluster, &p, &o);
-  if (!r->best) fail_msg("no plan: %s", r->rejected.n ? r->rejected.at[0].reason : "?");
-  return r->best;
+  return best_with(x, &p);
 }
 
 static double sent(const plan_candidate *c, plan_axis axis, cl_collective k) {

@@ -35,8 +35,14 @@ static const golden goldens[] = {
     {"t5_11b", "examples/t5.dsm", "src=512,dst=512,precision=bf16", 8, RECOMPUTE_NONE},
     {"bert_large", "examples/bert.dsm", "vocab=30528,seq=512,precision=bf16", 8, RECOMPUTE_NONE},
     {"opt", "tests/plan/opt.dsm", "hidden=8192,heads=64,seq=2048,layers=64", 1, RECOMPUTE_NONE},
+    // 16 bits between ops: sums are sent as they are rounded, half as many bytes as in f32.
+    {"gpt2021", "bench/published/gpt2021.dsm",
+     "layers=96,hidden=12288,heads=96,vocab=51200,context=2048,seq=2048", 1, RECOMPUTE_SELECTIVE},
 };
-enum { GOLDENS = (int)(sizeof goldens / sizeof *goldens) };
+enum {
+  GOLDENS = (int)(sizeof goldens / sizeof *goldens),
+  MATRICES = GOLDENS - 1  // whose weights are [out, in]; the last one's heads are dims
+};
 
 typedef struct solved {
   arena a;
@@ -44,7 +50,7 @@ typedef struct solved {
   sh_result *r;
 } solved;
 
-static void solve(solved *x, const golden *k) {
+static void solve_as(solved *x, const golden *k, bool whole_stream) {
   arena_init(&x->a);
   x->s = step_of(&x->a, k->file, k->settings, k->recompute);
   const cl_cluster *c = step_cluster(&x->a, CLUSTER);
@@ -52,12 +58,14 @@ static void solve(solved *x, const golden *k) {
               .device = cl_device_at(c, 0),
               .size = TENSOR,
               .stride = 1,
+              .whole_stream = whole_stream,
               .micro_batch = k->micro_batch,
               .micro_batches = 64};
   const char *why = NULL;
   x->r = sh_solve(&x->a, x->s.rules, &e, NULL, NULL, &why);
   if (!x->r) fail_msg("%s: %s", k->name, why);
 }
+static void solve(solved *x, const golden *k) { solve_as(x, k, false); }
 
 static char *text_of(solved *x, const golden *k) {
   char *text = NULL;
@@ -140,6 +148,32 @@ static void test_megatron_per_layer(void **state) {
   }
 }
 
+// Without sequence parallelism what goes from layer to layer is whole on each rank: behind each
+// attention and each FFN stands one all-reduce, forward and backward, and nothing else moves.
+static void test_whole_stream(void **state) {
+  (void)state;
+  static const struct {
+    int golden;
+    const char *repeat;
+  } row[] = {{0, "h"}, {4, "decoder.layers"}, {5, "h"}};
+  for (size_t i = 0; i < sizeof row / sizeof *row; i++) {
+    solved x;
+    solve_as(&x, &goldens[row[i].golden], true);
+    for (int phase = PG_FORWARD; phase <= PG_BACKWARD; phase++) {
+      int n[CL_COLLECTIVES], ahead[CL_COLLECTIVES];
+      count(&x, row[i].repeat, (pg_phase)phase, false, n);
+      count(&x, row[i].repeat, (pg_phase)phase, true, ahead);
+      assert_int_equal(n[CL_ALL_REDUCE], 2);
+      assert_int_equal(n[CL_ALL_GATHER] + n[CL_REDUCE_SCATTER] + n[CL_ALL_TO_ALL], 0);
+      assert_int_equal(ahead[CL_ALL_GATHER], 0);
+    }
+    for (int v = 0; v < x.s.g->value.n; v++)
+      if (x.s.g->value.at[v].carried && x.s.g->value.at[v].batch)
+        assert_true(x.r->code[v] < SH_LEAF);
+    arena_free(&x.a);
+  }
+}
+
 // Products between a norm and heads or FFN are cut by columns (dim 0 of [out, in]), those behind by
 // rows (dim 1); tables and heads by vocabulary; the loss sums within itself.
 static void test_columns_and_rows(void **state) {
@@ -150,7 +184,7 @@ static void test_columns_and_rows(void **state) {
       ".q.weight", ".k.weight", ".v.weight", ".wi.",   "lm_head"};
   static const char *const rows[] = {"c_proj", "o_proj",    "down_proj", "out_proj",
                                      "fc2",    ".o.weight", ".wo.",      "output.dense"};
-  for (int i = 0; i < GOLDENS; i++) {
+  for (int i = 0; i < MATRICES; i++) {
     solved x;
     solve(&x, &goldens[i]);
     int columns = 0, across = 0;
@@ -214,6 +248,7 @@ int main(int argc, char **argv) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(test_golden_files),
       cmocka_unit_test(test_megatron_per_layer),
+      cmocka_unit_test(test_whole_stream),
       cmocka_unit_test(test_columns_and_rows),
       cmocka_unit_test(test_heads_are_not_cut_badly),
   };
