@@ -245,7 +245,6 @@ typedef struct life {
   int root;      // the value whose storage it looks at
   int last;      // the last op that reads it, by its place in the piece; -1: none does
   int readers;   // how many operands it is
-  int maps;      // of these, operands of elementwise ops, as it is
   bool made;     // by an op of the piece
   bool inner;    // only within a kernel
   bool stored;   // a stack or a carried value has it
@@ -294,12 +293,6 @@ static double taken_over(const maker *k, const life *l, const pg_op *p, int i) {
   return bytes;
 }
 
-// Whether result `v` of op i is no more than what the kernel of i does before it goes on: its
-// readers, further down, are elementwise and become part of it (pass `epilogue`), there.
-static bool is_inner(const life *l, const pg_op *p, int i, int v) {
-  return ir_epilogue_at(p->op) >= 0 && l[v].readers == l[v].maps && l[v].last > i + 1;
-}
-
 // Whether result `v` of op i is a part of a gradient, which with one micro-batch lies where that
 // does: it is added to what another use of the weight made, in this piece or in one before it.
 static bool is_part(const maker *k, const life *l, const pg_op *p, const int *at, int i, int v) {
@@ -330,7 +323,6 @@ static void add_transient(maker *k, life *l, double *held, int piece, bool both,
         life *r = &l[l[p->in[j]].root];
         r->last = i;
         r->readers++;
-        r->maps += r->root == p->in[j] && ir_is_elementwise(p->op);
       }
     for (int j = 0; j < p->nout; j++) {
       int v = p->out[j];
@@ -357,7 +349,7 @@ static void add_transient(maker *k, life *l, double *held, int piece, bool both,
           if (!layers && ir_updated(p->op) < 0) live += local_bytes(k, v);
           continue;
         }
-        l[v].inner = is_inner(l, p, i, v);
+        l[v].inner = is_near(k, p, p->nin + j);
         if (l[v].inner) continue;
         double bytes = local_bytes(k, v) + l[v].moved;
         live += bytes;
