@@ -2,10 +2,10 @@
 //
 // needs: nothing. keeps: values up to the bit. breaks: nothing.
 // Rewrites, each exact in floating point: arithmetic on constants; x - 0, x * 1, x / 1 (x + 0 is
-// not: -0 + 0 is +0); cast to the same type, and back to it from a wider one;
-// dropout with p = 0; a slice, pad or broadcast that
-// changes nothing; transpose of transpose; the transpose of an einsum that nobody else reads, which
-// writes its result turned instead (so that what follows, an optimizer for one, reads it in order).
+// not: -0 + 0 is +0); cast to the same type, and back to it from a wider one; dropout with p = 0; a
+// slice, pad or broadcast that changes nothing; transpose of transpose; the transpose of an einsum
+// that nobody else reads, which writes its result turned instead (so that what follows, an
+// optimizer for one, reads it in order).
 // What would change a bit (x * 0, reassociation) is left alone.
 
 #include <math.h>
