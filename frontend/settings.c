@@ -290,9 +290,17 @@ static void apply_section(settings *st, const section *sec) {
     }
     diag *d = sema_error(st->lw, e->key.at, DIAG_UNKNOWN_KEY, "`%s` is not a setting of train",
                          e->key.text);
-    if (slot_named(st, e->key.text))
+    if (slot_named(st, e->key.text)) {
       diag_note(d, "it is a param of the model: set it in a variant or by --set %s=...",
                 e->key.text);
+      continue;
+    }
+    name_list names = {0};
+    for (int k = 0; k < st->slots.n; k++)
+      if (settings_key(st, st->slots.at[k]->name) == st->slots.at[k])
+        vec_push(st->lw->arena, &names, st->slots.at[k]->name);
+    diag_did_you_mean(d, e->key.text, names.at, names.n);
+    diag_list(d, "allowed", names.at, names.n);
   }
 }
 
