@@ -54,6 +54,7 @@ static void inner_times(const ev_point *p, const stages_cut *cut, int stage, dou
         double own = q->compute + ev_exposed(q);
         // What ZeRO moves, and what homes do, that is not hidden.
         time[PLAN_T_DATA] += times * (phase - own - r->linked[f][i]);
+        busy[PLAN_T_DATA] += times * r->shared[f][i];
         time[PLAN_T_OFFLOAD] += times * r->linked[f][i];
         if (!hm_any_away(p->c)) continue;
         bl_state unit = ev_piece_state(p, r->b, i);
@@ -225,7 +226,7 @@ plan_candidate *plan_evaluate(arena *a, plan_space *s, const plan_choice *c, con
     if (i != r.critical) continue;
     memcpy(x->time, t, sizeof x->time);
     memcpy(x->busy, busy, sizeof x->busy);
-    x->busy[PLAN_T_DATA] = o->reduce + o->gather;
+    x->busy[PLAN_T_DATA] += o->reduce + o->gather;
     x->busy[PLAN_T_OPTIMIZER] = o->optimizer;
     x->busy[PLAN_T_OFFLOAD] += o->offload;
     x->busy[PLAN_T_BUBBLE] = t[PLAN_T_BUBBLE];

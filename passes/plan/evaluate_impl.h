@@ -19,6 +19,7 @@ typedef struct ev_rates {
   const bl_block *b;
   double *forward, *backward, *weight;
   double *linked[2];  // of these, waited for from the host, by phase
+  double *shared[2];  // of what ZeRO gathers and scatters for it by phase, hidden or not
 } ev_rates;
 
 typedef struct ev_point {

@@ -93,12 +93,14 @@ bl_state ev_piece_state(const ev_point *p, const bl_block *b, int piece) {
 void ev_layer_seconds(const ev_point *p, ev_rates *r) {
   int zero = p->c->zero, n = r->b->npieces;
   bool away = hm_any_away(p->c);
-  double *seconds = arena_new(p->a, double, 5 * n);
+  double *seconds = arena_new(p->a, double, 7 * n);
   r->forward = seconds;
   r->backward = seconds + n;
   r->weight = seconds + 2 * n;
   r->linked[PG_FORWARD] = seconds + 3 * n;
   r->linked[PG_BACKWARD] = seconds + 4 * n;
+  r->shared[PG_FORWARD] = seconds + 5 * n;
+  r->shared[PG_BACKWARD] = seconds + 6 * n;
   for (int i = 0; i < n; i++) {
     const bl_piece *q = &r->b->piece[i];
     double f = q->phase[PG_FORWARD].compute + ev_exposed(&q->phase[PG_FORWARD]);
@@ -107,9 +109,10 @@ void ev_layer_seconds(const ev_point *p, ev_rates *r) {
     bl_state own = zero >= 2 || away ? ev_piece_state(p, r->b, i) : q->layer;
     if (zero == 3) gather = ev_over_group(p, r, CL_ALL_GATHER, own.parameter).seconds;
     if (zero >= 2) scatter = ev_over_group(p, r, CL_REDUCE_SCATTER, own.gradient).seconds;
-    double move = gather + scatter;
-    r->forward[i] = f > gather ? f : gather;
-    r->backward[i] = b > move ? b : move;
+    r->shared[PG_FORWARD][i] = gather;
+    r->shared[PG_BACKWARD][i] = gather + scatter;
+    r->forward[i] = fmax(f, gather);
+    r->backward[i] = fmax(b, gather + scatter);
     r->weight[i] = q->phase[PG_BACKWARD].weight;
     bool moves = own.parameter > 0 || own.gradient > 0 || q->kept > 0;
     if (!away || !moves) continue;  // between unlike layers, most pieces are empty

@@ -4,6 +4,7 @@
 // it in words where the mouse rests.
 #include <inttypes.h>
 #include <math.h>
+#include <string.h>
 
 #include "passes/plan/report.h"
 #include "passes/plan/timeline.h"
@@ -106,8 +107,11 @@ void svg_memory(arena *a, const plan_candidate *c, FILE *out) {
               arena_printf(a, "%.1f", value));
       x += w;
     }
-    label(out, s->peak > c->capacity ? "over" : "ink", "start", x + 8, y + 18,
-          show_bytes(a, (double)s->peak));
+    const char *says = show_bytes(a, (double)s->peak);
+    double from = x + 8, edge = LEFT + capacity / u.by * by;
+    if (from < edge + 4 && from + 7.5 * (double)strlen(says) > edge)
+      from = edge + 6;  // not on the line
+    label(out, s->peak > c->capacity ? "over" : "ink", "start", from, y + 18, says);
   }
   const char *says = arena_printf(a, "capacity %s", show_bytes(a, capacity));
   if (empty) {

@@ -42,6 +42,10 @@ static void test_sums(void **state) {
     for (int m = 0; m < PLAN_MEMORIES; m++) bytes += c->memory[m];
     for (int a = 0; a < PLAN_AXES; a++) devices *= c->choice.size[a];
     assert_true(fabs(time - c->step_s) <= 1e-9 * c->step_s);
+    // What is waited for is a part of what links and engines do, and bytes take seconds.
+    for (int t = 0; t < PLAN_TIMES; t++)
+      if (t != PLAN_T_PIPELINE) assert_true(c->busy[t] >= c->time[t] - 1e-12 * c->step_s);
+    assert_true((c->busy[PLAN_T_DATA] > 0) == (mesh[i][0] > 1));
     assert_int_equal(bytes, c->peak);
     assert_int_equal(devices, x.cluster->devices);
     assert_int_equal(c->nstages, mesh[i][1]);
