@@ -106,7 +106,8 @@ static void add_move(reader *r, pg_kind kind, int piece, pg_phase phase, int tim
   p->out = v + 1;
 }
 
-static void read_op(reader *r, const ir_op *op, int piece, pg_phase phase, int times) {
+// `times`: how often a micro-batch runs it, as many as a repeat has layers. `once`: once a step.
+static void read_op(reader *r, const ir_op *op, int piece, pg_phase phase, int times, bool once) {
   if (op->code == IR_state) {
     read_state(r, op);
     return;
@@ -125,7 +126,7 @@ static void read_op(reader *r, const ir_op *op, int piece, pg_phase phase, int t
     r->g->value.at[out[0]].view_of = v->weight ? in[0] : v->view_of;
   }
   pg_op *p = add_op(r, PG_OP, op, piece, phase, times);
-  p->once = op->segment % 2 == 0 && times == 1;
+  p->once = once;
   p->cost = pc_op_of(op);
   p->view = ir_is_view(op);
   p->nin = op->nin;
@@ -158,7 +159,7 @@ static void read_repeat(reader *r, const ir_op *op, int piece, pg_phase phase) {
       r->of[arg->id] = value_of(r, op->in[i]);
     }
   }
-  for (int i = 0; i < body->ops.n; i++) read_op(r, body->ops.at[i], piece, phase, count);
+  for (int i = 0; i < body->ops.n; i++) read_op(r, body->ops.at[i], piece, phase, count, false);
   for (int i = 0; i < op->nout; i++) {
     const ir_value *y = body->yield.at[i];
     if (!y->type.rank) continue;
@@ -295,7 +296,7 @@ pg_graph *pg_read(arena *a, ir_module *m) {
       read_repeat(&r, op, at, PG_BACKWARD);
       at--;
     } else {
-      read_op(&r, op, at, fwd ? PG_FORWARD : PG_BACKWARD, 1);
+      read_op(&r, op, at, fwd ? PG_FORWARD : PG_BACKWARD, 1, op->segment % 2 == 0);
     }
   }
   read_updates(&r, top);
