@@ -1,6 +1,7 @@
 #include "passes/plan/block.h"
 
 #include <inttypes.h>
+#include <math.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -133,7 +134,7 @@ static void add_ops(maker *k) {
   double b = (double)k->b->key.micro_batch;
   for (int i = 0; i < g->op.n; i++) {
     const pg_op *p = &g->op.at[i];
-    if (p->kind != PG_OP) continue;
+    if (p->kind != PG_OP || p->view) continue;
     bl_phase *f = &k->b->piece[p->piece].phase[p->phase];
     double bytes = 0, flops = p->cost.flops;
     bool batch = false;
@@ -565,16 +566,25 @@ bl_block *bl_make(arena *a, const sh_rules *rules, const bl_key *key, const cl_c
   return b;
 }
 
+// No rank holds less than 1/n of a value, and none sees fewer bytes than the smaller one of what is
+// stored and what is sent. What stays in a kernel at best does so here.
 double bl_bound(const pg_graph *g, const bl_key *key, const cl_device *device) {
   double n = (double)(key->size[0] * key->size[1] * key->size[2]), seconds = 0;
   for (int i = 0; i < g->op.n; i++) {
     const pg_op *p = &g->op.at[i];
     if (p->kind != PG_OP || p->once || p->view) continue;
-    double flops = p->cost.flops;
+    double flops = p->cost.flops, bytes = 0;
     bool batch = false;
-    for (int j = 0; j < p->nin && !batch; j++) batch = p->in[j] >= 0 && g->value.at[p->in[j]].batch;
+    for (int j = 0; j < p->nin + p->nout; j++) {
+      int v = j < p->nin ? p->in[j] : p->out[j - p->nin];
+      if (v < 0) continue;
+      const pg_value *w = &g->value.at[v];
+      batch |= w->batch;
+      if (j < 64 && (p->near >> j & 1)) continue;
+      bytes += fmin(w->bytes, w->sent) * (w->batch ? (double)key->micro_batch : 1);
+    }
     if (batch) flops *= (double)key->micro_batch;
-    seconds += p->times * pc_op_seconds(device, &p->cost, flops / n, 0);
+    seconds += p->times * pc_op_seconds(device, &p->cost, flops / n, bytes / n);
   }
   return seconds;
 }
