@@ -452,6 +452,10 @@ static void add_weights(maker *k) {
     else
       keep_weight(k->a, k->b, x);
   }
+  for (int i = 0; i < g->piece.n; i++)
+    bl_state_add(&k->b->layers, &k->b->piece[i].layer, (double)g->piece.at[i].count);
+  for (int w = 0; w < k->b->weight.n; w++)
+    bl_state_add(&k->b->others, &k->b->weight.at[w].state, 1);
 }
 
 static void add_boundaries(maker *k) {

@@ -1,6 +1,7 @@
 // What can be said of a choice before its stages are cut: bounds of its step, and whether it cannot
 // fit. plan_quickly and plan_outer_fits of search.h.
 #include <math.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "passes/plan/evaluate_impl.h"
@@ -12,25 +13,24 @@ static bl_state least_state(const bl_state *x, const bl_state *y) {
                     fmin(x->optimizer, y->optimizer), fmin(x->gradient, y->gradient)};
 }
 
-// Seconds of a micro-batch over all stages, were they all of the first kind; states of all layers
-// and of all other weights together, at least.
-static double totals(const ev_point *p, bl_state *layers, bl_state *others) {
-  double work = 0;
-  const ev_rates *r = &p->kind[0];
-  for (int i = 0; i < p->g->piece.n; i++) {
-    double n = (double)p->g->piece.at[i].count;
-    work += n * (r->forward[i] + r->backward[i]);
-    bl_state least = r->b->piece[i].layer;
+// States of all layers and of all other weights together, at least.
+static void states_of(const ev_point *p, bl_state *layers, bl_state *others) {
+  const bl_block *b = p->kind[0].b;
+  *layers = b->layers;
+  *others = b->others;
+  if (p->kinds == 1) return;
+  *layers = *others = (bl_state){0};
+  for (int i = 0; i < b->npieces; i++) {
+    bl_state least = b->piece[i].layer;
     for (int k = 1; k < p->kinds; k++) least = least_state(&least, &p->kind[k].b->piece[i].layer);
-    bl_state_add(layers, &least, n);
+    bl_state_add(layers, &least, (double)p->g->piece.at[i].count);
   }
-  for (int w = 0; w < r->b->weight.n; w++) {
-    bl_state least = r->b->weight.at[w].state;
+  for (int w = 0; w < b->weight.n; w++) {
+    bl_state least = b->weight.at[w].state;
     for (int k = 1; k < p->kinds; k++)
       least = least_state(&least, &p->kind[k].b->weight.at[w].state);
     bl_state_add(others, &least, 1);
   }
-  return work;
 }
 
 // Seconds behind a stage's last phase, were the states spread evenly: what a stage has at least on
@@ -141,10 +141,32 @@ static double bound_chunks(const ev_point *p, double rest) {
   return bound;
 }
 
-// Layers of a piece, as a bound counts them.
+// Layers of a piece, as a bound counts them. Of the second kind each saves so many bytes of a
+// micro-batch less, and takes so many seconds more.
 typedef struct layer_bytes {
-  double state, kept, count;
+  double state, kept, count, less, more;
 } layer_bytes;
+
+static int by_price(const void *a, const void *b) {
+  const layer_bytes *x = a, *y = b;
+  double p = x->more * y->less, q = y->more * x->less;
+  return (p > q) - (p < q);
+}
+
+// Seconds that so many bytes less take at least: the layers where they cost least, the last of them
+// in part. Those that take no time go first; where none is less, the rest does not matter.
+static double least_more(layer_bytes *kind, int kinds, double bytes) {
+  double seconds = 0;
+  qsort(kind, (size_t)kinds, sizeof *kind, by_price);
+  for (int i = 0; i < kinds; i++) {
+    double n = kind[i].count, most = kind[i].less * n;
+    if (kind[i].more > 0) n = most > bytes ? bytes / kind[i].less : n;
+    if (kind[i].more > 0 && (bytes <= 0 || most <= 0)) continue;
+    seconds += n * kind[i].more;
+    bytes -= most;
+  }
+  return fmax(0, seconds);
+}
 
 // Whether layers can be dealt to stages so that none holds more than it has room for; ends of the
 // model and workspace not counted. A layer of stage i needs its states and its activations of all
@@ -199,7 +221,7 @@ static bool saved_fits(const plan_space *s, const plan_choice *c, double more) {
   double layers = (double)s->layers;
   if (layers <= 0) return true;
   int64_t each;
-  layer_bytes mean = {0, saved_of(s, c, c->recompute) / layers, layers};
+  layer_bytes mean = {.kept = saved_of(s, c, c->recompute) / layers, .count = layers};
   bool alike = repeats(s->job->rules[c->recompute]->g) == 1;
   return layers_fit(NULL, (double)sk_most_memory(s) + more, &mean, 1, alike, &line, &each);
 }
@@ -251,104 +273,155 @@ static double least_beside(const ev_point *p, const bl_block *slow) {
   return isinf(least) ? 0 : least;
 }
 
-plan_quick plan_quickly(arena *a, plan_space *s, const plan_choice *c, const bl_block *b) {
-  ev_point *p = ev_start_point(a, s, c, b);
-  for (int k = 0; k < p->kinds; k++)  // a stage without weights waits for none
-    p->kind[k].k.store.host_wait = p->kind[k].k.store.disk_wait = 0;
-  bl_state layers = {0}, others = {0}, mean = {0};
-  double work = totals(p, &layers, &others), m = (double)c->micro_batches;
-  double n = (double)c->size[PLAN_PIPELINE];
-  bl_state_add(&mean, &layers, 1 / n);
-  bl_state_add(&mean, &others, 1 / n);
-  double backward = 0;
-  plan_quick q = {0};
-  for (int i = 0; i < b->npieces; i++) {
-    double count = (double)b->g->piece.at[i].count;
-    backward += count * p->kind[0].backward[i];
-    if (ev_is_layers(p, i))
-      q.layers += m / n * count * (p->kind[0].forward[i] + p->kind[0].backward[i]);
+// The layers of a choice as memory sees them, and whether they fit.
+typedef struct load {
+  pipeline line;
+  layer_bytes *kind;
+  int kinds;
+  double state, most_kept, least_kept;  // bytes of all layers: without and with a second kind
+  double beside;
+  bool fits;
+} load;
+
+static layer_bytes layer_of(const ev_point *p, const bl_block *slow, bool gradients, int piece) {
+  const plan_choice *c = p->c;
+  layer_bytes own = {.count = (double)p->g->piece.at[piece].count};
+  for (int k = 0; k < p->kinds; k++) {  // the least of all kinds of stages
+    const bl_piece *q = &p->kind[k].b->piece[piece];
+    double bytes, saved;
+    ev_bound_bytes(c, &q->layer, q->kept, gradients, &bytes, &saved);
+    own.state = k ? fmin(own.state, bytes) : bytes;
+    own.kept = k ? fmin(own.kept, saved) : saved;
   }
-  if (p->kinds > 1)
-    q.bound = bound_of_kinds(p, work, &mean);
-  else
-    q.bound = m * work / n + after_mean(p, &mean, backward / n);
+  if (!c->also) return own;
+  double least = slow ? slow->piece[piece].kept : 0;
+  if (!slow && repeats(p->g) == 1) least = saved_of(p->s, c, c->also) / own.count;
+  own.less = fmax(0, own.kept - ev_saved_here(c, least));
+  own.kept -= own.less;
+  return own;
+}
+
+static load load_of(const ev_point *p, const bl_block *slow, const bl_state *layers) {
+  const plan_choice *c = p->c;
+  load l = {.line = {.kind = c->pipe,
+                     .stages = (int)c->size[PLAN_PIPELINE],
+                     .chunks = (int)c->interleave,
+                     .micro = c->micro_batches}};
+  int64_t *each = arena_new(p->a, int64_t, c->interleave);
+  l.kind = arena_new(p->a, layer_bytes, p->g->piece.n);
+  bool gradients = ev_more_gradients(p);
+  for (int i = 0; i < p->g->piece.n; i++) {
+    if (!ev_is_layers(p, i)) continue;
+    layer_bytes own = l.kind[l.kinds++] = layer_of(p, slow, gradients, i);
+    l.state += own.count * own.state;
+    l.most_kept += own.count * (own.kept + own.less);
+    l.least_kept += own.count * own.kept;
+  }
+  l.beside = gradients || p->kinds > 1 ? 0 : least_beside(p, slow);
+  bool alike = l.kinds == 1;
+  l.fits =
+      !pipe_check(p->a, &l.line) && layers_fit(p, -l.beside, l.kind, l.kinds, alike, &l.line, each);
+  if (!l.fits || !hm_any_away(c) || p->kinds > 1 || !alike) return l;
+  const hm_store *store = &p->kind[0].k.store;
+  hm_held held = hm_held_by(c, layers);
+  layer_bytes away = {.state = held.host / l.kind[0].count, .count = l.kind[0].count};
+  for (int i = 0; c->home[PLAN_ACTIVATIONS] == PLAN_HOST && i < p->g->piece.n; i++)
+    if (ev_is_layers(p, i)) away.kept = p->kind[0].b->piece[i].kept;
+  l.fits = held.disk <= (double)l.line.stages * (double)store->disk &&
+           layers_fit(NULL, (double)store->host, &away, 1, true, &l.line, each);
+  return l;
+}
+
+// What a stage has too much, on average over them, with one micro-batch in flight.
+static double lacking(const ev_point *p, const bl_state *layers, const bl_state *others) {
+  double bytes = ev_on_device(p->c, layers) + ev_on_device(p->c, others), capacity = 0;
+  const bl_block *b = p->kind[0].b;
+  for (int i = 0; i < b->npieces; i++)
+    if (ev_is_layers(p, i))
+      bytes += (double)p->g->piece.at[i].count * ev_saved_here(p->c, b->piece[i].kept);
+  for (int k = 0; k < p->kinds; k++) capacity = fmax(capacity, (double)p->kind[k].k.capacity);
+  return bytes / (double)p->c->size[PLAN_PIPELINE] - capacity;
+}
+
+// A bound of the step, and the seconds of all layers in it.
+static double bound_of(ev_point *p, const bl_state *layers, const bl_state *others,
+                       double *layers_s) {
+  const plan_choice *c = p->c;
+  const ev_rates *r = &p->kind[0];
+  double m = (double)c->micro_batches, n = (double)c->size[PLAN_PIPELINE];
+  double work = 0, backward = 0, repeated = 0;  // seconds of a micro-batch over all stages
+  for (int i = 0; i < p->g->piece.n; i++) {
+    double count = (double)p->g->piece.at[i].count, both = r->forward[i] + r->backward[i];
+    work += count * both;
+    backward += count * r->backward[i];
+    if (ev_is_layers(p, i)) repeated += count * both;
+  }
+  *layers_s = m / n * repeated;
+  bl_state mean = {0}, own = {0};
+  bl_state_add(&mean, layers, 1 / n);
+  bl_state_add(&mean, others, 1 / n);
+  if (p->kinds > 1) return bound_of_kinds(p, work, &mean);
+  double bound = m * work / n + after_mean(p, &mean, backward / n);
   // Stage i starts when a micro-batch has come through the stages before it, and behind its last
   // phase one goes back through them: step >= sum of w[j < i] + m w[i] for the seconds w of stages
   // that sum to `work`. The best w is a geometric row, which gives work / (1 - (1 - 1/m)^p).
-  if (c->pipe == PIPE_ONE_F_ONE_B && n > 1 && p->kinds == 1) {
-    double filled = work / (1 - pow(1 - 1 / m, n));
-    if (filled > q.bound) q.bound = filled;
+  if (c->pipe == PIPE_ONE_F_ONE_B && n > 1) bound = fmax(bound, work / (1 - pow(1 - 1 / m, n)));
+  if (c->interleave == 1) return bound;
+  if (p->layers % p->parts) {
+    bl_state_add(&own, layers, (double)(p->layers / (int64_t)n) / (double)p->layers);
+    return fmax(bound, bound_chunks(p, behind_mean(p, r, &own).rest));
   }
+  // Equal chunks: the last stage waits for the first chunks of the others, forward and back.
+  double v = (double)c->interleave;
+  bl_state_add(&own, layers, 1 / n);
+  return fmax(bound, repeated / n / v * (m * v + n - 1) + after_mean(p, &own, backward / n));
+}
+
+// What layers of the second kind add to a bound.
+static void add_second(const ev_point *p, const bl_block *slow, load *l, plan_quick *q) {
+  const plan_choice *c = p->c;
+  double n = (double)l->line.stages;
+  int64_t *each = arena_new(p->a, int64_t, c->interleave), most = 1;
+  // A stage has room for so many bytes of one micro-batch: what its states leave, over those in
+  // flight. Where it is not known which states it has, they are where most are in flight.
+  bool equal = c->interleave > 1 && l->kinds == 1 && p->layers % p->parts == 0;
+  double room = 0, own = equal ? l->state / n : 0;
+  for (int i = 0; i < l->line.stages; i++) {
+    int64_t stash = ev_least_stash(&l->line, i, each);
+    room += ((double)ev_at_stage(p, i)->k.capacity - l->beside - own) / (double)stash;
+    if (stash > most) most = stash;
+  }
+  if (!equal) room -= l->state / (double)most;
+  double bytes = fmax(0, l->most_kept - room);
+  if (l->kinds == 1) q->share = fmin(1, bytes / (l->most_kept - l->least_kept));
+  if (!slow) return;
+  for (int i = 0, k = 0; i < p->g->piece.n; i++) {
+    if (!ev_is_layers(p, i)) continue;
+    double *more = &l->kind[k++].more;
+    *more = -p->kind[0].forward[i] - p->kind[0].backward[i];
+    for (int f = 0; f < 2; f++)
+      *more += slow->piece[i].phase[f].compute + ev_exposed(&slow->piece[i].phase[f]);
+  }
+  q->more = (double)c->micro_batches / n * least_more(l->kind, l->kinds, bytes);
+}
+
+plan_quick plan_quickly(arena *a, plan_space *s, const plan_choice *c, const bl_block *b,
+                        bool bound) {
+  ev_point *p = ev_open_point(a, s, c, b);
+  const bl_block *slow = c->also ? plan_second_block(s, c) : NULL;
+  bl_state layers, others;
+  states_of(p, &layers, &others);
   p->layers = s->layers;
   p->parts = (int)(c->size[PLAN_PIPELINE] * c->interleave);
-  // Equal chunks: the last stage waits for the first chunks of the others, forward and back.
-  if (c->interleave > 1 && p->kinds == 1 && p->layers % p->parts == 0) {
-    double chunk = 0, v = (double)c->interleave;
-    for (int i = 0; i < b->npieces; i++)
-      if (ev_is_layers(p, i))
-        chunk += (double)b->g->piece.at[i].count *
-                 (p->kind[0].forward[i] + p->kind[0].backward[i]) / n / v;
-    bl_state own = {0};
-    bl_state_add(&own, &layers, 1 / n);
-    double filled = chunk * (m * v + n - 1) + after_mean(p, &own, backward / n);
-    if (filled > q.bound) q.bound = filled;
-  } else if (c->interleave > 1 && p->kinds == 1) {
-    bl_state own = {0};
-    bl_state_add(&own, &layers, (double)(p->layers / (int64_t)n) / (double)p->layers);
-    q.bound = fmax(q.bound, bound_chunks(p, behind_mean(p, &p->kind[0], &own).rest));
+  load l = load_of(p, slow, &layers);
+  plan_quick q = {.fits = l.fits, .second = slow != NULL};
+  if (!q.fits) q.over = lacking(p, &layers, &others);
+  if (!q.fits && !bound) return q;
+  for (int k = 0; k < p->kinds; k++) {
+    ev_layer_seconds(p, &p->kind[k]);  // a stage without weights waits for none
+    p->kind[k].k.store.host_wait = p->kind[k].k.store.disk_wait = 0;
   }
-  pipeline line = {
-      .kind = c->pipe, .stages = (int)n, .chunks = (int)c->interleave, .micro = c->micro_batches};
-  double capacity = 0, state = ev_on_device(c, &layers), kept = 0;
-  int64_t *each = arena_new(a, int64_t, c->interleave);
-  layer_bytes *kind = arena_new(a, layer_bytes, b->npieces);
-  bool gradients = ev_more_gradients(p);
-  const bl_block *slow = c->also ? plan_second_block(s, c) : NULL;
-  double most_kept = 0, least_saved = 0, all_state = 0;
-  int kinds = 0;
-  for (int i = 0; i < b->npieces; i++) {
-    if (!ev_is_layers(p, i)) continue;
-    layer_bytes *own = &kind[kinds++];
-    own->count = (double)b->g->piece.at[i].count;
-    for (int k = 0; k < p->kinds; k++) {  // the least of all kinds of stages
-      const bl_piece *piece = &p->kind[k].b->piece[i];
-      double bytes, saved;
-      ev_bound_bytes(c, &piece->layer, piece->kept, gradients, &bytes, &saved);
-      own->state = k ? fmin(own->state, bytes) : bytes;
-      own->kept = k ? fmin(own->kept, saved) : saved;
-    }
-    kept += own->count * ev_saved_here(c, b->piece[i].kept);
-    most_kept += own->count * own->kept;
-    if (c->also) {
-      double less = slow ? slow->piece[i].kept : 0;
-      if (!slow && repeats(b->g) == 1) less = saved_of(s, c, c->also) / own->count;
-      own->kept = fmin(own->kept, ev_saved_here(c, less));
-    }
-    least_saved += own->count * own->kept;
-    all_state += own->count * own->state;
-  }
-  double beside = gradients || p->kinds > 1 ? 0 : least_beside(p, slow);
-  if (c->also && kinds == 1 && most_kept > least_saved) {
-    // A stage has room for so many bytes of one micro-batch: capacity over those in flight.
-    double room = 0, state_of = c->interleave > 1 ? all_state / n : 0;  // of equal stages known
-    if (p->layers % p->parts) state_of = 0;
-    for (int i = 0; i < line.stages; i++)
-      room += fmax(0, (double)ev_at_stage(p, i)->k.capacity - beside - state_of) /
-              (double)ev_least_stash(&line, i, each);
-    q.share = fmin(1, fmax(0, (most_kept - room) / (most_kept - least_saved)));
-  }
-  for (int k = 0; k < p->kinds; k++) capacity = fmax(capacity, (double)p->kind[k].k.capacity);
-  q.fits = !pipe_check(a, &line) && layers_fit(p, -beside, kind, kinds, kinds == 1, &line, each);
-  if (q.fits && hm_any_away(c) && p->kinds == 1 && kinds == 1) {
-    const hm_store *store = &p->kind[0].k.store;
-    hm_held held = hm_held_by(c, &layers);
-    layer_bytes away = {held.host / kind[0].count, 0, kind[0].count};
-    for (int i = 0; c->home[PLAN_ACTIVATIONS] == PLAN_HOST && i < b->npieces; i++)
-      if (ev_is_layers(p, i)) away.kept = b->piece[i].kept;
-    q.fits = held.disk <= n * (double)store->disk &&
-             layers_fit(NULL, (double)store->host, &away, 1, true, &line, each);
-  }
-  // When it does not: what a stage has too much, on average over them, with one in flight.
-  q.over = (state + ev_on_device(c, &others) + kept) / n - capacity;
+  q.bound = bound_of(p, &layers, &others, &q.layers);
+  if (c->also && l.most_kept > l.least_kept) add_second(p, slow, &l, &q);
   return q;
 }

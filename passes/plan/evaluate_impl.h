@@ -49,7 +49,8 @@ typedef struct ev_once {
 
 // ---- evaluate_layers.c --------------------------------------------------------------------------
 
-// The point of a choice, with the seconds of its layers. `a`: of what is made.
+// The point of a choice, without and with the seconds of its layers. `a`: of what is made.
+ev_point *ev_open_point(arena *a, plan_space *s, const plan_choice *c, const bl_block *b);
 ev_point *ev_start_point(arena *a, plan_space *s, const plan_choice *c, const bl_block *b);
 // Sets what a cut is read by: layers, piece_of, first_of.
 void ev_find_layers(ev_point *p);

@@ -107,8 +107,10 @@ void ev_layer_seconds(const ev_point *p, ev_rates *r) {
     double b = q->phase[PG_BACKWARD].compute + ev_exposed(&q->phase[PG_BACKWARD]);
     double gather = 0, scatter = 0;
     bl_state own = zero >= 2 || away ? ev_piece_state(p, r->b, i) : q->layer;
-    if (zero == 3) gather = ev_over_group(p, r, CL_ALL_GATHER, own.parameter).seconds;
-    if (zero >= 2) scatter = ev_over_group(p, r, CL_REDUCE_SCATTER, own.gradient).seconds;
+    if (zero == 3 && own.parameter > 0)
+      gather = ev_over_group(p, r, CL_ALL_GATHER, own.parameter).seconds;
+    if (zero >= 2 && own.gradient > 0)
+      scatter = ev_over_group(p, r, CL_REDUCE_SCATTER, own.gradient).seconds;
     r->shared[PG_FORWARD][i] = gather;
     r->shared[PG_BACKWARD][i] = gather + scatter;
     r->forward[i] = fmax(f, gather);
@@ -127,9 +129,9 @@ void ev_layer_seconds(const ev_point *p, ev_rates *r) {
   }
 }
 
-// The kinds of stages of a choice and what layers take on them. `b`: of the only kind there is on
-// a cluster of parts that are alike.
-ev_point *ev_start_point(arena *a, plan_space *s, const plan_choice *c, const bl_block *b) {
+// The kinds of stages of a choice. `b`: of the only kind there is on a cluster of parts that are
+// alike.
+ev_point *ev_open_point(arena *a, plan_space *s, const plan_choice *c, const bl_block *b) {
   ev_point *p = arena_new(a, ev_point, 1);
   *p = (ev_point){.a = a, .s = s, .c = c, .g = b->g, .kinds = 1};
   sk_strides(c, p->stride);
@@ -142,8 +144,13 @@ ev_point *ev_start_point(arena *a, plan_space *s, const plan_choice *c, const bl
     ev_rates *r = &p->kind[i];
     r->k = p->places ? p->places->kind[i] : sk_alike(s);
     r->b = p->places ? sk_block_of(s, c, &r->k) : b;
-    ev_layer_seconds(p, r);
   }
+  return p;
+}
+
+ev_point *ev_start_point(arena *a, plan_space *s, const plan_choice *c, const bl_block *b) {
+  ev_point *p = ev_open_point(a, s, c, b);
+  for (int i = 0; i < p->kinds; i++) ev_layer_seconds(p, &p->kind[i]);
   return p;
 }
 

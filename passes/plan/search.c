@@ -329,8 +329,8 @@ typedef enum node_kind {
   NODE_POINT,    // a point of it with the first values of the AWAY dimensions
   NODE_AWAY,     // that does not fit: its variants, by the same bound
   NODE_VARIANT,  // one of them, with the first value of the last dimension
-  NODE_MIXED,    // with another; its second block may still have to be made
-  NODE_LAST,     // with another, to be worked out
+  NODE_MIXED,    // with another, whose second block is still to be made
+  NODE_LAST,     // with another, whose blocks are made
 } node_kind;
 typedef struct node {
   double bound;
@@ -386,28 +386,14 @@ typedef struct opened {
   int skip;  // variants that need no look
 } opened;
 
-// What a plan with two kinds of layers takes at least: a share of the layers is of the slower kind,
-// whose seconds are those of its block where it is made, else no less than its group says.
-static double mixed_bound(walk *w, const plan_choice *c, const plan_quick *q,
-                          const bl_block *slow) {
-  if (!c->also) return q->bound;
+// What a plan with two kinds of layers takes at least: where the block of the slower kind is not
+// made yet, a share of the layers takes no less than its group says.
+static double mixed_bound(walk *w, const plan_choice *c, const plan_quick *q) {
+  if (!c->also || q->second) return q->bound + q->more;
   plan_choice other = *c;
   other.recompute = c->also;
-  double seconds = 0;
-  for (int i = 0; slow && i < slow->npieces; i++) {
-    const bl_piece *x = &slow->piece[i];
-    for (int f = 0; f < 2 && slow->g->piece.at[i].name; f++) {
-      double phase = x->phase[f].compute;
-      for (int k = 0; k < BL_INNER; k++) phase += x->phase[f].sent[k];
-      seconds += (double)slow->g->piece.at[i].count * phase;
-    }
-  }
-  if (slow)
-    seconds *= (double)c->micro_batches / (double)c->size[PLAN_PIPELINE];
-  else
-    seconds = work_out_group(w, group_of(w, &other), &other)->layers * samples_of(c);
-  double more = q->share * (seconds - q->layers);
-  return more > 0 ? q->bound + more : q->bound;
+  double seconds = work_out_group(w, group_of(w, &other), &other)->layers * samples_of(c);
+  return q->bound + fmax(0, q->share * (seconds - q->layers));
 }
 
 static const plan_dim *last_dim(const walk *w) { return &w->away[w->naway - 1]; }
@@ -423,13 +409,13 @@ static void add_last(walk *w, heap *h, const plan_choice *of, int at) {
   for (int i = 1; i < n; i++) {
     plan_choice c = *of;
     last_dim(w)->set(w->s, &c, value[i]);
-    plan_quick q = plan_quickly(&w->scratch, w->s, &c, plan_block_of(w->s, &c));
+    plan_quick q = plan_quickly(&w->scratch, w->s, &c, plan_block_of(w->s, &c), false);
     if (!q.fits && !w->best.any) remember(w, &c, q.over);
-    double bound = mixed_bound(w, &c, &q, NULL);
-    if (!q.fits || bound > to_beat(w))
+    double bound = q.fits ? mixed_bound(w, &c, &q) : INFINITY;
+    if (bound > to_beat(w) || !q.fits)
       w->stats->pruned++;
     else
-      push(w, h, (node){bound, NODE_MIXED, at, 0, c});
+      push(w, h, (node){bound, c.also && !q.second ? NODE_MIXED : NODE_LAST, at, 0, c});
   }
 }
 
@@ -443,7 +429,7 @@ static void add_variant(void *ctx, const plan_choice *homes) {
   int values = last_dim(w)->values(w->s, &c, value);
   if (!values) return;
   last_dim(w)->set(w->s, &c, value[0]);
-  plan_quick q = plan_quickly(&w->scratch, w->s, &c, o->b);
+  plan_quick q = plan_quickly(&w->scratch, w->s, &c, o->b, false);
   if (!q.fits && !w->best.any) remember(w, &c, q.over);
   if (q.bound > to_beat(w)) {
     w->stats->pruned += values;
@@ -465,7 +451,7 @@ static void add_point(void *ctx, const plan_choice *inner) {
     w->away[d].values(w->s, &c, value);
     w->away[d].set(w->s, &c, value[0]);
   }
-  plan_quick q = plan_quickly(&w->scratch, w->s, &c, o->b);
+  plan_quick q = plan_quickly(&w->scratch, w->s, &c, o->b, true);
   w->stats->considered += variants;
   if (!q.fits && !w->best.any) remember(w, &c, q.over);
   if (q.bound > to_beat(w) || (!q.fits && variants == 1))
@@ -583,8 +569,9 @@ static void search(walk *w) {
     } else if (x.kind == NODE_MIXED) {
       plan_choice slow = x.c;
       slow.recompute = x.c.also;
-      plan_quick q = plan_quickly(&w->scratch, w->s, &x.c, plan_block_of(w->s, &x.c));
-      x.bound = fmax(x.bound, mixed_bound(w, &x.c, &q, plan_block_of(w->s, &slow)));
+      plan_block_of(w->s, &slow);
+      plan_quick q = plan_quickly(&w->scratch, w->s, &x.c, plan_block_of(w->s, &x.c), false);
+      x.bound = fmax(x.bound, mixed_bound(w, &x.c, &q));
       x.kind = NODE_LAST;
       push(w, &h, x);
     } else if (x.kind == NODE_LAST) {

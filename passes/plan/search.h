@@ -142,11 +142,16 @@ bool plan_best_of(const plan_space *s, const plan_pins *pins, double seconds, pl
 typedef struct plan_quick {
   double bound;   // no less is its step
   bool fits;      // false: it does not fit, by the load of layers alone
-  double over;    // about how many bytes a device lacks: for the order of what does not fit
+  double over;    // then about how many bytes a device lacks: for the order of what does not fit
   double layers;  // seconds of all layers in a step, over the stages
-  double share;   // of the layers must at least be of the second kind, where there is one
+  double share;  // of the layers must at least be of the second kind, where there is one; of unlike
+                 // ones none
+  bool second;   // whether the block of that kind is made
+  double more;   // then: seconds beside `bound` that it takes at least
 } plan_quick;
-plan_quick plan_quickly(arena *scratch, plan_space *s, const plan_choice *c, const bl_block *b);
+// `bound`: asked for where it does not fit too; else that stays 0 then.
+plan_quick plan_quickly(arena *scratch, plan_space *s, const plan_choice *c, const bl_block *b,
+                        bool bound);
 // All that a plan takes, into `a`. NULL with a code and a reason when the choice is not legal, or
 // its step is found to be more than `limit` (INFINITY: none) before all is worked out.
 plan_candidate *plan_evaluate(arena *a, plan_space *s, const plan_choice *c, const bl_block *b,
