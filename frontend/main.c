@@ -7,6 +7,9 @@
 #include <setjmp.h>
 #include <stdio.h>
 #include <stdlib.h>
+#ifdef __GLIBC__
+#include <malloc.h>
+#endif
 
 #include "frontend/cli.h"
 #include "frontend/crash.h"
@@ -25,8 +28,19 @@ static int guarded(arena *a, jmp_buf *back, int argc, char **argv) {
   return rc < 0 ? cli_run(&c) : rc;
 }
 
+// Scratch arenas come and go by the megabyte: what they give back is kept for the next one, else the
+// system clears the same pages again and again (a seventh of a search over unlike layers).
+static void keep_pages(void) {
+#ifdef __GLIBC__
+  enum { KEPT = 256 << 20, MAPPED = 32 << 20 };
+  mallopt(M_TRIM_THRESHOLD, KEPT);
+  mallopt(M_MMAP_THRESHOLD, MAPPED);
+#endif
+}
+
 int main(int argc, char **argv) {
   crash_install();
+  keep_pages();
   jmp_buf back;
   arena a;
   arena_init(&a);
