@@ -452,8 +452,11 @@ static void add_weights(maker *k) {
     else
       keep_weight(k->a, k->b, x);
   }
-  for (int i = 0; i < g->piece.n; i++)
-    bl_state_add(&k->b->layers, &k->b->piece[i].layer, (double)g->piece.at[i].count);
+  for (int i = 0; i < g->piece.n; i++) {
+    double n = (double)g->piece.at[i].count;
+    bl_state_add(&k->b->layers, &k->b->piece[i].layer, n);
+    if (g->piece.at[i].name) k->b->kept += n * k->b->piece[i].kept;
+  }
   for (int w = 0; w < k->b->weight.n; w++)
     bl_state_add(&k->b->others, &k->b->weight.at[w].state, 1);
 }

@@ -80,6 +80,7 @@ typedef struct bl_block {
   bl_piece *piece;
   VEC(bl_weight) weight;
   bl_state layers, others;    // of all layers, and of all other weights
+  double kept;                // bytes of all layers that wait for backward
   sh_result *axis[BL_INNER];  // of each: strategies and codes; what moves is in the pieces
   double *value_part;         // over all inner axes, while it is made
   const char *why;            // not NULL: these cuts are not possible

@@ -343,9 +343,8 @@ static double lacking(const ev_point *p, const bl_state *layers, const bl_state 
   return bytes / (double)p->c->size[PLAN_PIPELINE] - capacity;
 }
 
-// A bound of the step, and the seconds of all layers in it.
-static double bound_of(ev_point *p, const bl_state *layers, const bl_state *others,
-                       double *layers_s) {
+// A bound of the step, and what it is made of.
+static double bound_of(ev_point *p, const bl_state *layers, const bl_state *others, plan_quick *q) {
   const plan_choice *c = p->c;
   const ev_rates *r = &p->kind[0];
   double m = (double)c->micro_batches, n = (double)c->size[PLAN_PIPELINE];
@@ -356,7 +355,9 @@ static double bound_of(ev_point *p, const bl_state *layers, const bl_state *othe
     backward += count * r->backward[i];
     if (ev_is_layers(p, i)) repeated += count * both;
   }
-  *layers_s = m / n * repeated;
+  q->layers = m / n * repeated;
+  q->phase[PG_FORWARD] = work - backward;
+  q->phase[PG_BACKWARD] = backward;
   bl_state mean = {0}, own = {0};
   bl_state_add(&mean, layers, 1 / n);
   bl_state_add(&mean, others, 1 / n);
@@ -421,7 +422,25 @@ plan_quick plan_quickly(arena *a, plan_space *s, const plan_choice *c, const bl_
     ev_layer_seconds(p, &p->kind[k]);  // a stage without weights waits for none
     p->kind[k].k.store.host_wait = p->kind[k].k.store.disk_wait = 0;
   }
-  q.bound = bound_of(p, &layers, &others, &q.layers);
+  q.bound = bound_of(p, &layers, &others, &q);
   if (c->also && l.most_kept > l.least_kept) add_second(p, slow, &l, &q);
   return q;
+}
+
+// The longer one of two sums is no longer than the sum of the longer ones, layer by layer.
+double plan_with_homes(arena *a, plan_space *s, const plan_choice *c, const bl_block *b,
+                       const plan_quick *first) {
+  ev_point *p = ev_open_point(a, s, c, b);
+  if (p->kinds > 1) return first->bound;
+  hm_store *store = &p->kind[0].k.store;
+  store->host_wait = store->disk_wait = 0;
+  double m = (double)c->micro_batches, n = (double)c->size[PLAN_PIPELINE], seconds = 0;
+  for (int f = 0; f < 2; f++) {
+    hm_moves moves = hm_phase(c, &b->layers, b->kept, (pg_phase)f);
+    seconds += fmax(first->phase[f], hm_seconds(store, &moves));
+  }
+  bl_state mean = {0};
+  bl_state_add(&mean, &b->layers, 1 / n);
+  bl_state_add(&mean, &b->others, 1 / n);
+  return fmax(first->bound, m / n * seconds + behind_mean(p, &p->kind[0], &mean).rest);
 }

@@ -328,7 +328,8 @@ typedef enum node_kind {
   NODE_GROUP,    // by its group's
   NODE_POINT,    // a point of it with the first values of the AWAY dimensions
   NODE_AWAY,     // that does not fit: its variants, by the same bound
-  NODE_VARIANT,  // one of them, with the first value of the last dimension
+  NODE_HOMES,    // one of them, with the first value of the last dimension, by sums alone
+  NODE_VARIANT,  // by all that is known without cutting stages
   NODE_MIXED,    // with another, whose second block is still to be made
   NODE_LAST,     // with another, whose blocks are made
 } node_kind;
@@ -383,7 +384,8 @@ typedef struct opened {
   heap *h;
   int at;
   const bl_block *b;
-  int skip;  // variants that need no look
+  int skip;                 // variants that need no look
+  const plan_quick *first;  // of the point, with the first values of the AWAY dimensions
 } opened;
 
 // What a plan with two kinds of layers takes at least: where the block of the slower kind is not
@@ -419,7 +421,7 @@ static void add_last(walk *w, heap *h, const plan_choice *of, int at) {
   }
 }
 
-// A variant goes on the heap when it may fit and win.
+// A variant goes on the heap when it may win; whether it fits is asked when its turn comes.
 static void add_variant(void *ctx, const plan_choice *homes) {
   opened *o = ctx;
   walk *w = o->w;
@@ -429,16 +431,26 @@ static void add_variant(void *ctx, const plan_choice *homes) {
   int values = last_dim(w)->values(w->s, &c, value);
   if (!values) return;
   last_dim(w)->set(w->s, &c, value[0]);
-  plan_quick q = plan_quickly(&w->scratch, w->s, &c, o->b, false);
-  if (!q.fits && !w->best.any) remember(w, &c, q.over);
-  if (q.bound > to_beat(w)) {
+  double bound = plan_with_homes(&w->scratch, w->s, &c, o->b, o->first);
+  if (bound > to_beat(w))
     w->stats->pruned += values;
-  } else if (!q.fits) {
+  else
+    push(w, o->h, (node){bound, NODE_HOMES, o->at, 0, c});
+}
+
+// The same when it may fit.
+static void add_fitting(walk *w, heap *h, node *x) {
+  plan_quick q = plan_quickly(&w->scratch, w->s, &x->c, plan_block_of(w->s, &x->c), false);
+  if (!q.fits && !w->best.any) remember(w, &x->c, q.over);
+  if (!q.fits) {
     w->stats->pruned++;
-    add_last(w, o->h, &c, o->at);
-  } else {
-    push(w, o->h, (node){q.bound, NODE_VARIANT, o->at, 0, c});
+    add_last(w, h, &x->c, x->outer);
+    return;
   }
+  x->kind = NODE_VARIANT;
+  // While no plan is known, one that seems to fit is looked at before all others.
+  if (w->kept.n) x->bound = fmax(x->bound, q.bound);
+  push(w, h, *x);
 }
 
 // A point with the first value of each AWAY dimension bounds its variants.
@@ -461,7 +473,9 @@ static void add_point(void *ctx, const plan_choice *inner) {
 }
 
 static void add_variants(walk *w, heap *h, const node *x) {
-  opened ctx = {w, h, x->outer, plan_block_of(w->s, &x->c), 1};
+  const bl_block *b = plan_block_of(w->s, &x->c);
+  plan_quick first = plan_quickly(&w->scratch, w->s, &x->c, b, true);
+  opened ctx = {w, h, x->outer, b, 1, &first};
   each_choice(w->s, w->away, w->naway - 1, x->c, add_variant, &ctx);
   add_last(w, h, &x->c, x->outer);
 }
@@ -484,7 +498,7 @@ static void drop(walk *w, const outer *o) {
 
 static void open_outer(walk *w, heap *h, int at) {
   outer *o = &w->outer.at[at];
-  opened ctx = {w, h, at, plan_block_of(w->s, &o->c), 0};
+  opened ctx = {.w = w, .h = h, .at = at, .b = plan_block_of(w->s, &o->c)};
   if (!o->variants) count_inner(w, o);
   if (!o->variants) return;
   if (!ctx.b->why) {
@@ -515,6 +529,7 @@ static void find_closest(walk *w) {
   while (h.n) {
     node x = pop(&h);
     if (x.kind == NODE_AWAY) add_variants(w, &h, &x);
+    if (x.kind == NODE_HOMES) add_fitting(w, &h, &x);
   }
   for (int i = 0; i < w->unfits; i++)
     consider(w, &w->unfit[i].c, plan_block_of(w->s, &w->unfit[i].c));
@@ -546,9 +561,9 @@ static void search(walk *w) {
     enum { TRIES = 32 };              // where these do not fit, few do
     if (w->near && !w->best.any && w->stats->evaluated >= TRIES) break;
     if (lost && x.kind >= NODE_POINT) {
-      w->stats->pruned += x.kind >= NODE_MIXED     ? 1
-                          : x.kind == NODE_VARIANT ? last_values(w, &x.c)
-                                                   : o->variants;
+      w->stats->pruned += x.kind >= NODE_MIXED   ? 1
+                          : x.kind >= NODE_HOMES ? last_values(w, &x.c)
+                                                 : o->variants;
     } else if (lost) {
       drop(w, o);
     } else if (x.kind == NODE_OUTER && !all && !plan_outer_fits(w->s, &o->c)) {
@@ -576,6 +591,8 @@ static void search(walk *w) {
       push(w, &h, x);
     } else if (x.kind == NODE_LAST) {
       consider(w, &x.c, plan_block_of(w->s, &x.c));
+    } else if (x.kind == NODE_HOMES) {
+      add_fitting(w, &h, &x);
     } else if (x.kind == NODE_VARIANT) {
       if (consider(w, &x.c, plan_block_of(w->s, &x.c)) == ROOM_DEVICE)
         add_last(w, &h, &x.c, x.outer);

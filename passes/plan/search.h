@@ -140,10 +140,11 @@ bool plan_best_of(const plan_space *s, const plan_pins *pins, double seconds, pl
 
 // What can be said of a choice, all of it set, without cutting stages. `scratch` is used.
 typedef struct plan_quick {
-  double bound;   // no less is its step
-  bool fits;      // false: it does not fit, by the load of layers alone
-  double over;    // then about how many bytes a device lacks: for the order of what does not fit
-  double layers;  // seconds of all layers in a step, over the stages
+  double bound;     // no less is its step
+  bool fits;        // false: it does not fit, by the load of layers alone
+  double over;      // then about how many bytes a device lacks: for the order of what does not fit
+  double layers;    // seconds of all layers in a step, over the stages
+  double phase[2];  // of a micro-batch on all stages, forward and backward
   double share;  // of the layers must at least be of the second kind, where there is one; of unlike
                  // ones none
   bool second;   // whether the block of that kind is made
@@ -152,6 +153,10 @@ typedef struct plan_quick {
 // `bound`: asked for where it does not fit too; else that stays 0 then.
 plan_quick plan_quickly(arena *scratch, plan_space *s, const plan_choice *c, const bl_block *b,
                         bool bound);
+// No more than plan_quickly's bound for a choice that differs from that of `first` by its homes
+// only, which has none: from sums alone, before it is asked.
+double plan_with_homes(arena *scratch, plan_space *s, const plan_choice *c, const bl_block *b,
+                       const plan_quick *first);
 // All that a plan takes, into `a`. NULL with a code and a reason when the choice is not legal, or
 // its step is found to be more than `limit` (INFINITY: none) before all is worked out.
 plan_candidate *plan_evaluate(arena *a, plan_space *s, const plan_choice *c, const bl_block *b,
