@@ -5,14 +5,14 @@
 //
 // Bodies of layers are alike, so most eliminations are: what is allowed of a function is a
 // *pattern* with a number, and variables whose functions have the same patterns in the same places
-// share one table of sums. Numbers in it count from where each function begins.
+// share one table of sums. Where their costs are the same too the minima are worked out once: each
+// run numbers functions by their values, as value numbering does expressions.
 #include "passes/plan/elim.h"
 
 #include <math.h>
 #include <string.h>
 
-#include "runtime/base/map.h"
-#include "runtime/base/str.h"
+#include "runtime/base/intern.h"
 
 el_problem *el_new(arena *a, int n, const int *size) {
   el_problem *p = arena_new(a, el_problem, 1);
@@ -40,11 +40,9 @@ typedef struct table {
 // A variable that is taken out: a minimum of sums of costs and of earlier minima.
 struct el_step {
   int var;
-  int addends;      // of each sum: costs first, then minima
-  int given;        // how many are costs
-  const int *base;  // [addends] where the function of an addend begins in the values
-  const int *of;    // [addends - given] the steps that make the minima
-  int first;        // where its own entries begin
+  int addends;    // of each sum: costs first, then minima
+  int given;      // how many are costs
+  const int *of;  // [addends] the terms of the costs, then the steps that make the minima
   table *t;
 };
 
@@ -63,9 +61,8 @@ typedef struct factor {
   int n;
   int *var;
   const pattern *p;
-  int base;  // where its values begin
   bool gone;
-  int step;  // that made it; -1: given
+  int term, step;  // that gave or made it; -1
 } factor;
 
 // An elimination that was seen: what it makes.
@@ -89,10 +86,11 @@ typedef struct solver {
   arena *a;  // of the circuit
   arena *scratch;
   el_circuit *c;
-  map patterns;  // of given functions, by their table
-  map contents;  // all patterns, by what they hold
-  map buckets;   // `seen`, by the patterns that meet and how
-  int npatterns;
+  intern_key key;
+  intern tables, contents, buckets;  // of given functions; of patterns; of what meets, and how
+  VEC(const pattern *) by_table;     // ORDER tables
+  VEC(pattern *) pattern;            // ORDER contents
+  VEC(seen) seen;                    // ORDER buckets
   VEC(factor *) factor;
   VEC(int) * of;  // factors that name a variable
   bool *done;
@@ -110,28 +108,17 @@ static void add(solver *s, factor *f) {
 // Patterns of equal content are one: along a chain of equal bodies what is allowed is soon the same
 // from body to body, and so are the tables of sums behind it.
 static const pattern *new_pattern(solver *s, const int *number, int entries, bool forbids) {
+  key_clear(&s->key);
+  KEY_PUT(&s->key, forbids);
+  key_put(&s->key, number, sizeof *number * (size_t)entries);
+  int id = intern_of(&s->contents, &s->key);
+  if (id < s->pattern.n) return s->pattern.at[id];
   int allowed = 0;
   for (int i = 0; i < entries; i++) allowed += number[i] >= 0;
-  uint64_t hash = base_hash(number, sizeof *number * (size_t)entries, 0);
-  const char *name = arena_printf(s->scratch, "%llx %d%s", (unsigned long long)hash, entries,
-                                  forbids ? " forbids" : "");
-  pattern *had = map_get(&s->contents, name);
-  if (had && !memcmp(had->number, number, sizeof *number * (size_t)entries)) return had;
   pattern *p = arena_new(s->scratch, pattern, 1);
-  *p = (pattern){s->npatterns++, number, forbids, (double)allowed / (double)entries};
-  if (!had) map_set(&s->contents, name, p);
+  *p = (pattern){id, number, forbids, (double)allowed / (double)entries};
+  vec_push(s->scratch, &s->pattern, p);
   return p;
-}
-
-// A key of numbers, in bytes that are not 0.
-static void put(sb *key, uint64_t x) {
-  char c[12];
-  size_t n = 0;
-  do {
-    c[n++] = (char)(128 | (x & 63) | (x > 63 ? 64 : 0));
-    x >>= 6;
-  } while (x);
-  sb_putn(key, c, n);
 }
 
 static bool only_forbids(const el_term *t, int entries) {
@@ -144,15 +131,12 @@ static bool only_forbids(const el_term *t, int entries) {
 // their table share it.
 static const pattern *pattern_of(solver *s, const el_term *t, int na, int nb, int stride_a,
                                  int stride_b) {
-  sb key = {.arena = s->scratch};
-  put(&key, (uint64_t)(uintptr_t)t->cost);
-  put(&key, (uint64_t)na);
-  put(&key, (uint64_t)nb);
-  put(&key, (uint64_t)stride_a);
-  put(&key, t->b >= 0);
-  const char *name = sb_str(&key);
-  pattern *had = map_get(&s->patterns, name);
-  if (had) return had;
+  key_clear(&s->key);
+  KEY_PUT(&s->key, t->cost);
+  const int shape[] = {na, nb, stride_a, t->b >= 0};
+  KEY_PUT(&s->key, shape);
+  int at = intern_of(&s->tables, &s->key);
+  if (at < s->by_table.n) return s->by_table.at[at];
   int entries = s->p->size[t->a] * (t->b < 0 ? 1 : s->p->size[t->b]);
   bool forbids = t->b >= 0 && only_forbids(t, entries);
   int *number = arena_new(s->scratch, int, na *nb);
@@ -162,14 +146,16 @@ static const pattern *pattern_of(solver *s, const el_term *t, int na, int nb, in
       number[i * nb + k] = t->cost[e] >= EL_NEVER ? -1 : forbids ? 0 : e;
     }
   const pattern *p = new_pattern(s, number, na * nb, forbids);
-  map_set(&s->patterns, name, (void *)(uintptr_t)p);
+  vec_push(s->scratch, &s->by_table, p);
   return p;
 }
 
-static factor *factor_of(solver *s, const el_term *t, int *at) {
+static factor *factor_of(solver *s, int term) {
   const int *size = s->p->size;
+  const el_term *t = &s->p->term.at[term];
   factor *f = arena_new(s->scratch, factor, 1);
-  int na = size[t->a], nb = t->b < 0 ? 1 : size[t->b], stride_a = nb, stride_b = 1, all = na * nb;
+  int na = size[t->a], nb = t->b < 0 ? 1 : size[t->b], stride_a = nb, stride_b = 1;
+  f->term = term;
   f->step = -1;
   f->n = t->b < 0 || t->b == t->a ? 1 : 2;
   f->var = arena_new(s->scratch, int, 2);
@@ -182,9 +168,6 @@ static factor *factor_of(solver *s, const el_term *t, int *at) {
     na = nb, nb = n, stride_b = stride_a, stride_a = 1;
   }
   f->p = pattern_of(s, t, na, nb, stride_a, stride_b);
-  *at = f->p->forbids ? -1 : s->c->ncosts;
-  if (!f->p->forbids) s->c->ncosts += all;
-  f->base = *at;
   return f;
 }
 
@@ -343,20 +326,18 @@ static int *copy(arena *a, const int *from, int n) {
 }
 
 // The patterns that meet in a bucket, and how.
-static const char *key_of(solver *s, const bucket *b) {
-  sb key = {.arena = s->scratch};
-  put(&key, (uint64_t)s->p->size[b->v]);
-  put(&key, (uint64_t)b->n);
-  for (int k = 0; k < b->n; k++) put(&key, (uint64_t)s->p->size[b->near[k]]);
-  for (int f = 0; f < b->nin; f++) {
-    put(&key, (uint64_t)b->in[f]->p->id);
-    for (int k = 0; k <= b->n; k++) put(&key, (uint64_t)b->step[f * (b->n + 1) + k]);
-  }
-  return sb_str(&key);
+static void put_bucket(solver *s, const bucket *b) {
+  intern_key *key = &s->key;
+  key_clear(key);
+  KEY_PUT(key, s->p->size[b->v]);
+  KEY_PUT(key, b->n);
+  for (int k = 0; k < b->n; k++) KEY_PUT(key, s->p->size[b->near[k]]);
+  for (int f = 0; f < b->nin; f++) KEY_PUT(key, b->in[f]->p->id);
+  key_put(key, b->step, sizeof *b->step * (size_t)(b->nin * (b->n + 1)));
 }
 
 // All sums of the bucket.
-static const seen *see(solver *s, bucket *b, int total) {
+static seen see(solver *s, bucket *b, int total) {
   int size = s->p->size[b->v];
   arena lists;
   arena_init(&lists);
@@ -375,30 +356,24 @@ static const seen *see(solver *s, bucket *b, int total) {
   t->start = copy(s->a, b->start.at, b->start.n);
   t->sum = copy(s->a, b->sum.at, b->sum.n);
   arena_free(&lists);
-  seen *x = arena_new(s->scratch, seen, 1);
-  *x = (seen){t, new_pattern(s, b->number, total, false)};
-  return x;
+  return (seen){t, new_pattern(s, b->number, total, false)};
 }
 
 static void close_bucket(solver *s, const bucket *b, const seen *x) {
   el_step *t = &s->c->step[s->c->nsteps];
-  *t = (el_step){.var = b->v, .first = s->c->nvalues, .t = x->t};
-  int *of = arena_new(s->a, int, b->nin + 1), *base = arena_new(s->a, int, b->nin + 1);
+  *t = (el_step){.var = b->v, .t = x->t};
+  int *of = arena_new(s->a, int, b->nin + 1);
   for (int f = 0; f < b->nin; f++) {
     if (b->in[f]->p->forbids) continue;
-    base[t->addends++] = b->in[f]->base;
-    if (b->in[f]->step < 0)
-      t->given++;
-    else
-      of[t->addends - t->given - 1] = b->in[f]->step;
+    bool given = b->in[f]->step < 0;
+    of[t->addends++] = given ? b->in[f]->term : b->in[f]->step;
+    t->given += given;
   }
   t->of = of;
-  t->base = base;
-  s->c->nvalues += x->t->entries;
   s->c->possible &= x->t->entries > 0;
   s->stats->sums += x->t->start[x->t->entries] / (t->addends + 1);
   factor *made = arena_new(s->scratch, factor, 1);
-  *made = (factor){.n = b->n, .p = x->made, .base = t->first, .step = s->c->nsteps++};
+  *made = (factor){.n = b->n, .p = x->made, .term = -1, .step = s->c->nsteps++};
   made->var = copy(s->scratch, b->near, b->n);
   add(s, made);
 }
@@ -415,10 +390,10 @@ static bool eliminate(solver *s, int v) {
   s->stats->entries += total;
   if (total * size[v] > s->stats->largest) s->stats->largest = total * size[v];
   open_bucket(s, &b);
-  const char *key = key_of(s, &b);
-  const seen *x = map_get(&s->buckets, key);
-  if (!x) map_set(&s->buckets, key, (void *)(uintptr_t)(x = see(s, &b, (int)total)));
-  close_bucket(s, &b, x);
+  put_bucket(s, &b);
+  int id = intern_of(&s->buckets, &s->key);
+  if (id == s->seen.n) vec_push(s->scratch, &s->seen, see(s, &b, (int)total));
+  close_bucket(s, &b, &s->seen.at[id]);
   s->done[v] = true;
   for (int i = 0; i < b.n; i++) offer(s, b.near[i]);
   return true;
@@ -431,17 +406,15 @@ static el_circuit *compile_by(arena *a, const el_problem *p, order o, double mos
   arena scratch;  // tables are large and go at the end
   arena_init(&scratch);
   el_circuit *c = arena_new(a, el_circuit, 1);
-  *c = (el_circuit){.n = p->n, .nterms = p->term.n, .possible = true};
-  c->at = arena_new(a, int, p->term.n + 1);
+  *c = (el_circuit){.n = p->n, .possible = true};
   c->step = arena_new(a, el_step, p->n + 1);
   solver s = {.p = p, .order = o, .a = a, .scratch = &scratch, .c = c, .stats = stats};
-  s.patterns.arena = s.contents.arena = s.buckets.arena = &scratch;
+  s.key.arena = s.tables.arena = s.contents.arena = s.buckets.arena = &scratch;
   s.of = (void *)arena_alloc(&scratch, sizeof *s.of * (size_t)(p->n + 1));
   s.done = arena_new(&scratch, bool, p->n + 1);
   s.cost = arena_new(&scratch, double, p->n + 1);
   s.mark = arena_new(&scratch, int, p->n + 1);
-  for (int i = 0; i < p->term.n; i++) add(&s, factor_of(&s, &p->term.at[i], &c->at[i]));
-  c->nvalues = c->ncosts;
+  for (int i = 0; i < p->term.n; i++) add(&s, factor_of(&s, i));
   for (int i = 0; i < p->n; i++) offer(&s, i);
   bool good = true;
   while (good && s.queue.n) {
@@ -457,14 +430,12 @@ static el_circuit *compile_by(arena *a, const el_problem *p, order o, double mos
 static el_circuit *keep_circuit(arena *a, const el_circuit *c) {
   el_circuit *to = arena_new(a, el_circuit, 1);
   *to = *c;
-  to->at = copy(a, c->at, c->nterms);
   to->step = arena_new(a, el_step, c->nsteps + 1);
   for (int i = 0; i < c->nsteps; i++) {
     const el_step *s = &c->step[i];
     el_step *x = &to->step[i];
     *x = *s;
-    x->base = copy(a, s->base, s->addends);
-    x->of = copy(a, s->of, s->addends - s->given);
+    x->of = copy(a, s->of, s->addends);
     if (!s->t->kept) {
       s->t->kept = arena_new(a, table, 1);
       *s->t->kept = (table){.entries = s->t->entries};
@@ -513,15 +484,49 @@ static double least_of(const el_step *s, const double *const *in, int at, int *b
   return least;
 }
 
-static void find_functions(const el_step *s, const double *value, const double **in) {
-  for (int j = 0; j < s->addends; j++) in[j] = value + s->base[j];
+// One run: the minima of each step, equal ones once.
+typedef struct run {
+  const el_circuit *c;
+  const double *const *cost;
+  const double **made;  // [nsteps]
+  int *slot;            // a hash table of steps + 1, by what they add; 0 is empty
+  size_t mask;
+} run;
+
+static void find_functions(const run *r, const el_step *s, const double **in) {
+  for (int j = 0; j < s->given; j++) in[j] = r->cost[s->of[j]];
+  for (int j = s->given; j < s->addends; j++) in[j] = r->made[s->of[j]];
 }
 
-bool el_run(const el_circuit *c, arena *scratch, const double *cost, int *value, double *total) {
+static bool adds(const run *r, const el_step *s, const table *t, const double *const *in, int n) {
+  bool same = s->t == t && s->addends == n;
+  for (int j = 0; j < n && same; j++)
+    same = in[j] == (j < s->given ? r->cost[s->of[j]] : r->made[s->of[j]]);
+  return same;
+}
+
+// An earlier step that adds the same by the same table, or -1; then `step` stands for it.
+static int equal_step(run *r, int step, const double *const *in) {
+  const el_step *s = &r->c->step[step];
+  uint64_t h = hash_word(0, (uintptr_t)s->t);
+  for (int j = 0; j < s->addends; j++) h = hash_word(h, (uintptr_t)in[j]);
+  size_t at = (size_t)h & r->mask;
+  for (; r->slot[at]; at = (at + 1) & r->mask) {
+    int k = r->slot[at] - 1;
+    if (adds(r, &r->c->step[k], s->t, in, s->addends)) return k;
+  }
+  r->slot[at] = step + 1;
+  return -1;
+}
+
+bool el_run(const el_circuit *c, arena *scratch, const double *const *cost, int *value,
+            double *total) {
   *total = EL_NEVER;
   if (!c->possible) return false;
-  double *v = arena_new(scratch, double, c->nvalues + 1);
-  if (c->ncosts) memcpy(v, cost, sizeof *v * (size_t)c->ncosts);
+  run r = {.c = c, .cost = cost};
+  r.made = arena_new(scratch, const double *, c->nsteps + 1);
+  for (r.mask = 64; r.mask < 2 * (size_t)c->nsteps; r.mask *= 2) continue;
+  r.slot = arena_new(scratch, int, r.mask--);
   int *chosen = arena_new(scratch, int, c->nsteps + 1), best, most = 1;  // entry of each step
   bool *used = arena_new(scratch, bool, c->nsteps + 1);
   for (int i = 0; i < c->nsteps; i++)
@@ -529,21 +534,27 @@ bool el_run(const el_circuit *c, arena *scratch, const double *cost, int *value,
   const double **in = arena_new(scratch, const double *, most);
   for (int i = 0; i < c->nsteps; i++) {
     const el_step *s = &c->step[i];
-    find_functions(s, v, in);
-    for (int e = 0; e < s->t->entries; e++) v[s->first + e] = least_of(s, in, e, &best);
-    for (int j = 0; j < s->addends - s->given; j++) used[s->of[j]] = true;
+    find_functions(&r, s, in);
+    for (int j = s->given; j < s->addends; j++) used[s->of[j]] = true;
+    int same = equal_step(&r, i, in);
+    if (same >= 0) {
+      r.made[i] = r.made[same];
+      continue;
+    }
+    double *made = arena_new(scratch, double, s->t->entries);
+    for (int e = 0; e < s->t->entries; e++) made[e] = least_of(s, in, e, &best);
+    r.made[i] = made;
   }
   double sum = 0;
   for (int i = 0; i < c->nsteps; i++)
-    if (!used[i]) sum += v[c->step[i].first];
+    if (!used[i]) sum += r.made[i][0];
   *total = sum;
   for (int i = c->nsteps - 1; i >= 0; i--) {
     const el_step *s = &c->step[i];
-    find_functions(s, v, in);
+    find_functions(&r, s, in);
     least_of(s, in, chosen[i], &best);
     value[s->var] = s->t->sum[best];
-    for (int j = s->given; j < s->addends; j++)
-      chosen[s->of[j - s->given]] = s->t->sum[best + 1 + j];
+    for (int j = s->given; j < s->addends; j++) chosen[s->of[j]] = s->t->sum[best + 1 + j];
   }
   return true;
 }
@@ -552,12 +563,8 @@ bool el_solve(const el_problem *p, arena *scratch, int *value, double *total, el
   *total = NAN;
   el_circuit *c = el_compile(scratch, p, stats);
   if (!c) return false;
-  double *cost = arena_new(scratch, double, c->ncosts + 1);
-  for (int i = 0; i < p->term.n; i++) {
-    const el_term *t = &p->term.at[i];
-    int n = p->size[t->a] * (t->b < 0 ? 1 : p->size[t->b]);
-    if (c->at[i] >= 0) memcpy(cost + c->at[i], t->cost, sizeof *cost * (size_t)n);
-  }
+  const double **cost = arena_new(scratch, const double *, p->term.n + 1);
+  for (int i = 0; i < p->term.n; i++) cost[i] = p->term.at[i].cost;
   return el_run(c, scratch, cost, value, total);
 }
 

@@ -17,8 +17,7 @@
 // that are allowed, a small share of all.
 //
 //   el_circuit *c = el_compile(a, p, NULL);
-//   double *cost = arena_new(a, double, c->ncosts);
-//   memcpy(cost + c->at[0], other0, ...);  // of term 0, the el_one above
+//   const double *cost[] = {other0, other01};  // of term 0, the el_one above, and of term 1
 //   el_run(c, scratch, cost, value, &total);
 #ifndef DSM_PLAN_ELIM_H
 #define DSM_PLAN_ELIM_H
@@ -56,23 +55,22 @@ typedef struct el_stats {
 typedef struct el_step el_step;
 typedef struct el_circuit {
   int n;
-  int nterms;
-  int *at;      // of each term: where its table lies in the costs; -1: it only forbids
-  int ncosts;   // entries of the tables that count
-  int nvalues;  // of them and of the minima behind them
-  int nsteps;   // variables, in the order in which they are taken out
+  int nsteps;  // variables, in the order in which they are taken out
   el_step *step;
   bool possible;  // false: no choice is allowed
 } el_circuit;
 
 // Which entries are EL_NEVER is fixed from here on, and so is which terms of two variables only
-// forbid (all their entries are 0 or EL_NEVER); all other costs are given to el_run. NULL when a
+// forbid (all their entries are 0 or EL_NEVER); the costs of all others are given to el_run. NULL
+// when a
 // function would have more than EL_LARGEST entries.
 #define EL_LARGEST (1 << 24)
 el_circuit *el_compile(arena *a, const el_problem *p, el_stats *stats);
 // Least total for these costs, and a choice that has it; of equal ones the first in the order of
-// elimination, always the same. False when no choice is allowed. What is forbidden is not read.
-bool el_run(const el_circuit *c, arena *scratch, const double *cost, int *value, double *total);
+// elimination, always the same. False when no choice is allowed. `cost`: of each term its table;
+// what is forbidden is not read. Terms that share a table share work.
+bool el_run(const el_circuit *c, arena *scratch, const double *const *cost, int *value,
+            double *total);
 
 // Both at once; *total is NAN when the problem is too large.
 bool el_solve(const el_problem *p, arena *scratch, int *value, double *total, el_stats *stats);

@@ -14,7 +14,7 @@
 
 #include "ir/place.h"
 #include "ir/view.h"
-#include "runtime/base/map.h"
+#include "runtime/base/intern.h"
 #include "runtime/base/str.h"
 
 bool sh_divides(const ir_index *x, int64_t n) { return x->size % n == 0 || x->size >= 64 * n; }
@@ -58,6 +58,8 @@ typedef struct shape {
   int *nstates;
   int **keep;  // strategies of each op that this axis can use
   int *nkeep;
+  int *alike;  // of each op, then of each value: a number that those share whose costs are the same
+               // function of what other axes leave
   el_circuit *circuit;  // NULL: too large
   el_stats stats;
 } shape;
@@ -294,9 +296,10 @@ typedef struct shaper {
   const basis *b;
   sh_domain domain;
   shape *x;
-  map ties;  // tables of el_two, by the codes that meet; those that forbid nothing: `nothing`
+  intern_key key;
+  intern ties;              // by the codes that meet
+  VEC(const double *) tie;  // ORDER ties: tables of el_two; those that forbid nothing: NULL
 } shaper;
-static const double nothing[1];
 
 static bool code_allowed(const shaper *s, int v, int code) {
   if (code < SH_LEAF) return true;
@@ -351,33 +354,115 @@ static void find_codes(shaper *s) {
   }
 }
 
+// ---- what costs the same ------------------------------------------------------------------------
+
+// Layers are alike, or differ in a few ops: costs are worked out once for what they are a function
+// of, which also tells elimination which bodies are equal.
+static void put_value(intern_key *key, const pg_value *v) {
+  KEY_PUT(key, v->bytes);
+  KEY_PUT(key, v->sent);
+  KEY_PUT(key, v->batch);
+}
+
+// All that op_cost reads, but for the fractions.
+static void put_op(intern_key *key, const shaper *s, int at) {
+  const pg_op *p = &s->g->op.at[at];
+  bool free = p->kind != PG_OP || p->view;
+  int n = s->x->nkeep[at];
+  KEY_PUT(key, free);
+  KEY_PUT(key, n);
+  if (free) return;
+  KEY_PUT(key, p->cost.flops);
+  KEY_PUT(key, p->cost.unmasked);
+  KEY_PUT(key, p->cost.kind);
+  KEY_PUT(key, p->cost.type);
+  KEY_PUT(key, p->cost.carried);
+  KEY_PUT(key, p->times);
+  KEY_PUT(key, p->once);
+  KEY_PUT(key, p->near);
+  KEY_PUT(key, p->nin);
+  for (int i = 0; i < p->nin + p->nout; i++) {
+    int v = i < p->nin ? p->in[i] : p->out[i - p->nin];
+    bool used = v >= 0;
+    KEY_PUT(key, used);
+    if (used) put_value(key, &s->g->value.at[v]);
+  }
+  for (int k = 0; k < n; k++) {
+    const sh_strategy *x = &s->r->strategy[at][s->x->keep[at][k]];
+    int64_t size = x->cuts ? x->index->size : 0;
+    KEY_PUT(key, size);
+    KEY_PUT(key, x->reduces);
+    for (int i = 0; i < p->nin + p->nout; i++) {
+      int v = i < p->nin ? p->in[i] : p->out[i - p->nin];
+      int64_t leaf =
+          v >= 0 && x->code[i] >= SH_LEAF ? s->g->value.at[v].leaf[x->code[i] - SH_LEAF]->size : 0;
+      KEY_PUT(key, leaf);
+    }
+  }
+}
+
+// All that state_cost reads.
+static void put_states(intern_key *key, const shaper *s, int v) {
+  const pg_value *p = &s->g->value.at[v];
+  bool weight = p->weight != NULL;
+  put_value(key, p);
+  KEY_PUT(key, s->x->nstates[v]);
+  KEY_PUT(key, s->b->times[v]);
+  KEY_PUT(key, s->b->once[v]);
+  KEY_PUT(key, p->saved);
+  KEY_PUT(key, weight);
+  KEY_PUT(key, p->layers);
+  for (int i = 0; i < p->nleaf; i++) KEY_PUT(key, p->leaf[i]->size);
+  for (int k = 0; k < s->x->nstates[v]; k++) {
+    const state *x = &s->x->state[v][k];
+    KEY_PUT(key, x->produced);
+    KEY_PUT(key, x->to);
+    KEY_PUT(key, x->from);
+  }
+}
+
+static void find_alike(shaper *s, arena *scratch) {
+  const pg_graph *g = s->g;
+  int n = g->op.n + g->value.n;
+  s->x->alike = arena_new(s->a, int, n + 1);
+  intern seen = {.arena = scratch};
+  intern_key key = {.arena = scratch};
+  for (int i = 0; i < n; i++) {
+    key_clear(&key);
+    bool op = i < g->op.n;
+    KEY_PUT(&key, op);
+    if (op)
+      put_op(&key, s, i);
+    else
+      put_states(&key, s, i - g->op.n);
+    s->x->alike[i] = intern_of(&seen, &key);
+  }
+}
+
 // A value that comes in any placement asks for nothing.
 static bool unbound(const shaper *s, int v) {
   return s->g->value.at[v].free || (!s->x->made[v] && !s->g->value.at[v].weight);
 }
 
 // What meets in a tie: bodies are alike, so most meet again.
-static const char *tie_key(const shaper *s, arena *a, int op, int side, int v, bool def) {
+static int tie_number(shaper *s, int op, int side, int v, bool def) {
   const shape *y = s->x;
-  enum { BYTES = 2 + (SH_LEAF + IR_MAX_LEAVES) / 6 };  // of a state
-  char *key = arena_alloc(a, (size_t)(2 + y->nkeep[op] + y->nstates[v] * BYTES)), *to = key;
-  *to++ = def ? 'd' : 'r';
+  key_clear(&s->key);
+  KEY_PUT(&s->key, def);
+  KEY_PUT(&s->key, y->nkeep[op]);
   for (int i = 0; i < y->nkeep[op]; i++)
-    *to++ = (char)('0' + s->r->strategy[op][y->keep[op][i]].code[side]);
+    KEY_PUT(&s->key, s->r->strategy[op][y->keep[op][i]].code[side]);
   for (int k = 0; k < y->nstates[v]; k++) {
-    const state *x = &y->state[v][k];
-    *to++ = (char)('a' + x->produced);
-    for (int c = 0; c < SH_LEAF + IR_MAX_LEAVES; c += 6) *to++ = (char)('0' + (x->there >> c & 63));
+    KEY_PUT(&s->key, y->state[v][k].produced);
+    KEY_PUT(&s->key, y->state[v][k].there);
   }
-  return key;
+  return intern_of(&s->ties, &s->key);
 }
 
 static void tie(shaper *s, el_problem *p, int op, int side, int v, bool def) {
   const shape *y = s->x;
-  const char *key = tie_key(s, p->arena, op, side, v, def);
-  const double *had = map_get(&s->ties, key);
-  if (!had) {
-    int n = y->nkeep[op], m = y->nstates[v];
+  int number = tie_number(s, op, side, v, def), n = y->nkeep[op], m = y->nstates[v];
+  if (number == s->tie.n) {
     double *cost = arena_new(p->arena, double, n *m);
     bool binds = false;
     for (int i = 0; i < n; i++) {
@@ -389,10 +474,9 @@ static void tie(shaper *s, el_problem *p, int op, int side, int v, bool def) {
         binds |= !ok;
       }
     }
-    had = binds ? cost : nothing;
-    map_set(&s->ties, key, (void *)(uintptr_t)had);
+    vec_push(p->arena, &s->tie, binds ? cost : NULL);
   }
-  if (had != nothing) el_two(p, op, s->g->op.n + v, had);
+  if (s->tie.at[number]) el_two(p, op, s->g->op.n + v, s->tie.at[number]);
 }
 
 static void find_states(shaper *s, arena *scratch) {
@@ -428,7 +512,7 @@ static void compile(shaper *s, arena *scratch) {
   for (int i = 0; i < n; i++)
     if (size[i] > most) most = size[i];
   el_problem *p = el_new(scratch, n, size);
-  s->ties = (map){.arena = scratch};
+  s->ties.arena = s->key.arena = scratch;
   const double *open = arena_new(scratch, double, most);
   for (int i = 0; i < n; i++) el_one(p, i, open);
   for (int i = 0; i < g->op.n; i++) {
@@ -459,6 +543,7 @@ static const shape *shape_of(const sh_rules *r, const sh_env *e) {
     shaper s = {.a = m->a, .r = r, .g = r->g, .b = b, .domain = e->domain, .x = x};
     find_codes(&s);
     find_states(&s, &scratch);
+    find_alike(&s, &scratch);
     compile(&s, &scratch);
     vec_push(m->a, &m->shape, x);
   }
@@ -467,6 +552,65 @@ static const shape *shape_of(const sh_rules *r, const sh_env *e) {
 }
 
 // ---- searches -----------------------------------------------------------------------------------
+
+// The fraction of an op, or of operand or result j, or of a value, that other axes leave.
+static double left(const solver *s, int var, int j) {
+  const pg_graph *g = s->g;
+  if (!s->value_part) return 1;
+  if (var >= g->op.n) return s->value_part[var - g->op.n];
+  const pg_op *p = &g->op.at[var];
+  if (j < 0) return s->op_part[var];
+  int v = j < p->nin ? p->in[j] : p->out[j - p->nin];
+  return v < 0 ? 1 : s->value_part[v];
+}
+static int lefts(const solver *s, int var) {
+  const pg_graph *g = s->g;
+  return var < g->op.n ? g->op.at[var].nin + g->op.at[var].nout : 0;
+}
+
+static bool costs_alike(const solver *s, int x, int y) {
+  if (s->x->alike[x] != s->x->alike[y]) return false;
+  for (int j = -1; j < lefts(s, x); j++)
+    if (left(s, x, j) != left(s, y, j)) return false;
+  return true;
+}
+
+static size_t costs_hash(const solver *s, int x) {
+  uint64_t h = hash_word(0, (uint64_t)s->x->alike[x]);
+  for (int j = -1; j < lefts(s, x) && s->value_part; j++) {
+    double part = left(s, x, j);
+    uint64_t bits;
+    memcpy(&bits, &part, sizeof bits);
+    h = hash_word(h, bits);
+  }
+  return (size_t)h;
+}
+
+// The cost tables of all variables; equal ones are one.
+static const double **find_costs(const solver *s, arena *scratch) {
+  const pg_graph *g = s->g;
+  int n = g->op.n + g->value.n;
+  size_t mask = 64;
+  while (mask < 2 * (size_t)n) mask *= 2;
+  int *slot = arena_new(scratch, int, mask--);  // a variable + 1; 0 is empty
+  const double **cost = arena_new(scratch, const double *, n + 1);
+  for (int i = 0; i < n; i++) {
+    int v = i - g->op.n, k = v < 0 ? s->x->nkeep[i] : s->x->nstates[v];
+    size_t at = costs_hash(s, i) & mask;
+    while (slot[at] && !costs_alike(s, slot[at] - 1, i)) at = (at + 1) & mask;
+    if (slot[at]) {
+      cost[i] = cost[slot[at] - 1];
+      continue;
+    }
+    slot[at] = i + 1;
+    double *own = arena_new(scratch, double, k + 1);
+    for (int j = 0; j < k; j++)
+      own[j] = v < 0 ? op_cost(s, i, &s->r->strategy[i][s->x->keep[i][j]])
+                     : state_cost(s, v, &s->x->state[v][j]);
+    cost[i] = own;
+  }
+  return cost;
+}
 
 static void record(solver *s, sh_result *out, const int *value) {
   const pg_graph *g = s->g;
@@ -541,15 +685,7 @@ sh_result *sh_solve(arena *a, const sh_rules *r, const sh_env *e, const double *
               .b = r->memo->basis,
               .x = x,
               .streamed = arena_new(&own, bool, g->value.n + 1)};
-  double *cost = arena_new(&own, double, x->circuit->ncosts + 1);
-  for (int i = 0; i < g->op.n; i++) {
-    double *to = cost + x->circuit->at[i];
-    for (int k = 0; k < x->nkeep[i]; k++) to[k] = op_cost(&s, i, &r->strategy[i][x->keep[i][k]]);
-  }
-  for (int v = 0; v < g->value.n; v++) {
-    double *to = cost + x->circuit->at[g->op.n + v];
-    for (int k = 0; k < x->nstates[v]; k++) to[k] = state_cost(&s, v, &x->state[v][k]);
-  }
+  const double **cost = find_costs(&s, &own);
   int *value = arena_new(&own, int, g->op.n + g->value.n + 1);
   double seconds;
   sh_result *out = NULL;

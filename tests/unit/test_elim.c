@@ -89,6 +89,13 @@ static void test_equals_brute_force(void **state) {
   assert_true(solved > 2000 && refused > 500);  // the generator makes both
 }
 
+// Whether a term of two variables forbids and does nothing else.
+static bool only_forbids(const el_problem *p, const el_term *t) {
+  for (int k = 0; t->b >= 0 && k < p->size[t->a] * p->size[t->b]; k++)
+    if (t->cost[k] != 0 && t->cost[k] < EL_NEVER) return false;
+  return t->b >= 0;
+}
+
 // Compiled once, run with other costs: what brute force finds for each. Terms that only forbid stay
 // as they are, all others get new costs where they had one.
 static void test_compiled_for_other_costs(void **state) {
@@ -101,17 +108,17 @@ static void test_compiled_for_other_costs(void **state) {
     el_problem *p = problem(&a, &s, seed % 2 == 0);
     el_circuit *c = el_compile(&a, p, NULL);
     assert_non_null(c);
-    double *cost = arena_new(&a, double, c->ncosts + 1);
+    const double **cost = arena_new(&a, const double *, p->term.n + 1);
+    bool *forbids = arena_new(&a, bool, p->term.n + 1);
+    for (int i = 0; i < p->term.n; i++) forbids[i] = only_forbids(p, &p->term.at[i]);
     for (int run = 0; run < 3; run++) {
       for (int i = 0; i < p->term.n; i++) {
         el_term *t = &p->term.at[i];
         int n = p->size[t->a] * (t->b < 0 ? 1 : p->size[t->b]);
         double *other = arena_new(&a, double, n);
-        for (int k = 0; k < n; k++) {
-          other[k] = t->cost[k] >= EL_NEVER ? EL_NEVER : c->at[i] < 0 ? 0 : draw_int(&s, -20, 20);
-          if (c->at[i] >= 0) cost[c->at[i] + k] = other[k];
-        }
-        t->cost = other;
+        for (int k = 0; k < n; k++)
+          other[k] = t->cost[k] >= EL_NEVER ? EL_NEVER : forbids[i] ? 0 : draw_int(&s, -20, 20);
+        cost[i] = t->cost = other;
       }
       int fast[MOST] = {0}, slow[MOST] = {0};
       double total, brute;
@@ -177,6 +184,40 @@ static void test_chain_stays_small(void **state) {
   arena_free(&a);
 }
 
+// Bodies that share their tables are worked out once; what is found is what it is when they do not.
+static void test_shared_tables(void **state) {
+  (void)state;
+  for (uint64_t seed = 1; seed <= 100; seed++) {
+    arena a;
+    arena_init(&a);
+    uint64_t s = seed;
+    enum { BODIES = 40, KINDS = 3, VARS = 3 * BODIES + 1, TERMS = 4 };
+    int size[VARS], one[VARS], two[VARS];
+    for (int i = 0; i < VARS; i++) size[i] = 3;
+    const double *kind[KINDS][TERMS];
+    for (int k = 0; k < KINDS; k++)
+      for (int t = 0; t < TERMS; t++) kind[k][t] = table(&a, &s, 9, t == 3 ? 2 : 0);
+    el_problem *shared = el_new(&a, VARS, size), *apart = el_new(&a, VARS, size);
+    for (int b = 0; b < BODIES; b++) {  // a ring of x, two inner variables and the next body's x
+      const double *const *own = kind[draw_int(&s, 0, KINDS - 1)];
+      int x = 3 * b, at[TERMS][2] = {{x, x + 1}, {x + 1, x + 2}, {x, x + 2}, {x + 2, x + 3}};
+      for (int t = 0; t < TERMS; t++) {
+        double *copy = arena_new(&a, double, 9);
+        for (int i = 0; i < 9; i++) copy[i] = own[t][i];
+        el_two(shared, at[t][0], at[t][1], own[t]);
+        el_two(apart, at[t][0], at[t][1], copy);
+      }
+    }
+    double least_shared, least_apart;
+    el_stats stats;
+    bool found = el_solve(shared, &a, one, &least_shared, &stats);
+    assert_int_equal(el_solve(apart, &a, two, &least_apart, &stats), found);
+    if (found) assert_true(least_shared == least_apart && cost_of(shared, one) == least_shared);
+    for (int i = 0; i < VARS && found; i++) assert_int_equal(one[i], two[i]);
+    arena_free(&a);
+  }
+}
+
 // All of n variables with each other: one function of n - 1 of them, `size` values each.
 static bool clique(int n, int values, double *total, el_stats *stats) {
   arena a;
@@ -212,7 +253,7 @@ int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(test_equals_brute_force),    cmocka_unit_test(test_compiled_for_other_costs),
       cmocka_unit_test(test_same_choice_each_time), cmocka_unit_test(test_chain_stays_small),
-      cmocka_unit_test(test_limit_is_reported),
+      cmocka_unit_test(test_shared_tables),         cmocka_unit_test(test_limit_is_reported),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

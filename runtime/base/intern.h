@@ -1,0 +1,52 @@
+// Numbers for byte strings: equal ones have equal numbers, in the order in which they came.
+//
+// For keys that are made of numbers and looked up often: what is the same for many things is worked
+// out once and kept in an array beside the numbers.
+//
+//   intern x = {.arena = a};
+//   intern_key key = {.arena = a};
+//   key_put(&key, &op->code, sizeof op->code);
+//   int n = intern_of(&x, &key);        // x.n - 1 when it is new
+//   key_clear(&key);
+#ifndef DSM_BASE_INTERN_H
+#define DSM_BASE_INTERN_H
+
+#include <stdint.h>
+
+#include "runtime/base/arena.h"
+
+// A key while it is made; its room is used again for the next one.
+typedef struct intern_key {
+  arena *arena;
+  unsigned char *at;
+  size_t n, cap;
+} intern_key;
+void key_put(intern_key *b, const void *data, size_t n);
+void key_clear(intern_key *b);
+#define KEY_PUT(b, x) key_put((b), &(x), sizeof(x))
+
+typedef struct intern_entry {
+  const unsigned char *key;
+  size_t n;
+  uint64_t hash;
+} intern_entry;
+
+typedef struct intern {
+  arena *arena;
+  int n, cap;
+  intern_entry *entry;  // [n]
+  int *slot;            // hash table of numbers + 1; 0 is empty
+  int nslots;
+} intern;
+
+// The number of a key, which is copied when it is new: then it is the last one, n - 1. Padding in
+// structs would count: put their fields.
+int intern_of(intern *x, const intern_key *key);
+
+// A quick hash of 64-bit words, one after the other.
+static inline uint64_t hash_word(uint64_t h, uint64_t word) {
+  h = (h ^ word) * UINT64_C(0x9e3779b97f4a7c15);
+  return h ^ h >> 29;
+}
+
+#endif
