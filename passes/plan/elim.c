@@ -1,7 +1,7 @@
 // Bucket elimination over tables of which only allowed entries are kept. Which variable goes next:
-// the one that makes the smallest function, or the one that takes the fewest sums, guessed from the
-// shares that are allowed (ties: the lowest number). Either way chains cost their length. Both
-// orders are compiled and the one with fewer sums is kept.
+// the one that takes the fewest sums, guessed from the shares that are allowed (ties: the lowest
+// number); chains cost their length. Where that comes to a function that is too large, the one that
+// makes the smallest function.
 //
 // Bodies of layers are alike, so most eliminations are: what is allowed of a function is a
 // *pattern* with a number, and variables whose functions have the same patterns in the same places
@@ -32,9 +32,8 @@ void el_two(el_problem *p, int a, int b, const double *cost) {
 // is taken, over a variable's own values.
 typedef struct table {
   int entries;
-  const int *start;    // [entries + 1] where an entry's sums begin
-  const int *sum;      // the variable's value, then the number of each addend in its function
-  struct table *kept;  // where it was copied to (keep_circuit)
+  const int *start;  // [entries + 1] where an entry's sums begin
+  const int *sum;    // the variable's value, then the number of each addend in its function
 } table;
 
 // A variable that is taken out: a minimum of sums of costs and of earlier minima.
@@ -78,7 +77,7 @@ typedef struct entry {
   int var;
 } entry;
 
-typedef enum order { BY_FUNCTION, BY_SUMS, ORDERS } order;
+typedef enum order { BY_SUMS, BY_FUNCTION, ORDERS } order;
 
 typedef struct solver {
   const el_problem *p;
@@ -399,9 +398,8 @@ static bool eliminate(solver *s, int v) {
   return true;
 }
 
-// NULL: too large, or no fewer sums than `most`.
-static el_circuit *compile_by(arena *a, const el_problem *p, order o, double most,
-                              el_stats *stats) {
+// NULL: too large.
+static el_circuit *compile_by(arena *a, const el_problem *p, order o, el_stats *stats) {
   *stats = (el_stats){0};
   arena scratch;  // tables are large and go at the end
   arena_init(&scratch);
@@ -420,49 +418,18 @@ static el_circuit *compile_by(arena *a, const el_problem *p, order o, double mos
   while (good && s.queue.n) {
     entry next = take(&s);
     if (s.done[next.var] || next.cost != s.cost[next.var]) continue;  // it was offered again
-    good = eliminate(&s, next.var) && stats->sums < most;
+    good = eliminate(&s, next.var);
   }
   arena_free(&scratch);
   return good ? c : NULL;
 }
 
-// A copy of the circuit that was chosen: what the other one takes goes.
-static el_circuit *keep_circuit(arena *a, const el_circuit *c) {
-  el_circuit *to = arena_new(a, el_circuit, 1);
-  *to = *c;
-  to->step = arena_new(a, el_step, c->nsteps + 1);
-  for (int i = 0; i < c->nsteps; i++) {
-    const el_step *s = &c->step[i];
-    el_step *x = &to->step[i];
-    *x = *s;
-    x->of = copy(a, s->of, s->addends);
-    if (!s->t->kept) {
-      s->t->kept = arena_new(a, table, 1);
-      *s->t->kept = (table){.entries = s->t->entries};
-      s->t->kept->start = copy(a, s->t->start, s->t->entries + 1);
-      s->t->kept->sum = copy(a, s->t->sum, s->t->start[s->t->entries]);
-    }
-    x->t = s->t->kept;
-  }
-  return to;
-}
-
 el_circuit *el_compile(arena *a, const el_problem *p, el_stats *stats) {
-  arena own[ORDERS];
-  el_circuit *best = NULL;
-  el_stats least, now;
-  for (int o = 0; o < ORDERS; o++) {
-    arena_init(&own[o]);
-    el_circuit *c = compile_by(&own[o], p, (order)o, best ? least.sums : INFINITY, &now);
-    if (o == 0 || c) {
-      best = c;
-      least = now;
-    }
-  }
-  if (stats) *stats = least;
-  if (best) best = keep_circuit(a, best);
-  for (int o = 0; o < ORDERS; o++) arena_free(&own[o]);
-  return best;
+  el_stats own;
+  el_circuit *c = NULL;
+  for (int o = 0; o < ORDERS && !c; o++) c = compile_by(a, p, (order)o, &own);
+  if (stats) *stats = own;
+  return c;
 }
 
 // ---- running ------------------------------------------------------------------------------------
