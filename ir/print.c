@@ -16,15 +16,24 @@ const char *const ir_init_names[5] = {"zeros", "ones", "normal", "uniform", "con
 const char *const ir_entry_names[4] = {"train", "eval", "prefill", "decode"};
 const char *const ir_partial_names[4] = {"none", "sum", "max", "lse"};
 
+// Of values or of indices, by their ids. A table that grows: of a region few ids are written.
+typedef struct name_entry {
+  int id;    // + 1; 0: empty
+  int seen;  // of an index: occurrences
+  const char *text;
+} name_entry;
+typedef struct names {
+  int n, size;
+  name_entry *at;
+} names;
+
 typedef struct printer {
   ir_module *m;
   arena *arena;
   sb out;
-  bool counting;                 // the first walk
-  bool numbered;                 // no hints: values are numbers
-  int *seen;                     // by index id: occurrences
-  const char **index_name;       // by index id
-  const char **value_name;       // by value id
+  bool counting;  // the first walk
+  bool numbered;  // no hints: values are numbers
+  names indices, values;
   map index_bases, value_bases;  // base name -> how many have it (as a pointer-sized number)
   int next;                      // number of the next nameless value
 } printer;
@@ -40,6 +49,27 @@ size_t ir_base_name(const char *name) {
 }
 
 // ---- names -------------------------------------------------------------------------------------
+
+static name_entry *place_of(const names *t, int id) {
+  unsigned mask = (unsigned)t->size - 1, at = (unsigned)id * 2654435769u & mask;
+  while (t->at[at].id && t->at[at].id != id + 1) at = (at + 1) & mask;
+  return &t->at[at];
+}
+
+// Its entry, which is made when it has none; good until another one is made.
+static name_entry *name_of(printer *p, names *t, int id) {
+  if (2 * t->n >= t->size) {
+    names more = {t->n, t->size ? 2 * t->size : 32, NULL};
+    more.at = arena_new(p->arena, name_entry, more.size);
+    for (int i = 0; i < t->size; i++)
+      if (t->at[i].id) *place_of(&more, t->at[i].id - 1) = t->at[i];
+    *t = more;
+  }
+  name_entry *x = place_of(t, id);
+  t->n += !x->id;
+  x->id = id + 1;
+  return x;
+}
 
 // "x", then "x.1", "x.2", ...
 static const char *unique(printer *p, map *bases, const char *base) {
@@ -65,7 +95,7 @@ static const char *legal(printer *p, const char *hint, bool dots) {
 
 // The name is chosen where the value is first written, which is where it is defined.
 static const char *value_text(printer *p, const ir_value *v) {
-  const char **slot = &p->value_name[v->id];
+  const char **slot = &name_of(p, &p->values, v->id)->text;
   if (*slot) return *slot;
   const char *base = p->numbered ? NULL : legal(p, v->name, true);
   return *slot = base ? unique(p, &p->value_bases, base) : arena_printf(p->arena, "%d", p->next++);
@@ -73,14 +103,14 @@ static const char *value_text(printer *p, const ir_value *v) {
 
 // The name of a leaf, or "" when its extent says enough.
 static const char *leaf_name(printer *p, const ir_index *x) {
-  p->seen[x->id] += p->counting;
-  const char **name = &p->index_name[x->id];
-  if (!*name) {
+  name_entry *own = name_of(p, &p->indices, x->id);
+  own->seen += p->counting;
+  if (!own->text) {
     const char *base = legal(p, x->name, false);
-    if (!base && (p->seen[x->id] > 1 || x->bound)) base = "d";
-    *name = base ? unique(p, &p->index_bases, base) : "";
+    if (!base && (own->seen > 1 || x->bound)) base = "d";
+    own->text = base ? unique(p, &p->index_bases, base) : "";
   }
-  return *name;
+  return own->text;
 }
 
 static void leaf(printer *p, const ir_index *x) {
@@ -320,9 +350,8 @@ static void start(printer *p, bool counting) {
   p->out = (sb){.arena = p->arena};
   p->next = 0;
   p->index_bases = p->value_bases = (map){.arena = p->arena};
-  p->index_name = arena_new(p->arena, const char *, p->m->next_index + 1);
-  p->value_name = arena_new(p->arena, const char *, p->m->next_value + 1);
-  if (counting) p->seen = arena_new(p->arena, int, p->m->next_index + 1);
+  p->values = (names){0};
+  for (int i = 0; i < p->indices.size; i++) p->indices.at[i].text = NULL;  // what was seen stays
 }
 
 char *ir_print(ir_module *m, arena *a) {
@@ -346,15 +375,15 @@ static void name_outside(printer *p, const ir_region *r) {
   for (int i = 0; i < r->ops.n; i++) {
     const ir_op *op = r->ops.at[i];
     for (int k = 0; k < op->nin; k++) {
-      const char **name = &p->value_name[op->in[k]->id];
-      if (!*name) *name = arena_printf(p->arena, "v%d", op->in[k]->id);
+      name_entry *own = name_of(p, &p->values, op->in[k]->id);
+      if (!own->text) own->text = arena_printf(p->arena, "v%d", op->in[k]->id);
     }
     for (int k = 0; k < op->nregions; k++) name_outside(p, op->region[k]);
     for (int k = 0; k < op->nout; k++) value_text(p, op->out[k]);
   }
   for (int i = 0; i < r->yield.n; i++) {
-    const char **name = &p->value_name[r->yield.at[i]->id];
-    if (!*name) *name = arena_printf(p->arena, "v%d", r->yield.at[i]->id);
+    name_entry *own = name_of(p, &p->values, r->yield.at[i]->id);
+    if (!own->text) own->text = arena_printf(p->arena, "v%d", r->yield.at[i]->id);
   }
 }
 
