@@ -77,6 +77,7 @@ typedef struct maker {
   const cl_device *device;
   double *op_part;
   bool *moved;            // values that are converted on some axis
+  bl_sent **sent;         // of each piece; NULL: nothing yet
   int *first, *by_piece;  // ops of piece i: by_piece[first[i]] .. by_piece[first[i + 1] - 1]
 } maker;
 
@@ -180,13 +181,35 @@ static void count_move(bl_sent *to, const sh_move *m, double times) {
   to->calls[m->kind] += times;
 }
 
+// Of a piece forward, backward and once a step. Most pieces between unlike layers send nothing.
+static bl_sent *sent_of(maker *k, int piece, int which) {
+  bl_sent **all = &k->sent[piece];
+  if (!*all) {
+    *all = arena_new(k->a, bl_sent, 3 * BL_INNER);
+    bl_piece *q = &k->b->piece[piece];
+    q->phase[PG_FORWARD].moves = *all;
+    q->phase[PG_BACKWARD].moves = *all + BL_INNER;
+    q->once = *all + 2 * BL_INNER;
+  }
+  return *all + which * BL_INNER;
+}
+
+static void send_nothing(maker *k) {
+  static const bl_sent nothing[BL_INNER];
+  k->sent = arena_new(k->scratch, bl_sent *, k->b->npieces + 1);
+  for (int i = 0; i < k->b->npieces; i++) {
+    bl_piece *q = &k->b->piece[i];
+    q->phase[PG_FORWARD].moves = q->phase[PG_BACKWARD].moves = q->once = nothing;
+  }
+}
+
 static void add_moves(maker *k, int inner, const sh_move *move, int n) {
   for (int i = 0; i < n; i++) {
     const sh_move *m = &move[i];
     if (m->piece < 0) continue;
     bl_piece *q = &k->b->piece[m->piece];
     double times = m->times / layers_of(k, m->piece);
-    count_move(m->once ? &q->once[inner] : &q->phase[m->phase].moves[inner], m, times);
+    count_move(&sent_of(k, m->piece, m->once ? 2 : (int)m->phase)[inner], m, times);
     if (m->once || m->streamed) continue;
     bl_phase *f = &q->phase[m->phase];
     (m->prefetched ? f->prefetched : f->sent)[inner] += times * m->cost.seconds;
@@ -555,6 +578,7 @@ bl_block *bl_make(arena *a, const sh_rules *rules, const bl_key *key, const cl_c
     for (int v = 0; v < g->value.n; v++) b->value_part[v] *= b->axis[x]->value_part[v];
   }
   add_ops(&k);
+  send_nothing(&k);
   for (int x = 0; x < BL_INNER; x++) {
     shrink_moves(&k, x, before[x]);
     add_moves(&k, x, b->axis[x]->moves.at, b->axis[x]->moves.n);

@@ -36,6 +36,8 @@ const char *pg_op_name(const pg_op *op) {
 // `skip`: leading dims that are layers.
 static int new_value(reader *r, const ir_value *v, int skip, int layers) {
   pg_value p = {.v = v, .layers = layers, .elements = 1, .view_of = -1};
+  ir_index *cut[IR_MAX_LEAVES];
+  int at[IR_MAX_LEAVES];
   for (int d = skip; d < v->type.rank; d++) {
     ir_index *dim = ir_root(v->type.dim[d]), *leaf[IR_MAX_LEAVES];
     if (r->m->batch && dim == ir_root(r->m->batch)) {
@@ -46,10 +48,13 @@ static int new_value(reader *r, const ir_value *v, int skip, int layers) {
     int n = ir_index_leaves(dim, leaf, IR_MAX_LEAVES);
     for (int i = 0; i < n && p.nleaf < IR_MAX_LEAVES; i++) {
       if (leaf[i]->size == 1) continue;
-      p.dim[p.nleaf] = d - skip;
-      p.leaf[p.nleaf++] = ir_root(leaf[i]);
+      at[p.nleaf] = d - skip;
+      cut[p.nleaf++] = ir_root(leaf[i]);
     }
   }
+  p.leaf = arena_new(r->a, ir_index *, p.nleaf);
+  p.dim = arena_new(r->a, int, p.nleaf);
+  for (int i = 0; i < p.nleaf; i++) p.leaf[i] = cut[i], p.dim[i] = at[i];
   p.bytes = p.elements * ir_dtype_bytes(v->type.dtype);
   vec_push(r->a, &r->g->value, p);
   return r->g->value.n - 1;

@@ -45,8 +45,8 @@ typedef struct pg_value {
   bool carried;            // by a repeat
   int layers;              // of a stack or a stacked state; else 1
   int nleaf;               // indices that axes may cut: neither batch nor layer, extent > 1
-  ir_index *leaf[IR_MAX_LEAVES];
-  int dim[IR_MAX_LEAVES];  // the dim that holds the leaf (a layer's dim not counted)
+  ir_index **leaf;
+  int *dim;  // the dim that holds the leaf (a layer's dim not counted)
 } pg_value;
 
 typedef struct pg_op {

@@ -1,6 +1,7 @@
 #include "passes/plan/search.h"
 
 #include <math.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -64,8 +65,9 @@ const bl_block *plan_second_block(plan_space *s, const plan_choice *c) {
 double plan_outer_bound(plan_space *s, const plan_choice *c) {
   bl_key k = plan_key_of(c);
   int64_t ranks = k.size[0] * k.size[1] * k.size[2];
-  const char *name = arena_printf(s->a, "%d %lld %lld", (int)k.recompute, (long long)ranks,
-                                  (long long)k.micro_batch);
+  char name[80];
+  snprintf(name, sizeof name, "%d %lld %lld", (int)k.recompute, (long long)ranks,
+           (long long)k.micro_batch);
   double *work = map_get(s->bounds, name);
   if (!work) {
     work = arena_new(s->a, double, 1);
@@ -75,7 +77,7 @@ double plan_outer_bound(plan_space *s, const plan_choice *c) {
       double own = bl_bound(s->job->rules[c->recompute]->g, &k, device[i]);
       if (!i || own < *work) *work = own;
     }
-    map_set(s->bounds, name, work);
+    map_set(s->bounds, arena_strdup(s->a, name), work);
   }
   return *work * (double)c->micro_batches / (double)c->size[PLAN_PIPELINE];
 }
@@ -120,7 +122,8 @@ typedef struct walk {
   int ninner, naway;
   VEC(outer) outer;
   map groups;
-  arena scratch;
+  arena own;      // outer points, groups, the heap: gone when the walk ends
+  arena scratch;  // gone every now and then
   found best, closest;
   lack unfit[UNFITS];  // by what they seem to lack, least first
   int unfits;
@@ -227,9 +230,9 @@ static group *group_of(walk *w, const plan_choice *c) {
                                   (long long)c->size[PLAN_ULYSSES], (long long)c->size[PLAN_RING]);
   group *g = map_get(&w->groups, name);
   if (!g) {
-    g = arena_new(w->s->a, group, 1);
+    g = arena_new(&w->own, group, 1);
     g->per_sample = -1;
-    map_set(&w->groups, arena_strdup(w->s->a, name), g);
+    map_set(&w->groups, arena_strdup(&w->own, name), g);
   }
   if (c->micro_batch > g->largest) g->largest = c->micro_batch;
   return g;
@@ -244,7 +247,7 @@ static void add_outer(void *ctx, const plan_choice *c) {
       group_of(w, &other);
     }
   outer x = {*c, plan_outer_bound(w->s, c), group_of(w, c), 0, 0};
-  vec_push(w->s->a, &w->outer, x);
+  vec_push(&w->own, &w->outer, x);
 }
 
 // All outer points, and which dimensions are inner.
@@ -256,8 +259,9 @@ static void begin(walk *w) {
   while (outer_dims + w->ninner < n && w->inner[w->ninner].level == PLAN_INNER) w->ninner++;
   w->away = w->inner + w->ninner;
   w->naway = n - outer_dims - w->ninner;
-  w->groups = (map){.arena = w->s->a};
+  arena_init(&w->own);
   arena_init(&w->scratch);
+  w->groups = (map){.arena = &w->own};
   each_choice(w->s, dim, outer_dims, plan_choice_start(w->s), add_outer, w);
 }
 
@@ -348,7 +352,7 @@ static bool before(const node *a, const node *b) {
 static void push(walk *w, heap *h, node x) {
   int at = h->n;
   x.number = w->made++;
-  vec_push(w->s->a, h, x);
+  vec_push(&w->own, h, x);
   for (; at > 0 && before(&x, &h->at[(at - 1) / 2]); at = (at - 1) / 2)
     h->at[at] = h->at[(at - 1) / 2];
   h->at[at] = x;
@@ -570,7 +574,7 @@ static void search(walk *w) {
       double bound = away_bound(w, o);
       if (isinf(bound)) {
         drop(w, o);
-        vec_push(w->s->a, &w->put_off, x.outer);
+        vec_push(&w->own, &w->put_off, x.outer);
         continue;
       }
       x.kind = NODE_GROUP;
@@ -617,6 +621,7 @@ static void search(walk *w) {
   if (!w->stopped) w->stats->bound_s = w->best.step;
   if (!w->best.any && !w->near) find_closest(w);
   arena_free(&w->scratch);
+  arena_free(&w->own);
 }
 
 bool plan_best_of(const plan_space *space, const plan_pins *pins, double seconds, plan_choice *c,
