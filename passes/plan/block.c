@@ -77,7 +77,7 @@ typedef struct maker {
   const cl_device *device;
   double *op_part;
   bool *moved;            // values that are converted on some axis
-  bl_sent **sent;         // of each piece; NULL: nothing yet
+  bl_sent **sent;         // [piece][BL_INNER] NULL: nothing yet
   int *first, *by_piece;  // ops of piece i: by_piece[first[i]] .. by_piece[first[i + 1] - 1]
 } maker;
 
@@ -181,26 +181,28 @@ static void count_move(bl_sent *to, const sh_move *m, double times) {
   to->calls[m->kind] += times;
 }
 
-// Of a piece forward, backward and once a step. Most pieces between unlike layers send nothing.
-static bl_sent *sent_of(maker *k, int piece, int which) {
-  bl_sent **all = &k->sent[piece];
+// What a piece sends over an axis: forward, backward, once a step. Most pieces between unlike
+// layers send nothing.
+static bl_sent *sent_of(maker *k, int piece, int inner, int which) {
+  bl_piece *q = &k->b->piece[piece];
+  bl_sent **all = &k->sent[piece * BL_INNER + inner];
   if (!*all) {
-    *all = arena_new(k->a, bl_sent, 3 * BL_INNER);
-    bl_piece *q = &k->b->piece[piece];
-    q->phase[PG_FORWARD].moves = *all;
-    q->phase[PG_BACKWARD].moves = *all + BL_INNER;
-    q->once = *all + 2 * BL_INNER;
+    *all = arena_new(k->a, bl_sent, 3);
+    q->phase[PG_FORWARD].moves[inner] = *all;
+    q->phase[PG_BACKWARD].moves[inner] = *all + 1;
+    q->once[inner] = *all + 2;
   }
-  return *all + which * BL_INNER;
+  return *all + which;
 }
 
 static void send_nothing(maker *k) {
-  static const bl_sent nothing[BL_INNER];
-  k->sent = arena_new(k->scratch, bl_sent *, k->b->npieces + 1);
-  for (int i = 0; i < k->b->npieces; i++) {
-    bl_piece *q = &k->b->piece[i];
-    q->phase[PG_FORWARD].moves = q->phase[PG_BACKWARD].moves = q->once = nothing;
-  }
+  static const bl_sent nothing;
+  k->sent = arena_new(k->scratch, bl_sent *, k->b->npieces * BL_INNER + 1);
+  for (int i = 0; i < k->b->npieces; i++)
+    for (int x = 0; x < BL_INNER; x++) {
+      bl_piece *q = &k->b->piece[i];
+      q->phase[PG_FORWARD].moves[x] = q->phase[PG_BACKWARD].moves[x] = q->once[x] = &nothing;
+    }
 }
 
 static void add_moves(maker *k, int inner, const sh_move *move, int n) {
@@ -209,7 +211,7 @@ static void add_moves(maker *k, int inner, const sh_move *move, int n) {
     if (m->piece < 0) continue;
     bl_piece *q = &k->b->piece[m->piece];
     double times = m->times / layers_of(k, m->piece);
-    count_move(&sent_of(k, m->piece, m->once ? 2 : (int)m->phase)[inner], m, times);
+    count_move(sent_of(k, m->piece, inner, m->once ? 2 : (int)m->phase), m, times);
     if (m->once || m->streamed) continue;
     bl_phase *f = &q->phase[m->phase];
     (m->prefetched ? f->prefetched : f->sent)[inner] += times * m->cost.seconds;
@@ -515,7 +517,7 @@ static void add_boundaries(maker *k) {
 static sh_result *keep_axis(arena *a, const pg_graph *g, const sh_result *from) {
   sh_result *to = arena_new(a, sh_result, 1);
   if (!from->strategy) return to;
-  to->strategy = arena_new(a, int, g->op.n + 1);
+  to->strategy = arena_new(a, short, g->op.n + 1);
   memcpy(to->strategy, from->strategy, sizeof *to->strategy * (size_t)g->op.n);
   to->code = arena_alloc(a, (size_t)g->value.n + 1);
   memcpy(to->code, from->code, (size_t)g->value.n);

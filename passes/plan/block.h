@@ -38,8 +38,8 @@ typedef struct bl_phase {
   double sent[BL_INNER];        // exposed seconds of collectives
   double streamed[BL_INNER];    // of these, what is on its way to an op that runs on chunks of it
   double prefetched[BL_INNER];  // seconds of what is on its way while the phase computes
-  const bl_sent *moves;         // [BL_INNER] all collectives
-  double transient;             // highest sum of values that live only within it
+  const bl_sent *moves[BL_INNER];  // all collectives
+  double transient;                // highest sum of values that live only within it
   double transient_one;      // the same with one micro-batch: gradients come as it goes on, those
                              // of a piece between layers are counted here
   const char *transient_at;  // the op there
@@ -65,10 +65,10 @@ typedef struct bl_weight {
 } bl_weight;
 
 typedef struct bl_piece {
-  bl_phase phase[2];    // PG_FORWARD, PG_BACKWARD
-  const bl_sent *once;  // [BL_INNER] once a step: gradients of weights that an axis does not cut
-  double kept;          // bytes that wait for backward
-  bl_state layer;       // of stacked weights, a layer
+  bl_phase phase[2];              // PG_FORWARD, PG_BACKWARD
+  const bl_sent *once[BL_INNER];  // once a step: gradients of weights that an axis does not cut
+  double kept;                    // bytes that wait for backward
+  bl_state layer;                 // of stacked weights, a layer
   double boundary;  // bytes that enter it from the piece or layer before: carried values, and what
                     // an earlier piece made for all layers
 } bl_piece;

@@ -36,13 +36,13 @@ static void inner_times(const ev_point *p, const stages_cut *cut, int stage, dou
       const bl_piece *piece = &r->b->piece[i];
       for (int a = 0; a < BL_INNER; a++) {
         plan_time t = bl_axis_of(a) == PLAN_TENSOR ? PLAN_T_TENSOR : PLAN_T_SEQUENCE;
-        time[t] += layers * piece->once[a].seconds;
-        busy[t] += layers * piece->once[a].seconds;
-        if (counted) count_sent(x, a, &piece->once[a], layers);
+        time[t] += layers * piece->once[a]->seconds;
+        busy[t] += layers * piece->once[a]->seconds;
+        if (counted) count_sent(x, a, piece->once[a], layers);
         for (int f = 0; f < 2; f++) {
           time[t] += times * piece->phase[f].sent[a];
-          busy[t] += times * piece->phase[f].moves[a].seconds;
-          if (counted) count_sent(x, a, &piece->phase[f].moves[a], times);
+          busy[t] += times * piece->phase[f].moves[a]->seconds;
+          if (counted) count_sent(x, a, piece->phase[f].moves[a], times);
         }
       }
       for (int f = 0; f < 2; f++) {
@@ -100,7 +100,7 @@ static void list_cuts(const ev_point *p, plan_candidate *x) {
   for (int i = 0; i < g->piece.n; i++)
     for (int f = 0; f < 2 && ev_is_layers(p, i); f++)
       for (int k = 0; k < CL_COLLECTIVES; k++)
-        x->tensor_calls_layer[k] += llround(p->kind[0].b->piece[i].phase[f].moves[0].calls[k]);
+        x->tensor_calls_layer[k] += llround(p->kind[0].b->piece[i].phase[f].moves[0]->calls[k]);
 }
 
 static void set_rates(const ev_point *p, plan_candidate *x) {

@@ -237,7 +237,7 @@ double ev_once_inside(const ev_point *p, const stages_cut *cut, int stage, int a
     for (int i = ev_first_piece(p, cut, part); i < ev_end_piece(p, cut, part); i++)
       for (int k = 0; k < ev_recomputes(p); k++)
         seconds += ev_layers_of_kind(p, cut, part, i, k) *
-                   ev_of_layers(p, stage, k)->b->piece[i].once[axis].seconds;
+                   ev_of_layers(p, stage, k)->b->piece[i].once[axis]->seconds;
   return seconds;
 }
 

@@ -155,8 +155,8 @@ static bool both_asked(const sh_rules *r, const shape *s, const int *reader, int
 
 // All states of a value: each placement it may be produced in, with up to two conversions. What is
 // replicated is there in every cut form too. `reader`: the ops that read it.
-static void make_states(arena *a, arena *scratch, const sh_rules *r, shape *s, int v,
-                        const int *reader, int readers) {
+static void make_states(arena *scratch, const sh_rules *r, shape *s, int v, const int *reader,
+                        int readers) {
   unsigned made = s->made[v], asked = s->asked[v];
   const pg_value *value = &r->g->value.at[v];
   int codes = SH_LEAF + value->nleaf;
@@ -185,9 +185,6 @@ static void make_states(arena *a, arena *scratch, const sh_rules *r, shape *s, i
           add_state(s, v, (state){p, there | 1u << x | 1u << y, {x, y}, {p, p}});
     }
   }
-  state *exact = arena_new(a, state, s->nstates[v] + 1);
-  memcpy(exact, s->state[v], sizeof *exact * (size_t)s->nstates[v]);
-  s->state[v] = exact;
 }
 
 static double state_cost(const solver *s, int v, const state *x) {
@@ -297,6 +294,7 @@ typedef struct shaper {
   sh_domain domain;
   shape *x;
   intern_key key;
+  int *set;                 // of each value a number of its states
   intern ties;              // by the codes that meet
   VEC(const double *) tie;  // ORDER ties: tables of el_two; those that forbid nothing: NULL
 } shaper;
@@ -406,19 +404,13 @@ static void put_states(intern_key *key, const shaper *s, int v) {
   const pg_value *p = &s->g->value.at[v];
   bool weight = p->weight != NULL;
   put_value(key, p);
-  KEY_PUT(key, s->x->nstates[v]);
+  KEY_PUT(key, s->set[v]);
   KEY_PUT(key, s->b->times[v]);
   KEY_PUT(key, s->b->once[v]);
   KEY_PUT(key, p->saved);
   KEY_PUT(key, weight);
   KEY_PUT(key, p->layers);
   for (int i = 0; i < p->nleaf; i++) KEY_PUT(key, p->leaf[i]->size);
-  for (int k = 0; k < s->x->nstates[v]; k++) {
-    const state *x = &s->x->state[v][k];
-    KEY_PUT(key, x->produced);
-    KEY_PUT(key, x->to);
-    KEY_PUT(key, x->from);
-  }
 }
 
 static void find_alike(shaper *s, arena *scratch) {
@@ -426,16 +418,15 @@ static void find_alike(shaper *s, arena *scratch) {
   int n = g->op.n + g->value.n;
   s->x->alike = arena_new(s->a, int, n + 1);
   intern seen = {.arena = scratch};
-  intern_key key = {.arena = scratch};
   for (int i = 0; i < n; i++) {
-    key_clear(&key);
+    key_clear(&s->key);
     bool op = i < g->op.n;
-    KEY_PUT(&key, op);
+    KEY_PUT(&s->key, op);
     if (op)
-      put_op(&key, s, i);
+      put_op(&s->key, s, i);
     else
-      put_states(&key, s, i - g->op.n);
-    s->x->alike[i] = intern_of(&seen, &key);
+      put_states(&s->key, s, i - g->op.n);
+    s->x->alike[i] = intern_of(&seen, &s->key);
   }
 }
 
@@ -452,10 +443,7 @@ static int tie_number(shaper *s, int op, int side, int v, bool def) {
   KEY_PUT(&s->key, y->nkeep[op]);
   for (int i = 0; i < y->nkeep[op]; i++)
     KEY_PUT(&s->key, s->r->strategy[op][y->keep[op][i]].code[side]);
-  for (int k = 0; k < y->nstates[v]; k++) {
-    KEY_PUT(&s->key, y->state[v][k].produced);
-    KEY_PUT(&s->key, y->state[v][k].there);
-  }
+  KEY_PUT(&s->key, s->set[v]);
   return intern_of(&s->ties, &s->key);
 }
 
@@ -497,8 +485,23 @@ static void find_states(shaper *s, arena *scratch) {
       if (v < 0 || (n[v] && reader[first[v] + n[v] - 1] == i)) continue;
       reader[first[v] + n[v]++] = i;
     }
-  for (int v = 0; v < nv; v++)
-    if (!unbound(s, v)) make_states(s->a, scratch, s->r, x, v, reader + first[v], n[v]);
+  // Bodies are alike: most values have the states of another one, and share them.
+  intern seen = {.arena = scratch};
+  VEC(state *) set = {0};
+  s->set = arena_new(scratch, int, nv + 1);
+  for (int v = 0; v < nv; v++) {
+    if (!unbound(s, v)) make_states(scratch, s->r, x, v, reader + first[v], n[v]);
+    size_t size = sizeof(state) * (size_t)x->nstates[v];
+    key_clear(&s->key);
+    key_put(&s->key, x->state[v], size);
+    s->set[v] = intern_of(&seen, &s->key);
+    if (s->set[v] == set.n) {
+      state *own = arena_alloc(s->a, size);
+      if (size) memcpy(own, x->state[v], size);
+      vec_push(scratch, &set, own);
+    }
+    x->state[v] = set.at[s->set[v]];
+  }
 }
 
 // Its variables: the ops' strategies, then the values' states. Terms 0 .. n - 1 are their costs.
@@ -512,7 +515,7 @@ static void compile(shaper *s, arena *scratch) {
   for (int i = 0; i < n; i++)
     if (size[i] > most) most = size[i];
   el_problem *p = el_new(scratch, n, size);
-  s->ties.arena = s->key.arena = scratch;
+  s->ties.arena = scratch;
   const double *open = arena_new(scratch, double, most);
   for (int i = 0; i < n; i++) el_one(p, i, open);
   for (int i = 0; i < g->op.n; i++) {
@@ -541,6 +544,7 @@ static const shape *shape_of(const sh_rules *r, const sh_env *e) {
     x = arena_new(m->a, shape, 1);
     x->cuts = arena_strdup(m->a, cuts);
     shaper s = {.a = m->a, .r = r, .g = r->g, .b = b, .domain = e->domain, .x = x};
+    s.key.arena = &scratch;
     find_codes(&s);
     find_states(&s, &scratch);
     find_alike(&s, &scratch);
@@ -616,7 +620,7 @@ static void record(solver *s, sh_result *out, const int *value) {
   const pg_graph *g = s->g;
   for (int i = 0; i < g->op.n; i++) {
     const pg_op *p = &g->op.at[i];
-    out->strategy[i] = s->x->keep[i][value[i]];
+    out->strategy[i] = (short)s->x->keep[i][value[i]];
     const sh_strategy *x = &s->r->strategy[i][out->strategy[i]];
     out->op_part[i] = x->cuts ? sh_part(x->index, s->e->size) : 1;
     if (x->reduces) {
@@ -691,7 +695,7 @@ sh_result *sh_solve(arena *a, const sh_rules *r, const sh_env *e, const double *
   sh_result *out = NULL;
   if (el_run(x->circuit, &own, cost, value, &seconds)) {
     out = arena_new(a, sh_result, 1);
-    out->strategy = arena_new(a, int, g->op.n + 1);
+    out->strategy = arena_new(a, short, g->op.n + 1);
     out->op_part = arena_new(a, double, g->op.n + 1);
     out->code = arena_alloc(a, (size_t)g->value.n + 1);
     out->value_part = arena_new(a, double, g->value.n + 1);

@@ -90,7 +90,7 @@ typedef struct sh_move {
 } sh_move;
 
 typedef struct sh_result {
-  int *strategy;       // of each op
+  short *strategy;     // of each op
   signed char *code;   // of each value, as it is produced
   double *value_part;  // fraction of each value that a rank holds: 1 or 1 / size (padded: more)
   double *op_part;     // fraction of each op's work

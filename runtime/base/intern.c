@@ -9,7 +9,7 @@ void key_put(intern_key *b, const void *data, size_t n) {
     if (b->n) memcpy(more, b->at, b->n);
     b->at = more;
   }
-  memcpy(b->at + b->n, data, n);
+  if (n) memcpy(b->at + b->n, data, n);
   b->n += n;
 }
 
