@@ -86,13 +86,18 @@ static int join_operands(const ir_op *producer, const ir_op *user, ir_value **in
   return n;
 }
 
+// The same to be copied from: a map's own.
+static ir_region *read_function(ir_module *m, ir_op *op) {
+  return op->code == IR_map ? op->region[0] : pass_function_of(m, op);
+}
+
 static bool absorb(ir_module *m, ir_op *producer, ir_op *user) {
   if (producer->nin > MAX_OPERANDS || user->nin > MAX_OPERANDS) return false;
   ir_value *in[MAX_OPERANDS];
   int of_producer[MAX_OPERANDS], of_user[MAX_OPERANDS];
   int n = join_operands(producer, user, in, of_producer, of_user);
   if (n < 0) return false;
-  ir_region *p = pass_function_of(m, producer), *u = pass_function_of(m, user);
+  ir_region *p = read_function(m, producer), *u = read_function(m, user);
   ir_region *r = ir_region_new(m, user);
   for (int i = 0; i < n; i++) ir_region_arg(r, ir_scalar(in[i]->type.dtype), in[i]->name);
   for (int i = 0; i < producer->nin; i++) p->args.at[i]->mapped = r->args.at[of_producer[i]];
