@@ -521,7 +521,6 @@ static sh_result *keep_axis(arena *a, const pg_graph *g, const sh_result *from) 
   memcpy(to->strategy, from->strategy, sizeof *to->strategy * (size_t)g->op.n);
   to->code = arena_alloc(a, (size_t)g->value.n + 1);
   memcpy(to->code, from->code, (size_t)g->value.n);
-  to->seconds = from->seconds;
   to->stats = from->stats;
   return to;
 }
@@ -552,6 +551,7 @@ bl_block *bl_make(arena *a, const sh_rules *rules, const bl_key *key, const cl_c
   // Sequence axes first: they cut all activations alike, so that what tensor moves is known.
   static const int order[BL_INNER] = {2, 1, 0};
   double *before[BL_INNER];
+  const char *behind = "";
   for (int n = 0; n < BL_INNER; n++) {
     int x = order[n];
     before[x] = arena_new(&scratch, double, g->value.n + 1);
@@ -563,7 +563,8 @@ bl_block *bl_make(arena *a, const sh_rules *rules, const bl_key *key, const cl_c
                 .domain = domain_of[x],
                 .whole_stream = x == 0 && key->whole_stream,
                 .micro_batch = key->micro_batch,
-                .micro_batches = micro_batches};
+                .micro_batches = micro_batches,
+                .behind = x ? behind : NULL};  // nothing is solved after the last one
     if (key->size[x] == 1) {
       b->axis[x] = arena_new(&scratch, sh_result, 1);
       continue;
@@ -576,6 +577,9 @@ bl_block *bl_make(arena *a, const sh_rules *rules, const bl_key *key, const cl_c
       arena_free(&scratch);
       return b;
     }
+    uint64_t route = cl_route_digest(cluster, key->stride[x], key->size[x]);
+    behind =
+        arena_printf(&scratch, "%s %d %" PRId64 " over %" PRIx64, behind, x, key->size[x], route);
     for (int i = 0; i < g->op.n; i++) k.op_part[i] *= b->axis[x]->op_part[i];
     for (int v = 0; v < g->value.n; v++) b->value_part[v] *= b->axis[x]->value_part[v];
   }

@@ -15,6 +15,7 @@
 #include "ir/place.h"
 #include "ir/view.h"
 #include "runtime/base/intern.h"
+#include "runtime/base/map.h"
 #include "runtime/base/str.h"
 
 bool sh_divides(const ir_index *x, int64_t n) { return x->size % n == 0 || x->size >= 64 * n; }
@@ -68,11 +69,12 @@ struct sh_memo {
   arena *a;
   basis *basis;
   VEC(shape *) shape;
+  map solved;  // of sh_env with `behind`: the value of each variable, as short
 };
 
 sh_memo *sh_memo_new(arena *a) {
   sh_memo *m = arena_new(a, sh_memo, 1);
-  m->a = a;
+  m->a = m->solved.arena = a;
   return m;
 }
 
@@ -669,6 +671,39 @@ static void record(solver *s, sh_result *out, const int *value) {
     }
 }
 
+// The value of each variable; NULL: none is allowed.
+static const int *solve(const solver *s, arena *scratch) {
+  int n = s->g->op.n + s->g->value.n, *value = arena_new(scratch, int, n + 1);
+  double seconds;
+  const double **cost = find_costs(s, scratch);
+  return el_run(s->x->circuit, scratch, cost, value, &seconds) ? value : NULL;
+}
+
+// The same, found again where it was found before.
+static const int *solve_once(const solver *s, arena *scratch) {
+  const sh_env *e = s->e;
+  sh_memo *m = s->r->memo;
+  int n = s->g->op.n + s->g->value.n;
+  const char *name =
+      arena_printf(scratch, "%s; %d/%d %lld over %llx of %llx, %lld x %lld", e->behind,
+                   (int)e->domain, e->whole_stream, (long long)e->size,
+                   (unsigned long long)cl_route_digest(e->cluster, e->stride, e->size),
+                   (unsigned long long)(uintptr_t)e->device, (long long)e->micro_batches,
+                   (long long)e->micro_batch);
+  const short *had = map_get(&m->solved, name);
+  if (had) {
+    int *value = arena_new(scratch, int, n + 1);
+    for (int i = 0; i < n; i++) value[i] = had[i];
+    return value;
+  }
+  const int *value = solve(s, scratch);
+  if (!value) return NULL;
+  short *kept = arena_new(m->a, short, n + 1);
+  for (int i = 0; i < n; i++) kept[i] = (short)value[i];
+  map_set(&m->solved, arena_strdup(m->a, name), kept);
+  return value;
+}
+
 sh_result *sh_solve(arena *a, const sh_rules *r, const sh_env *e, const double *value_part,
                     const double *op_part, const char **why) {
   const pg_graph *g = r->g;
@@ -689,18 +724,15 @@ sh_result *sh_solve(arena *a, const sh_rules *r, const sh_env *e, const double *
               .b = r->memo->basis,
               .x = x,
               .streamed = arena_new(&own, bool, g->value.n + 1)};
-  const double **cost = find_costs(&s, &own);
-  int *value = arena_new(&own, int, g->op.n + g->value.n + 1);
-  double seconds;
+  const int *value = e->behind ? solve_once(&s, &own) : solve(&s, &own);
   sh_result *out = NULL;
-  if (el_run(x->circuit, &own, cost, value, &seconds)) {
+  if (value) {
     out = arena_new(a, sh_result, 1);
     out->strategy = arena_new(a, short, g->op.n + 1);
     out->op_part = arena_new(a, double, g->op.n + 1);
     out->code = arena_alloc(a, (size_t)g->value.n + 1);
     out->value_part = arena_new(a, double, g->value.n + 1);
     for (int v = 0; v < g->value.n; v++) out->value_part[v] = 1;
-    out->seconds = seconds;
     out->stats = x->stats;
     record(&s, out, value);
   } else {

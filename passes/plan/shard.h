@@ -72,6 +72,9 @@ typedef struct sh_env {
   bool whole_stream;      // what goes from layer to layer is not cut (no sequence parallelism)
   int64_t micro_batch;    // samples
   int64_t micro_batches;  // in a step: what happens once costs a share of it each
+  // Text that is equal where the axes before it were solved in equal ways: what is found is kept
+  // and found again by it and all of the above. NULL: nothing is kept.
+  const char *behind;
 } sh_env;
 
 // A conversion that is made.
@@ -96,7 +99,6 @@ typedef struct sh_result {
   double *op_part;     // fraction of each op's work
   VEC(sh_move) moves;
   VEC(sh_move) reduces;  // inside ops (loss)
-  double seconds;        // what was minimised: of a micro-batch, all pieces
   el_stats stats;
 } sh_result;
 
