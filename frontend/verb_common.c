@@ -328,6 +328,11 @@ bool compile_steps(compiled *k, const recompute_mode *mode, int n, ir_module **o
   o.batch = k->job->batch;
   set_batch(k->job, batch);
   if (!m) return false;
+  arena bodies;  // what passes leave behind goes: each mode has a copy of what is left
+  arena_init(&bodies);
+  bodies.oom = m->arena->oom;
+  bodies.oom_ctx = m->arena->oom_ctx;
+  m->bodies = &bodies;
   o.micro_batch = 1;
   o.recomputed = &k->recomputed;
   o.stage = IR_LOCAL;
@@ -336,11 +341,12 @@ bool compile_steps(compiled *k, const recompute_mode *mode, int n, ir_module **o
   if (!why) why = pass_dead(m, &o);
   o.only = o.after = "recompute";
   for (int i = 0; i < n && !why; i++) {
-    out[i] = i + 1 < n ? ir_clone_module(m) : m;
+    out[i] = ir_clone_module(m);
     o.recompute = mode[i];
     why = pass_run(out[i], &o);
     if (!why) why = pass_dead(out[i], &o);
   }
+  arena_free(&bodies);
   if (!why) return true;
   fprintf(stderr, "error: %s\n", why);
   k->exit_code = EXIT_UNFIT;

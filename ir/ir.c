@@ -171,14 +171,14 @@ const char *ir_type_text(arena *a, const ir_type *t) {
 
 ir_module *ir_module_new(arena *a, const char *name) {
   ir_module *m = arena_new(a, ir_module, 1);
-  m->arena = a;
+  m->arena = m->bodies = a;
   m->name = name;
   m->state_by_name.arena = a;
   return m;
 }
 
 ir_region *ir_region_new(ir_module *m, ir_op *owner) {
-  ir_region *r = arena_new(m->arena, ir_region, 1);
+  ir_region *r = arena_new(m->bodies, ir_region, 1);
   r->module = m;
   r->owner = owner;
   return r;
@@ -201,7 +201,7 @@ ir_func *ir_func_find(ir_module *m, const char *name) {
 
 // Ids are never reused: passes index tables by them.
 static ir_value *value_new(ir_module *m, ir_type t, const char *name) {
-  ir_value *v = arena_new(m->arena, ir_value, 1);
+  ir_value *v = arena_new(m->bodies, ir_value, 1);
   v->id = m->next_value++;
   v->type = t;
   v->name = name;
@@ -212,7 +212,7 @@ ir_value *ir_region_arg(ir_region *r, ir_type t, const char *name) {
   ir_value *v = value_new(r->module, t, name);
   v->region = r;
   v->pos = r->args.n;
-  vec_push(r->module->arena, &r->args, v);
+  vec_push(r->module->bodies, &r->args, v);
   return v;
 }
 
@@ -290,7 +290,7 @@ void ir_set_attr(ir_module *m, ir_op *op, ir_attr a) {
   }
   a.key = arena_strdup(m->arena, a.key);
   // Into a new array: ops made by cloning or copying a struct may look at the old one.
-  ir_attr *all = arena_new(m->arena, ir_attr, op->nattrs + 1);
+  ir_attr *all = arena_new(m->bodies, ir_attr, op->nattrs + 1);
   for (at = 0; at < op->nattrs && strcmp(op->attr[at].key, a.key) < 0; at++) all[at] = op->attr[at];
   all[at] = a;
   for (int i = at; i < op->nattrs; i++) all[i + 1] = op->attr[i];
@@ -330,17 +330,17 @@ const char *ir_attr_str(const ir_op *op, const char *key, const char *otherwise)
 
 // An op that is in no region yet and has no results.
 static ir_op *op_new(ir_module *m, ir_opcode code, ir_value *const *in, int nin) {
-  ir_op *op = arena_new(m->arena, ir_op, 1);
+  ir_op *op = arena_new(m->bodies, ir_op, 1);
   op->code = code;
   op->nin = nin;
-  op->in = arena_new(m->arena, ir_value *, nin);
+  op->in = arena_new(m->bodies, ir_value *, nin);
   if (nin) memcpy(op->in, in, sizeof *in * (size_t)nin);
   return op;
 }
 
 static void op_results(ir_module *m, ir_op *op, const ir_type *type, int n) {
   op->nout = n;
-  op->out = arena_new(m->arena, ir_value *, n);
+  op->out = arena_new(m->bodies, ir_value *, n);
   for (int i = 0; i < n; i++) {
     ir_value *v = value_new(m, type[i], NULL);
     v->def = op;
@@ -352,7 +352,7 @@ static void op_results(ir_module *m, ir_op *op, const ir_type *type, int n) {
 
 static void op_append(ir_region *at, ir_op *op) {
   op->parent = at;
-  vec_push(at->module->arena, &at->ops, op);
+  vec_push(at->module->bodies, &at->ops, op);
 }
 
 // Results without inference, for those who know the types.
@@ -393,14 +393,14 @@ ir_op *ir_build_full(ir_builder *b, ir_opcode code, ir_value *const *in, int nin
   ir_op *op = op_new(m, code, in, nin);
   op->span = b->span;
   op->path = b->path;
-  op->attr = arena_new(m->arena, ir_attr, nattrs);
+  op->attr = arena_new(m->bodies, ir_attr, nattrs);
   for (int i = 0; i < nattrs; i++) ir_set_attr(m, op, attr[i]);
   settle_attrs(op);
   op->nregions = nregions;
-  op->region = arena_new(m->arena, ir_region *, nregions);
+  op->region = arena_new(m->bodies, ir_region *, nregions);
   for (int i = 0; i < nregions; i++) op->region[i] = region[i];
 
-  ir_type *type = arena_new(m->arena, ir_type, ir_result_count(op));
+  ir_type *type = arena_new(m->bodies, ir_type, ir_result_count(op));
   int nout = 0;
   b->error = ir_infer(m, op, type, &nout);
   if (b->error) return NULL;
@@ -451,7 +451,8 @@ static ir_region *clone_region(ir_module *m, ir_op *owner, ir_region *from) {
     old->mapped = now;
   }
   ir_clone_ops(to, from);
-  for (int i = 0; i < from->yield.n; i++) vec_push(m->arena, &to->yield, mapped(from->yield.at[i]));
+  for (int i = 0; i < from->yield.n; i++)
+    vec_push(m->bodies, &to->yield, mapped(from->yield.at[i]));
   return to;
 }
 
@@ -460,16 +461,16 @@ ir_op *ir_clone_op(ir_region *to, ir_op *op) {
   ir_op *now = op_new(m, op->code, op->in, op->nin);
   for (int i = 0; i < now->nin; i++) now->in[i] = mapped(now->in[i]);
   now->nattrs = op->nattrs;
-  now->attr = arena_new(m->arena, ir_attr, op->nattrs);
+  now->attr = arena_new(m->bodies, ir_attr, op->nattrs);
   if (op->nattrs) memcpy(now->attr, op->attr, sizeof *op->attr * (size_t)op->nattrs);
   now->span = op->span;
   now->path = op->path;
   now->recompute = op->recompute;
   now->nregions = op->nregions;
-  now->region = arena_new(m->arena, ir_region *, op->nregions);
+  now->region = arena_new(m->bodies, ir_region *, op->nregions);
   for (int i = 0; i < op->nregions; i++) now->region[i] = clone_region(m, now, op->region[i]);
   now->nout = op->nout;
-  now->out = arena_new(m->arena, ir_value *, op->nout);
+  now->out = arena_new(m->bodies, ir_value *, op->nout);
   for (int i = 0; i < op->nout; i++) {
     ir_value *v = value_new(m, op->out[i]->type, op->out[i]->name);
     v->def = now;
@@ -502,6 +503,7 @@ static void finish_clone(ir_region *to, ir_region *from) {
 ir_module *ir_clone_module(ir_module *m) {
   ir_module *c = arena_new(m->arena, ir_module, 1);
   *c = *m;
+  c->bodies = c->arena;
   memset(&c->funcs, 0, sizeof c->funcs);
   for (int i = 0; i < m->funcs.n; i++) {
     const ir_func *f = m->funcs.at[i];

@@ -260,6 +260,8 @@ typedef enum ir_stage { IR_GRAPH, IR_LOCAL, IR_SCHEDULE } ir_stage;
 
 struct ir_module {
   arena *arena;
+  arena *bodies;  // of ops, regions and values: `arena`, or one that goes when the module has been
+                  // cloned out of it (passes leave more behind than a module holds)
   ir_stage stage;
   const char *name;  // of the model
   VEC(ir_func *) funcs;
@@ -333,7 +335,7 @@ const char *ir_attr_str(const ir_op *op, const char *key, const char *otherwise)
 // are. Regions are copied deeply. Returns nothing: look at value->mapped.
 void ir_clone_ops(ir_region *to, ir_region *from);
 ir_op *ir_clone_op(ir_region *to, ir_op *op);
-// A module of its own with the same functions, in the same arena; states and indices are shared, so
+// A module of its own with the same functions, all in `arena`; states and indices are shared, so
 // only passes that change neither may run over both. Not for SCHEDULE. Leaves no value mapped.
 ir_module *ir_clone_module(ir_module *m);
 // Replaces every use of `old` in `r` and its nested regions (operands and yields).
