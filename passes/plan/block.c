@@ -499,7 +499,7 @@ static void add_boundaries(maker *k) {
       *read_in = arena_new(k->scratch, int, g->value.n + 1);
   for (int i = 0; i < g->op.n; i++) {
     const pg_op *p = &g->op.at[i];
-    if (p->kind != PG_OP || p->phase != PG_FORWARD) continue;
+    if ((p->kind != PG_OP && p->kind != PG_LEAVE) || p->phase != PG_FORWARD) continue;
     int here = p->piece + 1;
     for (int j = 0; j < p->nin && g->piece.at[p->piece].name; j++) {
       int v = p->in[j];

@@ -25,7 +25,7 @@ int pg_leaf(const pg_value *v, int dim, const ir_index *x) {
 }
 
 const char *pg_op_name(const pg_op *op) {
-  static const char *const kinds[] = {"", "enter", "carry", "store", "update"};
+  static const char *const kinds[] = {"", "enter", "carry", "leave", "store", "update"};
   if (op->kind != PG_OP) return kinds[op->kind];
   const char *path = op->op->path;
   return path && *path ? path : ir_info(op->op->code)->name;
@@ -99,7 +99,7 @@ static pg_op *add_op(reader *r, pg_kind kind, const ir_op *op, int piece, pg_pha
   return &vec_last(&r->g->op);
 }
 
-// enter, carry, store, update: one value in, one out.
+// enter, carry, leave, store, update: one value in, one out.
 static void add_move(reader *r, pg_kind kind, int piece, pg_phase phase, int times, int in,
                      int out) {
   pg_op *p = add_op(r, kind, NULL, piece, phase, times);
@@ -129,6 +129,8 @@ static void read_op(reader *r, const ir_op *op, int piece, pg_phase phase, int t
   if (ir_is_view(op) && in[0] >= 0 && out[0] >= 0) {
     const pg_value *v = &r->g->value.at[in[0]];
     r->g->value.at[out[0]].view_of = v->weight ? in[0] : v->view_of;
+    for (int i = 0; i < op->nout && phase == PG_BACKWARD; i++)
+      if (out[i] >= 0) r->g->value.at[out[i]].ahead = r->g->value.at[in[0]].ahead;
   }
   pg_op *p = add_op(r, PG_OP, op, piece, phase, times);
   p->once = once;
@@ -152,14 +154,13 @@ static void read_repeat(reader *r, const ir_op *op, int piece, pg_phase phase) {
       state[i] = new_value(r, arg, 0, 1);
       r->g->value.at[state[i]].carried = true;
       r->of[arg->id] = state[i];
-      r->of[op->out[i]->id] = state[i];
       if (op->in[i]->type.rank)
         add_move(r, PG_ENTER, piece, phase, 1, value_of(r, op->in[i]), state[i]);
     } else if (i < carried + stacked) {
       if (r->of[op->in[i]->id] < 0) r->of[op->in[i]->id] = new_value(r, op->in[i], 1, count);
       r->of[arg->id] = r->of[op->in[i]->id];
       pg_value *p = &r->g->value.at[r->of[arg->id]];
-      if (p->batch && phase == PG_BACKWARD) p->saved = true;
+      if (p->batch && phase == PG_BACKWARD) p->saved = p->ahead = true;
     } else if (op->in[i]->type.rank) {
       r->of[arg->id] = value_of(r, op->in[i]);
     }
@@ -170,6 +171,7 @@ static void read_repeat(reader *r, const ir_op *op, int piece, pg_phase phase) {
     if (!y->type.rank) continue;
     if (i < carried) {
       add_move(r, PG_CARRY, piece, phase, count, value_of(r, y), state[i]);
+      add_move(r, PG_LEAVE, piece, phase, 1, state[i], value_of(r, op->out[i]));
     } else {
       int stack = new_value(r, op->out[i], 1, count);
       r->of[op->out[i]->id] = stack;

@@ -14,7 +14,8 @@
 // rounded copy. Where a value may change its placement there is a pg_op: an op of the text, or one
 // of
 //   enter   the first value of a carried one      carry   what the body hands to the next iteration
-//   store   what is saved for backward            update  a gradient meets its weight
+//   leave   what it is behind the last one        store   what is saved for backward
+//   update  a gradient meets its weight
 // each with one operand and one result (update: an operand only, the weight is a result).
 //
 // What is done to each element of a product is part of the product's kernel (pass `epilogue`, which
@@ -30,7 +31,7 @@
 #include "passes/plan/cost.h"
 
 typedef enum pg_phase { PG_FORWARD, PG_BACKWARD } pg_phase;
-typedef enum pg_kind { PG_OP, PG_ENTER, PG_CARRY, PG_STORE, PG_UPDATE } pg_kind;
+typedef enum pg_kind { PG_OP, PG_ENTER, PG_CARRY, PG_LEAVE, PG_STORE, PG_UPDATE } pg_kind;
 
 typedef struct pg_value {
   const ir_value *v;       // one that it stands for
@@ -41,6 +42,7 @@ typedef struct pg_value {
   bool batch;              // one for each sample
   bool free;               // comes in any placement: inputs, constants
   bool saved;              // a stack between forward and backward
+  bool ahead;              // that, or a view of it: it can be on its way before it is read
   bool gradient;           // of a weight, summed over micro-batches
   bool carried;            // by a repeat
   int layers;              // of a stack or a stacked state; else 1

@@ -199,7 +199,7 @@ static double state_cost(const solver *s, int v, const state *x) {
   }
   seconds *= runs_of(s, v);
   const pg_value *p = &s->g->value.at[v];
-  if (p->saved) seconds *= 1e-9;  // prefetched: block.c counts what backward does not hide
+  if (p->ahead) seconds *= 1e-9;  // prefetched: block.c counts what backward does not hide
   // Of equal plans the one that keeps less for backward, and weights cut: far below any real cost.
   double held = bytes_of(s, v) * part_of(s, v, x->produced) * p->layers;
   if (p->saved || p->weight) seconds += held * 1e-18;
@@ -262,6 +262,9 @@ static basis *make_basis(arena *a, const sh_rules *r) {
         b->once[v] = p->once || g->value.at[v].gradient;
         b->piece[v] = p->piece;
         b->phase[v] = p->phase;
+        // What is done to it behind a repeat is of the piece that stands there, if one does.
+        int next = p->phase == PG_FORWARD ? p->piece + 1 : p->piece - 1;
+        if (p->kind == PG_LEAVE && !g->piece.at[next].empty) b->piece[v] = next;
       }
     }
     for (int k = 0; k < p->nin && p->kind == PG_OP && p->cost.kind == PC_PRODUCT; k++) {
@@ -410,6 +413,7 @@ static void put_states(intern_key *key, const shaper *s, int v) {
   KEY_PUT(key, s->b->times[v]);
   KEY_PUT(key, s->b->once[v]);
   KEY_PUT(key, p->saved);
+  KEY_PUT(key, p->ahead);
   KEY_PUT(key, weight);
   KEY_PUT(key, p->layers);
   for (int i = 0; i < p->nleaf; i++) KEY_PUT(key, p->leaf[i]->size);
@@ -655,7 +659,7 @@ static void record(solver *s, sh_result *out, const int *value) {
                    .times = s->b->times[v],
                    .once = s->b->once[v],
                    .streamed = s->streamed[v],
-                   .prefetched = g->value.at[v].saved};
+                   .prefetched = g->value.at[v].ahead};
       if (m.prefetched) m.phase = PG_BACKWARD;
       m.cost = move_cost(s, v, m.from, m.to, &m.kind, &m.bytes);
       vec_push(s->result, &out->moves, m);

@@ -18,17 +18,18 @@ typedef struct fixture {
   double moments;  // two f32 of each parameter, and f32 masters of the matrices
 } fixture;
 
-static inline void open_job(fixture *x, const char *cluster) {
+// `file`: gpt2.dsm or a text with the same settings.
+static inline void open_text(fixture *x, const char *file, const char *cluster) {
   arena_init(&x->a);
   x->cluster = step_cluster(&x->a, cluster);
-  x->job = (plan_job){.source = "gpt2.dsm",
+  x->job = (plan_job){.source = file,
                       .model = "gpt2",
                       .precision = "bf16",
                       .batch = BATCH,
                       .tokens = (double)BATCH * SEQ};
   for (int r = 0; r < PLAN_RECOMPUTES; r++) {
     static const recompute_mode mode[] = {RECOMPUTE_NONE, RECOMPUTE_SELECTIVE, RECOMPUTE_FULL};
-    step s = step_of(&x->a, "examples/gpt2.dsm",
+    step s = step_of(&x->a, file,
                      "layers=8,hidden=4096,heads=32,vocab=8192,context=1024,seq=1024,batch=64,"
                      "precision=bf16",
                      mode[r]);
@@ -40,6 +41,10 @@ static inline void open_job(fixture *x, const char *cluster) {
   x->sums = 4 * (vectors + matrices);
   x->read = 2 * matrices + 4 * vectors;
   x->moments = 8 * (vectors + matrices) + 4 * matrices;
+}
+
+static inline void open_job(fixture *x, const char *cluster) {
+  open_text(x, "examples/gpt2.dsm", cluster);
 }
 
 // A plan of one stage of one rank for each data rank, all else off.

@@ -296,12 +296,43 @@ static void test_double_ring(void **state) {
   arena_free(&x.a);
 }
 
+// SYSTEMS.md A2 and A3, per rank, layer and micro-batch, for a text that keeps 16 bits between its
+// ops. Forward four tensors change from tokens to heads or back, backward their gradients do, and
+// what attention made, which is saved in one of its two forms, once more. Keys and values go round
+// the ring forward and backward, their gradients back to whom they belong, summed on the way.
+static void test_sequence_bytes(void **state) {
+  (void)state;
+  fixture x;
+  open_text(&x, "bench/published/gpt2024.dsm", "dgx-a100-80g:8");
+  for (int u = 1; u <= 8; u *= 2) {
+    int r = 8 / u;
+    plan_pins p = pins_of(1);
+    p.size[PLAN_ULYSSES] = u;
+    p.size[PLAN_RING] = r;
+    const plan_candidate *c = best_with(&x, &p);
+    double micro = (double)c->choice.micro_batches, layers = LAYERS, e = 2;
+    double tokens = (double)SEQ / (u * r), own = tokens * HIDDEN * e;
+    double heads = (u - 1.0) / u * own, hops = (r - 1.0) * ((double)SEQ / r) * HIDDEN / u * e;
+    const double(*ulysses)[2] = c->bytes.bytes[PLAN_ULYSSES],
+          (*ring)[2] = c->bytes.bytes[PLAN_RING];
+    assert_true(ulysses[CL_ALL_TO_ALL][0] == micro * layers * (4 + 4 + 1) * heads);
+    assert_true(ring[CL_REDUCE_SCATTER][0] == micro * layers * 2 * hops);
+    // Beside layers, the gradient of positions is made of whole rows, in 16 bits.
+    double rows = micro * own * 8;
+    assert_true(ring[CL_ALL_GATHER][0] ==
+                micro * layers * (2 + 2) * hops + rows * (r - 1.0) / r / u);
+    assert_true(ulysses[CL_ALL_GATHER][0] == rows * (u - 1.0) / u / r);
+  }
+  arena_free(&x.a);
+}
+
 int main(void) {
   const struct CMUnitTest tests[] = {
-      cmocka_unit_test(test_group_bytes),  cmocka_unit_test(test_group_values),
-      cmocka_unit_test(test_home_bytes),   cmocka_unit_test(test_update_bytes),
-      cmocka_unit_test(test_home_seconds), cmocka_unit_test(test_home_capacity),
-      cmocka_unit_test(test_mixed),        cmocka_unit_test(test_double_ring),
+      cmocka_unit_test(test_group_bytes),    cmocka_unit_test(test_group_values),
+      cmocka_unit_test(test_home_bytes),     cmocka_unit_test(test_update_bytes),
+      cmocka_unit_test(test_home_seconds),   cmocka_unit_test(test_home_capacity),
+      cmocka_unit_test(test_mixed),          cmocka_unit_test(test_double_ring),
+      cmocka_unit_test(test_sequence_bytes),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }
