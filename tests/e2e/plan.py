@@ -221,6 +221,42 @@ def uneven_chunks():
     assert plan_json(LLAMA, "--set", small + "18", *job[:3], job[3] + ",interleave=2", good=(3,))["best"] is None
 
 
+def unlike_layers():
+    """Layers that are alone in their repeat take what they take in a row of equal ones."""
+    text = '''
+model m {
+  param widths = [%s]
+  dim batch, seq
+  input tokens : i32[batch, seq]
+  input targets : i32[batch, seq]
+  weight wte as wte.weight : [512, 256] = normal(0.02)
+  x = gather(wte, tokens)
+  repeat (%d) as h[i] {
+    n = layernorm(x) as ln
+    x = x + linear(gelu(linear(n, widths[i]) as fc), 256) as proj
+  }
+  output loss = cross_entropy(matmul(x, transpose(wte)), targets)
+}
+train m { optimizer = adamw(lr=1e-4); steps = 1; batch = 16; seq = 128 }
+'''
+    with tempfile.TemporaryDirectory() as folder:
+        path = os.path.join(folder, "m.dsm")
+
+        def of(*widths):
+            with open(path, "w") as f:
+                f.write(text % (",".join(map(str, widths)), len(widths)))
+            j = plan_json(path, "--cluster", "dgx-a100-80g:1", "--pin", "data=1,micro_batch=2,recompute=none,offload=none")
+            return j["model"]["flops_per_step"], j["best"]["step_s"]
+
+        one, two, three = of(512), of(512, 512), of(512, 512, 512)
+        other, both = of(1024, 1024), of(512, 1024)
+        for k, most in ((0, 1e-12), (1, 1e-6)):  # FLOPs, seconds
+            assert abs(three[k] - 2 * two[k] + one[k]) <= most * three[k], (one, two, three)
+            assert abs(2 * both[k] - two[k] - other[k]) <= most * both[k] * (1 if k == 0 else 1e3), (two, other, both)
+        tokens = 16 * 128
+        assert two[0] - one[0] == 6 * tokens * 2 * 256 * 512, (one, two)
+
+
 # ---- fast equals exhaustive ----------------------------------------------------------------------
 
 CLUSTER = random_model.DEVICE + """
@@ -361,4 +397,5 @@ if "--random" in sys.argv:
 else:
     contract()
     uneven_chunks()
+    unlike_layers()
     exact_memory()
