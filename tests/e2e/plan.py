@@ -144,9 +144,26 @@ def contract():
                 assert b["memory_bytes"]["peak"] <= b["memory_bytes"]["capacity"], fix
                 assert b["step_s"] <= fix["step_s"] * (1 + 1e-9), fix
 
+        # With no host, and all that can be let go let go already: shorter sequences, a smaller batch.
+        alone = os.path.join(folder, "alone.dsm")
+        with open(alone, "w") as f:
+            f.write(ALONE)
+        bare = [GPT, "--set", "layers=16,hidden=1024,heads=8,vocab=1024,context=8192,seq=8192,batch=8,precision=bf16",
+                "--cluster", alone, "--pin", "data=1,pipeline=8,tensor=1,ulysses=1,ring=1,recompute=full,interleave=1,"
+                "offload=none,micro_batch=1,zero=0"]
+        j = plan_json(*bare, good=(3,))
+        assert [f["flags"] for f in j["fixes"]] == ["--set seq=4096", "--set batch=4"], j["fixes"]
+        for fix in j["fixes"]:
+            b = plan_json(*apply(bare, fix["flags"]))["best"]
+            assert b["memory_bytes"]["peak"] <= b["memory_bytes"]["capacity"], fix
+
 
 TINY = os.path.join(ROOT, "examples", "tiny.dsm")
 T5 = os.path.join(ROOT, "examples", "t5.dsm")
+ALONE = """
+device small { memory = 1400MiB; reserve = 16MiB; bandwidth = 500GB/s; matmul.bf16 = 100TFLOPS; vector.f32 = 10TFLOPS }
+cluster alone { group all { members = 8 * small; link = switch(100GB/s, 5us) } }
+"""
 ONE = """
 device one {{ memory = {memory}B; reserve = 1MiB; bandwidth = 50GB/s; matmul.f32 = 1TFLOPS; arch = {arch} }}
 cluster exact {{ group all {{ members = 1 * one; link = switch(1GB/s, 1us) }} }}
