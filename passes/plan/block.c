@@ -7,7 +7,6 @@
 
 #include "ir/rule.h"
 #include "ir/view.h"
-#include "runtime/base/map.h"
 
 plan_axis bl_axis_of(int inner) {
   static const plan_axis axis[BL_INNER] = {PLAN_TENSOR, PLAN_ULYSSES, PLAN_RING};
@@ -34,35 +33,17 @@ void bl_state_add(bl_state *to, const bl_state *s, double times) {
   to->gradient += times * s->gradient;
 }
 
-typedef VEC(const ir_state *) states;
-
-// The states beside each weight, by its name.
-static map states_beside(arena *a, const ir_module *m) {
-  map beside = {.arena = a};
-  for (int i = 0; i < m->states.n; i++) {
-    const ir_state *o = m->states.at[i];
-    if (!o->of) continue;
-    states *of = map_get(&beside, o->of);
-    if (!of) map_set(&beside, o->of, of = arena_new(a, states, 1));
-    vec_push(a, of, o);
+// The states of a weight, for `part` of a slice.
+static bl_state state_of(const pg_value *w, double part) {
+  double n = w->elements * part, own = n * ir_dtype_bytes(w->weight->type.dtype);
+  bl_state s = {.elements = n, .logical = w->elements, .parameter = own};
+  if (w->copy) {
+    s.parameter = n * w->copy;
+    s.master = own;
   }
-  return beside;
-}
-
-// The states of a weight, for `part` of a slice of `elements`.
-static bl_state state_of(const map *beside, const ir_state *weight, double elements, double part) {
-  double n = elements * part, own = n * ir_dtype_bytes(weight->type.dtype);
-  bl_state s = {.elements = n, .logical = elements, .parameter = own};
-  if (weight->trained) s.gradient = n * 4;  // sums are f32
-  const states *of = map_get(beside, weight->name);
-  for (int i = 0; of && i < of->n; i++) {
-    const ir_state *o = of->at[i];
-    if (o->cls == STATE_COPY) {
-      s.parameter = n * ir_dtype_bytes(o->type.dtype);
-      s.master = own;
-    } else if (o->cls == STATE_OPTIMIZER && weight->trained) {
-      s.optimizer += n * ir_dtype_bytes(o->type.dtype);
-    }
+  if (w->weight->trained) {
+    s.gradient = n * 4;  // sums are f32
+    s.optimizer = n * w->moments;
   }
   return s;
 }
@@ -445,7 +426,6 @@ static void keep_weight(arena *a, bl_block *b, const bl_weight *x) {
 // Weights by the pieces that read them. A view above the repeats is read where its readers are.
 static void add_weights(maker *k) {
   const pg_graph *g = k->g;
-  map beside = states_beside(k->scratch, g->m);
   VEC(bl_weight) all = {0};
   int *number = arena_new(k->scratch, int, g->value.n + 1);  // of its bl_weight + 1; a stack: 1
   for (int i = 0; i < g->op.n; i++) {
@@ -458,7 +438,7 @@ static void add_weights(maker *k) {
       if (!w || !w->weight) continue;
       bool stack = w->layers > 1;  // only its repeat reads it
       if (!number[v]) {
-        bl_state s = state_of(&beside, w->weight, w->elements, k->b->value_part[v]);
+        bl_state s = state_of(w, k->b->value_part[v]);
         number[v] = 1;
         if (stack) bl_state_add(&k->b->piece[p->piece].layer, &s, 1);
         if (stack) continue;

@@ -255,6 +255,17 @@ static void count_model(reader *r) {
   }
 }
 
+// The states beside each weight.
+static void find_states(reader *r) {
+  for (int i = 0; i < r->m->states.n; i++) {
+    const ir_state *s = r->m->states.at[i];
+    int v = s->of ? (int)(intptr_t)map_get(&r->weight, s->of) - 1 : -1;
+    if (v < 0) continue;
+    if (s->cls == STATE_COPY) r->g->value.at[v].copy = ir_dtype_bytes(s->type.dtype);
+    if (s->cls == STATE_OPTIMIZER) r->g->value.at[v].moments += ir_dtype_bytes(s->type.dtype);
+  }
+}
+
 pg_graph *pg_read(arena *a, ir_module *m) {
   pg_graph *g = arena_new(a, pg_graph, 1);
   g->m = m;
@@ -307,6 +318,7 @@ pg_graph *pg_read(arena *a, ir_module *m) {
     }
   }
   read_updates(&r, top);
+  find_states(&r);
   pg_find_kernels(a, g);
   count_model(&r);
   return g;

@@ -36,6 +36,7 @@ typedef enum pg_kind { PG_OP, PG_ENTER, PG_CARRY, PG_LEAVE, PG_STORE, PG_UPDATE 
 typedef struct pg_value {
   const ir_value *v;       // one that it stands for
   const ir_state *weight;  // a weight (or the rounded copy of one)
+  int copy, moments;       // then bytes an element: of the copy, 0: none; of optimizer states
   int view_of;             // the value of a weight that this is a view of; else -1
   double elements, bytes;  // of a sample, or of a layer's slice
   double sent;             // bytes when it is sent
