@@ -28,8 +28,8 @@ static int guarded(arena *a, jmp_buf *back, int argc, char **argv) {
   return rc < 0 ? cli_run(&c) : rc;
 }
 
-// Scratch arenas come and go by the megabyte: what they give back is kept for the next one, else the
-// system clears the same pages again and again (a seventh of a search over unlike layers).
+// Scratch arenas come and go by the megabyte: what they give back is kept for the next one, else
+// the system clears the same pages again and again (a seventh of a search over unlike layers).
 static void keep_pages(void) {
 #ifdef __GLIBC__
   enum { KEPT = 256 << 20, MAPPED = 32 << 20 };
