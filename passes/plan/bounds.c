@@ -153,16 +153,22 @@ static int by_price(const void *a, const void *b) {
   return (p > q) - (p < q);
 }
 
-// Seconds that so many bytes less take at least: the layers where they cost least, the last of them
-// in part. Those that take no time go first; where none is less, the rest does not matter.
+// Seconds that so many bytes less take at least: the layers where a byte costs least, the last of
+// them in part; and all that take no longer. `kind` is sorted.
 static double least_more(layer_bytes *kind, int kinds, double bytes) {
   double seconds = 0;
-  qsort(kind, (size_t)kinds, sizeof *kind, by_price);
+  int n = 0;
   for (int i = 0; i < kinds; i++) {
-    double n = kind[i].count, most = kind[i].less * n;
-    if (kind[i].more > 0) n = most > bytes ? bytes / kind[i].less : n;
-    if (kind[i].more > 0 && (bytes <= 0 || most <= 0)) continue;
-    seconds += n * kind[i].more;
+    if (kind[i].less > 0)
+      kind[n++] = kind[i];
+    else
+      seconds += kind[i].count * fmin(0, kind[i].more);
+  }
+  qsort(kind, (size_t)n, sizeof *kind, by_price);
+  for (int i = 0; i < n && (bytes > 0 || kind[i].more < 0); i++) {
+    double most = kind[i].less * kind[i].count, part = kind[i].count;
+    if (most > bytes && kind[i].more > 0) part = bytes / kind[i].less;
+    seconds += part * kind[i].more;
     bytes -= most;
   }
   return fmax(0, seconds);

@@ -266,6 +266,24 @@ static void find_states(reader *r) {
   }
 }
 
+// Room for all values and ops: of 512 unlike layers they are many, and twice as many would be left
+// behind. Moves and gradients come beside the ops of the text.
+static void reserve(reader *r, const ir_region *top) {
+  int values = 64, ops = 64;
+  for (int i = 0; i < r->m->states.n; i++)
+    if (r->m->states.at[i]->cls == STATE_WEIGHT) values++, ops++;
+  for (int i = 0; i < top->ops.n; i++) {
+    const ir_op *op = top->ops.at[i];
+    if (op->segment > r->segment) continue;
+    const ir_region *body = is_layers(op) ? op->region[0] : NULL;
+    ops += 1 + (body ? op->nin + 2 * op->nout : 0);
+    values += op->nout + (body ? op->nin : 0);
+    for (int k = 0; body && k < body->ops.n; k++, ops++) values += body->ops.at[k]->nout;
+  }
+  vec_reserve(r->a, &r->g->value, values);
+  vec_reserve(r->a, &r->g->op, ops);
+}
+
 pg_graph *pg_read(arena *a, ir_module *m) {
   pg_graph *g = arena_new(a, pg_graph, 1);
   g->m = m;
@@ -287,6 +305,7 @@ pg_graph *pg_read(arena *a, ir_module *m) {
     if (op->segment % 2) r.segment = op->segment;  // the last loop over micro-batches
     loops += is_layers(op);
   }
+  reserve(&r, top);
   // Pieces of the forward part, then the same ones backwards.
   int at = new_piece(&r, NULL, 1), forward = 0;
   int *stack = arena_new(a, int, loops + 1);

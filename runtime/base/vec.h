@@ -24,6 +24,15 @@
     (v)->at[(v)->n++] = (__VA_ARGS__);                                                            \
   } while (0)
 
+// Room for `k` elements in all, for a vector whose size is known before: no block is left behind.
+#define vec_reserve(a, v, k)                                          \
+  do {                                                                \
+    if (!(v)->cap) {                                                  \
+      (v)->cap = (k);                                                 \
+      (v)->at = arena_alloc((a), sizeof *(v)->at * (size_t)(v)->cap); \
+    }                                                                 \
+  } while (0)
+
 #define vec_last(v) ((v)->at[(v)->n - 1])
 
 // Doubles the capacity (`*cap`, at least 8) of an array of `n` elements of `size` bytes.
