@@ -763,11 +763,13 @@ plan_result *plan_search(arena *a, const plan_job *job, const cl_cluster *cluste
     vec_push(a, &r->candidates, plan_work_out(&s, options->layouts, &w.kept.at[i].c));
   if (r->candidates.n) {
     r->best = r->candidates.at[0];
-    if (w.stopped)
+    if (w.stopped) {  // no time is left for what lost
       r->search.gap =
           r->search.bound_s < r->best->step_s ? 1 - r->search.bound_s / r->best->step_s : 0;
+      return r;
+    }
     plan_add_alternatives(r, &s, pins, options->layouts);
-    if (!options->no_crossing && !w.stopped)
+    if (!options->no_crossing)
       r->crossing = plan_find_crossing(&s, pins, r->best, options->limit > 0 ? options->limit : 60);
     return r;
   }
@@ -780,7 +782,7 @@ plan_result *plan_search(arena *a, const plan_job *job, const cl_cluster *cluste
                        .peak = r->closest->peak,
                        .reason = plan_why_over(a, r->closest)};
     vec_push(a, &r->rejected, j);
-    plan_add_fixes(r, &s, pins, options);
+    if (!w.stopped) plan_add_fixes(r, &s, pins, options);  // else it is not known that nothing fits
   } else {
     plan_rejected j = {.choice = plan_choice_start(&s), .code = w.code, .reason = w.why};
     if (!j.reason && w.stopped) {

@@ -274,6 +274,16 @@ train m { optimizer = adamw(lr=1e-4); steps = 1; batch = 16; seq = 128 }
         assert two[0] - one[0] == 6 * tokens * 2 * 256 * 512, (one, two)
 
 
+def limited():
+    """--limit ends the command, not only the search, and what is not known is not said."""
+    big = [GPT, "--set", "layers=96,hidden=12288,heads=96,vocab=51200,context=2048,seq=2048,batch=1536,precision=bf16",
+           "--cluster", "dgx-a100-80g:1024", "--limit"]
+    j = plan_json(*big, "0.02", good=(0, 3))
+    assert not j["search"]["optimal"] and not j["fixes"] and j["search"]["seconds"] < 1, j["search"]
+    j = plan_json(*big, "60")
+    assert j["search"]["optimal"] and j["search"]["gap"] == 0 and len(j["rejected"]) > 1, j["search"]
+
+
 # ---- fast equals exhaustive ----------------------------------------------------------------------
 
 CLUSTER = random_model.DEVICE + """
@@ -415,4 +425,5 @@ else:
     contract()
     uneven_chunks()
     unlike_layers()
+    limited()
     exact_memory()
