@@ -279,7 +279,7 @@ def limited():
     big = [GPT, "--set", "layers=96,hidden=12288,heads=96,vocab=51200,context=2048,seq=2048,batch=1536,precision=bf16",
            "--cluster", "dgx-a100-80g:1024", "--limit"]
     j = plan_json(*big, "0.02", good=(0, 3))
-    assert not j["search"]["optimal"] and not j["fixes"] and j["search"]["seconds"] < 1, j["search"]
+    assert not j["search"]["optimal"] and not j["fixes"] and len(j["rejected"]) <= 1, (j["search"], j["rejected"])
     j = plan_json(*big, "60")
     assert j["search"]["optimal"] and j["search"]["gap"] == 0 and len(j["rejected"]) > 1, j["search"]
 
