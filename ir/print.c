@@ -10,21 +10,21 @@
 #include <string.h>
 
 #include "ir/place.h"
+#include "runtime/base/intern.h"
 
 const char *const ir_state_classes[4] = {"weight", "optimizer", "copy", "cache"};
 const char *const ir_init_names[5] = {"zeros", "ones", "normal", "uniform", "const"};
 const char *const ir_entry_names[4] = {"train", "eval", "prefill", "decode"};
 const char *const ir_partial_names[4] = {"none", "sum", "max", "lse"};
 
-// Of values or of indices, by their ids. A table that grows: of a region few ids are written.
+// Of values or of indices, by their ids: of a region few ids are written.
 typedef struct name_entry {
-  int id;    // + 1; 0: empty
   int seen;  // of an index: occurrences
   const char *text;
 } name_entry;
 typedef struct names {
-  int n, size;
-  name_entry *at;
+  intern ids;
+  VEC(name_entry) entry;  // ORDER ids
 } names;
 
 typedef struct printer {
@@ -34,6 +34,7 @@ typedef struct printer {
   bool counting;  // the first walk
   bool numbered;  // no hints: values are numbers
   names indices, values;
+  intern_key key;
   map index_bases, value_bases;  // base name -> how many have it (as a pointer-sized number)
   int next;                      // number of the next nameless value
 } printer;
@@ -50,25 +51,14 @@ size_t ir_base_name(const char *name) {
 
 // ---- names -------------------------------------------------------------------------------------
 
-static name_entry *place_of(const names *t, int id) {
-  unsigned mask = (unsigned)t->size - 1, at = (unsigned)id * 2654435769u & mask;
-  while (t->at[at].id && t->at[at].id != id + 1) at = (at + 1) & mask;
-  return &t->at[at];
-}
-
 // Its entry, which is made when it has none; good until another one is made.
 static name_entry *name_of(printer *p, names *t, int id) {
-  if (2 * t->n >= t->size) {
-    names more = {t->n, t->size ? 2 * t->size : 32, NULL};
-    more.at = arena_new(p->arena, name_entry, more.size);
-    for (int i = 0; i < t->size; i++)
-      if (t->at[i].id) *place_of(&more, t->at[i].id - 1) = t->at[i];
-    *t = more;
-  }
-  name_entry *x = place_of(t, id);
-  t->n += !x->id;
-  x->id = id + 1;
-  return x;
+  key_clear(&p->key);
+  KEY_PUT(&p->key, id);
+  t->ids.arena = p->arena;
+  int n = intern_of(&t->ids, &p->key);
+  if (n == t->entry.n) vec_push(p->arena, &t->entry, (name_entry){0, NULL});
+  return &t->entry.at[n];
 }
 
 // "x", then "x.1", "x.2", ...
@@ -351,7 +341,9 @@ static void start(printer *p, bool counting) {
   p->next = 0;
   p->index_bases = p->value_bases = (map){.arena = p->arena};
   p->values = (names){0};
-  for (int i = 0; i < p->indices.size; i++) p->indices.at[i].text = NULL;  // what was seen stays
+  p->key.arena = p->arena;
+  for (int i = 0; i < p->indices.entry.n; i++)
+    p->indices.entry.at[i].text = NULL;  // what was seen stays
 }
 
 char *ir_print(ir_module *m, arena *a) {

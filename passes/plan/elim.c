@@ -466,9 +466,10 @@ static double least_of(const el_step *s, const double *const *in, int at, int *b
 typedef struct run {
   const el_circuit *c;
   const double *const *cost;
-  const double **made;  // [nsteps]
-  int *slot;            // a hash table of steps + 1, by what they add; 0 is empty
-  size_t mask;
+  const double **made;         // [nsteps]
+  intern sums;                 // by their table and what they add
+  VEC(const double *) of_sum;  // ORDER sums
+  intern_key key;
 } run;
 
 static void find_functions(const run *r, const el_step *s, const double **in) {
@@ -476,25 +477,17 @@ static void find_functions(const run *r, const el_step *s, const double **in) {
   for (int j = s->given; j < s->addends; j++) in[j] = r->made[s->of[j]];
 }
 
-static bool adds(const run *r, const el_step *s, const table *t, const double *const *in, int n) {
-  bool same = s->t == t && s->addends == n;
-  for (int j = 0; j < n && same; j++)
-    same = in[j] == (j < s->given ? r->cost[s->of[j]] : r->made[s->of[j]]);
-  return same;
-}
-
-// An earlier step that adds the same by the same table, or -1; then `step` stands for it.
-static int equal_step(run *r, int step, const double *const *in) {
-  const el_step *s = &r->c->step[step];
-  uint64_t h = hash_word(0, (uintptr_t)s->t);
-  for (int j = 0; j < s->addends; j++) h = hash_word(h, (uintptr_t)in[j]);
-  size_t at = (size_t)h & r->mask;
-  for (; r->slot[at]; at = (at + 1) & r->mask) {
-    int k = r->slot[at] - 1;
-    if (adds(r, &r->c->step[k], s->t, in, s->addends)) return k;
-  }
-  r->slot[at] = step + 1;
-  return -1;
+// The minima of a step whose functions are `in`.
+static const double *minima(run *r, arena *scratch, const el_step *s, const double *const *in) {
+  key_clear(&r->key);
+  KEY_PUT(&r->key, s->t);
+  key_put(&r->key, in, sizeof *in * (size_t)s->addends);
+  int n = intern_of(&r->sums, &r->key), best;
+  if (n < r->of_sum.n) return r->of_sum.at[n];
+  double *made = arena_new(scratch, double, s->t->entries);
+  for (int e = 0; e < s->t->entries; e++) made[e] = least_of(s, in, e, &best);
+  vec_push(scratch, &r->of_sum, made);
+  return made;
 }
 
 bool el_run(const el_circuit *c, arena *scratch, const double *const *cost, int *value,
@@ -503,8 +496,7 @@ bool el_run(const el_circuit *c, arena *scratch, const double *const *cost, int 
   if (!c->possible) return false;
   run r = {.c = c, .cost = cost};
   r.made = arena_new(scratch, const double *, c->nsteps + 1);
-  for (r.mask = 64; r.mask < 2 * (size_t)c->nsteps; r.mask *= 2) continue;
-  r.slot = arena_new(scratch, int, r.mask--);
+  r.sums.arena = r.key.arena = scratch;
   int *chosen = arena_new(scratch, int, c->nsteps + 1), best, most = 1;  // entry of each step
   bool *used = arena_new(scratch, bool, c->nsteps + 1);
   for (int i = 0; i < c->nsteps; i++)
@@ -514,14 +506,7 @@ bool el_run(const el_circuit *c, arena *scratch, const double *const *cost, int 
     const el_step *s = &c->step[i];
     find_functions(&r, s, in);
     for (int j = s->given; j < s->addends; j++) used[s->of[j]] = true;
-    int same = equal_step(&r, i, in);
-    if (same >= 0) {
-      r.made[i] = r.made[same];
-      continue;
-    }
-    double *made = arena_new(scratch, double, s->t->entries);
-    for (int e = 0; e < s->t->entries; e++) made[e] = least_of(s, in, e, &best);
-    r.made[i] = made;
+    r.made[i] = minima(&r, scratch, s, in);
   }
   double sum = 0;
   for (int i = 0; i < c->nsteps; i++)

@@ -62,8 +62,7 @@ typedef struct el_circuit {
 
 // Which entries are EL_NEVER is fixed from here on, and so is which terms of two variables only
 // forbid (all their entries are 0 or EL_NEVER); the costs of all others are given to el_run. NULL
-// when a
-// function would have more than EL_LARGEST entries.
+// when a function would have more than EL_LARGEST entries.
 #define EL_LARGEST (1 << 24)
 el_circuit *el_compile(arena *a, const el_problem *p, el_stats *stats);
 // Least total for these costs, and a choice that has it; of equal ones the first in the order of

@@ -563,61 +563,45 @@ static const shape *shape_of(const sh_rules *r, const sh_env *e) {
 
 // ---- searches -----------------------------------------------------------------------------------
 
-// The fraction of an op, or of operand or result j, or of a value, that other axes leave.
-static double left(const solver *s, int var, int j) {
+// What the costs of a variable are a function of: which it is like, and what other axes leave of it
+// and of its operands and results.
+static void put_costs(intern_key *key, const solver *s, int var) {
   const pg_graph *g = s->g;
-  if (!s->value_part) return 1;
-  if (var >= g->op.n) return s->value_part[var - g->op.n];
-  const pg_op *p = &g->op.at[var];
-  if (j < 0) return s->op_part[var];
-  int v = j < p->nin ? p->in[j] : p->out[j - p->nin];
-  return v < 0 ? 1 : s->value_part[v];
-}
-static int lefts(const solver *s, int var) {
-  const pg_graph *g = s->g;
-  return var < g->op.n ? g->op.at[var].nin + g->op.at[var].nout : 0;
-}
-
-static bool costs_alike(const solver *s, int x, int y) {
-  if (s->x->alike[x] != s->x->alike[y]) return false;
-  for (int j = -1; j < lefts(s, x); j++)
-    if (left(s, x, j) != left(s, y, j)) return false;
-  return true;
-}
-
-static size_t costs_hash(const solver *s, int x) {
-  uint64_t h = hash_word(0, (uint64_t)s->x->alike[x]);
-  for (int j = -1; j < lefts(s, x) && s->value_part; j++) {
-    double part = left(s, x, j);
-    uint64_t bits;
-    memcpy(&bits, &part, sizeof bits);
-    h = hash_word(h, bits);
+  key_clear(key);
+  KEY_PUT(key, s->x->alike[var]);
+  if (!s->value_part) return;
+  if (var >= g->op.n) {
+    KEY_PUT(key, s->value_part[var - g->op.n]);
+    return;
   }
-  return (size_t)h;
+  const pg_op *p = &g->op.at[var];
+  KEY_PUT(key, s->op_part[var]);
+  for (int i = 0; i < p->nin; i++)
+    if (p->in[i] >= 0) KEY_PUT(key, s->value_part[p->in[i]]);
+  for (int i = 0; i < p->nout; i++)
+    if (p->out[i] >= 0) KEY_PUT(key, s->value_part[p->out[i]]);
 }
 
 // The cost tables of all variables; equal ones are one.
 static const double **find_costs(const solver *s, arena *scratch) {
   const pg_graph *g = s->g;
   int n = g->op.n + g->value.n;
-  size_t mask = 64;
-  while (mask < 2 * (size_t)n) mask *= 2;
-  int *slot = arena_new(scratch, int, mask--);  // a variable + 1; 0 is empty
   const double **cost = arena_new(scratch, const double *, n + 1);
+  intern seen = {.arena = scratch};
+  intern_key key = {.arena = scratch};
+  VEC(const double *) of = {0};  // ORDER seen
   for (int i = 0; i < n; i++) {
     int v = i - g->op.n, k = v < 0 ? s->x->nkeep[i] : s->x->nstates[v];
-    size_t at = costs_hash(s, i) & mask;
-    while (slot[at] && !costs_alike(s, slot[at] - 1, i)) at = (at + 1) & mask;
-    if (slot[at]) {
-      cost[i] = cost[slot[at] - 1];
-      continue;
+    put_costs(&key, s, i);
+    int number = intern_of(&seen, &key);
+    if (number == of.n) {
+      double *own = arena_new(scratch, double, k + 1);
+      for (int j = 0; j < k; j++)
+        own[j] = v < 0 ? op_cost(s, i, &s->r->strategy[i][s->x->keep[i][j]])
+                       : state_cost(s, v, &s->x->state[v][j]);
+      vec_push(scratch, &of, own);
     }
-    slot[at] = i + 1;
-    double *own = arena_new(scratch, double, k + 1);
-    for (int j = 0; j < k; j++)
-      own[j] = v < 0 ? op_cost(s, i, &s->r->strategy[i][s->x->keep[i][j]])
-                     : state_cost(s, v, &s->x->state[v][j]);
-    cost[i] = own;
+    cost[i] = of.at[number];
   }
   return cost;
 }

@@ -2,6 +2,11 @@
 
 #include <string.h>
 
+static uint64_t hash_word(uint64_t h, uint64_t word) {
+  h = (h ^ word) * UINT64_C(0x9e3779b97f4a7c15);
+  return h ^ h >> 29;
+}
+
 void key_put(intern_key *b, const void *data, size_t n) {
   if (b->n + n > b->cap) {
     b->cap = 2 * (b->n + n) + 256;

@@ -43,10 +43,4 @@ typedef struct intern {
 // structs would count: put their fields.
 int intern_of(intern *x, const intern_key *key);
 
-// A quick hash of 64-bit words, one after the other.
-static inline uint64_t hash_word(uint64_t h, uint64_t word) {
-  h = (h ^ word) * UINT64_C(0x9e3779b97f4a7c15);
-  return h ^ h >> 29;
-}
-
 #endif
