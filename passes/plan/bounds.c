@@ -307,7 +307,25 @@ static layer_bytes layer_of(const ev_point *p, const bl_block *slow, bool gradie
   return own;
 }
 
-static load load_of(const ev_point *p, const bl_block *slow, const bl_state *layers) {
+// Whether what lives away has room on the host and the disk.
+static bool away_fits(const ev_point *p, const load *l, int64_t *each) {
+  const plan_choice *c = p->c;
+  const hm_store *store = &p->kind[0].k.store;
+  layer_bytes *away = arena_new(p->a, layer_bytes, l->kinds);
+  double disk = 0;
+  for (int i = 0, k = 0; i < p->g->piece.n; i++) {
+    if (!ev_is_layers(p, i)) continue;
+    const bl_piece *q = &p->kind[0].b->piece[i];
+    hm_held held = hm_held_by(c, &q->layer);
+    away[k] = (layer_bytes){.state = held.host, .count = l->kind[k].count};
+    if (c->home[PLAN_ACTIVATIONS] == PLAN_HOST) away[k].kept = q->kept;
+    disk += away[k++].count * held.disk;
+  }
+  return disk <= (double)l->line.stages * (double)store->disk &&
+         layers_fit(NULL, (double)store->host, away, l->kinds, l->kinds == 1, &l->line, each);
+}
+
+static load load_of(const ev_point *p, const bl_block *slow) {
   const plan_choice *c = p->c;
   load l = {.line = {.kind = c->pipe,
                      .stages = (int)c->size[PLAN_PIPELINE],
@@ -324,17 +342,9 @@ static load load_of(const ev_point *p, const bl_block *slow, const bl_state *lay
     l.least_kept += own.count * own.kept;
   }
   l.beside = gradients || p->kinds > 1 ? 0 : least_beside(p, slow);
-  bool alike = l.kinds == 1;
-  l.fits =
-      !pipe_check(p->a, &l.line) && layers_fit(p, -l.beside, l.kind, l.kinds, alike, &l.line, each);
-  if (!l.fits || !hm_any_away(c) || p->kinds > 1 || !alike) return l;
-  const hm_store *store = &p->kind[0].k.store;
-  hm_held held = hm_held_by(c, layers);
-  layer_bytes away = {.state = held.host / l.kind[0].count, .count = l.kind[0].count};
-  for (int i = 0; c->home[PLAN_ACTIVATIONS] == PLAN_HOST && i < p->g->piece.n; i++)
-    if (ev_is_layers(p, i)) away.kept = p->kind[0].b->piece[i].kept;
-  l.fits = held.disk <= (double)l.line.stages * (double)store->disk &&
-           layers_fit(NULL, (double)store->host, &away, 1, true, &l.line, each);
+  l.fits = !pipe_check(p->a, &l.line) &&
+           layers_fit(p, -l.beside, l.kind, l.kinds, l.kinds == 1, &l.line, each);
+  if (l.fits && hm_any_away(c) && p->kinds == 1) l.fits = away_fits(p, &l, each);
   return l;
 }
 
@@ -420,7 +430,7 @@ plan_quick plan_quickly(arena *a, plan_space *s, const plan_choice *c, const bl_
   states_of(p, &layers, &others);
   p->layers = s->layers;
   p->parts = (int)(c->size[PLAN_PIPELINE] * c->interleave);
-  load l = load_of(p, slow, &layers);
+  load l = load_of(p, slow);
   plan_quick q = {.fits = l.fits, .second = slow != NULL};
   if (!q.fits) q.over = lacking(p, &layers, &others);
   if (!q.fits && !bound) return q;
