@@ -118,15 +118,19 @@ static void try_fix(plan_result *r, const plan_space *space, const plan_pins *pi
   r->fixes.at[at] = f;
 }
 
-// Classes that are to be on the device, each by itself on the host; then all of them.
+// Classes that are to be on the device, each by itself on the host; then all of them; where that is
+// not enough, wherever they fit.
 static void try_homes(plan_result *r, const plan_space *s, const plan_pins *pins,
                       laid_maker *layouts) {
   static const char *const change[PLAN_CLASSES] = {
       "keep the weights on the host", "keep sums of gradients on the host",
       "keep the optimizer's state on the host", "keep activations on the host"};
   sb all = {.arena = r->arena};
-  plan_pins away = *pins;
+  plan_pins away = *pins, anywhere = *pins;
+  int before = r->fixes.n, pinned = 0;
   for (int k = 0; k < PLAN_CLASSES; k++) {
+    pinned += pins->home[k] >= 0;
+    anywhere.home[k] = -1;
     if (pins->home[k] != PLAN_DEVICE) continue;
     plan_pins p = *pins;
     p.home[k] = away.home[k] = PLAN_HOST;
@@ -143,6 +147,9 @@ static void try_homes(plan_result *r, const plan_space *s, const plan_pins *pins
   if (n == PLAN_CLASSES)
     try_fix(r, s, &away, layouts, "keep all of them on the host",
             arena_printf(r->arena, "--pin offload=%s", sb_str(&all)));
+  if (pinned && r->fixes.n == before)
+    try_fix(r, s, &anywhere, layouts, "keep what does not fit on the host or the disk",
+            "--pin offload=auto");
 }
 
 // A smaller batch, the largest by halves that fits: fewer micro-batches are in flight. (One device
@@ -212,6 +219,16 @@ void plan_add_fixes(plan_result *r, const plan_space *s, const plan_pins *pins,
     p = *pins;
     p.micro_batch = 0;
     try_fix(r, s, &p, layouts, "another micro-batch", "--pin micro_batch=auto");
+  }
+  if (pins->interleave) {
+    p = *pins;
+    p.interleave = 0;
+    try_fix(r, s, &p, layouts, "another number of chunks", "--pin interleave=auto");
+  }
+  if (pins->whole_stream) {
+    p = *pins;
+    p.whole_stream = false;
+    try_fix(r, s, &p, layouts, "cut what goes from layer to layer", "--pin sequence_parallel=auto");
   }
   for (int x = 0; x < PLAN_AXES; x++) {
     if (!pins->size[x]) continue;

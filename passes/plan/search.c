@@ -522,19 +522,16 @@ static void find_closest(walk *w) {
     if (b < least) least = b;
   }
   heap h = {0};
-  for (int i = 0; i < w->put_off.n; i++) {
-    const plan_choice *c = &w->outer.at[w->put_off.at[i]].c;
-    if (c->micro_batch > least) continue;
-    int64_t considered = w->stats->considered, pruned = w->stats->pruned;
-    open_outer(w, &h, w->put_off.at[i]);
-    w->stats->considered = considered;
-    w->stats->pruned = pruned;
-  }
+  int64_t considered = w->stats->considered, pruned = w->stats->pruned;  // they were counted
+  for (int i = 0; i < w->put_off.n; i++)
+    if (w->outer.at[w->put_off.at[i]].c.micro_batch == least) open_outer(w, &h, w->put_off.at[i]);
   while (h.n) {
     node x = pop(&h);
     if (x.kind == NODE_AWAY) add_variants(w, &h, &x);
     if (x.kind == NODE_HOMES) add_fitting(w, &h, &x);
   }
+  w->stats->considered = considered;
+  w->stats->pruned = pruned;
   for (int i = 0; i < w->unfits; i++)
     consider(w, &w->unfit[i].c, plan_block_of(w->s, &w->unfit[i].c));
 }

@@ -55,6 +55,9 @@ def check_fields(j, devices):
     assert j["cluster"]["devices"] == devices
     for key in ("considered", "pruned", "seconds", "optimal", "gap", "bound_s"):
         assert key in j["search"], key
+    if j["search"]["optimal"]:  # each point is either ruled out or worked out
+        left = j["search"]["considered"] - j["search"]["pruned"]
+        assert 0 <= left and (j["best"] is None or left == j["search"]["evaluated"]), j["search"]
     for r in j["rejected"]:
         assert set(("plan", "code", "reason", "over_bytes", "slower")) <= set(r), r
     if j["best"] is None:
@@ -144,6 +147,24 @@ def contract():
                 assert b["memory_bytes"]["peak"] <= b["memory_bytes"]["capacity"], fix
                 assert b["step_s"] <= fix["step_s"] * (1 + 1e-9), fix
 
+        # Pins that cost memory are let go: homes where no host has room, chunks, streams that are not cut.
+        rim, pins = os.path.join(folder, "rim.dsm"), "data=1,pipeline=4,tensor=2,ulysses=1,ring=1,zero=0,recompute=none," \
+            "offload=none,micro_batch=1,"
+        tall = [GPT, "--set", "layers=32,hidden=4096,heads=32,vocab=51200,context=2048,seq=2048,batch=16,precision=bf16",
+                "--cluster", rim, "--pin"]
+        vast = [GPT, "--set", "layers=96,hidden=12288,heads=96,batch=512", "--cluster", "dgx-a100-80g:8", "--pin"]
+        for job, memory, flag in ((vast + ["offload=none"], 1, "--pin offload=auto"),
+                                  (tall + [pins + "interleave=4"], 23.2, "--pin interleave=auto"),
+                                  (tall + [pins + "interleave=1,sequence_parallel=false"], 19.8,
+                                   "--pin sequence_parallel=auto")):
+            with open(rim, "w") as f:
+                f.write(RIM % memory)
+            j = plan_json(*job, good=(3,))
+            assert flag in [f["flags"] for f in j["fixes"]], (flag, j["fixes"])
+            check_fields(j, 8)
+            for fix in j["fixes"]:
+                assert plan_json(*apply(job, fix["flags"]))["best"], fix
+
         # With no host, and all that can be let go let go already: shorter sequences, a smaller batch.
         alone = os.path.join(folder, "alone.dsm")
         with open(alone, "w") as f:
@@ -163,6 +184,10 @@ T5 = os.path.join(ROOT, "examples", "t5.dsm")
 ALONE = """
 device small { memory = 1400MiB; reserve = 16MiB; bandwidth = 500GB/s; matmul.bf16 = 100TFLOPS; vector.f32 = 10TFLOPS }
 cluster alone { group all { members = 8 * small; link = switch(100GB/s, 5us) } }
+"""
+RIM = """
+device rim { memory = %gGiB; bandwidth = 1500GB/s; matmul.bf16 = 312TFLOPS; matmul.f32 = 19TFLOPS; vector.f32 = 19TFLOPS }
+cluster rim { group all { members = 8 * rim; link = switch(300GB/s, 5us) } }
 """
 ONE = """
 device one {{ memory = {memory}B; reserve = 1MiB; bandwidth = 50GB/s; matmul.f32 = 1TFLOPS; arch = {arch} }}
