@@ -59,7 +59,7 @@ typedef struct writer {
   cg_context *cg;
   const sched *s;
   table strings, states, args, ios, kernels, gemms, operands, instrs, tasks, runs, entries,
-      settings, functions, numbers, modules;
+      settings, functions, numbers, modules, axes, exchanges;
   map interned;
 } writer;
 
@@ -420,6 +420,8 @@ static size_t lay_all(unsigned char *blob, prog_header *h, writer *w) {
   h->functions = lay_table(blob, &at, &w->functions);
   h->numbers = lay_table(blob, &at, &w->numbers);
   h->modules = lay_table(blob, &at, &w->modules);
+  h->axes = lay_table(blob, &at, &w->axes);
+  h->exchanges = lay_table(blob, &at, &w->exchanges);
   return (at + 7) & ~(size_t)7;
 }
 
@@ -437,6 +439,7 @@ program_bytes program_write(cg_context *cg, const sched *s, const cg_image *imag
   w.entries.record = sizeof(prog_entry), w.settings.record = sizeof(prog_setting);
   w.functions.record = sizeof(prog_function), w.numbers.record = sizeof(int64_t);
   w.modules.record = sizeof(prog_module);
+  w.axes.record = sizeof(prog_axis), w.exchanges.record = sizeof(prog_exchange);
 
   prog_header h = {.version = PROG_VERSION, .header_bytes = sizeof h};
   memcpy(h.magic, PROG_MAGIC, sizeof h.magic);

@@ -205,7 +205,10 @@ static status *check_tables(const prog *p) {
     if (in->operands > p->noperands || in->first_operand > p->noperands - in->operands)
       BAD("instruction %u has operands outside the table", i);
     int want = opcodes[in->op].operands;
-    if (want < 0) {
+    if (in->op == RTOP_exchange) {
+      if (in->kernel >= p->nexchanges) BAD("instruction %u is an unknown exchange", i);
+      want = (int)in->operands;
+    } else if (want < 0) {
       if (in->kernel >= p->nkernels) BAD("instruction %u launches an unknown kernel", i);
       want = (int)p->kernels[in->kernel].nbufs;
       if ((in->op == RTOP_gemm) != (p->kernels[in->kernel].gemm > 0))
@@ -360,6 +363,8 @@ status *prog_open(const void *blob, size_t n, uint64_t code_bytes, prog *p) {
   TABLE(functions, prog_function);
   TABLE(numbers, int64_t);
   TABLE(modules, prog_module);
+  TABLE(axes, prog_axis);
+  TABLE(exchanges, prog_exchange);
 #undef TABLE
   if (p->nstrings == 0 || p->strings[p->nstrings - 1] != 0) BAD("its last string has no end");
   if (!text_ok(p, h->compiler) || !text_ok(p, h->model) || !text_ok(p, h->cpu) ||

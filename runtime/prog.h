@@ -34,8 +34,10 @@ typedef struct prog {
   const prog_function *functions;
   const int64_t *numbers;
   const prog_module *modules;
+  const prog_axis *axes;
+  const prog_exchange *exchanges;
   uint32_t nstrings, nstates, nargs, nios, nkernels, ngemms, noperands, ninstrs, ntasks, nruns,
-      nentries, nsettings, nfunctions, nnumbers, nmodules;
+      nentries, nsettings, nfunctions, nnumbers, nmodules, naxes, nexchanges;
   uint32_t max_operands;  // of any instruction
 } prog;
 

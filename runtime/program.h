@@ -29,6 +29,10 @@
 // and arguments to the mirror and read outputs there; the order fetches and evicts them.
 // A program for the host has one stream, no events and no moves.
 //
+// A program for several *ranks* has a mesh (prog_axis): ranks are numbered row-major over its axes,
+// and differ in their coordinates alone. What they exchange is a record (prog_exchange) that an
+// instruction `exchange` names. Everything said of bytes and shapes here is of one rank.
+//
 // The arena is one allocation of `arena_bytes`: states first (states_bytes, the arguments
 // included), then one region that the entries overlay. Caches lie in that region: `prefill` fills
 // them, `decode` reads and extends them, and any other entry may write over them, so a driver that
@@ -39,17 +43,20 @@
 #include <stdint.h>
 
 #define PROG_MAGIC "DSMPROG\n"
-#define PROG_VERSION 3u
+#define PROG_VERSION 4u
 #define PROG_TRAILER_MAGIC "DSMEXE1\n"
 #define PROG_MAX_RANK 8
+#define PROG_MAX_AXES 8
+#define PROG_MAX_CUTS 4
 #define PROG_MAX_STACK ((uint64_t)4 << 20)
 
 // What a kernel is told besides its buffers. `layer` is the number of the layer in the whole model,
 // `sample0` the global number of the micro-batch's first sample (keys of random draws), `past` the
-// number of positions already decoded.
+// number of positions already decoded, `coord` this rank's coordinates, ORDER prog_header.axes.
 typedef struct dsm_call {
   int64_t layer, micro, sample0, step, past;
   uint64_t seed;
+  int64_t coord[PROG_MAX_AXES];
 } dsm_call;
 
 // A kernel of the host computes cells lo .. hi-1 of its grid; cells are independent of each other.
@@ -77,11 +84,34 @@ enum { PROG_WEIGHT, PROG_OPTIMIZER, PROG_COPY, PROG_CACHE };            // ORDER
 enum { PROG_ZEROS, PROG_ONES, PROG_NORMAL, PROG_UNIFORM, PROG_CONST };  // ORDER INIT (ir/ir.h)
 enum { PROG_TRAIN, PROG_EVAL, PROG_PREFILL, PROG_DECODE };              // ORDER ENTRY (ir/ir.h)
 
+// An axis of the mesh: neighbours on it are `stride` ranks apart, so a rank's coordinate is
+// rank / stride % size. A set of axes, by bits, names *groups*: the ranks that differ in no other
+// coordinate, in the order of their ranks.
+typedef struct prog_axis {
+  prog_str name;
+  uint32_t pad;
+  int64_t size, stride;
+} prog_axis;
+
+// How the ranks of a group share an array of elements: it is `outer` times (as many parts as the
+// group has ranks) times `block` elements, and rank r has part r of each. `whole` is how many
+// elements there are: fewer than parts hold when the last ones are padded (then outer is 1).
+//
+//   element i of a rank is element (i / block * parts + r) * block + i % block of the array,
+//   padding when that is `whole` or more
+typedef struct prog_cut {
+  uint32_t axes, pad;
+  int64_t block, whole;
+} prog_cut;
+
 // A state. `name` holds one '#' where the layer number stands when `layers` > 0; slice k is number
 // first + k*step and lies at offset + k*layer_stride. `dims` leave the layer out.
-// A PROG_COPY is the weight `of`, rounded to bf16: entries keep it so when they change the weight,
-// and vm_make_copies makes it so when the weight came from elsewhere. Kernels may round what is
-// smaller than `init_a` to zero, so that does too.
+// `dims` are those of what a rank has. Without cuts all ranks have the same, else `global` (rank
+// `global_rank`) are those of the whole: the slice, row-major, is cut by cut[0], what that leaves
+// by cut[1], and so on. Ranks that differ only on other axes have the same bytes. A PROG_COPY is
+// the weight `of`, rounded to bf16: entries keep it so when they change the weight, and
+// vm_make_copies makes it so when the weight came from elsewhere. Kernels may round what is smaller
+// than `init_a` to zero, so that does too.
 typedef struct prog_state {
   prog_str name, of;
   uint32_t cls, dtype, rank, init;
@@ -89,6 +119,9 @@ typedef struct prog_state {
   int64_t layers, first, step;          // layers 0: not stacked
   int64_t offset, layer_stride, bytes;  // bytes of one slice (or of the whole when not stacked)
   double init_a;
+  uint32_t global_rank, ncuts;
+  int64_t global[PROG_MAX_RANK];
+  prog_cut cut[PROG_MAX_CUTS];
 } prog_state;
 
 // A named f32 scalar that drivers write before a call: lr, beta1, clip, ...
@@ -130,6 +163,43 @@ typedef struct prog_gemm {
   int64_t ld[3], offset[3];  // A, B, C
   int64_t size[PROG_GEMM_AXES], stride[3][PROG_GEMM_AXES];
 } prog_gemm;
+
+// An exchange among the ranks of each group over `axes`. All of them are one thing: each rank has a
+// piece for each other one (and itself), and puts together what it gets, or adds it up. A piece is
+// a box of size[0] * size[1] * size[2] runs of `run` elements side by side. The one for rank r of
+// the group begins at element r * in_step of what is sent, its runs lie in_stride apart; the one
+// from r goes to r * out_step with out_stride.
+//
+//   all_gather      in_step 0: all get the same      out_step > 0
+//   reduce_scatter  in_step > 0                      out_step 0: pieces are added, in the order of
+//   ranks all_to_all      both part            as all_to_all, but only what a rank has for itself:
+//   nothing is sent all_reduce      the whole, `run` elements: pieces of ceil(run / ranks) are
+//   reduced and gathered send, receive   `run` elements, to and from the rank `step` further on the
+//   one axis of `axes`
+//
+// Where elements are shared as they come, in pieces of `run` of which the last ones may be shorter
+// or empty, `whole` is how many there are; else 0. What a rank then has behind its elements is not
+// written, and counts as padding nowhere.
+// An instruction's operands: what is written, what is read (send: only this; receive: only the
+// former), and `scratch` bytes for what is on its way.
+enum {
+  PROG_ALL_GATHER,
+  PROG_REDUCE_SCATTER,
+  PROG_ALL_REDUCE,
+  PROG_ALL_TO_ALL,
+  PROG_PART,
+  PROG_SEND,
+  PROG_RECEIVE,
+  PROG_EXCHANGES
+};  // ORDER EXCHANGE (ir/place.h)
+enum { PROG_SUM, PROG_MAX, PROG_REDUCTIONS };
+typedef struct prog_exchange {
+  prog_str name;  // of what is moved
+  uint32_t kind, axes, dtype, reduce;
+  uint32_t pad;
+  int64_t size[3], in_stride[3], out_stride[3], run, in_step, out_step;
+  int64_t whole, step, scratch;
+} prog_exchange;
 
 // `gemm` 0: code of ours. Else record gemm - 1 of the products, its operands A, B, C (and where the
 // sums start); `cells` is the number of its matrices. Code of ours lies at code_offset in a program
@@ -187,7 +257,7 @@ enum { PROG_COMPUTE, PROG_COPIES, PROG_COMMUNICATION, PROG_STREAMS };  // ORDER 
 // Flags of an instruction: it runs again in backward what forward ran before (pass recompute).
 enum { PROG_RECOMPUTE = 1 };
 
-// Opcodes: runtime/rtops.def.
+// Opcodes: runtime/rtops.def. `kernel` of an exchange is its record.
 typedef struct prog_instr {
   uint32_t op, kernel, first_operand, operands;
   prog_str note;  // the value it computes and its `.dsm` line, for `schedule`
@@ -215,10 +285,13 @@ typedef struct prog_entry {
   prog_str name;
   uint32_t kind;
   uint32_t first_run, runs, first_input, inputs, first_output, outputs;
-  int64_t batch, micro_batch;  // samples per call, per micro-batch
-  int64_t tokens;              // positions per sample along the decoding or sequence axis
-  int64_t transient_bytes;     // of the overlaid region, the caches included where they are used
-  double flops;                // model FLOPs of one call (no recompute), for MFU
+  int64_t batch, micro_batch;  // samples per call, per micro-batch, of a rank
+  // A call of all ranks takes `batch` samples for each rank of a group over `batch_axes`, each rank
+  // those of its place in the group.
+  uint32_t batch_axes, pad;
+  int64_t tokens;           // positions per sample along the decoding or sequence axis
+  int64_t transient_bytes;  // of the overlaid region, the caches included where they are used
+  double flops;             // model FLOPs of one call (no recompute), for MFU
 } prog_entry;
 
 // A resolved setting of the job by its full name ("train.steps", "gpt2.layers") as text.
@@ -251,6 +324,7 @@ typedef struct prog_header {
   uint64_t step_offset;  // of a device: where a call's prog_step lies, among the arguments
   prog_table strings, states, args, ios, kernels, gemms, operands, instrs, tasks, runs, entries,
       settings, functions, numbers, modules;  // numbers: int64_t
+  prog_table axes, exchanges;                 // no axes: one rank
 } prog_header;
 
 // The last 64 bytes of an executable.

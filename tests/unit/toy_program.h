@@ -146,7 +146,7 @@ typedef struct toy_table {
 
 typedef struct toy {
   toy_table strings, states, args, ios, kernels, gemms, operands, instrs, tasks, runs, entries,
-      settings, functions, numbers, modules;
+      settings, functions, numbers, modules, axes, exchanges;
   bool device;
   unsigned char *blob;
   size_t n;
@@ -630,6 +630,8 @@ static toy *toy_build(const char *read, int kind) {
   h.functions = toy_lay(t, &t->functions, sizeof(prog_function));
   h.numbers = toy_lay(t, &t->numbers, sizeof(int64_t));
   h.modules = toy_lay(t, &t->modules, sizeof(prog_module));
+  h.axes = toy_lay(t, &t->axes, sizeof(prog_axis));
+  h.exchanges = toy_lay(t, &t->exchanges, sizeof(prog_exchange));
   t->n = (t->n + 7) & ~(size_t)7;
   h.total_bytes = t->n;
   memcpy(t->blob, &h, sizeof h);
