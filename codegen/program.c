@@ -12,8 +12,10 @@
 #include <xxhash.h>
 
 #include "codegen/cuda_emit.h"
+#include "codegen/exchange.h"
 #include "codegen/join.h"
 #include "ir/cost.h"
+#include "ir/place.h"
 #include "runtime/program.h"
 
 enum {
@@ -33,6 +35,13 @@ const char *cg_select(void *ctx, sched *s, skip_set skip) {
       sched_instr *in = &s->tasks.at[t].instrs.at[i];
       if (in->code != SCHED_OP) continue;
       if (in->op->code == IR_set || in->op->code == IR_zeros) continue;  // opcodes of the VM
+      if (ir_is_exchange(in->op->code)) {
+        in->scratch_bytes = arena_new(a, int64_t, 1);
+        in->scratch_bytes[0] = cg_exchange_of(s->m, in->op).scratch;
+        in->nscratch = in->scratch_bytes[0] > 0;
+        in->scratch_base = arena_new(a, int64_t, 1);
+        continue;
+      }
       cg_launches *l = arena_new(a, cg_launches, 1);
       const char *why = cg_build(cg, in->op, l);
       if (why) return why;
@@ -90,6 +99,40 @@ static prog_str intern(writer *w, const char *text) {
   return at;
 }
 
+// The axes of a program are those of space; what bits of the mesh are there.
+static uint32_t axes_of(const ir_module *m, unsigned axes) {
+  uint32_t bits = 0;
+  for (int i = 0, n = 0; i < m->mesh->naxes; i++) {
+    if (m->mesh->axis[i].time) continue;
+    bits |= (uint32_t)(axes >> i & 1) << n++;
+  }
+  return bits;
+}
+
+static void add_axes(writer *w) {
+  const ir_mesh *mesh = w->s->m->mesh;
+  int64_t stride = mesh ? mesh_devices(mesh) : 1;
+  for (int i = 0; mesh && i < mesh->naxes; i++) {
+    const ir_axis *x = &mesh->axis[i];
+    if (x->time) continue;
+    stride /= x->size;
+    prog_axis r = {.name = intern(w, x->name), .size = x->size, .stride = stride};
+    table_add(w, &w->axes, &r, sizeof r);
+  }
+}
+
+static void add_shares(const ir_module *m, const ir_state *st, prog_state *r) {
+  _Static_assert(IR_MAX_SHARES == PROG_MAX_CUTS, "as many in programs");
+  int skip = st->stacked ? 1 : 0;
+  r->ncuts = (uint32_t)st->nshares;
+  r->global_rank = (uint32_t)(st->whole.rank - skip);
+  for (int d = skip; d < st->whole.rank; d++) r->global[d - skip] = st->whole.dim[d]->size;
+  for (int i = 0; i < st->nshares; i++)
+    r->cut[i] = (prog_cut){.axes = axes_of(m, st->share[i].axes),
+                           .block = st->share[i].block,
+                           .whole = st->share[i].whole};
+}
+
 static void add_states(writer *w, const cg_image *image) {
   ir_module *m = w->s->m;
   for (int i = 0; i < m->states.n; i++) {
@@ -114,6 +157,7 @@ static void add_states(writer *w, const cg_image *image) {
       r.bytes = p->bytes / r.layers;
       r.layer_stride = r.bytes;
     }
+    if (st->nshares) add_shares(m, st, &r);
     table_add(w, &w->states, &r, sizeof r);
   }
 }
@@ -327,6 +371,21 @@ static void add_launches(writer *w, const sched_instr *in) {
   }
 }
 
+// Operands: the result, what is moved, and bytes for what is on its way.
+static void add_exchange(writer *w, const sched_instr *in) {
+  const ir_op *op = in->op;
+  prog_exchange e = cg_exchange_of(w->s->m, op);
+  e.axes = axes_of(w->s->m, ir_exchange_axes(w->s->m, op));
+  const ir_value *v = op->nout ? op->out[0] : op->in[0];
+  e.name = intern(w, v->name ? v->name : op->path);
+  uint32_t first = w->operands.count, n = 0;
+  if (op->nout) add_operand(w, sched_place_of(w->s, op->out[0]), false, true), n++;
+  if (op->nin) add_operand(w, sched_place_of(w->s, op->in[0]), true, false), n++;
+  sched_place scratch = {.base = in->scratch_base[0], .bytes = in->scratch_bytes[0]};
+  if (e.scratch) add_operand(w, &scratch, true, true), n++;
+  add_instr(w, RTOP_exchange, table_add(w, &w->exchanges, &e, sizeof e), first, n, op, NULL);
+}
+
 static void add_task(writer *w, const sched_task *t) {
   prog_task r = {
       .name = intern(w, t->name), .phase = intern(w, t->phase), .first_instr = w->instrs.count};
@@ -340,6 +399,8 @@ static void add_task(writer *w, const sched_task *t) {
     r.bytes += ir_op_bytes(in->op);
     if (in->op->code == IR_set) {
       add_set(w, in->op);
+    } else if (ir_is_exchange(in->op->code)) {
+      add_exchange(w, in);
     } else if (in->op->code == IR_zeros) {
       const sched_place *p = sched_place_of(w->s, in->op->out[0]);
       add_instr(w, RTOP_zero, 0, add_operand(w, p, false, true), 1, in->op, NULL);
@@ -359,6 +420,9 @@ static void add_entry(writer *w, const sched_entry *e) {
                   .micro_batch = e->micro_batch,
                   .transient_bytes = e->transient_bytes,
                   .flops = e->flops};
+  int data = w->s->m->mesh ? mesh_axis(w->s->m->mesh, "data") : -1;
+  bool batched = e->func->kind == ENTRY_TRAIN || e->func->kind == ENTRY_EVAL;
+  if (data >= 0 && batched) r.batch_axes = axes_of(w->s->m, 1u << data);
   for (int i = 0; i < e->runs.n; i++) {
     const sched_run *run = &e->runs.at[i];
     prog_run p = {.kind = run->kind == SCHED_RUN ? PROG_RUN : PROG_LOOP,
@@ -456,6 +520,7 @@ program_bytes program_write(cg_context *cg, const sched *s, const cg_image *imag
   IR_CHECK(h.stack_bytes <= PROG_MAX_STACK);
   h.code_bytes = (uint64_t)image->n;
 
+  add_axes(&w);
   add_states(&w, image);
   for (int i = 0; i < s->args.n; i++) {
     prog_arg r = {.name = intern(&w, s->args.at[i]), .offset = s->arg_place[i].base};

@@ -12,6 +12,8 @@
 
 #include "frontend/verb_gpu.h"
 #include "frontend/verb_planfile.h"
+#include "frontend/verb_ranks.h"
+#include "passes/plan/plan.h"
 #include "runtime/base/clock.h"
 
 extern const unsigned char dsm_runtime_begin[], dsm_runtime_end[];
@@ -105,6 +107,11 @@ static uint64_t digest_of(const cli *c, const compiled *k, const plan_given *pin
   XXH3_64bits_update(s, pin->recompute_text, strlen(pin->recompute_text));
   XXH3_64bits_update(s, &pin->stream, sizeof pin->stream);
   XXH3_64bits_update(s, &pin->matmul, sizeof pin->matmul);
+  arena text;
+  arena_init(&text);
+  const char *plan = k->plan ? plan_choice_text(&text, &k->plan->choice) : "";
+  XXH3_64bits_update(s, plan, strlen(plan));
+  arena_free(&text);
   XXH3_64bits_update(s, DSMC_VERSION, strlen(DSMC_VERSION));
   uint64_t h = XXH3_64bits_digest(s);
   XXH3_freeState(s);
@@ -133,6 +140,7 @@ static bool lower_and_optimise(cli *c, compiled *k, const plan_given *pin, int64
   pass_options o = pass_defaults();
   set_optimizer(&o, k->job);
   o.batch = k->job->batch;
+  o.mesh = k->mesh;
   o.micro_batch = micro;
   o.device = cg_machine_of(k->cg) != CG_HOST;
   o.stream = pin->stream;
@@ -185,6 +193,7 @@ static void make_program(cli *c, compiled *k) {
                        .cpu = cpu_needs(a, &k->image),
                        .source_digest = k->digest};
   info.plan =
+      k->plan ? arena_printf(a, "%s; micro_batch %lld, recompute %s", plan_choice_text(a, &k->plan->choice), (long long)k->micro_batch, k->recompute ? k->recompute : "none") :
       arena_printf(a, "this-host:1 data=1 pipeline=1 tensor=1 micro_batch=%lld recompute=%s",
                    (long long)k->micro_batch, k->recompute ? k->recompute : "none");
   const char *library = cg_library_name(k->cg);
@@ -216,18 +225,6 @@ static void make_program(cli *c, compiled *k) {
   info.args = args;
   info.nargs = N;
   k->bytes = program_write(k->cg, k->schedule, &k->image, &info);
-}
-
-// What is asked for and not built yet.
-static bool cluster_is_built(cli *c, compiled *k) {
-  const char *cluster = cli_get(c, OPT_CLUSTER);
-  if (cluster && !str_eq(cluster, "this-host") && !str_eq(cluster, "this-host:1")) {
-    fprintf(stderr,
-            "dsmc: cluster `%s`: planned, not built; this-host:1 is what is planned for so far\n",
-            cluster);
-    k->exit_code = EXIT_INPUT;
-  }
-  return k->exit_code == EXIT_GOOD;
 }
 
 // Bytes that an arena may take: 80 % of this host's memory, or what the smallest GPU has for it.
@@ -355,15 +352,16 @@ bool compile_steps(compiled *k, const recompute_mode *mode, int n, ir_module **o
 
 bool compile(cli *c, const char *path, compile_stage stage, compiled *k) {
   compiled asked = {0};
-  bool good = cluster_is_built(c, &asked) && skips_are_known(c, &asked) &&
-              gpu_parse_target(c, &asked.targets);
+  bool good = skips_are_known(c, &asked) && gpu_parse_target(c, &asked.targets);
   *k = asked;
   if (!good || !compile_open(c, path, k)) return false;
   k->targets = asked.targets;
   plan_given pin;
   bool unfit = false;
-  if (!plan_given_read(c, k->program, &pin) ||
-      !plan_given_one_device(c, k->program, &pin, &unfit)) {
+  if (!plan_given_read(c, k->program, &pin)) return false;
+  if (ranks_wanted(c, &pin)) {
+    if (!ranks_plan(c, k, &pin)) return false;
+  } else if (!plan_given_one_device(c, k->program, &pin, &unfit)) {
     if (unfit) k->exit_code = EXIT_UNFIT;
     return false;
   }

@@ -2,6 +2,7 @@
 
 #include <string.h>
 
+#include "ir/place.h"
 #include "ir/view.h"
 
 static double elements(const ir_value *v) { return (double)ir_elements(&v->type); }
@@ -41,6 +42,7 @@ static double region_flops(const ir_region *r) {
 double ir_op_flops(const ir_op *op) {
   const ir_op_info *info = ir_info(op->code);
   if (info->cls != IR_CLASS_OP) return info->flops * elements(op->out[0]);
+  if (ir_is_exchange(op->code)) return 0;
   switch (op->code) {
     case IR_map: return region_flops(op->region[0]) * elements(op->out[0]);
     case IR_repeat: return (double)ir_attr_int(op, "count", 1) * region_flops(op->region[0]);

@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "ir/infer_impl.h"
+#include "ir/place.h"
 
 const char *infer_text_of(const infer *t, int k) {
   return ir_type_text(t->m->arena, &t->op->in[k]->type);
@@ -389,6 +390,39 @@ static const char *check_broadcast(const infer *t, const ir_type *out) {
   return x->dtype == out->dtype ? NULL : SAY("broadcast: the element type changes");
 }
 
+// What moves between ranks has a type of its own: extents of one rank. They must fit the mesh.
+static const char *infer_exchange(const infer *t, ir_type *o) {
+  const ir_op *op = t->op;
+  unsigned axes = ir_exchange_axes(t->m, op);
+  if (!axes) return SAY("%s: the mesh has no axes `%s`", t->name, ir_attr_str(op, "axes", ""));
+  int64_t n = mesh_parts(t->m->mesh, axes), block = ir_attr_int(op, "block", 1);
+  if (op->code == IR_send) return NULL;
+  if (op->nout != 1) return SAY("%s: its type has to be given", t->name);
+  *o = op->code == IR_all_reduce ? op->in[0]->type : op->out[0]->type;
+  if (op->code == IR_receive) return NULL;
+  if (o->dtype != op->in[0]->type.dtype) return SAY("%s: it changes the element type", t->name);
+  int64_t in = ir_elements(&op->in[0]->type), out = ir_elements(o);
+  bool gathers = op->code == IR_all_gather;
+  int64_t mine = gathers ? in : out, all = gathers ? out : in;
+  bool fits = true;
+  if (op->code == IR_all_to_all) {
+    const ir_attr *s = ir_get_attr(op, "shape");
+    int64_t have = 1;
+    for (int i = 0; i < s->n && fits; i++)
+      fits = s->v[i] > 0 && !__builtin_mul_overflow(have, s->v[i], &have);
+    fits = fits && s->n == 5 && have == in && in == out &&
+           s->v[ir_attr_int(op, "turned", 0) ? 1 : 3] % n == 0;
+  } else if (op->code != IR_all_reduce) {
+    // Beside each other, or one after the other with a ragged end.
+    bool boxes = block > 0 && mine % block == 0 && mine <= INT64_MAX / n && all == mine * n;
+    bool flat = mine == block && block == (all + n - 1) / n;
+    fits = boxes || flat;
+  }
+  return fits ? NULL
+              : SAY("%s: %s of %lld ranks is no %s", t->name, infer_text_of(t, 0), (long long)n,
+                    ir_type_text(t->m->arena, o));
+}
+
 // All rows whose rule is "raw", with words behind it or without.
 static const char *infer_raw(const infer *t, ir_type *out, int *nout) {
   const ir_op *op = t->op;
@@ -437,6 +471,13 @@ static const char *infer_raw(const infer *t, ir_type *out, int *nout) {
     case IR_attention_grad_bias: return infer_attention_grad_bias(t, o);
     case IR_repeat: return infer_repeat(t, out, nout);
     case IR_accumulate: *o = op->in[0]->type; return NULL;
+    case IR_all_reduce:
+    case IR_all_gather:
+    case IR_reduce_scatter:
+    case IR_part:
+    case IR_all_to_all:
+    case IR_send:
+    case IR_receive: return infer_exchange(t, o);
     default: IR_BUG("%s has a raw rule and no inference", t->name);
   }
 }

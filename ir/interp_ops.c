@@ -123,6 +123,11 @@ void interp_append(interp_frame *f, const ir_op *op) {
 // LOCAL: the interpreter sees the whole batch as one micro-batch.
 void interp_accumulate(interp_frame *f, const ir_op *op) { interp_reshape(f, op); }
 
+// The interpreter is one rank: what others have it does not know.
+void interp_exchange(interp_frame *f, const ir_op *op) {
+  interp_fail(f, "%s: only ranks can do this, and the interpreter is one", ir_info(op->code)->name);
+}
+
 // ---- tables ------------------------------------------------------------------------------------
 
 // The row of a table an id means, or -1 after a message.

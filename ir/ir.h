@@ -238,6 +238,13 @@ typedef enum ir_init_kind {
   INIT_CONST
 } ir_init_kind;
 
+// How ranks share a state: prog_cut of runtime/program.h; `axes` are bits over the module's mesh.
+typedef struct ir_share {
+  unsigned axes;
+  int64_t block, whole;
+} ir_share;
+#define IR_MAX_SHARES 4
+
 // A value that persists between calls of entries. One made inside a `repeat` is stacked: its first
 // dimension is the layer, and `name` holds one '#' where the number of the layer stands in
 // checkpoints: "h.#.ln_1.weight" with first 0, step 1.
@@ -253,6 +260,12 @@ typedef struct ir_state {
   double weight_decay, lr_scale;  // STATE_WEIGHT: multipliers of this weight (decay 0 or the job's)
   const char *of;                 // STATE_OPTIMIZER, STATE_COPY: the weight it belongs to
   ir_span span;
+  // LOCAL: what a rank has is `type`; `whole` is what all have together (rank 0 of a state that is
+  // not shared: all have the same), of which a slice, row-major, is shared by share[0], what that
+  // leaves by share[1], and so on.
+  ir_type whole;
+  int nshares;
+  ir_share share[IR_MAX_SHARES];
 } ir_state;
 
 // How far the module has come. With IR_SCHEDULE its functions are LOCAL and `schedule` is set.

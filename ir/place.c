@@ -21,6 +21,40 @@ int mesh_axis(const ir_mesh *m, const char *name) {
   return -1;
 }
 
+unsigned mesh_axes(const ir_mesh *m, const char *names) {
+  unsigned axes = 0;
+  for (const char *p = names; m && *p;) {
+    size_t n = strcspn(p, ".");
+    int a = 0;
+    while (a < m->naxes && !(strlen(m->axis[a].name) == n && memcmp(m->axis[a].name, p, n) == 0))
+      a++;
+    if (a == m->naxes || m->axis[a].time) return 0;
+    axes |= 1u << a;
+    p += n + (p[n] == '.');
+  }
+  return axes;
+}
+
+const char *mesh_axes_text(arena *a, const ir_mesh *m, unsigned axes) {
+  sb s = {.arena = a};
+  for (int i = 0; i < m->naxes; i++)
+    if (axes >> i & 1) sb_printf(&s, "%s%s", s.n ? "." : "", m->axis[i].name);
+  return sb_str(&s);
+}
+
+int64_t mesh_parts(const ir_mesh *m, unsigned axes) {
+  int64_t n = 1;
+  for (int i = 0; i < m->naxes; i++)
+    if (axes >> i & 1) n *= m->axis[i].size;
+  return n;
+}
+
+bool ir_is_exchange(ir_opcode code) { return code >= IR_all_reduce && code <= IR_receive; }
+
+unsigned ir_exchange_axes(const ir_module *m, const ir_op *op) {
+  return mesh_axes(m->mesh, ir_attr_str(op, "axes", ""));
+}
+
 int64_t mesh_devices(const ir_mesh *m) {
   int64_t n = 1;
   for (int i = 0; i < m->naxes; i++)

@@ -57,6 +57,10 @@ ir_on_axis place_on(const ir_place *p, int axis);
 ir_index *place_cut_index(const ir_place *p, int axis);
 
 int mesh_axis(const ir_mesh *m, const char *name);  // -1 when absent
+// A set of axes, by bits, as exchanges name it: "data.tensor"; 0 when a name is none of them.
+unsigned mesh_axes(const ir_mesh *m, const char *names);
+const char *mesh_axes_text(arena *a, const ir_mesh *m, unsigned axes);
+int64_t mesh_parts(const ir_mesh *m, unsigned axes);  // ranks of a group: the product of their sizes
 int64_t mesh_devices(const ir_mesh *m);             // product of the space axes
 
 // Placements made in the module's arena; NULL is "replicated everywhere".
@@ -79,6 +83,11 @@ ir_conversion place_convert_on(ir_on_axis from, ir_on_axis to, bool same_index, 
 ir_conversion place_convert(const ir_mesh *mesh, int axis, const ir_place *from,
                             const ir_place *to);
 const char *place_convert_name(ir_conversion c);
+
+// Whether an op moves bytes between ranks (or would: `part`).
+bool ir_is_exchange(ir_opcode code);
+// The axes it moves them over.
+unsigned ir_exchange_axes(const ir_module *m, const ir_op *op);
 
 // "cut batch/data.micro, partial sum/tensor", or "" when replicated everywhere.
 const char *place_print(arena *a, const ir_mesh *mesh, const ir_place *p);

@@ -146,6 +146,8 @@ static void check_place(verifier *v, const ir_op *op, region_kind kind) {
   if (code == IR_at) fail(v, "stands only in the mask or bias of an attention");
   if (ir_accumulates(op) && v->m->stage == IR_GRAPH)
     fail(v, "belongs to LOCAL: GRAPH has no micro-batches");
+  if (ir_is_exchange(code) && v->m->stage == IR_GRAPH)
+    fail(v, "belongs to LOCAL: GRAPH has no ranks");
   if (op->recompute && (v->m->stage == IR_GRAPH || kind != REGION_REPEAT))
     fail(v, "`recompute` belongs to the body of a repeat, in LOCAL");
   bool effect =
@@ -270,10 +272,12 @@ static void check_func(verifier *v, ir_func *f) {
 static bool copies(const ir_state *s, const ir_state *w) {
   if (!w || w->cls != STATE_WEIGHT || w->type.dtype != DT_f32 || s->type.dtype != DT_bf16)
     return false;
-  if (s->stacked != w->stacked || s->type.rank != w->type.rank) return false;
+  if (s->stacked != w->stacked) return false;
   if (s->stacked && (s->first != w->first || s->step != w->step)) return false;
-  for (int d = 0; d < s->type.rank; d++)
-    if (s->type.dim[d]->size != w->type.dim[d]->size) return false;
+  const ir_type *a = s->nshares ? &s->whole : &s->type, *b = w->nshares ? &w->whole : &w->type;
+  if (a->rank != b->rank) return false;
+  for (int d = 0; d < a->rank; d++)
+    if (a->dim[d]->size != b->dim[d]->size) return false;
   return true;
 }
 

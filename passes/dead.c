@@ -10,7 +10,9 @@
 
 #include "passes/pass.h"
 
-static bool has_effect(const ir_op *op) { return op->code == IR_set || op->code == IR_output; }
+static bool has_effect(const ir_op *op) {
+  return op->code == IR_set || op->code == IR_output || op->code == IR_send;
+}
 
 static void drop(void *vec_at, int *n, int i, size_t size) {
   char *at = vec_at;

@@ -8,9 +8,9 @@
 //   - a yield is the result of a non-view op of the body and appears once among the yields, or is
 //     a carried argument that is saved as a stack (its ring then keeps all layers);
 //   - the start of a carried value is made by a non-view op and used by that repeat alone;
-//   - the operand that an op updates in place is made by a kernel of the same region and segment
-//   and
-//     has no other reader (a cache is a state that `append` alone writes);
+//   - the operand that an op updates in place is made by a kernel of the same region and segment,
+//     or is a finished stack that ranks reduce, and has no other reader (a cache is a state that
+//     `append` alone writes);
 //   - stacked operands, invariants and operands of `set` and `output` are no views; an invariant
 //     constant is inside the body instead.
 
@@ -63,6 +63,15 @@ static void legalise_body(ir_module *m, ir_op *loop) {
   }
 }
 
+// A stack that a repeat has made, or a sum over micro-batches, is a place of its own once the loop is
+// over: a reduction among ranks may be made there.
+static bool reduced_in_place(const ir_op *op, const ir_value *v, const ir_region *r) {
+  const ir_op *def = v->def;
+  if (op->code != IR_all_reduce || !def || def->parent != r || v->mark != 1) return false;
+  bool stack = def->code == IR_repeat && v->pos >= ir_attr_int(def, "carried", 0);
+  return (stack || made_here(v, r)) && (def->segment == op->segment || !(op->segment & 1));
+}
+
 // Value->mark holds use counts.
 static void legalise_updates(ir_module *m, ir_region *r) {
   for (int i = 0; i < r->ops.n; i++) {
@@ -70,6 +79,7 @@ static void legalise_updates(ir_module *m, ir_region *r) {
     int k = ir_updated(op);
     if (k < 0 || op->code == IR_append) continue;
     ir_value *v = op->in[k];
+    if (reduced_in_place(op, v, r)) continue;
     if (!made_here(v, r) || v->mark != 1 || v->def->segment != op->segment)
       op->in[k] = copy_at(m, r, i++, v, op->segment);
   }

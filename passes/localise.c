@@ -1,14 +1,15 @@
-// Cuts the batch into micro-batches: GRAPH becomes LOCAL.
+// Cuts the batch among ranks and into micro-batches: GRAPH becomes LOCAL.
 //
 // needs: GRAPH over the whole batch. keeps: meaning; a loss or gradient is that of the whole batch
-// whatever the micro-batch. breaks: extents of the batch index, which become those of a
-// micro-batch.
+// whatever the micro-batch and the ranks. breaks: extents of the batch index, which become those of
+// a micro-batch.
 //
-// Time is a mesh axis here: the batch index is cut by `micro`, and every value has one of three
-// placements on it. Replicated: the same for all micro-batches. CUT: it has the batch index.
+// Time is a mesh axis here: the batch index is cut by `data`, among ranks, and by `micro`, in time.
+// What the one does to a value the other does too, so every value has one of three placements on
+// both. Replicated: the same for all micro-batches. CUT: it has the batch index.
 // PARTIAL: it is a sum over the batch of which each micro-batch has a part. The op table's kinds
 // say which op turns CUT into PARTIAL; PARTIAL goes on through linear ops; anything else needs the
-// whole sum, which `accumulate` makes. A step is a sequence of segments: even ones run once, odd
+// whole sum, which `accumulate` makes, and `all_reduce` of what it has made. A step is a sequence of segments: even ones run once, odd
 // ones once per micro-batch:
 //
 //   0: from states alone | 1: count the valid targets | 2: the total | 3: forward, backward | 4:
@@ -24,19 +25,26 @@
 #include "ir/rule.h"
 #include "passes/pass.h"
 
+typedef VEC(ir_op *) op_list;
+
 typedef struct loc {
   ir_module *m;
   int axis;   // of the mesh: micro
+  int data;   // -1: there is none
   int *time;  // by value id: segment that makes it; -1: inputs, available in all
   const char *error;
 } loc;
 
 static ir_on_axis placed(const loc *c, const ir_value *v) { return place_on(v->place, c->axis); }
 
+static const ir_place *place_by(loc *c, const ir_place *base, ir_on_axis on, int axis) {
+  if (on == ON_REPLICATED || axis < 0) return base;
+  return on == ON_CUT ? place_cut(c->m, base, c->m->batch, axis)
+                      : place_partial(c->m, base, PARTIAL_SUM, axis);
+}
+
 static void set_place(loc *c, ir_value *v, ir_on_axis on) {
-  v->place = on == ON_CUT       ? place_cut(c->m, NULL, c->m->batch, c->axis)
-             : on == ON_PARTIAL ? place_partial(c->m, NULL, PARTIAL_SUM, c->axis)
-                                : NULL;
+  v->place = place_by(c, place_by(c, NULL, on, c->data), on, c->axis);
 }
 
 static bool has_sum_kind(const ir_op_info *info) {
@@ -206,11 +214,39 @@ static ir_value *make_again(loc *c, rebuilt *rb, ir_region *at, ir_value *v, int
   return rb->again[v->id];
 }
 
+// The whole of `v`, of which each micro-batch and each rank has a part: over time first. What ranks
+// exchange comes in the segment behind the loop: `later`.
+static ir_value *complete(loc *c, ir_region *r, ir_value *v, const ir_op *maker, op_list *later) {
+  const ir_mesh *mesh = c->m->mesh;
+  ir_value *now = v;
+  if (place_convert(mesh, c->axis, v->place, NULL) == CONVERT_ACCUMULATE) {
+    ir_op *acc = ir_op_raw(r, IR_accumulate, &now, 1, &v->type, 1);
+    acc->segment = maker->segment;
+    now = acc->out[0];
+    now->place = c->data < 0 ? NULL : place_partial(c->m, NULL, PARTIAL_SUM, c->data);
+  }
+  if (c->data >= 0 && place_convert(mesh, c->data, v->place, NULL) == CONVERT_ALL_REDUCE) {
+    ir_op *all = ir_op_raw(r, IR_all_reduce, &now, 1, &v->type, 1);
+    ir_set_attr(c->m, all, ir_attr_s("axes", mesh->axis[c->data].name));
+    all->segment = maker->segment + 1;
+    r->ops.n--;
+    vec_push(c->m->arena, later, all);
+    now = all->out[0];
+  }
+  IR_CHECK(now != v);
+  now->def->span = maker->span;
+  now->name = v->name;
+  return now;
+}
+
 static const char *localise_func(ir_module *m, ir_func *f) {
   ir_region *r = f->body;
-  // Copies and accumulates get new ids: at most one of each per value and loop.
-  int n = m->next_value * 4 + 1024, nops = r->ops.n;
-  loc c = {.m = m, .axis = mesh_axis(m->mesh, "micro"), .time = arena_new(m->arena, int, n)};
+  // Copies and sums get new ids: at most three for each value and loop.
+  int n = m->next_value * 6 + 1024, nops = r->ops.n;
+  loc c = {.m = m,
+           .axis = mesh_axis(m->mesh, "micro"),
+           .data = mesh_axis(m->mesh, "data"),
+           .time = arena_new(m->arena, int, n)};
   bool *micro = arena_new(m->arena, bool, nops + 1);
   int *when = arena_new(m->arena, int, nops + 1);
 
@@ -277,7 +313,10 @@ static const char *localise_func(ir_module *m, ir_func *f) {
       if (placed(&c, old[i]->in[k]) == ON_PARTIAL && !(micro[i] && takes_partial(&c, old[i], k)))
         want_sum[old[i]->in[k]->id] = true;
   }
-  for (int t = 0; t < segments; t++) {
+  op_list later = {0};
+  for (int t = 0; t <= segments; t++) {
+    for (int i = 0; i < later.n; i++) vec_push(m->arena, &r->ops, later.at[i]);
+    later.n = 0;
     for (int i = 0; i < nops; i++) {
       ir_op *op = old[i];
       if (when[i] != t) continue;
@@ -296,31 +335,37 @@ static const char *localise_func(ir_module *m, ir_func *f) {
       for (int k = 0; k < op->nout; k++) {
         ir_value *v = op->out[k];
         if (placed(&c, v) != ON_PARTIAL || !want_sum[v->id]) continue;
-        IR_CHECK(place_convert(m->mesh, c.axis, v->place, NULL) == CONVERT_ACCUMULATE);
-        ir_op *acc = ir_op_raw(r, IR_accumulate, &v, 1, &v->type, 1);
-        acc->segment = t;
-        acc->span = op->span;
-        acc->out[0]->name = v->name;
-        IR_CHECK(acc->out[0]->id < n);
-        rb.sum[v->id] = acc->out[0];
+        rb.sum[v->id] = complete(&c, r, v, op, &later);
+        IR_CHECK(m->next_value <= n);
       }
     }
   }
   return NULL;
 }
 
+// The axes of space, then time.
+static const ir_mesh *mesh_of(ir_module *m, const pass_options *o, int64_t micros) {
+  ir_mesh *mesh = arena_new(m->arena, ir_mesh, 1);
+  if (o->mesh) *mesh = *o->mesh;
+  IR_CHECK(mesh->naxes < IR_MAX_AXES);
+  mesh->axis[mesh->naxes++] = (ir_axis){.name = "micro", .size = micros, .time = true};
+  return mesh;
+}
+
 const char *pass_localise(ir_module *m, const pass_options *o) {
   if (!m->batch) return NULL;
   ir_index *batch = ir_root(m->batch);
-  int64_t micro = o->micro_batch;
-  if (micro <= 0 || micro >= batch->size) return NULL;
-  if (batch->size % micro)
-    return arena_printf(m->arena, "micro_batch = %lld does not divide batch = %lld",
-                        (long long)micro, (long long)batch->size);
-  ir_mesh *mesh = arena_new(m->arena, ir_mesh, 1);
-  mesh->naxes = 1;
-  mesh->axis[0] = (ir_axis){.name = "micro", .size = batch->size / micro, .time = true};
-  m->mesh = mesh;
+  int data = o->mesh ? mesh_axis(o->mesh, "data") : -1;
+  int64_t ranks = data < 0 ? 1 : o->mesh->axis[data].size, mine = batch->size / ranks;
+  int64_t micro = o->micro_batch > 0 && o->micro_batch < mine ? o->micro_batch : mine;
+  if (batch->size % ranks)
+    return arena_printf(m->arena, "data = %lld does not divide batch = %lld", (long long)ranks,
+                        (long long)batch->size);
+  if (!o->mesh && micro == batch->size) return NULL;
+  if (mine % micro)
+    return arena_printf(m->arena, "micro_batch = %lld does not divide batch = %lld%s",
+                        (long long)micro, (long long)mine, ranks > 1 ? " of a rank" : "");
+  m->mesh = mesh_of(m, o, mine / micro);
   for (int i = 0; i < m->funcs.n; i++) {
     ir_func *f = m->funcs.at[i];
     if (f->kind != ENTRY_TRAIN && f->kind != ENTRY_EVAL) continue;

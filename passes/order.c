@@ -10,6 +10,7 @@
 #include <string.h>
 
 #include "ir/cost.h"
+#include "ir/place.h"
 #include "ir/schedule.h"
 #include "ir/view.h"
 #include "passes/pass.h"
@@ -100,7 +101,8 @@ static void build_entry(sched *s, ir_func *f, int64_t batch) {
   ir_region *r = f->body;
   sched_entry e = {.func = f, .batch = 1, .micro_batch = 1};
   if (m->batch && (f->kind == ENTRY_TRAIN || f->kind == ENTRY_EVAL)) {
-    e.batch = batch;
+    int data = m->mesh ? mesh_axis(m->mesh, "data") : -1;
+    e.batch = data < 0 ? batch : batch / m->mesh->axis[data].size;
     e.micro_batch = ir_root(m->batch)->size;
   }
   int64_t micros = e.batch / e.micro_batch;

@@ -1,0 +1,79 @@
+#include "frontend/verb_ranks.h"
+
+#include <stdio.h>
+#include <string.h>
+
+#include "frontend/verb_plan.h"
+#include "ir/place.h"
+#include "passes/plan/show.h"
+
+// The devices that a cluster's name ends in: "this-host:4" has 4, "this-host" one, others are more.
+bool ranks_wanted(cli *c, const plan_given *given) {
+  const char *name = cli_get(c, OPT_CLUSTER);
+  if (!name) name = given->cluster;
+  return name && !str_eq(name, "this-host") && !str_eq(name, "this-host:1");
+}
+
+// What of a plan no executable does yet, in the words of a pin; NULL: nothing.
+static const char *not_built(arena *a, const plan_choice *x) {
+  static const plan_axis missing[] = {PLAN_PIPELINE, PLAN_TENSOR, PLAN_ULYSSES, PLAN_RING,
+                                      PLAN_EXPERT};
+  for (size_t i = 0; i < sizeof missing / sizeof *missing; i++)
+    if (x->size[missing[i]] > 1)
+      return arena_printf(a, "%s=%lld", plan_axis_name(missing[i]), (long long)x->size[missing[i]]);
+  if (x->zero) return arena_printf(a, "zero=%d", x->zero);
+  if (x->also != PLAN_KEEP) return "recompute of some layers alone";
+  for (int i = 0; i < PLAN_CLASSES; i++)
+    if (x->home[i] != PLAN_DEVICE)
+      return arena_printf(a, "offload=%s:%s", plan_class_name((plan_class)i),
+                          plan_home_name(x->home[i]));
+  return NULL;
+}
+
+static const ir_mesh *mesh_of(arena *a, const plan_choice *x) {
+  ir_mesh *m = arena_new(a, ir_mesh, 1);
+  for (int i = 0; i < PLAN_AXES; i++)
+    if (x->size[x->order[i]] > 1)
+      m->axis[m->naxes++] =
+          (ir_axis){.name = plan_axis_name(x->order[i]), .size = x->size[x->order[i]]};
+  return m;
+}
+
+bool ranks_plan(cli *c, compiled *k, plan_given *given) {
+  static const recompute_mode mode[PLAN_RECOMPUTES] = {RECOMPUTE_NONE, RECOMPUTE_SELECTIVE,
+                                                       RECOMPUTE_FULL};
+  planning p;
+  if (!plan_make(c, &p)) {
+    k->exit_code = p.compiled.exit_code;
+    return false;
+  }
+  const char *cpu = cl_device_at(p.cluster, 0)->arch;
+  if (!cpu || !str_eq(cpu, "cpu")) {
+    fprintf(stderr, "dsmc: cluster `%s`: planned, not built; ranks run on this-host:N so far\n",
+            p.cluster->name);
+    k->exit_code = EXIT_INPUT;
+    return false;
+  }
+  const plan_candidate *best = p.result->best;
+  if (!best) {
+    plan_print_text(p.result, stderr, 100, false);
+    k->exit_code = EXIT_UNFIT;
+    return false;
+  }
+  const char *missing = not_built(c->arena, &best->choice);
+  if (missing) {
+    fprintf(stderr,
+            "dsmc: %s: planned, not built; pin what is, such as --pin data=%lld,zero=0 "
+            "(`dsmc help` and the README's table say what runs)\n",
+            missing, (long long)p.cluster->devices);
+    k->exit_code = EXIT_INPUT;
+    return false;
+  }
+  k->plan = best;
+  k->mesh = mesh_of(c->arena, &best->choice);
+  if (!k->mesh->naxes) k->mesh = NULL;
+  given->pins.micro_batch = best->choice.micro_batch;
+  given->recompute = mode[best->choice.recompute];
+  given->recompute_text = plan_recompute_name(best->choice.recompute);
+  return true;
+}

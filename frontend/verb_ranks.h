@@ -1,0 +1,16 @@
+// Plans for several ranks, from the search to what passes are told.
+#ifndef DSM_FRONTEND_VERB_RANKS_H
+#define DSM_FRONTEND_VERB_RANKS_H
+
+#include "frontend/verb_common.h"
+#include "frontend/verb_planfile.h"
+
+// Whether `--cluster`, or the plan that `--plan` names, has more than one device.
+bool ranks_wanted(cli *c, const plan_given *given);
+
+// Searches as `dsmc plan` does, and makes the best plan that agrees with what is given the one that
+// is built: k->plan, k->mesh, and in `given` its micro-batch and what is recomputed. False after a
+// report: an error, a plan that does not fit, or one with something that is planned but not built.
+bool ranks_plan(cli *c, compiled *k, plan_given *given);
+
+#endif
