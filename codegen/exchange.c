@@ -3,16 +3,16 @@
 #include "ir/place.h"
 #include "runtime/exchange.h"
 
-// Pieces of `run` elements, `outer` times; each rank's own on the one side, all beside each other on
-// the other.
-static void box(prog_exchange *r, int64_t block, int64_t mine, int64_t all, int64_t parts,
-                bool gathers) {
+// Pieces of `block` elements, some times over: each rank's own on the one side, all beside each other
+// on the other.
+static void box(prog_exchange *r, const ir_op *op, int64_t mine, int64_t parts, bool gathers) {
+  int64_t block = ir_attr_int(op, "block", 1), whole = ir_attr_int(op, "whole", 0);
   r->run = block;
   r->size[0] = mine / block;
   *(gathers ? r->in_stride : r->out_stride) = block;
-  *(gathers ? r->out_stride : r->in_stride) = block * parts;
+  *(gathers ? r->out_stride : r->in_stride) = whole ? whole : block * parts;
   *(gathers ? &r->out_step : &r->in_step) = block;
-  if (all != mine * parts) r->whole = all;
+  r->whole = whole;
 }
 
 // o . a . m . b . i: `a` and `b` are what lies cut and whole before, the other way round after.
@@ -43,12 +43,12 @@ prog_exchange cg_exchange_of(const ir_module *m, const ir_op *op) {
       break;
     case IR_all_gather:
       r.kind = PROG_ALL_GATHER;
-      box(&r, ir_attr_int(op, "block", n), n, out, parts, true);
+      box(&r, op, n, parts, true);
       break;
     case IR_reduce_scatter:
     case IR_part:
       r.kind = op->code == IR_part ? PROG_PART : PROG_REDUCE_SCATTER;
-      box(&r, ir_attr_int(op, "block", out), out, n, parts, false);
+      box(&r, op, out, parts, false);
       break;
     case IR_all_to_all:
       r.kind = PROG_ALL_TO_ALL;

@@ -141,6 +141,7 @@ static bool lower_and_optimise(cli *c, compiled *k, const plan_given *pin, int64
   set_optimizer(&o, k->job);
   o.batch = k->job->batch;
   o.mesh = k->mesh;
+  ranks_options(k, &o);
   o.micro_batch = micro;
   o.device = cg_machine_of(k->cg) != CG_HOST;
   o.stream = pin->stream;

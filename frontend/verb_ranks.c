@@ -21,7 +21,9 @@ static const char *not_built(arena *a, const plan_choice *x) {
   for (size_t i = 0; i < sizeof missing / sizeof *missing; i++)
     if (x->size[missing[i]] > 1)
       return arena_printf(a, "%s=%lld", plan_axis_name(missing[i]), (long long)x->size[missing[i]]);
-  if (x->zero) return arena_printf(a, "zero=%d", x->zero);
+  if (x->zero > 1) return arena_printf(a, "zero=%d", x->zero);
+  if (x->zero && x->zero_group != x->size[PLAN_DATA] * x->size[PLAN_ULYSSES] * x->size[PLAN_RING])
+    return arena_printf(a, "zero=%d:%lld", x->zero, (long long)x->zero_group);
   if (x->also != PLAN_KEEP) return "recompute of some layers alone";
   for (int i = 0; i < PLAN_CLASSES; i++)
     if (x->home[i] != PLAN_DEVICE)
@@ -76,4 +78,14 @@ bool ranks_plan(cli *c, compiled *k, plan_given *given) {
   given->recompute = mode[best->choice.recompute];
   given->recompute_text = plan_recompute_name(best->choice.recompute);
   return true;
+}
+
+void ranks_options(const compiled *k, pass_options *o) {
+  static const plan_axis sharing[] = {PLAN_DATA, PLAN_ULYSSES, PLAN_RING};
+  if (!k->plan || !k->mesh) return;
+  o->zero = k->plan->choice.zero;
+  for (size_t i = 0; i < sizeof sharing / sizeof *sharing; i++) {
+    int a = mesh_axis(k->mesh, plan_axis_name(sharing[i]));
+    if (a >= 0) o->zero_axes |= 1u << a;
+  }
 }

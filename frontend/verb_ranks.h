@@ -12,5 +12,7 @@ bool ranks_wanted(cli *c, const plan_given *given);
 // is built: k->plan, k->mesh, and in `given` its micro-batch and what is recomputed. False after a
 // report: an error, a plan that does not fit, or one with something that is planned but not built.
 bool ranks_plan(cli *c, compiled *k, plan_given *given);
+// What the plan asks of passes, but for its mesh, micro-batch and recomputation.
+void ranks_options(const compiled *k, pass_options *o);
 
 #endif

@@ -413,10 +413,10 @@ static const char *infer_exchange(const infer *t, ir_type *o) {
     fits = fits && s->n == 5 && have == in && in == out &&
            s->v[ir_attr_int(op, "turned", 0) ? 1 : 3] % n == 0;
   } else if (op->code != IR_all_reduce) {
-    // Beside each other, or one after the other with a ragged end.
-    bool boxes = block > 0 && mine % block == 0 && mine <= INT64_MAX / n && all == mine * n;
-    bool flat = mine == block && block == (all + n - 1) / n;
-    fits = boxes || flat;
+    int64_t whole = ir_attr_int(op, "whole", 0), boxes = block > 0 ? mine / block : 0;
+    bool shares = whole ? block == (whole + n - 1) / n && all / whole == boxes && all % whole == 0
+                        : mine <= INT64_MAX / n && all == mine * n;
+    fits = boxes > 0 && mine % block == 0 && shares;
   }
   return fits ? NULL
               : SAY("%s: %s of %lld ranks is no %s", t->name, infer_text_of(t, 0), (long long)n,

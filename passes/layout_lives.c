@@ -21,6 +21,7 @@
 
 #include <string.h>
 
+#include "ir/place.h"
 #include "ir/rule.h"
 #include "passes/layout.h"
 
@@ -112,7 +113,8 @@ static map last_reads(arena *a, const ir_region *r) {
 // True when `v`, which is to be set into state `name`, may be written there.
 static bool in_place(lay *l, const map *last, const char *name, const ir_value *v) {
   ir_op *def = v->def;
-  bool in_step = def && (ir_is_elementwise(def) || ir_epilogue(def) >= 0);
+  bool in_step = def && (ir_is_elementwise(def) || ir_epilogue(def) >= 0 ||
+                         (ir_is_exchange(def->code) && ir_updated(def) < 0));
   if (!in_step || lay_bound(l, v)) return false;
   const int *read = map_get(last, name);
   if (read && *read > def->mark) return false;
