@@ -459,6 +459,7 @@ void cg_build_norm_w(bld *b) {
 // Is the target a class that counts? Ignored and out-of-range targets do not.
 static k_value *counts(rows *w, k_value *target, int64_t n) {
   k_kernel *k = w->b->k;
+  if (ir_attr_int(w->b->op, "part", 0)) return k_const(k, K_BOOL, 1);
   k_value *ok =
       k_scalar(k, IR_and, k_scalar(k, IR_ge, target, k_const(k, target->type, 0), NULL),
                k_scalar(k, IR_lt, target, k_const(k, target->type, (double)n), NULL), NULL);

@@ -2,6 +2,7 @@
 #include <math.h>
 
 #include "codegen/build_impl.h"
+#include "ir/place.h"
 
 // gather(table[v, h...], ids[i...]) -> [i..., h...]: a tile is some ids by some of the row.
 void cg_build_gather(bld *b) {
@@ -232,5 +233,21 @@ void cg_build_rope(bld *b) {
   b_store(b, &ty, k_sub(k, k_mul(k, x1, c), k_mul(k, x2, s)), w);
   b_store(b, &ty, k_add(k, k_mul(k, x2, c), k_mul(k, x1, s)), w2);
   b_loop_end(b, &l, NULL);
+  b_end(b);
+}
+
+// Where this rank's part of an index begins: its place in the group, major axis first.
+void cg_build_place(bld *b) {
+  const ir_module *m = cg_module(b->cg);
+  unsigned axes = ir_exchange_axes(m, b->op);
+  b_begin(b, "place");
+  k_kernel *k = b->k;
+  cg_tensor y = b_write(b, b->op->out[0]);
+  k_value *at = k_int(k, 0);
+  for (int a = 0; a < m->mesh->naxes; a++)
+    if (axes >> a & 1)
+      at = k_add(k, k_muli(k, at, m->mesh->axis[a].size), k_call(k, (k_field)(K_COORD + a)));
+  at = k_muli(k, at, ir_attr_int(b->op, "scale", 1));
+  b_store(b, &y, k_cast(k, at, K_I32), (k_access){.base = k_int(k, 0)});
   b_end(b);
 }

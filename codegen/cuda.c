@@ -193,6 +193,7 @@ static const char *field_text(const k_stmt *s) {
   static const char *const text[] = {
       "a.layer",      "a.micro",      "(a.step->sample0 + a.sample)",
       "a.step->step", "a.step->past", "(d_i64)a.step->seed"};  // ORDER k_field
+  if (s->i >= K_COORD) IR_BUG("a coordinate of ranks in code for a GPU");
   return text[s->i];
 }
 

@@ -507,7 +507,7 @@ void host_kernel(host *h, const k_kernel *k, const char *symbol) {
   for (int i = 0; i < k->nbuffers; i++)
     h->buf[i] = LLVMBuildLoad2(h->b, ptr, h_element(h, ptr, LLVMGetParam(h->fn, 0), h_i64(h, i)),
                                k->buffer[i].name);
-  for (int i = 0; i < 6; i++)
+  for (int i = 0; i < K_FIELDS; i++)
     h->call[i] =
         LLVMBuildLoad2(h->b, i64, h_element(h, i64, LLVMGetParam(h->fn, 1), h_i64(h, i)), "");
   h->nowhere = h_alloca(h, LLVMArrayType2(LLVMInt8TypeInContext(h->context), 64), 64);

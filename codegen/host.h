@@ -56,7 +56,7 @@ typedef struct host {
   LLVMBasicBlockRef entry;  // allocas go before its last statement
   LLVMValueRef entry_end;
   LLVMValueRef buf[K_MAX_BUFFERS];
-  LLVMValueRef call[6];  // ORDER CALL
+  LLVMValueRef call[K_FIELDS];  // ORDER CALL
   LLVMValueRef coord[K_MAX_GRID];
   LLVMValueRef nowhere;  // readable bytes for lanes that must not touch memory
   h_value *at;           // by value id

@@ -74,7 +74,12 @@ static void print_stmt(sb *out, const k_kernel *k, const k_stmt *s, int depth) {
       }
       break;
     case K_GRID: sb_printf(out, "grid %lld", (long long)s->i); break;
-    case K_FIELD: sb_printf(out, "call.%s", field[s->i]); break;
+    case K_FIELD:
+      if (s->i < K_COORD)
+        sb_printf(out, "call.%s", field[s->i]);
+      else
+        sb_printf(out, "call.coord%d", (int)(s->i - K_COORD));
+      break;
     case K_IOTA: sb_printf(out, "iota %s", s->axis ? "c" : "r"); break;
     case K_SCALAR: sb_printf(out, "%s ", ir_info(s->op)->name); break;
     case K_FMA: sb_puts(out, "fma "); break;

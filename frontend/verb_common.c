@@ -128,7 +128,8 @@ static void set_optimizer(pass_options *o, const job *j) {
 static bool lower_and_optimise(cli *c, compiled *k, const plan_given *pin, int64_t micro,
                                compile_stage stage) {
   double t = clock_s();
-  k->module = sema_lower(k->program, k->job, SEMA_TRAIN | SEMA_EVAL | SEMA_TRY_DECODE);
+  k->module = sema_lower(k->program, k->job,
+                         k->distribution ? SEMA_TRAIN : SEMA_TRAIN | SEMA_EVAL | SEMA_TRY_DECODE);
   if (!k->module) return false;
   report_stage(c, "lower", t);
   k->generates = ir_func_find(k->module, "decode") != NULL;
@@ -141,10 +142,10 @@ static bool lower_and_optimise(cli *c, compiled *k, const plan_given *pin, int64
   set_optimizer(&o, k->job);
   o.batch = k->job->batch;
   o.mesh = k->mesh;
-  ranks_options(k, &o);
   o.micro_batch = micro;
   o.device = cg_machine_of(k->cg) != CG_HOST;
   o.stream = pin->stream;
+  ranks_options(k, &o);
   o.recompute = pin->recompute;
   o.recompute_bytes = pin->recompute_bytes;
   o.recomputed = &k->recomputed;

@@ -5,6 +5,7 @@
 
 #include "frontend/verb_plan.h"
 #include "ir/place.h"
+#include "passes/distribute.h"
 #include "passes/plan/show.h"
 
 // The devices that a cluster's name ends in: "this-host:4" has 4, "this-host" one, others are more.
@@ -16,8 +17,7 @@ bool ranks_wanted(cli *c, const plan_given *given) {
 
 // What of a plan no executable does yet, in the words of a pin; NULL: nothing.
 static const char *not_built(arena *a, const plan_choice *x) {
-  static const plan_axis missing[] = {PLAN_PIPELINE, PLAN_TENSOR, PLAN_ULYSSES, PLAN_RING,
-                                      PLAN_EXPERT};
+  static const plan_axis missing[] = {PLAN_PIPELINE, PLAN_EXPERT};
   for (size_t i = 0; i < sizeof missing / sizeof *missing; i++)
     if (x->size[missing[i]] > 1)
       return arena_printf(a, "%s=%lld", plan_axis_name(missing[i]), (long long)x->size[missing[i]]);
@@ -39,6 +39,19 @@ static const ir_mesh *mesh_of(arena *a, const plan_choice *x) {
       m->axis[m->naxes++] =
           (ir_axis){.name = plan_axis_name(x->order[i]), .size = x->size[x->order[i]]};
   return m;
+}
+
+// The axes inside a stage; NULL when none has more than one rank.
+static const distribution *distribution_of(arena *a, const cl_cluster *cluster,
+                                           const plan_choice *x, const ir_mesh *mesh) {
+  distribution *d = arena_new(a, distribution, 1);
+  bool any = false;
+  *d = (distribution){.cluster = cluster, .key = plan_key_of(x)};
+  for (int i = 0; i < BL_INNER; i++) {
+    d->axis[i] = mesh ? mesh_axis(mesh, plan_axis_name(bl_axis_of(i))) : -1;
+    any |= d->axis[i] >= 0;
+  }
+  return any ? d : NULL;
 }
 
 bool ranks_plan(cli *c, compiled *k, plan_given *given) {
@@ -74,6 +87,7 @@ bool ranks_plan(cli *c, compiled *k, plan_given *given) {
   k->plan = best;
   k->mesh = mesh_of(c->arena, &best->choice);
   if (!k->mesh->naxes) k->mesh = NULL;
+  k->distribution = distribution_of(c->arena, p.cluster, &best->choice, k->mesh);
   given->pins.micro_batch = best->choice.micro_batch;
   given->recompute = mode[best->choice.recompute];
   given->recompute_text = plan_recompute_name(best->choice.recompute);
@@ -84,6 +98,8 @@ void ranks_options(const compiled *k, pass_options *o) {
   static const plan_axis sharing[] = {PLAN_DATA, PLAN_ULYSSES, PLAN_RING};
   if (!k->plan || !k->mesh) return;
   o->zero = k->plan->choice.zero;
+  o->distribution = k->distribution;
+  if (o->distribution) o->stream = 0;  // nothing in chunks
   for (size_t i = 0; i < sizeof sharing / sizeof *sharing; i++) {
     int a = mesh_axis(k->mesh, plan_axis_name(sharing[i]));
     if (a >= 0) o->zero_axes |= 1u << a;

@@ -397,6 +397,10 @@ static const char *infer_exchange(const infer *t, ir_type *o) {
   if (!axes) return SAY("%s: the mesh has no axes `%s`", t->name, ir_attr_str(op, "axes", ""));
   int64_t n = mesh_parts(t->m->mesh, axes), block = ir_attr_int(op, "block", 1);
   if (op->code == IR_send) return NULL;
+  if (op->code == IR_place) {
+    *o = ir_scalar(DT_i32);
+    return NULL;
+  }
   if (op->nout != 1) return SAY("%s: its type has to be given", t->name);
   *o = op->code == IR_all_reduce ? op->in[0]->type : op->out[0]->type;
   if (op->code == IR_receive) return NULL;
@@ -476,6 +480,7 @@ static const char *infer_raw(const infer *t, ir_type *out, int *nout) {
     case IR_reduce_scatter:
     case IR_part:
     case IR_all_to_all:
+    case IR_place:
     case IR_send:
     case IR_receive: return infer_exchange(t, o);
     default: IR_BUG("%s has a raw rule and no inference", t->name);

@@ -11,11 +11,13 @@
 //   - the operand that an op updates in place is made by a kernel of the same region and segment,
 //     or is a finished stack that ranks reduce, and has no other reader (a cache is a state that
 //     `append` alone writes);
+//   - what ranks exchange is no view;
 //   - stacked operands, invariants and operands of `set` and `output` are no views; an invariant
 //     constant is inside the body instead.
 
 #include <string.h>
 
+#include "ir/place.h"
 #include "ir/view.h"
 #include "passes/pass.h"
 
@@ -72,6 +74,17 @@ static bool reduced_in_place(const ir_op *op, const ir_value *v, const ir_region
   return (stack || made_here(v, r)) && (def->segment == op->segment || !(op->segment & 1));
 }
 
+// What ranks exchange lies in one block.
+static void legalise_exchanges(ir_module *m, ir_region *r) {
+  for (int i = 0; i < r->ops.n; i++) {
+    ir_op *op = r->ops.at[i];
+    ir_op *def = op->nin ? op->in[0]->def : NULL;
+    if (!ir_is_exchange(op->code) || !def) continue;
+    if (ir_is_view(def) || def->code == IR_const)
+      op->in[0] = copy_at(m, r, i++, op->in[0], op->segment);
+  }
+}
+
 // Value->mark holds use counts.
 static void legalise_updates(ir_module *m, ir_region *r) {
   for (int i = 0; i < r->ops.n; i++) {
@@ -87,6 +100,9 @@ static void legalise_updates(ir_module *m, ir_region *r) {
 
 static void legalise_func(ir_module *m, ir_func *f) {
   ir_region *r = f->body;
+  legalise_exchanges(m, r);
+  for (int i = 0; i < r->ops.n; i++)
+    if (r->ops.at[i]->code == IR_repeat) legalise_exchanges(m, r->ops.at[i]->region[0]);
   pass_count_uses(r);
   legalise_updates(m, r);
   for (int i = 0; i < r->ops.n; i++)

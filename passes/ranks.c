@@ -83,22 +83,26 @@ static ir_value *reduced(ir_module *m, ir_region *r, ir_value *v, unsigned axes,
   return now;
 }
 
-void ranks_complete_norm(ir_module *m, ir_func *f, const unsigned *axes) {
+static unsigned partial_of(const ir_value *v) {
+  return v->place && v->place->partial == PARTIAL_SUM ? v->place->partial_axes : 0;
+}
+
+void ranks_complete_norm(ir_module *m, ir_func *f) {
   ir_region *r = f->body;
   ir_op *norm = norm_op(r);
   if (!norm) return;
   value_list sums = {0}, terms = {0};
   bool plain = find_sums(m, norm, &sums), any = false;
-  for (int i = 0; i < sums.n; i++) any |= axes[sums.at[i]->id] != 0;
+  for (int i = 0; i < sums.n; i++) any |= partial_of(sums.at[i]) != 0;
   if (!any) return;
   int at = pass_number_of(norm), before = r->ops.n, segment = norm->segment;
   if (plain) {
     bool *done = arena_new(m->arena, bool, sums.n);
     for (int i = 0; i < sums.n; i++) {
-      unsigned over = axes[sums.at[i]->id];
+      unsigned over = partial_of(sums.at[i]);
       value_list same = {0};
       for (int k = i; k < sums.n && !done[i]; k++)
-        if (axes[sums.at[k]->id] == over && (k == i || !done[k])) {
+        if (partial_of(sums.at[k]) == over && (k == i || !done[k])) {
           vec_push(m->arena, &same, sums.at[k]);
           if (k > i) done[k] = true;
         }
@@ -115,8 +119,8 @@ void ranks_complete_norm(ir_module *m, ir_func *f, const unsigned *axes) {
     // A weight of one element is squared where all is added: each sum is made whole by itself.
     for (int i = 0; i < sums.n; i++) {
       ir_value *v = sums.at[i];
-      if (!axes[v->id]) continue;
-      ir_value *now = reduced(m, r, v, axes[v->id], segment);
+      if (!partial_of(v)) continue;
+      ir_value *now = reduced(m, r, v, partial_of(v), segment);
       ir_replace_uses(r, v, now);
       now->def->in[0] = v;
     }

@@ -13,8 +13,9 @@
 ir_value *ranks_exchange(ir_module *m, ir_region *r, ir_opcode code, ir_value *v, const ir_type *t,
                          unsigned axes, int64_t block, int64_t whole);
 
-// The gradient norm is the root of a sum of sums of squares. Those with axes (by value id) are of
-// what a rank has: they are added up and made whole by one all_reduce for each set of axes.
-void ranks_complete_norm(ir_module *m, ir_func *f, const unsigned *axes);
+// The gradient norm is the root of a sum of sums of squares. Those that are partial over axes of
+// space are of what a rank has: they are added up and made whole by one all_reduce for each set of
+// axes.
+void ranks_complete_norm(ir_module *m, ir_func *f);
 
 #endif

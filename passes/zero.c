@@ -27,7 +27,6 @@ typedef struct zero {
   ir_func *f;
   unsigned axes;
   int64_t ranks;
-  unsigned *over;  // by value id: axes that a sum of squares is to be completed over
 } zero;
 
 // How a weight is shared.
@@ -132,7 +131,9 @@ static void sum_part(zero *z, ir_op *sum, ir_value *part) {
   for (int d = 0; d < part->type.rank; d++) axes[d] = d;
   sum->in[0] = part;
   ir_set_attr(z->m, sum, ir_attr_v("axes", axes, part->type.rank));
-  z->over[sum->out[0]->id] |= z->axes;
+  for (int a = 0; a < z->m->mesh->naxes; a++)
+    if (z->axes >> a & 1)
+      sum->out[0]->place = place_partial(z->m, sum->out[0]->place, PARTIAL_SUM, a);
 }
 
 static void share_update(zero *z, ir_op *op, ir_state *w, ir_op *sum) {
@@ -165,23 +166,25 @@ static void share_update(zero *z, ir_op *op, ir_state *w, ir_op *sum) {
   }
 }
 
+static void share_updates(zero *z) {
+  VEC(ir_op *) updates = {0};
+  ir_region *r = z->f->body;
+  ir_op *sum;
+  for (int i = 0; i < r->ops.n; i++)
+    if (updated_by(z, r->ops.at[i]) && gradient_is_simple(z, r->ops.at[i], &sum))
+      vec_push(z->m->arena, &updates, r->ops.at[i]);
+  for (int i = 0; i < updates.n; i++) {
+    ir_state *w = updated_by(z, updates.at[i]);
+    gradient_is_simple(z, updates.at[i], &sum);
+    share_update(z, updates.at[i], w, sum);
+  }
+}
+
 const char *pass_zero(ir_module *m, const pass_options *o) {
   ir_func *f = ir_func_find(m, "train_step");
-  if (!o->zero || !o->zero_axes || !f || !m->mesh) return NULL;
+  if (!f || !m->mesh) return NULL;
   zero z = {.m = m, .f = f, .axes = o->zero_axes, .ranks = mesh_parts(m->mesh, o->zero_axes)};
-  z.over = arena_new(m->arena, unsigned, m->next_value);
-  VEC(ir_op *) updates = {0};
-  for (int i = 0; i < f->body->ops.n; i++) {
-    ir_op *sum;
-    if (updated_by(&z, f->body->ops.at[i]) && gradient_is_simple(&z, f->body->ops.at[i], &sum))
-      vec_push(m->arena, &updates, f->body->ops.at[i]);
-  }
-  for (int i = 0; i < updates.n; i++) {
-    ir_op *sum;
-    ir_state *w = updated_by(&z, updates.at[i]);
-    gradient_is_simple(&z, updates.at[i], &sum);
-    share_update(&z, updates.at[i], w, sum);
-  }
-  ranks_complete_norm(m, f, z.over);
+  if (o->zero && o->zero_axes) share_updates(&z);
+  ranks_complete_norm(m, f);
   return NULL;
 }

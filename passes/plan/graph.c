@@ -35,7 +35,8 @@ const char *pg_op_name(const pg_op *op) {
 
 // `skip`: leading dims that are layers.
 static int new_value(reader *r, const ir_value *v, int skip, int layers) {
-  pg_value p = {.v = v, .layers = layers, .elements = 1, .view_of = -1};
+  pg_value p = {
+      .v = v, .layers = layers, .elements = 1, .view_of = -1, .rank = v->type.rank - skip};
   ir_index *cut[IR_MAX_LEAVES];
   int at[IR_MAX_LEAVES];
   for (int d = skip; d < v->type.rank; d++) {
@@ -296,6 +297,8 @@ pg_graph *pg_read(arena *a, ir_module *m) {
   r.of = arena_new(a, int, m->next_value);
   r.forward = arena_new(a, bool, m->next_value);
   memset(r.of, -1, sizeof *r.of * (size_t)m->next_value);
+  g->of = r.of;
+  g->nof = m->next_value;
   ir_region *top = f->body;
   int loops = 0;
   for (int i = 0; i < top->ops.n; i++) {
@@ -305,6 +308,7 @@ pg_graph *pg_read(arena *a, ir_module *m) {
     if (op->segment % 2) r.segment = op->segment;  // the last loop over micro-batches
     loops += is_layers(op);
   }
+  g->segment = r.segment;
   reserve(&r, top);
   // Pieces of the forward part, then the same ones backwards.
   int at = new_piece(&r, NULL, 1), forward = 0;

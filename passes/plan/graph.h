@@ -47,6 +47,7 @@ typedef struct pg_value {
   bool gradient;           // of a weight, summed over micro-batches
   bool carried;            // by a repeat
   int layers;              // of a stack or a stacked state; else 1
+  int rank;                // dims, a layer's not counted
   int nleaf;               // indices that axes may cut: neither batch nor layer, extent > 1
   ir_index **leaf;
   int *dim;  // the dim that holds the leaf (a layer's dim not counted)
@@ -77,6 +78,9 @@ typedef struct pg_graph {
   VEC(pg_value) value;
   VEC(pg_op) op;  // in the order they run
   VEC(pg_piece) piece;
+  const int *of;          // by id of an ir_value that existed: its value; -1: none
+  int nof;                // length of `of`
+  int segment;            // of forward and backward (ir_op)
   double parameters;      // logical, each once
   double flops;           // model FLOPs of one sample, forward and backward: products and attention
   double hardware_flops;  // with what is run again

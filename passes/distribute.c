@@ -1,0 +1,364 @@
+// Writes placements down: extents of one rank, and exchanges where a value changes its placement.
+//
+// needs: LOCAL before products carry epilogues, nothing in chunks; pass_options.distribution.
+// keeps: what is computed, but for the order in which parts of sums are added. breaks: global
+// shapes; entries but train_step are refused.
+//
+// Ops of forward and backward ask for their operands in the placement of their strategy; what the
+// graph calls enter, carry, leave and store are operands, yields and results of repeats. What comes
+// behind (norm, clipping, updates) follows the gradients: each is brought to where its weight lies,
+// and element by element the rest has that placement too. A gradient that the graph leaves partial
+// over axes on which its weight is whole is summed with those of the data ranks.
+#include "passes/distribute_impl.h"
+
+#include <string.h>
+
+#include "ir/place.h"
+#include "ir/view.h"
+#include "passes/pass.h"
+#include "passes/ranks.h"
+
+// ---- the answer of the planner ------------------------------------------------------------------
+
+static const sh_domain domain_of[BL_INNER] = {SH_ANY, SH_ACTIVATIONS, SH_SEQUENCE};
+
+// As bl_make asks: the same graph at the same costs has the same answer.
+static const char *solve(dist *d) {
+  int nv = d->g->value.n, no = d->g->op.n;
+  double *value_part = arena_new(d->scratch, double, nv + 1);
+  double *op_part = arena_new(d->scratch, double, no + 1);
+  for (int v = 0; v < nv; v++) value_part[v] = 1;
+  for (int i = 0; i < no; i++) op_part[i] = 1;
+  for (int x = BL_INNER - 1; x >= 0; x--) {
+    const char *why = NULL;
+    if (d->d->key.size[x] == 1) continue;
+    sh_env e = {.cluster = d->d->cluster,
+                .device = cl_device_at(d->d->cluster, 0),
+                .size = d->d->key.size[x],
+                .stride = d->d->key.stride[x],
+                .domain = domain_of[x],
+                .whole_stream = x == 0 && d->d->key.whole_stream,
+                .micro_batch = d->d->key.micro_batch,
+                .micro_batches = 8};
+    d->axis[x] = sh_solve(d->scratch, d->rules, &e, value_part, op_part, &why);
+    if (!d->axis[x]) return why;
+    for (int v = 0; v < nv; v++) value_part[v] *= d->axis[x]->value_part[v];
+    for (int i = 0; i < no; i++) op_part[i] *= d->axis[x]->op_part[i];
+  }
+  return NULL;
+}
+
+// The first index that some placement cuts in parts which do not divide it; NULL: none.
+static const ir_index *indivisible(const dist *d, int64_t *parts) {
+  for (int v = 0; v < d->g->value.n; v++) {
+    const pg_value *p = &d->g->value.at[v];
+    for (int l = 0; l < p->nleaf; l++) {
+      *parts = 1;
+      for (int x = 0; x < BL_INNER; x++)
+        if (d->axis[x] && d->axis[x]->code[v] == SH_LEAF + l) *parts *= d->d->key.size[x];
+      if (p->leaf[l]->size % *parts) return p->leaf[l];
+    }
+  }
+  return NULL;
+}
+
+// ---- numbers of ops -----------------------------------------------------------------------------
+
+static void number_ops(const dist *d, ir_region *top) {
+  for (int i = 0; i < top->ops.n; i++) {
+    ir_op *op = top->ops.at[i];
+    op->mark = 0;
+    for (int k = 0; op->code == IR_repeat && k < op->region[0]->ops.n; k++)
+      op->region[0]->ops.at[k]->mark = 0;
+  }
+  for (int i = 0; i < d->g->op.n; i++)
+    if (d->g->op.at[i].kind == PG_OP) ((ir_op *)(uintptr_t)d->g->op.at[i].op)->mark = i + 1;
+}
+
+// The graph's op of a kind that makes (side 1) or takes (side 0) a value; -1: none.
+static int move_of(const dist *d, pg_kind kind, int side, int value) {
+  for (int i = 0; i < d->g->op.n; i++) {
+    const pg_op *p = &d->g->op.at[i];
+    if (p->kind == kind && (side ? p->out[0] : p->in[0]) == value) return i;
+  }
+  return -1;
+}
+
+// ---- forward and backward -----------------------------------------------------------------------
+
+static void set_type(dist *d, ir_value *v) {
+  int value = dist_value(d, v);
+  if (value < 0) return;
+  ir_type t = dist_local(d, &d->whole[v->id], value, dist_made(d, value));
+  t.dtype = v->type.dtype;
+  v->type = t;
+}
+
+static void put(dist *d, ir_region *r, ir_op *op) { vec_push(d->m->arena, &r->ops, op); }
+
+// A scalar that the op makes a part of, on each rank: made whole at once.
+static void complete_scalars(dist *d, ir_region *r, ir_op *op, int number) {
+  unsigned axes = 0;
+  for (int x = 0; x < BL_INNER; x++) {
+    if (!d->axis[x]) continue;
+    const sh_strategy *s = &d->rules->strategy[number][d->axis[x]->strategy[number]];
+    bool part = s->cuts;
+    for (int k = 0; k < op->nin; k++) part |= s->code[k] == SH_PARTIAL;
+    if (part) axes |= 1u << d->d->axis[x];
+  }
+  for (int k = 0; k < op->nout && axes; k++) {
+    ir_value *v = op->out[k];
+    if (v->type.rank) continue;
+    ir_value *all = ranks_exchange(d->m, r, IR_all_reduce, v, &v->type, axes, 0, 0);
+    all->def->segment = op->segment;
+    d->stands[v->id] = all;
+  }
+}
+
+static void place_op(dist *d, ir_region *r, ir_op *op) {
+  int number = op->mark - 1;
+  if (number < 0) {  // of no graph: leaves, outputs, and what counts the batch
+    for (int k = 0; k < op->nin; k++)
+      op->in[k] = dist_form(d, r, op->segment, op->in[k], (codes){{0}});
+    if (op->code == IR_state) set_type(d, op->out[0]);
+    put(d, r, op);
+    return;
+  }
+  for (int k = 0; k < op->nin; k++)
+    op->in[k] = dist_form(d, r, op->segment, op->in[k], dist_side(d, number, k));
+  for (int k = 0; k < op->nout; k++) set_type(d, op->out[k]);
+  put(d, r, op);
+  if (!d->error) dist_adapt(d, r, op, number);
+  complete_scalars(d, r, op, number);
+}
+
+// What a body reads of an invariant in another placement is brought there once, before the loop.
+static void hoist(dist *d, ir_region *r, ir_op *loop) {
+  ir_region *body = loop->region[0];
+  int first = (int)ir_attr_int(loop, "carried", 0) + (int)ir_attr_int(loop, "stacked", 0);
+  for (int i = first, n = loop->nin; i < n; i++) {
+    ir_value *arg = body->args.at[1 + i];
+    int value = dist_value(d, arg);
+    if (value < 0 || d->g->value.at[value].weight) continue;
+    for (int o = 0; o < body->ops.n; o++) {
+      const ir_op *op = body->ops.at[o];
+      for (int k = 0; k < op->nin && op->mark; k++) {
+        if (op->in[k] != arg) continue;
+        codes in = dist_side(d, op->mark - 1, k);
+        bool same = codes_same(in, dist_made(d, value));
+        for (int f = 0; f < d->forms.n; f++)
+          same |= d->forms.at[f].of == arg && codes_same(d->forms.at[f].in, in);
+        if (same) continue;
+        ir_value *outer = dist_form(d, r, loop->segment, loop->in[i], in);
+        ir_value *now = pass_add_operand(d->m, loop, outer, false, outer->type, arg->name);
+        made_form f = {arg, in, body, op->segment, now};
+        vec_push(d->m->arena, &d->forms, f);
+      }
+    }
+  }
+}
+
+static void place_repeat(dist *d, ir_region *r, ir_op *loop) {
+  ir_region *body = loop->region[0];
+  int carried = (int)ir_attr_int(loop, "carried", 0);
+  for (int i = 0; i < loop->nin; i++) {
+    ir_value *arg = body->args.at[1 + i];
+    int value = dist_value(d, arg);
+    int enter = i < carried && value >= 0 ? move_of(d, PG_ENTER, 1, value) : -1;
+    if (enter >= 0)
+      loop->in[i] = dist_form(d, r, loop->segment, loop->in[i], dist_side(d, enter, 0));
+    if (enter < 0 && d->stands[loop->in[i]->id]) loop->in[i] = d->stands[loop->in[i]->id];
+    set_type(d, arg);
+  }
+  hoist(d, r, loop);
+  ir_op **op = arena_new(d->scratch, ir_op *, body->ops.n + 1);
+  int n = body->ops.n;
+  for (int i = 0; i < n; i++) op[i] = body->ops.at[i];
+  body->ops.n = 0;
+  for (int i = 0; i < n && !d->error; i++) place_op(d, body, op[i]);
+  for (int k = 0; k < loop->nout && !d->error; k++) {
+    ir_value *y = body->yield.at[k];
+    int value = dist_value(d, k < carried ? body->args.at[1 + k] : loop->out[k]);
+    int move = value < 0 ? -1 : move_of(d, k < carried ? PG_CARRY : PG_STORE, 1, value);
+    if (move >= 0) body->yield.at[k] = dist_form(d, body, 0, y, dist_side(d, move, 0));
+    if (move < 0 && d->stands[y->id]) body->yield.at[k] = d->stands[y->id];
+  }
+  put(d, r, loop);
+  for (int k = 0; k < loop->nout && !d->error; k++) {
+    ir_value *v = loop->out[k];
+    int value = dist_value(d, v), state = k < carried ? dist_value(d, body->args.at[1 + k]) : -1;
+    if (value < 0) continue;
+    if (state < 0) {
+      set_type(d, v);
+      continue;
+    }
+    // It comes out as it is carried; its readers know it as it leaves.
+    ir_type whole = d->whole[v->id];
+    v->type = dist_local(d, &whole, state, dist_made(d, state));
+    codes from = dist_made(d, state), to = dist_made(d, value);
+    if (!codes_same(from, to))
+      d->stands[v->id] = dist_bring(d, r, loop->segment, v, &whole, value, from, to);
+  }
+}
+
+// ---- behind them --------------------------------------------------------------------------------
+
+static int weight_value(const dist *d, const char *name) {
+  const ir_state *s = ir_state_find(d->m, name);
+  if (s && s->of && s->cls != STATE_WEIGHT) name = s->of;
+  for (int v = 0; v < d->g->value.n; v++)
+    if (d->g->value.at[v].weight && str_eq(d->g->value.at[v].weight->name, name)) return v;
+  return -1;
+}
+
+static unsigned cut_of(const dist *d, const ir_value *v) {
+  return v->id < d->ncut ? d->cut[v->id] : 0;
+}
+
+static void set_cut(dist *d, const ir_value *v, unsigned axes) {
+  if (v->id >= d->ncut) {
+    int n = 2 * v->id + 64;
+    unsigned *now = arena_new(d->scratch, unsigned, n);
+    if (d->ncut) memcpy(now, d->cut, sizeof *now * (size_t)d->ncut);
+    d->cut = now;
+    d->ncut = n;
+  }
+  d->cut[v->id] = axes;
+}
+
+// A gradient as its weight lies, but for the axes over which it is left partial: *partial.
+static ir_value *gradient(dist *d, ir_region *r, const ir_op *op, ir_value *v, unsigned *partial) {
+  int value = dist_value(d, v), update = move_of(d, PG_UPDATE, 0, value);
+  codes in = update >= 0 ? dist_side(d, update, 0) : (codes){{0}};
+  *partial = dist_partial_axes(d, in);
+  ir_value *now = dist_form(d, r, op->segment, v, in);
+  set_cut(d, now, dist_cut_axes(d, in));
+  return now;
+}
+
+static void follow(dist *d, ir_region *r, ir_op *op) {
+  unsigned partial = 0, cut = 0;
+  const ir_value *like = NULL;
+  if (op->code == IR_state) {
+    int value = weight_value(d, ir_attr_str(op, "name", ""));
+    if (value >= 0) {
+      codes in = dist_made(d, value);
+      op->out[0]->type = dist_local(d, &d->whole[op->out[0]->id], value, in);
+      set_cut(d, op->out[0], dist_cut_axes(d, in));
+    }
+    put(d, r, op);
+    return;
+  }
+  for (int k = 0; k < op->nin; k++) {
+    ir_value *v = op->in[k];
+    int value = dist_value(d, v);
+    unsigned left = 0;
+    if (value >= 0 && !d->g->value.at[value].weight)
+      op->in[k] = gradient(d, r, op, v, &left);
+    else if (d->stands[v->id])
+      op->in[k] = d->stands[v->id];
+    if (value >= 0 && d->g->value.at[value].weight)
+      set_cut(d, v, dist_cut_axes(d, dist_made(d, value)));
+    if (left && op->code != IR_all_reduce) {
+      ir_value *whole =
+          ranks_exchange(d->m, r, IR_all_reduce, op->in[k], &op->in[k]->type, left, 0, 0);
+      whole->def->segment = op->segment;
+      set_cut(d, whole, cut_of(d, op->in[k]));
+      op->in[k] = whole;
+      left = 0;
+    }
+    partial |= left;
+    if (cut_of(d, op->in[k])) cut |= cut_of(d, op->in[k]), like = op->in[k];
+  }
+  if (partial)
+    ir_set_attr(d->m, op,
+                ir_attr_s("axes", mesh_axes_text(d->m->arena, d->m->mesh,
+                                                 partial | ir_exchange_axes(d->m, op))));
+  put(d, r, op);
+  for (int k = 0; k < op->nout && cut; k++) {
+    ir_value *v = op->out[k];
+    if (op->code == IR_sum && v->type.rank == 0) {
+      const ir_place *p = NULL;
+      for (int a = 0; a < d->m->mesh->naxes; a++)
+        if (cut >> a & 1) p = place_partial(d->m, p, PARTIAL_SUM, a);
+      v->place = p;
+    } else if ((op->code == IR_all_reduce || ir_is_elementwise(op)) &&
+               v->type.rank == like->type.rank) {
+      ir_type t = like->type;
+      t.dtype = v->type.dtype;
+      v->type = t;
+      set_cut(d, v, cut);
+    } else {
+      dist_refuse(d, op, "it does something to a cut gradient");
+    }
+  }
+}
+
+// ---- all ----------------------------------------------------------------------------------------
+
+static void share_states(dist *d) {
+  for (int i = 0; i < d->m->states.n; i++) {
+    ir_state *s = d->m->states.at[i];
+    int value = weight_value(d, s->name);
+    if (value >= 0) dist_share(d, s, value, dist_made(d, value));
+  }
+}
+
+static const char *distribute(dist *d, ir_func *f) {
+  ir_region *top = f->body;
+  number_ops(d, top);
+  d->nwhole = d->m->next_value;
+  d->whole = arena_new(d->scratch, ir_type, d->nwhole + 1);
+  d->stands = arena_new(d->scratch, ir_value *, 8 * d->nwhole + 4096);
+  for (int i = 0; i < top->ops.n; i++) {
+    const ir_op *op = top->ops.at[i];
+    for (int k = 0; k < op->nout; k++) d->whole[op->out[k]->id] = op->out[k]->type;
+    const ir_region *body = op->code == IR_repeat ? op->region[0] : NULL;
+    for (int k = 0; body && k < body->args.n; k++)
+      d->whole[body->args.at[k]->id] = body->args.at[k]->type;
+    for (int j = 0; body && j < body->ops.n; j++)
+      for (int k = 0; k < body->ops.at[j]->nout; k++)
+        d->whole[body->ops.at[j]->out[k]->id] = body->ops.at[j]->out[k]->type;
+  }
+  int n = top->ops.n;
+  ir_op **op = arena_new(d->scratch, ir_op *, n + 1);
+  for (int i = 0; i < n; i++) op[i] = top->ops.at[i];
+  top->ops.n = 0;
+  for (int i = 0; i < n && !d->error; i++) {
+    if (op[i]->segment > d->g->segment)
+      follow(d, top, op[i]);
+    else if (op[i]->code == IR_repeat)
+      place_repeat(d, top, op[i]);
+    else
+      place_op(d, top, op[i]);
+    if (d->m->next_value > 8 * d->nwhole + 4096) IR_BUG("more values than there is room for");
+  }
+  if (!d->error) share_states(d);
+  return d->error;
+}
+
+const char *pass_distribute(ir_module *m, const pass_options *o) {
+  if (!o->distribution) return NULL;
+  ir_func *f = ir_func_find(m, "train_step");
+  if (!f || m->funcs.n != 1) return "only a training step is distributed so far";
+  arena scratch;
+  arena_init(&scratch);
+  scratch.oom = m->arena->oom;
+  scratch.oom_ctx = m->arena->oom_ctx;
+  pg_graph *g = pg_read(&scratch, m);
+  dist d = {
+      .m = m, .scratch = &scratch, .d = o->distribution, .g = g, .extents = {.arena = m->arena}};
+  const char *why = g->error;
+  if (!why) {
+    d.rules = sh_rules_of(&scratch, g);
+    why = solve(&d);
+  }
+  int64_t parts = 1;
+  const ir_index *x = why ? NULL : indivisible(&d, &parts);
+  if (x)
+    why = arena_printf(m->arena, "index %s = %lld is not a multiple of %lld: planned, not built",
+                       x->name ? x->name : "", (long long)x->size, (long long)parts);
+  if (!why) why = distribute(&d, f);
+  arena_free(&scratch);
+  return why;
+}

@@ -1,0 +1,65 @@
+// Inside `distribute`: placements of values as codes, and how one becomes another.
+#ifndef DSM_PASSES_DISTRIBUTE_IMPL_H
+#define DSM_PASSES_DISTRIBUTE_IMPL_H
+
+#include "passes/distribute.h"
+
+// A code (passes/plan/shard.h) for each axis.
+typedef struct codes {
+  signed char on[BL_INNER];
+} codes;
+
+typedef struct made_form {
+  const ir_value *of;
+  codes in;
+  const ir_region *at;
+  int segment;
+  ir_value *now;
+} made_form;
+
+typedef struct dist {
+  ir_module *m;
+  arena *scratch;
+  const distribution *d;
+  const pg_graph *g;
+  const sh_rules *rules;
+  sh_result *axis[BL_INNER];  // NULL: the axis has one rank
+  ir_type *whole;             // by value id: its type before
+  int nwhole;
+  unsigned *cut;  // by value id, of what comes behind forward and backward: mesh axes that cut it
+  int ncut;
+  map extents;  // local indices that were made, by what they are a part of
+  VEC(made_form) forms;
+  ir_value **stands;  // by value id: what its readers read in its place; NULL: itself
+  const char *error;
+} dist;
+
+bool codes_same(codes a, codes b);
+// The value's number in the graph, or -1.
+int dist_value(const dist *d, const ir_value *v);
+// The placement it is made in.
+codes dist_made(const dist *d, int value);
+// What an op of the graph asks for (side < nin) or makes.
+codes dist_side(const dist *d, int op, int side);
+
+// The type of one rank's part: `whole` is a type of the value, with a layer's dim in front or not.
+ir_type dist_local(dist *d, const ir_type *whole, int value, codes in);
+// The value in another placement: the form that was made before in this place, or exchanges at the
+// end of `r`.
+ir_value *dist_form(dist *d, ir_region *r, int segment, ir_value *v, codes in);
+// From one placement to another, by exchanges at the end of `r`; `whole` as for dist_local.
+ir_value *dist_bring(dist *d, ir_region *r, int segment, ir_value *v, const ir_type *whole,
+                     int value, codes from, codes to);
+// Mesh axes, by bits, that cut / over which it is partial.
+unsigned dist_cut_axes(const dist *d, codes in);
+unsigned dist_partial_axes(const dist *d, codes in);
+// How ranks share a weight (ir_state) placed so.
+void dist_share(dist *d, ir_state *st, int value, codes in);
+// Says once why the module cannot be distributed.
+void dist_refuse(dist *d, const ir_op *op, const char *why);
+
+// What of an op depends on where its part begins: attributes, ids, masks (distribute_ops.c). `op`
+// is the last op of `r`; values it needs are put in front of it. Returns nothing: see d->error.
+void dist_adapt(dist *d, ir_region *r, ir_op *op, int number);
+
+#endif
