@@ -34,7 +34,7 @@ typedef struct compiled {
   sched *schedule;
   const struct plan_candidate *plan;  // that is built; NULL: one device, without a search
   const struct ir_mesh *mesh;         // its axes among ranks; NULL: one
-  const char *recompute;  // as pinned and done: "full", "200MB", or "none"; NULL: none
+  const char *recompute;              // as pinned and done: "full", "200MB", or "none"; NULL: none
   recompute_result recomputed;
   cg_context *cg;
   cg_image image;

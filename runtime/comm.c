@@ -83,8 +83,11 @@ static status *make_buffers(comm *c) {
 }
 
 static void release(comm *c) {
+  comm_unwatch(c);
   if (c->engine.close) c->engine.close(c->engine.ctx);
+  comm_free_watch(c);
   pthread_mutex_destroy(&c->lock);
+  pthread_mutex_destroy(&c->flight_lock);
   free(c->count);
   free(c->buffers);
   free(c->buffer_bytes);
@@ -101,6 +104,7 @@ status *comm_open_engine(const prog *p, const comm_engine *e, comm **out) {
   c->prog = p;
   c->engine = *e;
   pthread_mutex_init(&c->lock, NULL);
+  pthread_mutex_init(&c->flight_lock, NULL);
   status *s = make_buffers(c);
   if (!s && e->ranks != comm_program_ranks(p))
     s = status_error("the program is for %lld ranks, there are %d",
@@ -196,7 +200,14 @@ void comm_close(comm *c) {
 }
 
 void comm_abort(comm *c, int exit_code) {
-  if (c) c->engine.abort(c->engine.ctx, exit_code);
+  if (!c) return;
+  // Calls of the engine are short; one that never ends must not keep the run alive.
+  struct timespec until;
+  clock_gettime(CLOCK_REALTIME, &until);
+  until.tv_sec += 2;
+  bool locked = pthread_mutex_timedlock(&c->lock, &until) == 0;
+  c->engine.abort(c->engine.ctx, exit_code);
+  if (locked) pthread_mutex_unlock(&c->lock);
 }
 
 int comm_rank(const comm *c) { return c ? c->engine.rank : 0; }

@@ -22,6 +22,7 @@
 
 #include <stddef.h>
 #include <stdint.h>
+#include <stdio.h>
 
 #include "runtime/base/status.h"
 #include "runtime/comm_engine.h"
@@ -92,5 +93,24 @@ int64_t comm_sent_bytes(const comm *c, uint32_t index);
 int64_t comm_times(const comm *c, uint32_t index);
 // Of all records.
 int64_t comm_sent(const comm *c);
+
+// ---- watching -----------------------------------------------------------------------------------
+
+// Starts a thread that looks after the run until comm_close; all ranks do, after comm_open. Each
+// sends a sign of life to the next rank; one whose sign has been missing for 0.8 * timeout_s is
+// named on `err`, and all ranks end with exit code 70. So they do when an exchange takes longer
+// than timeout_s: then every rank says where it is, and one line names the rank that is not where
+// the others are.
+status *comm_watch(comm *c, double timeout_s, FILE *err) STATUS_MUST_USE;
+
+// A rank that cannot go on while others may wait for it: its error appears once on the terminal,
+// with its rank when it is not that of all, and all ranks end with its exit code. Returns only when
+// the engine cannot end this process. An error without text waits to be ended by the one that has
+// it.
+void comm_fail(comm *c, const status *s);
+
+// The last exchanges of this rank, a line each, oldest first; for the curious and for tests.
+enum { COMM_FLIGHTS = 64 };
+void comm_print_flights(comm *c, FILE *out);
 
 #endif

@@ -268,7 +268,6 @@ status *comm_exchange(comm *c, const prog_exchange *x, unsigned char *const *buf
                       const dsm_call *call) {
   const prog *p = c->prog;
   uint32_t index = (uint32_t)(x - p->exchanges);
-  (void)call;
   job j = {.c = c,
            .x = x,
            .unit = exchange_unit(x->dtype),
@@ -280,7 +279,9 @@ status *comm_exchange(comm *c, const prog_exchange *x, unsigned char *const *buf
   if (x->kind != PROG_SEND) j.out = buf[k++];
   if (x->kind != PROG_RECEIVE) j.in = buf[k++];
   if (x->scratch) j.scratch = buf[k];
+  comm_take_off(c, index, call);
   status *s = carry_out(&j);
+  comm_land(c);
   if (s) return status_context(s, "%s of %s", exchange_name(x->kind), prog_text(p, x->name));
   c->count[index].bytes += exchange_sent_bytes(x, j.ranks, j.me);
   c->count[index].times++;

@@ -36,6 +36,14 @@ typedef struct comm_buffer {
   bool busy;
 } comm_buffer;
 
+// An exchange as the flight recorder keeps it. Times are of clock_ns; finished 0: not yet.
+typedef struct flight {
+  uint32_t record;
+  int64_t step, layer, micro, started, finished;
+} flight;
+
+typedef struct watch watch;
+
 struct comm {
   const prog *prog;
   comm_engine engine;
@@ -45,7 +53,18 @@ struct comm {
   comm_count *count;                        // by record
   comm_buffer *buffers;                     // by record
   unsigned char *buffer_bytes;
+  pthread_mutex_t flight_lock;
+  flight flights[COMM_FLIGHTS];
+  int64_t nflights;  // so far
+  watch *watch;      // NULL: nobody watches
 };
+
+// The flight recorder: around each exchange.
+void comm_take_off(comm *c, uint32_t record, const dsm_call *call);
+void comm_land(comm *c);
+// Ends the watch before the engine is closed; what it listens with goes behind that.
+void comm_unwatch(comm *c);
+void comm_free_watch(comm *c);
 
 status *comm_post_send(comm *c, int lane, int to, int tag, const void *at,
                        int64_t n) STATUS_MUST_USE;

@@ -106,7 +106,7 @@ static void engine_close(void *ctx) {
   for (int i = 0; i < e->nlanes; i++) {
     lane *l = &e->lanes[i];
     for (int k = 0; k < l->n; k++) {
-      MPI_Cancel(&l->request[k]);
+      if (l->bytes[k] >= 0) MPI_Cancel(&l->request[k]);
       MPI_Request_free(&l->request[k]);
     }
     free(l->request);
