@@ -3,8 +3,8 @@
 #include "ir/place.h"
 #include "runtime/exchange.h"
 
-// Pieces of `block` elements, some times over: each rank's own on the one side, all beside each other
-// on the other.
+// Pieces of `block` elements, some times over: each rank's own on the one side, all beside each
+// other on the other.
 static void box(prog_exchange *r, const ir_op *op, int64_t mine, int64_t parts, bool gathers) {
   int64_t block = ir_attr_int(op, "block", 1), whole = ir_attr_int(op, "whole", 0);
   r->run = block;

@@ -195,9 +195,12 @@ static void make_program(cli *c, compiled *k) {
                        .cpu = cpu_needs(a, &k->image),
                        .source_digest = k->digest};
   info.plan =
-      k->plan ? arena_printf(a, "%s; micro_batch %lld, recompute %s", plan_choice_text(a, &k->plan->choice), (long long)k->micro_batch, k->recompute ? k->recompute : "none") :
-      arena_printf(a, "this-host:1 data=1 pipeline=1 tensor=1 micro_batch=%lld recompute=%s",
-                   (long long)k->micro_batch, k->recompute ? k->recompute : "none");
+      k->plan
+          ? arena_printf(a, "%s; micro_batch %lld, recompute %s",
+                         plan_choice_text(a, &k->plan->choice), (long long)k->micro_batch,
+                         k->recompute ? k->recompute : "none")
+          : arena_printf(a, "this-host:1 data=1 pipeline=1 tensor=1 micro_batch=%lld recompute=%s",
+                         (long long)k->micro_batch, k->recompute ? k->recompute : "none");
   const char *library = cg_library_name(k->cg);
   if (library) info.plan = arena_printf(a, "%s matmul=%s", info.plan, library);
   if (k->targets) info.plan = arena_printf(a, "%s target=%s", info.plan, gpu_names(a, k->targets));

@@ -32,8 +32,8 @@ typedef struct compiled {
   bool fits;       // into the memory of the host, or of each GPU it is for; or so it was pinned
   bool generates;  // prefill and decode exist
   sched *schedule;
-  const struct plan_candidate *plan;  // that is built; NULL: one device, without a search
-  const struct ir_mesh *mesh;         // its axes among ranks; NULL: one
+  const struct plan_candidate *plan;        // that is built; NULL: one device, without a search
+  const struct ir_mesh *mesh;               // its axes among ranks; NULL: one
   const struct distribution *distribution;  // those inside a stage; NULL: none
   const char *recompute;  // as pinned and done: "full", "200MB", or "none"; NULL: none
   recompute_result recomputed;

@@ -60,8 +60,9 @@ int mesh_axis(const ir_mesh *m, const char *name);  // -1 when absent
 // A set of axes, by bits, as exchanges name it: "data.tensor"; 0 when a name is none of them.
 unsigned mesh_axes(const ir_mesh *m, const char *names);
 const char *mesh_axes_text(arena *a, const ir_mesh *m, unsigned axes);
-int64_t mesh_parts(const ir_mesh *m, unsigned axes);  // ranks of a group: the product of their sizes
-int64_t mesh_devices(const ir_mesh *m);             // product of the space axes
+int64_t mesh_parts(const ir_mesh *m,
+                   unsigned axes);       // ranks of a group: the product of their sizes
+int64_t mesh_devices(const ir_mesh *m);  // product of the space axes
 
 // Placements made in the module's arena; NULL is "replicated everywhere".
 const ir_place *place_cut(ir_module *m, const ir_place *base, ir_index *index, int axis);

@@ -65,8 +65,8 @@ static void legalise_body(ir_module *m, ir_op *loop) {
   }
 }
 
-// A stack that a repeat has made, or a sum over micro-batches, is a place of its own once the loop is
-// over: a reduction among ranks may be made there.
+// A stack that a repeat has made, or a sum over micro-batches, is a place of its own once the loop
+// is over: a reduction among ranks may be made there.
 static bool reduced_in_place(const ir_op *op, const ir_value *v, const ir_region *r) {
   const ir_op *def = v->def;
   if (op->code != IR_all_reduce || !def || def->parent != r || v->mark != 1) return false;

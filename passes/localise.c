@@ -9,8 +9,8 @@
 // both. Replicated: the same for all micro-batches. CUT: it has the batch index.
 // PARTIAL: it is a sum over the batch of which each micro-batch has a part. The op table's kinds
 // say which op turns CUT into PARTIAL; PARTIAL goes on through linear ops; anything else needs the
-// whole sum, which `accumulate` makes, and `all_reduce` of what it has made. A step is a sequence of segments: even ones run once, odd
-// ones once per micro-batch:
+// whole sum, which `accumulate` makes, and `all_reduce` of what it has made. A step is a sequence
+// of segments: even ones run once, odd ones once per micro-batch:
 //
 //   0: from states alone | 1: count the valid targets | 2: the total | 3: forward, backward | 4:
 //   update

@@ -38,7 +38,7 @@ int main(int argc, char **argv) {
   install(SIGTERM, on_stop);
   install(SIGINT, on_stop);
   install(SIGBUS, on_bus_error);
-  rt_env env = {stdout, stderr, file_io_system(), &stop};
+  rt_env env = {.out = stdout, .err = stderr, .io = file_io_system(), .stop = &stop};
   image img;
   status *s = image_open("/proc/self/exe", argc > 0 ? argv[0] : "this executable", &img);
   if (s) return rt_report(s, stderr);

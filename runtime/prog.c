@@ -373,6 +373,7 @@ status *prog_open(const void *blob, size_t n, uint64_t code_bytes, prog *p) {
   STATUS_DO(check_states(p));
   STATUS_DO(check_tables(p));
   STATUS_DO(prog_check_machine(p, code_bytes));
+  STATUS_DO(prog_check_ranks(p));
   for (uint32_t i = 0; i < p->nentries; i++) STATUS_DO(check_entry(p, &p->entries[i], i));
   for (uint32_t i = 0; i < p->ninstrs; i++)
     if (p->instrs[i].operands > p->max_operands) p->max_operands = p->instrs[i].operands;
@@ -384,7 +385,8 @@ status *prog_open(const void *blob, size_t n, uint64_t code_bytes, prog *p) {
 const char *prog_text(const prog *p, prog_str s) { return p->strings + s; }
 
 const prog_kernel *prog_kernel_of(const prog *p, const prog_instr *in) {
-  return opcodes[in->op].operands < 0 ? &p->kernels[in->kernel] : NULL;
+  bool kernel = opcodes[in->op].operands < 0 && in->op != RTOP_exchange;
+  return kernel ? &p->kernels[in->kernel] : NULL;
 }
 
 const prog_entry *prog_entry_of(const prog *p, uint32_t kind) {

@@ -150,9 +150,10 @@ static status *check_instr(const prog *p, uint32_t index) {
   bool device = p->header->machine != PROG_HOST;
   bool moves = in->op == RTOP_fetch || in->op == RTOP_evict;
   bool orders = in->op == RTOP_record || in->op == RTOP_wait;
-  if (in->stream >= PROG_STREAMS || (!device && in->stream))
+  bool beside = in->stream == PROG_COMMUNICATION && p->nexchanges && in->op != RTOP_gemm;
+  if (in->stream >= PROG_STREAMS || (!device && in->stream && !beside))
     BAD("instruction %u is on an unknown stream", index);
-  if (!device && (moves || orders))
+  if (!device && (moves || (orders && !p->nexchanges)))
     BAD("instruction %u is for a device, the program for the host", index);
   if (orders ? in->event >= p->header->events : in->event)
     BAD("instruction %u has an unknown event", index);
@@ -171,7 +172,7 @@ status *prog_check_machine(const prog *p, uint64_t code_bytes) {
   const prog_header *h = p->header;
   if (h->machine >= PROG_MACHINES || h->targets >= p->nstrings) BAD("it is for no known machine");
   bool host = h->machine == PROG_HOST;
-  if (host ? h->events > 0 : h->events > MAX_EVENTS) BAD("it has %u events", h->events);
+  if (h->events > (host && !p->nexchanges ? 0 : MAX_EVENTS)) BAD("it has %u events", h->events);
   STATUS_DO(host ? check_host(p, code_bytes) : check_device(p, code_bytes));
   for (uint32_t i = 0; i < p->ninstrs; i++) STATUS_DO(check_instr(p, i));
   return NULL;

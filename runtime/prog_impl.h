@@ -1,4 +1,4 @@
-// What the files that check a program share (prog.c, prog_device.c).
+// What the files that check a program share (prog.c, prog_device.c, prog_ranks.c).
 #ifndef DSM_PROG_IMPL_H
 #define DSM_PROG_IMPL_H
 
@@ -11,5 +11,8 @@
 // Machine, streams, events and homes; functions, their numbers and the modules that hold them.
 // Everything that differs between programs for the host and for a device is checked here.
 status *prog_check_machine(const prog *p, uint64_t code_bytes) STATUS_MUST_USE;
+// The mesh, cuts of states, exchanges and their operands; after prog_check_machine, before entries
+// are checked.
+status *prog_check_ranks(const prog *p) STATUS_MUST_USE;
 
 #endif

@@ -9,6 +9,7 @@
 #include "runtime/cuda.h"
 #include "runtime/dtype.h"
 #include "runtime/external.h"
+#include "runtime/stream.h"
 
 #define HUGE_PAGE ((size_t)2 << 20)
 #define BLOCK ((int64_t)256 << 10)  // bytes of one cell of zero and copy
@@ -21,8 +22,12 @@ struct vm {
   const prog *prog;
   const unsigned char *code;
   pool *threads;
-  external *library;     // NULL: the program needs none
-  cuda *gpu;             // NULL: the host executes the program
+  external *library;  // NULL: the program needs none
+  cuda *gpu;          // NULL: the host executes the program
+  comm *comm;         // NULL: one rank
+  stream *second;     // does what the host's order puts on its second queue; NULL: nothing
+  int64_t coord[PROG_MAX_AXES];
+  status *failed;        // the first exchange of the running call that failed
   unsigned char *arena;  // of the host; the mirror of a GPU's
   void *map;
   size_t map_bytes;
@@ -114,8 +119,17 @@ status *vm_open(const prog *p, const unsigned char *code, pool *threads, vm **ou
   return lacks;
 }
 
+status *vm_join(vm *m, comm *c) {
+  m->comm = c;
+  for (uint32_t i = 0; i < m->prog->naxes; i++)
+    m->coord[i] = comm_coordinate(m->prog, comm_rank(c), i);
+  return m->gpu ? NULL : stream_open(m->prog, c, m->code, &m->second);
+}
+
 void vm_close(vm *m) {
   if (!m) return;
+  stream_close(m->second);
+  status_free(m->failed);
   cuda_close(m->gpu);
   if (m->map) munmap(m->map, m->map_bytes);
   free(m->buf);
@@ -305,7 +319,30 @@ static void run_gemm(vm *m, const prog_instr *in, const dsm_call *call) {
   external_gemm(m->library, g, m->buf, set);
 }
 
+// The other queue has done all it was given.
+static void catch_up(vm *m) {
+  if (m->second && !m->failed) m->failed = stream_finish(m->second);
+}
+
+// An exchange among the kernels comes behind those of the other queue, as it would on all ranks.
+static void run_exchange(vm *m, const prog_instr *in, const dsm_call *call) {
+  catch_up(m);
+  if (!m->failed) m->failed = comm_exchange(m->comm, &m->prog->exchanges[in->kernel], m->buf, call);
+}
+
+// Instructions of the other queue, and the order between the two. What an observer looks at is done
+// when it looks.
+static void run_beside(vm *m, const prog_instr *in, const dsm_call *call) {
+  if (in->op == RTOP_wait) return;  // for what this thread has done already
+  stream_give(m->second, in, m->buf, call);
+  if (m->observer) catch_up(m);
+}
+
 static void run_instr(vm *m, const prog_instr *in, const dsm_call *call) {
+  if (in->stream == PROG_COMMUNICATION) {
+    run_beside(m, in, call);
+    return;
+  }
   const prog_operand *o = &m->prog->operands[in->first_operand];
   switch (in->op) {
     case RTOP_launch: {
@@ -322,6 +359,11 @@ static void run_instr(vm *m, const prog_instr *in, const dsm_call *call) {
     case RTOP_gemm: run_gemm(m, in, call); break;
     case RTOP_zero: move_bytes(m, (move){m->buf[0], NULL, o[0].bytes}); break;
     case RTOP_copy: move_bytes(m, (move){m->buf[0], m->buf[1], o[0].bytes}); break;
+    case RTOP_exchange: run_exchange(m, in, call); break;
+    case RTOP_wait:
+      if (m->second) stream_wait(m->second, in->event);
+      break;
+    case RTOP_record: break;  // all that came before has been done
   }
 }
 
@@ -338,7 +380,7 @@ static void run_one(vm *m, const prog_run *r, bool loop, dsm_call *call, int64_t
       tell(m, VM_INSTR_BEGIN, &at);
       if (m->gpu)
         cuda_instr(m->gpu, in, m->home, call, sample);
-      else
+      else if (!m->failed)
         run_instr(m, in, call);
       if (m->gpu && m->observer) show_instr(m, in);
       tell(m, VM_INSTR_END, &at);
@@ -350,6 +392,9 @@ static void run_one(vm *m, const prog_run *r, bool loop, dsm_call *call, int64_t
 status *vm_call_part(vm *m, const prog_entry *e, const vm_step *s, uint32_t from, uint32_t to) {
   dsm_call call = {.sample0 = s->sample0, .step = s->step, .past = s->past, .seed = s->seed};
   const prog_run *r = &m->prog->runs[e->first_run + from], *end = r + (to - from);
+  memcpy(call.coord, m->coord, sizeof call.coord);
+  if (m->prog->nexchanges && !m->comm)
+    return status_error("the program has exchanges among ranks, and there is one");
   vm_where whole = {.call = &call};
   tell(m, VM_CALL_BEGIN, &whole);
   if (m->gpu) {
@@ -370,7 +415,10 @@ status *vm_call_part(vm *m, const prog_entry *e, const vm_step *s, uint32_t from
     call.sample0 = s->sample0;
     r += r->task + 1;
   }
-  status *failed = m->gpu ? cuda_finish(m->gpu) : NULL;
+  catch_up(m);
+  if (m->comm && !m->failed) m->failed = comm_drain(m->comm);
+  status *failed = m->gpu ? cuda_finish(m->gpu) : m->failed;
+  m->failed = NULL;
   tell(m, VM_CALL_END, &whole);
   return failed;
 }

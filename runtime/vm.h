@@ -20,6 +20,7 @@
 #define DSM_VM_H
 
 #include "runtime/base/status.h"
+#include "runtime/comm.h"
 #include "runtime/pool.h"
 #include "runtime/prog.h"
 
@@ -38,6 +39,10 @@ typedef struct vm_step {
 // clearly has less memory than the program needs.
 status *vm_open(const prog *p, const unsigned char *code, pool *threads, vm **out) STATUS_MUST_USE;
 void vm_close(vm *m);
+// Makes it the part of rank comm_rank(c): kernels are told its coordinates, exchanges go through
+// `c`, which must outlive the vm. Before the first call of a program with exchanges; NULL: one
+// rank.
+status *vm_join(vm *m, comm *c) STATUS_MUST_USE;
 
 // Touches every page of the arena, and of the stack that kernels use on each thread, so that the
 // kernel has to find the memory now and not later. With a GPU there is nothing to do: its arena is
@@ -59,8 +64,8 @@ status *vm_pull_states(vm *m) STATUS_MUST_USE;
 // Zeros bytes at vm_at and where calls find them.
 status *vm_zero(vm *m, int64_t offset, int64_t bytes) STATUS_MUST_USE;
 
-// Executes an entry, and waits until it is done. NULL always with a program for the host; a GPU can
-// fail, and then stays failed.
+// Executes an entry, and waits until it is done. On one rank a program for the host cannot fail; a
+// GPU can, and then stays failed; exchanges can, and the states are worth nothing then.
 status *vm_call(vm *m, const prog_entry *e, const vm_step *s);
 // Executes its runs from .. to-1, counted from its first one; neither may lie inside a loop. So a
 // driver can look at what the first part computed before it lets the second one change the states.

@@ -100,12 +100,59 @@ static status *job_arguments(rt *r) {
   return NULL;
 }
 
+// Ranks on one machine share its cores, unless mpirun has given each its own.
+static int fair_share(const rt *r) {
+  const char *local = getenv("OMPI_COMM_WORLD_LOCAL_SIZE"), *bound;
+  double n = 0;
+  if (!r->comm || !local || !settings_parse_number(local, &n) || n < 2) return 0;
+  bound = getenv("OMPI_MCA_orte_bound_at_launch");
+  int cpus = pool_cpus(), share = (int)(cpus / n);
+  if (bound && str_eq(bound, "1")) return cpus;
+  return share > 1 ? share : 1;
+}
+
+// Joins the ranks; all but rank 0 fall silent.
+static status *join_ranks(rt *r) {
+  double timeout = r->opt.has_timeout ? r->opt.timeout : 300;
+  if (!(timeout >= 0.5) || timeout > 1e6)
+    return status_exit(2, "--timeout takes 0.5 to 1000000 seconds");
+  r->comm = r->env->comm;
+  if (!r->comm) STATUS_DO(comm_open(r->prog, &r->comm));
+  STATUS_DO(comm_watch(r->comm, timeout, r->env->err));
+  if (comm_rank(r->comm) == 0) return NULL;
+  r->nowhere = fopen("/dev/null", "we");
+  if (!r->nowhere) return status_errno("cannot open /dev/null");
+  r->rank_env = *r->env;
+  r->rank_env.out = r->rank_env.err = r->nowhere;
+  r->env = &r->rank_env;
+  r->opt.log = r->opt.trace = NULL;
+  return NULL;
+}
+
+status *rt_stopped(rt *r, int *number) {
+  int64_t signal = *r->env->stop;
+  STATUS_DO(comm_max(r->comm, &signal));
+  *number = (int)signal;
+  return NULL;
+}
+
+int64_t rt_batch(const rt *r, const prog_entry *e) {
+  return e->batch * comm_group_size(r->prog, e->batch_axes);
+}
+
+int64_t rt_first_sample(const rt *r, const prog_entry *e) {
+  return e->batch * comm_place(r->prog, comm_rank(r->comm), e->batch_axes);
+}
+
 status *rt_start(rt *r) {
   int threads;
+  STATUS_DO(join_ranks(r));
   STATUS_DO(thread_count(r, &threads));
+  if (threads == 0) threads = fair_share(r);
   r->threads = pool_new(threads);
   if (!r->threads) return status_error("out of memory");
   STATUS_DO(vm_open(r->prog, r->img->code, r->threads, &r->vm));
+  STATUS_DO(vm_join(r->vm, r->comm));
   STATUS_DO(rt_start_profile(r));
   return job_arguments(r);
 }
@@ -158,26 +205,32 @@ status *rt_evaluate(rt *r, data *d, double *loss, int64_t *batches) {
   const prog_io *out = e ? prog_output(r->prog, e, "loss") : NULL;
   if (!out)
     return status_error("this program cannot evaluate: it has no entry with an output loss");
-  *batches = data_samples(d) / e->batch;
+  int64_t batch = rt_batch(r, e), mine = rt_first_sample(r, e);
+  int64_t alike = comm_ranks(r->comm) / comm_group_size(r->prog, e->batch_axes);
+  *batches = data_samples(d) / batch;
   if (*batches == 0)
     return status_error("the evaluation data has %" PRId64 " samples, one batch needs %" PRId64,
-                        data_samples(d), e->batch);
+                        data_samples(d), batch);
   double sum = 0, weight = 0;
   for (int64_t i = 0; i < *batches; i++) {
-    int64_t predicted = 0;
+    int64_t predicted = 0, first = i * batch + mine;
+    int stop;
     rt_begin_step(r, i + 1);
-    STATUS_DO(data_fill(d, vm_at(r->vm, 0), i * e->batch, &predicted));
-    STATUS_DO(vm_call(r->vm, e, &(vm_step){.sample0 = i * e->batch, .seed = r->seed}));
+    STATUS_DO(data_fill(d, vm_at(r->vm, 0), first, &predicted));
+    STATUS_DO(vm_call(r->vm, e, &(vm_step){.sample0 = first, .seed = r->seed}));
     rt_end_step(r);
-    // A batch's loss is a mean over its predicted positions.
-    double w = prog_input(r->prog, e, "targets") ? (double)predicted : 1,
+    // A batch's loss is a mean over its predicted positions, on all ranks; `alike` of them have the
+    // same samples.
+    STATUS_DO(comm_sum(r->comm, &predicted));
+    double w = prog_input(r->prog, e, "targets") ? (double)(predicted / alike) : 1,
            one = vm_scalar(r->vm, out);
-    if (!isfinite(one)) return bad_batch(r, d, e, i * e->batch, one);
+    if (!isfinite(one)) return bad_batch(r, d, e, first, one);
     sum += w * one;
     weight += w;
-    if (*r->env->stop)
-      return status_exit(128 + *r->env->stop, "stopped by %s while evaluating",
-                         rt_signal_name(*r->env->stop));
+    STATUS_DO(rt_stopped(r, &stop));
+    r->together = stop != 0;
+    if (stop)
+      return status_exit(128 + stop, "stopped by %s while evaluating", rt_signal_name(stop));
   }
   *loss = weight > 0 ? sum / weight : 0;
   return NULL;

@@ -7,6 +7,7 @@
 #include <stdio.h>
 
 #include "runtime/base/file.h"
+#include "runtime/comm.h"
 #include "runtime/data.h"
 #include "runtime/drivers/args.h"
 #include "runtime/load.h"
@@ -19,8 +20,11 @@ typedef struct rt_env {
   FILE *out, *err;
   const file_io *io;
   const volatile sig_atomic_t *stop;  // number of the signal that asked to stop, 0: none
+  comm *comm;  // ranks that are there already, which the command closes; NULL: joined by itself
 } rt_env;
 
+// Of several ranks each runs the whole driver; rank 0 alone has a place to print to (`env` of the
+// others leads nowhere), and what a driver decides by it has agreed on with the others.
 typedef struct rt {
   const rt_env *env;
   arena *arena;
@@ -28,6 +32,10 @@ typedef struct rt {
   const prog *prog;
   options opt;
   settings set;
+  comm *comm;  // NULL: one rank
+  rt_env rank_env;
+  FILE *nowhere;
+  bool together;  // all ranks end with the same status now
   pool *threads;
   vm *vm;
   uint64_t seed;
@@ -48,8 +56,13 @@ status *drive_schedule(rt *r) STATUS_MUST_USE;
 
 // ---- common.c: shared by the drivers ----------------------------------------------------------
 
-// Threads and arena, as the options say; arguments get the values of the job.
+// Ranks, threads and arena, as the options say; arguments get the values of the job.
 status *rt_start(rt *r) STATUS_MUST_USE;
+// The signal that asked any rank to stop, 0: none. All ranks ask at the same place.
+status *rt_stopped(rt *r, int *number) STATUS_MUST_USE;
+// Samples of one call of all ranks, and how many of them come before this rank's.
+int64_t rt_batch(const rt *r, const prog_entry *e);
+int64_t rt_first_sample(const rt *r, const prog_entry *e);
 // Opens data for an entry: `path` or the job's.
 status *rt_open_data(rt *r, const prog_entry *e, const char *path, bool shuffle,
                      data **out) STATUS_MUST_USE;

@@ -18,7 +18,7 @@ status *drive_eval(rt *r) {
   status *s = rt_evaluate(r, d, &loss, &batches);
   if (!s) {
     char text[32], time[32];
-    int64_t used = batches * e->batch, all = data_samples(d);
+    int64_t used = batches * rt_batch(r, e), all = data_samples(d);
     fprintf(r->env->out, "loss %s\n", str_float(text, (float)loss));
     if (!r->opt.quiet)
       fprintf(r->env->out, "over %" PRId64 " samples in %s\n", used,
@@ -27,7 +27,7 @@ status *drive_eval(rt *r) {
       fprintf(r->env->err,
               "note: the last %" PRId64 " of %" PRId64 " samples do not fill a batch of %" PRId64
               " and are left out\n",
-              all - used, all, e->batch);
+              all - used, all, rt_batch(r, e));
     rt_print_profile(r, "batch", true);
   }
   data_close(d);

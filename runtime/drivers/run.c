@@ -1,12 +1,22 @@
 #include <locale.h>
 #include <string.h>
+#include <time.h>
 
 #include "runtime/base/str.h"
+#include "runtime/comm_mpi.h"
 #include "runtime/drivers/driver.h"
 
 int rt_report(status *s, FILE *err) {
   if (!s) return 0;
-  int code = s->exit_code;
+  int code = s->exit_code, rank = 0, ranks = 1;
+  // Before ranks know each other all make the same mistake, and rank 0 says it: mpirun ends the
+  // others then. One that is still there has another mistake.
+  if (*s->message && mpi_started(&rank, &ranks) && rank > 0)
+    nanosleep(&(struct timespec){.tv_sec = 3}, NULL);
+  if (!*s->message) {
+    status_free(s);
+    return code;
+  }
   fprintf(err, "%s%s\n", code == 75 ? "" : "error: ", s->message);
   status_free(s);
   return code;
@@ -34,6 +44,26 @@ static status *run_verb(rt *r) {
   return NULL;
 }
 
+// The end of a command on all its ranks: together, with one word; or of one whose error the others
+// do not know of.
+static int rt_end(rt *r, status *s, FILE *err) {
+  if (!r->comm) return rt_report(s, err);
+  int code = s ? s->exit_code : 0;
+  if (s && !r->together) {
+    comm_fail(r->comm, s);
+    status_free(s);
+    s = NULL;
+  } else if (s && comm_rank(r->comm) > 0) {
+    status_free(s);
+    s = NULL;
+  } else if (s) {
+    fprintf(err, "%s%s\n", code == 75 ? "" : "error: ", s->message);
+  }
+  status_free(s);
+  comm_close(r->comm);
+  return code;
+}
+
 int rt_run(const image *img, int argc, char **argv, const rt_env *env) {
   arena a;
   arena_init(&a);
@@ -54,7 +84,8 @@ int rt_run(const image *img, int argc, char **argv, const rt_env *env) {
   // A full disk or a closed pipe behind stdout must not look like success.
   if (!s && (fflush(env->out) != 0 || ferror(env->out)))
     s = status_errno("cannot write the output");
-  int code = rt_report(s, env->err);
+  int code = rt_end(&r, s, env->err);
+  if (r.nowhere) fclose(r.nowhere);
   arena_free(&a);
   return code;
 }

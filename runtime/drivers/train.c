@@ -39,6 +39,7 @@ typedef struct training {
   int saves;
   train_log log;
   uint64_t faults;  // of this process until the last line of the log
+  int stop;         // the signal that asked a rank to stop, 0: none
   progress bar;
 } training;
 
@@ -142,9 +143,9 @@ static status *prepare(training *t) {
   if (o->eval && !eval) return status_error("this executable was built without evaluation");
   if (o->eval) {
     STATUS_DO(rt_open_data(r, eval, o->eval, false, &t->eval_data));
-    if (data_samples(t->eval_data) < eval->batch)
+    if (data_samples(t->eval_data) < rt_batch(r, eval))
       return status_error("%s has %" PRId64 " samples, one batch of evaluation needs %" PRId64,
-                          o->eval, data_samples(t->eval_data), eval->batch);
+                          o->eval, data_samples(t->eval_data), rt_batch(r, eval));
   }
   vm_touch(r->vm);
   STATUS_DO(take_up(t));
@@ -194,6 +195,7 @@ static status *save(training *t) {
   if (bad.state) {
     sb text = {.arena = r->arena};
     check_print_state(&text, r->prog, &bad);
+    if (r->comm) sb_printf(&text, " on rank %d", comm_rank(r->comm));
     return status_exit(5, "%s after step %" PRId64 ": not saved", sb_str(&text), t->state.step);
   }
   const map *m = &r->set.values;
@@ -220,14 +222,16 @@ static status *evaluate(training *t) {
   t->r->profile = NULL;  // it is about steps
   status *s = rt_evaluate(t->r, t->eval_data, &loss, &batches);
   t->r->profile = kept;
-  if (s && *t->r->env->stop) {  // interrupted: the loop saves and stops
+  if (s && s->exit_code > 128) {  // interrupted: the loop saves and stops
+    t->stop = s->exit_code - 128;
+    t->r->together = false;
     status_free(s);
     return NULL;
   }
   if (s) return s;
   progress_break(&t->bar);
   fprintf(t->r->env->out, "step %" PRId64 "  eval loss %.4f over %" PRId64 " samples\n",
-          t->state.step, loss, batches * prog_entry_of(t->r->prog, PROG_EVAL)->batch);
+          t->state.step, loss, batches * rt_batch(t->r, prog_entry_of(t->r->prog, PROG_EVAL)));
   return NULL;
 }
 
@@ -284,7 +288,9 @@ static status *bad_step(training *t, const vm_step *s, double lr, double loss, d
   sb_puts(&text, ")");
   status *also = find_origin(t, &text, s, loss, norm);
   // The states are those of the step before, which is worth keeping when this run made it.
-  bool good = t->split < t->entry->runs && !check_states(r->prog, r->vm).state;
+  int64_t spoilt = check_states(r->prog, r->vm).state != NULL;
+  STATUS_DO(comm_max(r->comm, &spoilt));
+  bool good = t->split < t->entry->runs && !spoilt;
   if (good) sb_puts(&text, "\n  the step changed no weight");
   if (good && t->save_dir && t->state.step > t->first) also = status_join(also, save(t));
   if (t->saved_step >= 0)
@@ -292,7 +298,19 @@ static status *bad_step(training *t, const vm_step *s, double lr, double loss, d
               t->save_dir);
   else
     sb_puts(&text, "\n  nothing was saved");
+  r->together = !also;
   return status_join(status_exit(5, "%s", sb_str(&text)), also);
+}
+
+// Whether any rank met a bad number, and whether one was asked to stop: then all do so after this
+// step. One message for both.
+static status *agree(training *t, bool *bad) {
+  int64_t both = (int64_t)*bad << 32 | *t->r->env->stop;
+  if (!t->r->comm) return NULL;
+  STATUS_DO(comm_max(t->r->comm, &both));
+  *bad = both >> 32;
+  t->stop = (int)both;
+  return NULL;
 }
 
 static status *one_step(training *t) {
@@ -301,14 +319,16 @@ static status *one_step(training *t) {
   double start = rt_now();
   int64_t predicted = 0;
   double lr = settings_lr(&r->set.schedule, t->lr, t->state.step, t->steps);
-  vm_step s = {.sample0 = t->state.samples, .step = t->state.step, .seed = r->seed};
+  int64_t first = t->state.samples + rt_first_sample(r, e);
+  vm_step s = {.sample0 = first, .step = t->state.step, .seed = r->seed};
   rt_begin_step(r, s.step + 1);
-  STATUS_TRY(data_fill(t->data, vm_at(r->vm, 0), t->state.samples, &predicted), "step %" PRId64,
+  STATUS_TRY(data_fill(t->data, vm_at(r->vm, 0), first, &predicted), "step %" PRId64,
              t->state.step + 1);
   write_arguments(t, lr);
   STATUS_DO(vm_call_part(r->vm, e, &s, 0, t->split));
   double loss = vm_scalar(r->vm, t->loss), norm = t->norm ? vm_scalar(r->vm, t->norm) : NAN;
   bool bad = !isfinite(loss) || (t->norm && !isfinite(norm));
+  STATUS_DO(agree(t, &bad));
   if (!bad) STATUS_DO(vm_call_part(r->vm, e, &s, t->split, e->runs));
   log_scalar more[MAX_SCALARS];
   for (int i = 0; i < t->nscalars; i++) {
@@ -317,7 +337,7 @@ static status *one_step(training *t) {
   }
   double seconds = rt_now() - start;
   log_line line = {.step = t->state.step + 1,
-                   .tokens = e->batch * (e->tokens > 0 ? e->tokens : 1),
+                   .tokens = rt_batch(r, e) * (e->tokens > 0 ? e->tokens : 1),
                    .loss = loss,
                    .lr = lr,
                    .step_s = seconds,
@@ -336,13 +356,13 @@ static status *one_step(training *t) {
     return bad_step(t, &s, lr, loss, norm);
   }
   t->state.step++;
-  t->state.samples += e->batch;
+  t->state.samples += rt_batch(r, e);
   progress_show(&t->bar, &(progress_step){.step = t->state.step,
                                           .loss = loss,
                                           .grad_norm = norm,
                                           .lr = lr,
                                           .tokens_per_s = line.tokens_per_s,
-                                          .flops_per_s = e->flops / seconds,
+                                          .flops_per_s = e->flops * comm_ranks(r->comm) / seconds,
                                           .peak = t->peak});
   rt_end_step(r);
   return NULL;
@@ -350,13 +370,15 @@ static status *one_step(training *t) {
 
 // Stopped from outside: save if there is a place to.
 static status *stopped(training *t) {
-  int number = *t->r->env->stop;
+  int number = t->stop;
   progress_break(&t->bar);
+  if (!t->save_dir) t->r->together = true;
   if (!t->save_dir)
     return status_exit(128 + number,
                        "stopped by %s after step %" PRId64 "; nothing was saved (no --save DIR)",
                        rt_signal_name(number), t->state.step);
   STATUS_DO(save(t));
+  t->r->together = true;
   return status_exit(75,
                      "stopped by %s after step %" PRId64 " of %" PRId64
                      "; saved in %s, go on with --resume %s",
@@ -367,11 +389,13 @@ static status *loop(training *t) {
   while (t->state.step < t->steps) {
     STATUS_DO(one_step(t));
     bool last = t->state.step == t->steps;
-    if (*t->r->env->stop && !last) return stopped(t);
+    if (!t->r->comm) t->stop = *t->r->env->stop;
+    if (t->stop && !last) return stopped(t);
     if (t->save_every && t->state.step % t->save_every == 0) STATUS_DO(save(t));
     if (t->eval_data && (last || (t->eval_every && t->state.step % t->eval_every == 0)))
       STATUS_DO(evaluate(t));
-    if (*t->r->env->stop && !last) return stopped(t);
+    if (!t->r->comm) t->stop = *t->r->env->stop;
+    if (t->stop && !last) return stopped(t);
   }
   return save(t);
 }
@@ -396,10 +420,18 @@ static void print_end(training *t, double seconds) {
   fputc('\n', out);
 }
 
+// What all ranks reach at the same time.
+static status *measure_peak(training *t) {
+  int64_t flops = (int64_t)peak_flops(t->r->threads);
+  STATUS_DO(comm_sum(t->r->comm, &flops));
+  t->peak = (double)flops;
+  return NULL;
+}
+
 static status *run(training *t) {
   rt *r = t->r;
   STATUS_DO(prepare(t));
-  if (t->peak <= 0 && !r->opt.quiet && !vm_device(r->vm)) t->peak = peak_flops(r->threads);
+  if (t->peak <= 0 && !r->opt.quiet && !vm_device(r->vm)) STATUS_DO(measure_peak(t));
   if (!r->opt.quiet) print_head(t);
   if (t->first >= t->steps) {
     if (!r->opt.quiet)
@@ -414,7 +446,7 @@ static status *run(training *t) {
   status *s = loop(t);
   progress_break(&t->bar);
   if (!s && !r->opt.quiet) print_end(t, rt_now() - start);
-  if (!s || *r->env->stop) rt_print_profile(r, "step", true);
+  if (!s || t->stop) rt_print_profile(r, "step", true);
   return status_join(s, rt_write_trace(r));
 }
 

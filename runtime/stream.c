@@ -1,0 +1,146 @@
+#include "runtime/stream.h"
+
+#include <pthread.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { JOBS = 64, STACK = 16 << 20 };
+
+typedef struct job {
+  const prog_instr *in;
+  unsigned char **buf;
+  dsm_call call;
+} job;
+
+struct stream {
+  const prog *prog;
+  comm *comm;
+  const unsigned char *code;
+  job jobs[JOBS];
+  unsigned char **bufs;  // room for the operands of all jobs
+  uint64_t given, done;  // jobs so far
+  uint64_t *event;       // `given` when it was recorded last
+  pthread_mutex_t lock;  // around the numbers above, `failed` and `ends`
+  pthread_cond_t work, progress;
+  pthread_t thread;
+  bool started, ends;
+  status *failed;
+};
+
+static status *carry_out(stream *s, const job *j) {
+  const prog_operand *o = &s->prog->operands[j->in->first_operand];
+  switch (j->in->op) {
+    case RTOP_exchange:
+      return comm_exchange(s->comm, &s->prog->exchanges[j->in->kernel], j->buf, &j->call);
+    case RTOP_launch: {
+      const prog_kernel *k = &s->prog->kernels[j->in->kernel];
+      const unsigned char *entry = s->code + k->code_offset;
+      dsm_kernel *kernel;
+      memcpy(&kernel, &entry, sizeof entry);
+      kernel(j->buf, &j->call, 0, k->cells);
+      break;
+    }
+    case RTOP_zero: memset(j->buf[0], 0, (size_t)o[0].bytes); break;
+    case RTOP_copy: memmove(j->buf[0], j->buf[1], (size_t)o[0].bytes); break;
+    default: break;  // a record is there when it is done
+  }
+  return NULL;
+}
+
+static void *serve(void *at) {
+  stream *s = at;
+  pthread_mutex_lock(&s->lock);
+  for (;;) {
+    while (s->given == s->done && !s->ends) pthread_cond_wait(&s->work, &s->lock);
+    if (s->given == s->done) break;
+    const job *j = &s->jobs[s->done % JOBS];
+    bool skips = s->failed != NULL;
+    pthread_mutex_unlock(&s->lock);
+    status *failed = skips ? NULL : carry_out(s, j);
+    pthread_mutex_lock(&s->lock);
+    if (failed) s->failed = failed;
+    s->done++;
+    pthread_cond_broadcast(&s->progress);
+  }
+  pthread_mutex_unlock(&s->lock);
+  return NULL;
+}
+
+status *stream_open(const prog *p, comm *c, const unsigned char *code, stream **out) {
+  uint32_t used = 0, most = 1;
+  *out = NULL;
+  for (uint32_t i = 0; i < p->ninstrs; i++) {
+    if (p->instrs[i].stream != PROG_COMMUNICATION) continue;
+    used++;
+    if (p->instrs[i].operands > most) most = p->instrs[i].operands;
+  }
+  if (used == 0) return NULL;
+  stream *s = calloc(1, sizeof *s);
+  if (!s) return status_error("out of memory");
+  s->prog = p;
+  s->comm = c;
+  s->code = code;
+  pthread_mutex_init(&s->lock, NULL);
+  pthread_cond_init(&s->work, NULL);
+  pthread_cond_init(&s->progress, NULL);
+  s->event = calloc(p->header->events + 1u, sizeof *s->event);
+  s->bufs = calloc((size_t)JOBS * most, sizeof *s->bufs);
+  pthread_attr_t attr;
+  pthread_attr_init(&attr);
+  pthread_attr_setstacksize(&attr, STACK);
+  for (uint32_t i = 0; s->bufs && i < JOBS; i++) s->jobs[i].buf = s->bufs + (size_t)i * most;
+  s->started = s->event && s->bufs && pthread_create(&s->thread, &attr, serve, s) == 0;
+  pthread_attr_destroy(&attr);
+  if (!s->started) {
+    stream_close(s);
+    return status_error("cannot make a thread for communication");
+  }
+  *out = s;
+  return NULL;
+}
+
+void stream_close(stream *s) {
+  if (!s) return;
+  if (s->started) {
+    pthread_mutex_lock(&s->lock);
+    s->ends = true;
+    pthread_cond_signal(&s->work);
+    pthread_mutex_unlock(&s->lock);
+    pthread_join(s->thread, NULL);
+  }
+  pthread_cond_destroy(&s->work);
+  pthread_cond_destroy(&s->progress);
+  pthread_mutex_destroy(&s->lock);
+  status_free(s->failed);
+  free(s->event);
+  free(s->bufs);
+  free(s);
+}
+
+void stream_give(stream *s, const prog_instr *in, unsigned char *const *buf, const dsm_call *call) {
+  pthread_mutex_lock(&s->lock);
+  while (s->given - s->done == JOBS) pthread_cond_wait(&s->progress, &s->lock);
+  job *j = &s->jobs[s->given % JOBS];
+  j->in = in;
+  j->call = *call;
+  for (uint32_t i = 0; i < in->operands; i++) j->buf[i] = buf[i];
+  s->given++;
+  if (in->op == RTOP_record) s->event[in->event] = s->given;
+  pthread_cond_signal(&s->work);
+  pthread_mutex_unlock(&s->lock);
+}
+
+static void wait_for(stream *s, uint64_t jobs) {
+  pthread_mutex_lock(&s->lock);
+  while (s->done < jobs) pthread_cond_wait(&s->progress, &s->lock);
+  pthread_mutex_unlock(&s->lock);
+}
+
+void stream_wait(stream *s, uint32_t event) { wait_for(s, s->event[event]); }
+
+status *stream_finish(stream *s) {
+  wait_for(s, s->given);
+  status *failed = s->failed;
+  s->failed = NULL;
+  return failed;
+}
