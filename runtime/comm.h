@@ -4,13 +4,19 @@
 // threads of one process in tests) sends bytes between them; above it stand the exchanges of a
 // program (prog_exchange) and small control messages of drivers: settings to agree on, counters,
 // where a checkpoint is. Nothing here allocates while exchanges run: they use the scratch that the
-// schedule planned.
+// schedule planned, and sends the buffers that comm_open made.
 //
 //   comm *c = NULL;
 //   STATUS_DO(comm_open(&img->prog, &c));        // NULL stays NULL: one rank, no engine
 //   if (comm_rank(c) == 0) puts("said once");
 //   STATUS_DO(comm_broadcast(c, &n, sizeof n, 0));
 //   comm_close(c);
+//
+// Two threads may be here at once: one with control messages, one with exchanges. All ranks make
+// the same control calls in the same order; ranks of a group the same exchanges over it.
+//
+// A rank that waits gives its core away: it yields, then sleeps. Exchanges of a program without an
+// order of their own (sums) are done in the order of ranks, so bits depend on the mesh alone.
 #ifndef DSM_COMM_H
 #define DSM_COMM_H
 
@@ -18,26 +24,73 @@
 #include <stdint.h>
 
 #include "runtime/base/status.h"
+#include "runtime/comm_engine.h"
+#include "runtime/exchange.h"
 #include "runtime/prog.h"
 
 typedef struct comm comm;
+
+// ---- opening ------------------------------------------------------------------------------------
+
+// Joins the ranks of this run. *out NULL: the program is for one rank, and no engine was looked
+// for. Fails when the number of processes is not what the program was built for, when MPI is
+// missing, or when a rank was started from another executable (*out is there then); all of them
+// before anything else is done. Such an error says itself once: the status of the ranks that are
+// not to speak has no text.
+status *comm_open(const prog *p, comm **out) STATUS_MUST_USE;
+// The same on an engine that is there; takes it over, also when it fails. `e` has COMM_LANES lanes
+// and one more for each record that is a send: comm_lanes.
+status *comm_open_engine(const prog *p, const comm_engine *e, comm **out) STATUS_MUST_USE;
+int comm_lanes(const prog *p);
+// Waits for all ranks to come here too. NULL is allowed.
+void comm_close(comm *c);
+// Ends all ranks with this exit code, after an error; does not wait for them.
+void comm_abort(comm *c, int exit_code);
 
 // All take NULL, which is a run of one rank.
 int comm_rank(const comm *c);
 int comm_ranks(const comm *c);
 
-// Control messages: collective over all ranks, each calls with the same n. They block.
+// ---- control messages ---------------------------------------------------------------------------
+
+// Collective over all ranks, each calls with the same n. They block.
 status *comm_barrier(comm *c) STATUS_MUST_USE;
 // The n bytes at `at` of rank `from` become those of all.
 status *comm_broadcast(comm *c, void *at, size_t n, int from) STATUS_MUST_USE;
 // n bytes of every rank, in the order of ranks, to `all` (ranks * n bytes; NULL elsewhere) of rank
 // `to`.
 status *comm_collect(comm *c, const void *mine, size_t n, void *all, int to) STATUS_MUST_USE;
+// *value becomes the greatest, or the sum, of all ranks' values.
+status *comm_max(comm *c, int64_t *value) STATUS_MUST_USE;
+status *comm_sum(comm *c, int64_t *value) STATUS_MUST_USE;
 
+// ---- groups -------------------------------------------------------------------------------------
+
+// How many ranks the program is for: the product of its axes.
+int64_t comm_program_ranks(const prog *p);
 // The coordinate of `rank` on an axis of the program's mesh.
 int64_t comm_coordinate(const prog *p, int rank, uint32_t axis);
 // Its place in its group over a set of axes (by bits), and how many the group has.
 int64_t comm_place(const prog *p, int rank, uint32_t axes);
 int64_t comm_group_size(const prog *p, uint32_t axes);
+// The rank at a place of the group of `rank`.
+int comm_at(const prog *p, int rank, uint32_t axes, int64_t place);
+
+// ---- exchanges ----------------------------------------------------------------------------------
+
+// Does what a record says; `buf` holds the operands that exchange.h lists. `call` says for whom
+// (the flight recorder tells of it); NULL: nobody. Returns when `out` is there and `in` may be
+// written again.
+status *comm_exchange(comm *c, const prog_exchange *x, unsigned char *const *buf,
+                      const dsm_call *call) STATUS_MUST_USE;
+// Waits until all sends have left. At the end of a call of an entry.
+status *comm_drain(comm *c) STATUS_MUST_USE;
+
+// What this rank handed to the engine for record `index` so far, counted once for each peer; and
+// how often the record ran.
+int64_t comm_sent_bytes(const comm *c, uint32_t index);
+int64_t comm_times(const comm *c, uint32_t index);
+// Of all records.
+int64_t comm_sent(const comm *c);
 
 #endif

@@ -1,12 +1,13 @@
 #!/bin/sh
 # Installs the Debian packages that building (and with `test`, testing) dsmc needs, once, quietly.
+# Open MPI is among those of `test`: without it dsmc builds, and its executables run on one rank.
 #
 #   scripts/deps.sh [test]
 #
 # Idempotent: asks dpkg first and touches nothing when all is there. Works as root or with sudo.
 set -eu
 build="gcc libc6-dev binutils cmake ninja-build flex bison llvm-19-dev libjansson-dev libxxhash-dev libzstd-dev"
-tests="clang-19 libclang-rt-19-dev clang-format-19 llvm-19-tools libcmocka-dev python3 valgrind"
+tests="clang-19 libclang-rt-19-dev clang-format-19 llvm-19-tools libcmocka-dev python3 valgrind openmpi-bin libopenmpi-dev"
 want=$build
 if [ "${1:-}" = test ]; then
   want="$build $tests"

@@ -1,0 +1,58 @@
+// What the files behind comm.h share.
+#ifndef DSM_COMM_IMPL_H
+#define DSM_COMM_IMPL_H
+
+#include <pthread.h>
+#include <stdatomic.h>
+
+#include "runtime/comm.h"
+
+// Lanes of the engine. Sends of the program's records follow.
+enum {
+  COMM_CONTROL,
+  COMM_IN,   // of the running exchange: what is received,
+  COMM_OUT,  // and what is sent
+  COMM_BEAT,
+  COMM_ALARM,
+  COMM_LISTEN,
+  COMM_LANES
+};
+
+// Tags: what a message is for (2 bits), the set of axes (8 bits), then a count, so that messages of
+// different exchanges are never taken for each other.
+enum { TAG_CONTROL, TAG_EXCHANGE, TAG_SEND, TAG_WATCH };
+static inline int comm_tag(int what, uint32_t axes, uint32_t count) {
+  return what | (int)((axes & 0xff) << 2) | (int)((count & 0xffff) << 10);
+}
+
+typedef struct comm_count {
+  int64_t bytes, times;
+} comm_count;
+
+// The buffer of a record that sends.
+typedef struct comm_buffer {
+  unsigned char *at;  // NULL: the record does not send
+  int lane;
+  bool busy;
+} comm_buffer;
+
+struct comm {
+  const prog *prog;
+  comm_engine engine;
+  pthread_mutex_t lock;                     // around calls of the engine
+  uint32_t controls;                        // messages so far
+  uint32_t exchanges[1u << PROG_MAX_AXES];  // so far, by set of axes
+  comm_count *count;                        // by record
+  comm_buffer *buffers;                     // by record
+  unsigned char *buffer_bytes;
+};
+
+status *comm_post_send(comm *c, int lane, int to, int tag, const void *at,
+                       int64_t n) STATUS_MUST_USE;
+status *comm_post_receive(comm *c, int lane, int from, int tag, void *at,
+                          int64_t n) STATUS_MUST_USE;
+// One look; and looks until the lane is done.
+status *comm_test(comm *c, int lane, bool *done) STATUS_MUST_USE;
+status *comm_wait(comm *c, int lane) STATUS_MUST_USE;
+
+#endif

@@ -1,0 +1,525 @@
+// Exchanges against what program.h says of them, element by element, written down plainly here.
+//
+//   test_comm           ranks are threads of this process
+//   mpirun -n R test_comm --mpi    they are processes: meshes of R ranks are gone through
+//
+// Each rank makes its own inputs from (rank, record, index), so each can work out what any other
+// one has sent. All records of a mesh run one after the other without a pause between them.
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+// cmocka wants the four above it
+#include <cmocka.h>
+#include <math.h>
+#include <stdio.h>
+
+#include "runtime/comm.h"
+#include "runtime/dtype.h"
+#include "tests/unit/draw.h"
+#include "tests/unit/thread_engine.h"
+
+enum { RECORDS = 120, MAX_BYTES = 1 << 20, GUARD = 64 };
+
+typedef struct mesh {
+  int n;
+  int64_t size[3];
+} mesh;
+
+static const mesh meshes[] = {{1, {2}},    {1, {3}},       {2, {2, 2}}, {1, {4}},
+                              {2, {2, 3}}, {3, {2, 2, 2}}, {1, {8}},    {2, {4, 2}}};
+
+typedef struct world {
+  prog p;
+  prog_header header;
+  prog_axis axis[3];
+  prog_exchange x[RECORDS];
+  int64_t in_elements[RECORDS], out_elements[RECORDS];
+} world;
+
+// ---- records ------------------------------------------------------------------------------------
+
+static int64_t pick(uint64_t *seed, int64_t lo, int64_t hi) {
+  return lo + (int64_t)(draw(seed) % (uint64_t)(hi - lo + 1));
+}
+
+// Strides of size[0..2], and the step from rank to rank when `steps` > 0, of an array whose axes
+// may stand in any order and have gaps behind them. Returns its elements.
+static int64_t lay_out(uint64_t *seed, const prog_exchange *x, int64_t stride[3], int64_t steps,
+                       int64_t *step, bool plain) {
+  int order[4] = {3, 0, 1, 2};  // 3: the rank
+  for (int i = 3; i > 0 && !plain; i--) {
+    int k = (int)pick(seed, 0, i), t = order[i];
+    order[i] = order[k];
+    order[k] = t;
+  }
+  int64_t at = x->run;
+  for (int i = 3; i >= 0; i--) {
+    int a = order[i];
+    if (a == 3 && !steps) continue;
+    if (!plain && pick(seed, 0, 2) == 0) at += pick(seed, 1, 3);
+    if (a == 3)
+      *step = at;
+    else
+      stride[a] = at;
+    at *= a == 3 ? steps : x->size[a];
+  }
+  return at;
+}
+
+static void make_record(uint64_t *seed, world *w, int i, uint32_t kind) {
+  static const uint32_t summed[] = {PROG_F32, PROG_BF16, PROG_F16, PROG_F64, PROG_I32, PROG_I64};
+  prog_exchange *x = &w->x[i];
+  *x = (prog_exchange){.kind = kind, .size = {1, 1, 1}};
+  x->axes = (uint32_t)pick(seed, 1, (1 << w->p.naxes) - 1);
+  if (kind >= PROG_SEND) x->axes = 1u << pick(seed, 0, w->p.naxes - 1);
+  bool adds = kind == PROG_REDUCE_SCATTER || kind == PROG_ALL_REDUCE;
+  x->dtype = adds ? summed[pick(seed, 0, 5)] : (uint32_t)pick(seed, 0, PROG_DTYPES - 1);
+  x->reduce = adds ? (uint32_t)pick(seed, 0, 1) : 0;
+  int64_t ranks = comm_group_size(&w->p, x->axes);
+  x->run = pick(seed, 1, pick(seed, 0, 3) ? 20 : 2000);
+  bool box = kind <= PROG_ALL_TO_ALL || kind == PROG_PART;
+  if (kind == PROG_ALL_REDUCE) box = false;
+  for (int a = 0; a < 3 && box; a++) x->size[a] = pick(seed, 0, 1) ? 1 : pick(seed, 2, 4);
+  if (box && kind != PROG_ALL_TO_ALL && pick(seed, 0, 2) == 0)
+    x->whole = pick(seed, 1, ranks * x->run);
+  bool plain = pick(seed, 0, 1);
+  int64_t from = kind == PROG_ALL_GATHER || !box ? 0 : ranks;
+  int64_t to = kind == PROG_REDUCE_SCATTER || kind == PROG_PART || !box ? 0 : ranks;
+  w->in_elements[i] = lay_out(seed, x, x->in_stride, from, &x->in_step, plain);
+  if (kind != PROG_ALL_TO_ALL) plain = pick(seed, 0, 1);
+  w->out_elements[i] = lay_out(seed, x, x->out_stride, to, &x->out_step, plain);
+  x->scratch = comm_scratch_bytes(x, ranks);
+}
+
+static void make_world(world *w, const mesh *m, uint64_t seed) {
+  memset(w, 0, sizeof *w);
+  int64_t stride = 1;
+  for (int i = m->n - 1; i >= 0; i--) {
+    w->axis[i] = (prog_axis){.size = m->size[i], .stride = stride};
+    stride *= m->size[i];
+  }
+  w->p = (prog){.header = &w->header,
+                .strings = "",
+                .nstrings = 1,
+                .axes = w->axis,
+                .naxes = (uint32_t)m->n,
+                .exchanges = w->x,
+                .nexchanges = RECORDS};
+  for (int i = 0; i < RECORDS; i++) {
+    uint32_t kind = (uint32_t)pick(&seed, 0, PROG_SEND);
+    if (i + 1 == RECORDS && kind == PROG_SEND) kind = PROG_PART;
+    make_record(&seed, w, i, kind);
+    if (kind != PROG_SEND) continue;
+    // Who sends `step` on is received from `step` before.
+    w->x[i].step = pick(&seed, -2, 2);
+    w->x[i + 1] = w->x[i];
+    w->x[i + 1].kind = PROG_RECEIVE;
+    w->x[i + 1].step = -w->x[i].step;
+    w->in_elements[i + 1] = w->out_elements[i + 1] = w->x[i].run;
+    i++;
+  }
+}
+
+// ---- values -------------------------------------------------------------------------------------
+
+// Element `at` of what `rank` has as input of record `i`; any bits for types that are only moved.
+static void value(int rank, int i, int64_t at, uint32_t dtype, unsigned char *out) {
+  uint64_t s = (uint64_t)rank * 1000003u + (uint64_t)i * 7919u + (uint64_t)at * 2654435761u;
+  uint64_t bits = draw(&s);
+  bits = draw(&s) ^ bits;
+  double v = ((double)(bits >> 11) * 0x1p-53 - 0.5) * 8;
+  float f = (float)v;
+  uint16_t h;
+  switch (dtype) {
+    case PROG_F32: memcpy(out, &f, 4); break;
+    case PROG_F64: memcpy(out, &v, 8); break;
+    case PROG_BF16:
+      h = dtype_to_bf16(f);
+      memcpy(out, &h, 2);
+      break;
+    case PROG_F16:
+      h = dtype_to_f16(f);
+      memcpy(out, &h, 2);
+      break;
+    default: memcpy(out, &bits, (size_t)exchange_unit(dtype)); break;
+  }
+}
+
+static void sum_in_order(uint32_t dtype, uint32_t reduce, int n, unsigned char (*in)[8],
+                         unsigned char *out) {
+  float f = 0, g;
+  double d = 0, e;
+  uint16_t h;
+  int32_t a = 0, b;
+  int64_t k = 0, l;
+  for (int r = 0; r < n; r++) switch (dtype) {
+      case PROG_F32:
+      case PROG_BF16:
+      case PROG_F16:
+        memcpy(&g, in[r], 4);
+        memcpy(&h, in[r], 2);
+        if (dtype == PROG_BF16) g = dtype_from_bf16(h);
+        if (dtype == PROG_F16) g = dtype_from_f16(h);
+        f = r == 0 ? g : reduce == PROG_SUM ? f + g : g > f ? g : f;
+        break;
+      case PROG_F64:
+        memcpy(&e, in[r], 8);
+        d = r == 0 ? e : reduce == PROG_SUM ? d + e : e > d ? e : d;
+        break;
+      case PROG_I32:
+        memcpy(&b, in[r], 4);
+        a = r == 0 ? b : reduce == PROG_SUM ? (int32_t)((uint32_t)a + (uint32_t)b) : b > a ? b : a;
+        break;
+      case PROG_I64:
+        memcpy(&l, in[r], 8);
+        k = r == 0 ? l : reduce == PROG_SUM ? (int64_t)((uint64_t)k + (uint64_t)l) : l > k ? l : k;
+        break;
+    }
+  uint16_t rounded = dtype == PROG_BF16 ? dtype_to_bf16(f) : dtype_to_f16(f);
+  switch (dtype) {
+    case PROG_F32: memcpy(out, &f, 4); break;
+    case PROG_F64: memcpy(out, &d, 8); break;
+    case PROG_I32: memcpy(out, &a, 4); break;
+    case PROG_I64: memcpy(out, &k, 8); break;
+    default: memcpy(out, &rounded, 2); break;
+  }
+}
+
+// ---- what is expected ---------------------------------------------------------------------------
+
+static int rank_at(const world *w, int rank, uint32_t axes, int64_t place) {
+  // The ranks that differ from `rank` on those axes alone, counted upwards.
+  int64_t ranks = comm_program_ranks(&w->p);
+  for (int r = 0; r < ranks; r++) {
+    bool same = true;
+    for (uint32_t a = 0; a < w->p.naxes; a++)
+      if (!(axes >> a & 1) && comm_coordinate(&w->p, r, a) != comm_coordinate(&w->p, rank, a))
+        same = false;
+    if (same && place-- == 0) return r;
+  }
+  return -1;
+}
+
+// `out` as record i must leave it at `rank`: it begins as `out` is.
+static void expect(const world *w, int rank, int i, unsigned char *out) {
+  const prog_exchange *x = &w->x[i];
+  int64_t unit = exchange_unit(x->dtype), n = comm_group_size(&w->p, x->axes), me = 0;
+  while (rank_at(w, rank, x->axes, me) != rank) me++;
+  if (x->kind == PROG_RECEIVE) {
+    int from = rank_at(w, rank, x->axes, ((me + x->step) % n + n) % n);
+    for (int64_t e = 0; e < x->run; e++) value(from, i - 1, e, x->dtype, out + e * unit);
+    return;
+  }
+  unsigned char all[16][8];
+  if (x->kind == PROG_ALL_REDUCE) {
+    for (int64_t e = 0; e < x->run; e++) {
+      for (int r = 0; r < n; r++) value(rank_at(w, rank, x->axes, r), i, e, x->dtype, all[r]);
+      sum_in_order(x->dtype, x->reduce, (int)n, all, out + e * unit);
+    }
+    return;
+  }
+  for (int64_t r = 0; r < n; r++) {
+    // The piece that comes from r, or, where they are added, the n-th of all at once.
+    bool sums = x->kind == PROG_REDUCE_SCATTER, part = x->kind == PROG_PART;
+    if ((sums && r > 0) || (part && r != me)) continue;
+    int64_t whose = x->kind == PROG_ALL_GATHER ? r : me;
+    int64_t run = x->whole ? x->whole - whose * x->run : x->run;
+    if (run > x->run) run = x->run;
+    for (int64_t a = 0; a < x->size[0]; a++)
+      for (int64_t b = 0; b < x->size[1]; b++)
+        for (int64_t c = 0; c < x->size[2]; c++)
+          for (int64_t e = 0; e < run; e++) {
+            int64_t from = me * x->in_step + a * x->in_stride[0] + b * x->in_stride[1] +
+                           c * x->in_stride[2] + e;
+            int64_t to = (sums ? 0 : r * x->out_step) + a * x->out_stride[0] +
+                         b * x->out_stride[1] + c * x->out_stride[2] + e;
+            for (int k = sums ? 0 : (int)r; k < (sums ? n : r + 1); k++)
+              value(rank_at(w, rank, x->axes, k), i, from, x->dtype, all[k]);
+            if (sums)
+              sum_in_order(x->dtype, x->reduce, (int)n, all, out + to * unit);
+            else
+              memcpy(out + to * unit, all[r], (size_t)unit);
+          }
+  }
+}
+
+// Bytes for the others, by the definition of each kind.
+static int64_t expect_bytes(const world *w, int rank, const prog_exchange *x) {
+  int64_t n = comm_group_size(&w->p, x->axes), me = 0, elements = 0;
+  while (rank_at(w, rank, x->axes, me) != rank) me++;
+  int64_t runs = x->size[0] * x->size[1] * x->size[2];
+  if (x->kind == PROG_SEND) elements = n > 1 ? x->run : 0;
+  for (int64_t e = 0; e < n * x->run; e++) {
+    int64_t r = e / x->run;  // whose element of a cut array this is
+    bool there = !x->whole || e < x->whole;
+    if (x->kind == PROG_ALL_GATHER && r == me && there) elements += runs * (n - 1);
+    if (x->kind == PROG_REDUCE_SCATTER && r != me && there) elements += runs;
+    if (x->kind == PROG_ALL_TO_ALL && r != me) elements += runs;
+  }
+  for (int64_t e = 0; e < x->run && x->kind == PROG_ALL_REDUCE; e++)
+    elements += e / ((x->run + n - 1) / n) == me ? n - 1 : 1;
+  return elements * exchange_unit(x->dtype);
+}
+
+// ---- a rank -------------------------------------------------------------------------------------
+
+static unsigned char *filled(int64_t bytes) {
+  unsigned char *at = malloc((size_t)bytes + GUARD);
+  if (!at) abort();
+  memset(at, 0xa5, (size_t)bytes + GUARD);
+  return at;
+}
+
+static bool guarded(const unsigned char *at, int64_t bytes) {
+  for (int k = 0; k < GUARD; k++)
+    if (at[bytes + k] != 0xa5) return false;
+  return true;
+}
+
+// Runs record i at this rank; how many things were wrong, each said.
+static int run_record(comm *c, const world *w, int i) {
+  const prog_exchange *x = &w->x[i];
+  int rank = comm_rank(c), wrong = 0;
+  int64_t unit = exchange_unit(x->dtype), in_bytes = w->in_elements[i] * unit,
+          out_bytes = w->out_elements[i] * unit;
+  unsigned char *in = filled(in_bytes), *out = filled(out_bytes), *want = filled(out_bytes),
+                *kept = filled(in_bytes), *scratch = filled(x->scratch), *buf[3];
+  for (int64_t e = 0; e < w->in_elements[i]; e++) value(rank, i, e, x->dtype, in + e * unit);
+  memcpy(kept, in, (size_t)in_bytes);
+  if (x->kind != PROG_SEND) expect(w, rank, i, want);
+  int n = 0;
+  if (x->kind != PROG_SEND) buf[n++] = out;
+  if (x->kind != PROG_RECEIVE) buf[n++] = in;
+  if (x->scratch) buf[n++] = scratch;
+  status *s = comm_exchange(c, x, buf, NULL);
+  const char *what = s                                              ? s->message
+                     : memcmp(out, want, (size_t)out_bytes + GUARD) ? "another result"
+                     : memcmp(in, kept, (size_t)in_bytes)           ? "the input was changed"
+                     : !guarded(scratch, x->scratch)                ? "more scratch"
+                     : comm_sent_bytes(c, (uint32_t)i) != expect_bytes(w, rank, x)
+                         ? "another number of bytes"
+                         : NULL;
+  if (what) {
+    fprintf(stderr, "rank %d record %d (%s of %s over %x, run %lld, whole %lld): %s\n", rank, i,
+            exchange_name(x->kind), dtype_of(x->dtype)->name, x->axes, (long long)x->run,
+            (long long)x->whole, what);
+    wrong++;
+  }
+  status_free(s);
+  // A sent message may still be on its way: its buffer is the runtime's, ours can go.
+  free(in), free(out), free(want), free(kept), free(scratch);
+  return wrong;
+}
+
+static int run_all(comm *c, const world *w) {
+  int wrong = 0;
+  for (int i = 0; i < RECORDS && !wrong; i++) wrong += run_record(c, w, i);
+  return wrong;
+}
+
+// ---- ranks as threads ---------------------------------------------------------------------------
+
+typedef struct seat {
+  pthread_t thread;
+  thread_hub *hub;
+  const world *w;
+  int rank, wrong;
+  int (*work)(comm *c, const world *w);
+} seat;
+
+static void *sit(void *at) {
+  seat *s = at;
+  comm_engine e = hub_engine(s->hub, s->rank);
+  comm *c;
+  status *failed = comm_open_engine(&s->w->p, &e, &c);
+  if (failed) abort();
+  s->wrong = s->work(c, s->w);
+  if (s->wrong) comm_abort(c, 1);
+  comm_close(c);
+  return NULL;
+}
+
+static int with_threads(const world *w, int (*work)(comm *, const world *)) {
+  seat seats[HUB_RANKS];
+  int n = (int)comm_program_ranks(&w->p), wrong = 0;
+  thread_hub *h = hub_new(n);
+  for (int r = 0; r < n; r++) {
+    seats[r] = (seat){.hub = h, .w = w, .rank = r, .work = work};
+    pthread_create(&seats[r].thread, NULL, sit, &seats[r]);
+  }
+  for (int r = 0; r < n; r++) {
+    pthread_join(seats[r].thread, NULL);
+    wrong += seats[r].wrong;
+  }
+  hub_free(h);
+  return wrong;
+}
+
+static void test_exchanges(void **state) {
+  (void)state;
+  static world w;
+  int kinds[PROG_EXCHANGES] = {0}, types[PROG_DTYPES] = {0}, ragged = 0;
+  for (uint64_t seed = 1; seed <= 3; seed++)
+    for (size_t m = 0; m < sizeof meshes / sizeof *meshes; m++) {
+      make_world(&w, &meshes[m], seed * 100 + m);
+      assert_int_equal(with_threads(&w, run_all), 0);
+      for (int i = 0; i < RECORDS; i++) {
+        kinds[w.x[i].kind]++;
+        types[w.x[i].dtype]++;
+        ragged += w.x[i].whole > 0;
+      }
+    }
+  for (int k = 0; k < PROG_EXCHANGES; k++) assert_true(kinds[k] > 100);
+  for (int k = 0; k < PROG_DTYPES; k++) assert_true(types[k] > 20);
+  assert_true(ragged > 200);
+}
+
+// Own pieces that lie where they go.
+static int run_in_place(comm *c, const world *w) {
+  int me = comm_rank(c), n = comm_ranks(c), wrong = 0;
+  float a[16], b[16], scratch[64];
+  unsigned char *buf[] = {(unsigned char *)a, (unsigned char *)(a + 4 * me),
+                          (unsigned char *)scratch};
+  for (int i = 0; i < 16; i++) a[i] = i / 4 == me ? (float)i : -1;
+  status_free(comm_exchange(c, &w->x[0], buf, NULL));
+  for (int i = 0; i < 16; i++) wrong += a[i] != (float)i;
+  for (int i = 0; i < 16; i++) b[i] = (float)(i * me);
+  buf[0] = (unsigned char *)(b + 4 * me), buf[1] = (unsigned char *)b;
+  status_free(comm_exchange(c, &w->x[1], buf, NULL));
+  for (int i = 4 * me; i < 4 * me + 4; i++) wrong += b[i] != (float)(i * n * (n - 1) / 2);
+  for (int i = 0; i < 16; i++) a[i] = (float)(i + me);
+  buf[0] = buf[1] = (unsigned char *)a;
+  status_free(comm_exchange(c, &w->x[2], buf, NULL));
+  for (int i = 0; i < 10; i++) wrong += a[i] != (float)(n * i + n * (n - 1) / 2);
+  for (int i = 10; i < 16; i++) wrong += a[i] != (float)(i + me);
+  return wrong;
+}
+
+static void test_in_place(void **state) {
+  (void)state;
+  static world w;
+  make_world(&w, &meshes[3], 1);
+  prog_exchange x = {.axes = 1, .dtype = PROG_F32, .size = {1, 1, 1}, .run = 4};
+  w.x[0] = w.x[1] = w.x[2] = x;
+  w.x[0].kind = PROG_ALL_GATHER, w.x[0].out_step = 4;
+  w.x[1].kind = PROG_REDUCE_SCATTER, w.x[1].in_step = 4;
+  w.x[2].kind = PROG_ALL_REDUCE, w.x[2].run = 10;
+  for (int i = 0; i < 3; i++) w.x[i].scratch = comm_scratch_bytes(&w.x[i], 4);
+  assert_int_equal(with_threads(&w, run_in_place), 0);
+}
+
+// ---- control messages ---------------------------------------------------------------------------
+
+static int run_control(comm *c, const world *w) {
+  (void)w;
+  int me = comm_rank(c), n = comm_ranks(c), wrong = 0;
+  for (int round = 0; round < 50; round++) {
+    int from = round % n, all[HUB_RANKS];
+    int64_t v = me == from ? 100 + round : -1, most = me * round, sum = me;
+    status_free(comm_broadcast(c, &v, sizeof v, from));
+    wrong += v != 100 + round;
+    int mine = me * me + round;
+    status_free(comm_collect(c, &mine, sizeof mine, me == from ? all : NULL, from));
+    for (int r = 0; r < n && me == from; r++) wrong += all[r] != r * r + round;
+    status_free(comm_max(c, &most));
+    wrong += most != (n - 1) * round;
+    status_free(comm_sum(c, &sum));
+    wrong += sum != n * (n - 1) / 2;
+  }
+  return wrong;
+}
+
+static void test_control(void **state) {
+  (void)state;
+  static world w;
+  make_world(&w, &meshes[5], 1);
+  assert_int_equal(with_threads(&w, run_control), 0);
+  // One rank.
+  int64_t v = 7, w7 = 0;
+  assert_null(comm_broadcast(NULL, &v, sizeof v, 0));
+  assert_null(comm_collect(NULL, &v, sizeof v, &w7, 0));
+  assert_null(comm_barrier(NULL));
+  assert_int_equal(w7, 7);
+  assert_int_equal(comm_rank(NULL), 0);
+  assert_int_equal(comm_ranks(NULL), 1);
+}
+
+// Ranks of 2 x 3: 0 1 2 | 3 4 5.
+static void test_groups(void **state) {
+  (void)state;
+  static world w;
+  make_world(&w, &meshes[4], 1);
+  assert_int_equal(comm_program_ranks(&w.p), 6);
+  assert_int_equal(comm_group_size(&w.p, 1), 2);
+  assert_int_equal(comm_group_size(&w.p, 2), 3);
+  assert_int_equal(comm_group_size(&w.p, 3), 6);
+  assert_int_equal(comm_group_size(&w.p, 0), 1);
+  assert_int_equal(comm_coordinate(&w.p, 4, 0), 1);
+  assert_int_equal(comm_coordinate(&w.p, 4, 1), 1);
+  assert_int_equal(comm_place(&w.p, 5, 2), 2);
+  assert_int_equal(comm_place(&w.p, 5, 3), 5);
+  for (int r = 0; r < 6; r++)
+    for (uint32_t axes = 0; axes < 4; axes++)
+      for (int64_t k = 0; k < comm_group_size(&w.p, axes); k++)
+        assert_int_equal(comm_at(&w.p, r, axes, k), rank_at(&w, r, axes, k));
+}
+
+// NaN is greater than any number, on whichever rank it is.
+static int run_nan(comm *c, const world *w) {
+  int wrong = 0;
+  for (int who = 0; who < comm_ranks(c); who++) {
+    float v = comm_rank(c) == who ? NAN : 1, out = 0, scratch[64];
+    unsigned char *buf[] = {(unsigned char *)&out, (unsigned char *)&v, (unsigned char *)scratch};
+    status_free(comm_exchange(c, &w->x[0], buf, NULL));
+    wrong += !isnan(out);
+  }
+  return wrong;
+}
+
+static void test_nan(void **state) {
+  (void)state;
+  static world w;
+  make_world(&w, &meshes[1], 1);
+  w.x[0] = (prog_exchange){.kind = PROG_ALL_REDUCE,
+                           .axes = 1,
+                           .reduce = PROG_MAX,
+                           .size = {1, 1, 1},
+                           .run = 1,
+                           .scratch = 128};
+  assert_int_equal(with_threads(&w, run_nan), 0);
+}
+
+// ---- ranks as processes -------------------------------------------------------------------------
+
+static int with_mpi(void) {
+  static world w;
+  const char *size = getenv("OMPI_COMM_WORLD_SIZE");
+  int64_t ranks = size ? strtoll(size, NULL, 10) : 1;
+  int wrong = 0, tried = 0;
+  for (size_t m = 0; m < sizeof meshes / sizeof *meshes && !tried; m++) {
+    make_world(&w, &meshes[m], 17 + m);
+    if (comm_program_ranks(&w.p) != ranks) continue;
+    tried++;
+    comm *c = NULL;
+    status *s = comm_open(&w.p, &c);
+    if (s) {
+      fprintf(stderr, "%s\n", s->message);
+      return 1;
+    }
+    wrong += run_control(c, &w) + run_all(c, &w);
+    if (comm_rank(c) == 0) printf("%lld ranks: %d wrong\n", (long long)ranks, wrong);
+    comm_close(c);
+  }
+  return wrong || !tried;
+}
+
+int main(int argc, char **argv) {
+  if (argc > 1 && strcmp(argv[1], "--mpi") == 0) return with_mpi();
+  const struct CMUnitTest tests[] = {
+      cmocka_unit_test(test_groups),   cmocka_unit_test(test_exchanges),
+      cmocka_unit_test(test_in_place), cmocka_unit_test(test_nan),
+      cmocka_unit_test(test_control),
+  };
+  return cmocka_run_group_tests(tests, NULL, NULL);
+}
