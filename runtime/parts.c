@@ -8,12 +8,6 @@
 #include "runtime/base/str.h"
 #include "runtime/comm.h"
 
-static int64_t product(const int64_t *dims, uint32_t rank) {
-  int64_t n = 1;
-  for (uint32_t i = 0; i < rank; i++) n *= dims[i];
-  return n;
-}
-
 // How many elements a rank has room for when `whole` are cut so; 0: they cannot be.
 static int64_t held_of(int64_t parts, int64_t block, int64_t whole) {
   int64_t stripe;
@@ -37,7 +31,11 @@ static bool cut(part *t, int64_t parts, int64_t place, int64_t block) {
 part part_all(int64_t whole) { return (part){.whole = whole, .held = whole}; }
 
 part part_of(const prog *p, int rank, const prog_state *s) {
-  part t = part_all(product(s->ncuts ? s->global : s->dims, s->ncuts ? s->global_rank : s->rank));
+  uint32_t n;
+  const int64_t *dims = prog_state_dims(s, &n);
+  int64_t whole = 1;
+  for (uint32_t i = 0; i < n; i++) whole *= dims[i];
+  part t = part_all(whole);
   for (uint32_t i = 0; i < s->ncuts; i++) {
     const prog_cut *c = &s->cut[i];
     // (Cannot fail: the program was checked.)

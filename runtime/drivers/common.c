@@ -127,7 +127,7 @@ status *rt_first_weights(rt *r) {
     checkpoint c = {r->prog, r->vm, r->env->io, r->opt.quiet ? NULL : r->env->err};
     STATUS_DO(ck_load_weights(&c, r->opt.load));
   } else {
-    init_states(r->vm, r->prog, r->threads, r->seed);
+    init_states(r->vm, r->prog, r->threads, r->seed, 0);
   }
   return vm_push_states(r->vm);
 }

@@ -174,7 +174,7 @@ static int setup(void **state) {
                     bad_rename, bad_unlink, bad_mkdir, bad_rmdir};
   w->notes = open_memstream(&w->text, &w->ntext);
   w->c = (checkpoint){&w->img.prog, w->vm, &w->io, w->notes};
-  init_states(w->vm, &w->img.prog, w->threads, 1);
+  init_states(w->vm, &w->img.prog, w->threads, 1, 0);
   *state = w;
   return 0;
 }
