@@ -23,6 +23,7 @@
 #include <stdio.h>
 
 #include "runtime/base/file.h"
+#include "runtime/comm.h"
 #include "runtime/vm.h"
 
 // What a checkpoint belongs to.
@@ -30,7 +31,8 @@ typedef struct checkpoint {
   const prog *prog;
   vm *vm;
   const file_io *io;
-  FILE *notes;  // where skipped saves and the like are told; NULL: nowhere
+  FILE *notes;  // where rank 0 tells of skipped saves and the like; NULL: nowhere
+  comm *comm;   // NULL: one rank
 } checkpoint;
 
 // The counters of a run.

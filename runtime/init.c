@@ -9,6 +9,7 @@
 
 #include "runtime/base/rng.h"
 #include "runtime/dtype.h"
+#include "runtime/parts.h"
 
 #define CELL 4096  // elements a cell fills
 
@@ -37,51 +38,59 @@ const char *init_state_name(const prog *p, const prog_state *s, int64_t k, char 
 
 typedef struct fill {
   unsigned char *at;
-  const prog_state *state;
-  int64_t n;
+  const prog_state *weight;  // says what is drawn
+  const prog_state *copy;    // NULL, or what `at` is: rounded, then
+  part part;
   uint64_t key;
 } fill;
 
-static void fill_cells(void *ctx, int64_t lo, int64_t hi) {
-  const fill *f = ctx;
-  uint32_t dtype = f->state->dtype;
-  int bytes = dtype_of(dtype)->bytes;
-  double a = f->state->init_a;
-  for (int64_t i = lo * CELL; i < hi * CELL && i < f->n; i++) {
-    unsigned char *at = f->at + i * bytes;
-    double v = 0;
-    switch (f->state->init) {
-      case PROG_ONES: v = 1; break;
-      case PROG_CONST: v = a; break;
-      case PROG_NORMAL: v = a * init_normal(f->key, (uint64_t)i); break;
-      case PROG_UNIFORM: v = a * (2 * rng_unit(f->key, (uint64_t)i) - 1); break;
-    }
-    // Through f32 first: a bf16 weight starts at the rounding of the f32 one.
-    float x = (float)v;
-    int64_t whole = (int64_t)v;
-    if (dtype == PROG_F64)
-      dtype_convert(at, dtype, &v, PROG_F64, 1);
-    else if (dtype_convertible(dtype, PROG_F32))
-      dtype_convert(at, dtype, &x, PROG_F32, 1);
-    else if (dtype_convertible(dtype, PROG_I64))
-      dtype_convert(at, dtype, &whole, PROG_I64, 1);
-    else
-      *at = 0;
+// Element `i` of the whole slice.
+static void fill_one(const fill *f, int64_t i, unsigned char *at) {
+  uint32_t dtype = f->weight->dtype;
+  double a = f->weight->init_a, v = 0;
+  switch (f->weight->init) {
+    case PROG_ONES: v = 1; break;
+    case PROG_CONST: v = a; break;
+    case PROG_NORMAL: v = a * init_normal(f->key, (uint64_t)i); break;
+    case PROG_UNIFORM: v = a * (2 * rng_unit(f->key, (uint64_t)i) - 1); break;
   }
+  // Through f32 first: a bf16 weight starts at the rounding of the f32 one.
+  float x = (float)v;
+  int64_t whole = (int64_t)v;
+  if (f->copy)
+    vm_round_copy(f->copy, (const unsigned char *)&x, at, 1);
+  else if (dtype == PROG_F64)
+    dtype_convert(at, dtype, &v, PROG_F64, 1);
+  else if (dtype_convertible(dtype, PROG_F32))
+    dtype_convert(at, dtype, &x, PROG_F32, 1);
+  else if (dtype_convertible(dtype, PROG_I64))
+    dtype_convert(at, dtype, &whole, PROG_I64, 1);
+  else
+    *at = 0;
 }
 
-void init_states(vm *m, const prog *p, pool *threads, uint64_t seed) {
+static void fill_cells(void *ctx, int64_t lo, int64_t hi) {
+  const fill *f = ctx;
+  int bytes = dtype_of(f->copy ? f->copy->dtype : f->weight->dtype)->bytes;
+  part_run r;
+  for (int64_t at = lo * CELL; at < hi * CELL && part_next(&f->part, &at, &r);)
+    for (int64_t i = 0; i < r.n && r.local + i < hi * CELL; i++)
+      fill_one(f, r.global + i, f->at + (r.local + i) * bytes);
+}
+
+void init_states(vm *m, const prog *p, pool *threads, uint64_t seed, int rank) {
   char name[4096];
   for (uint32_t i = 0; i < p->nstates; i++) {
-    const prog_state *s = &p->states[i];
-    if (s->init == PROG_ZEROS) continue;
+    const prog_state *s = &p->states[i], *w = s->cls == PROG_COPY ? prog_weight_of(p, s) : s;
+    // Copies of what the rank has itself are made below.
+    bool copy = s != w;
+    if (w->init == PROG_ZEROS || (copy && part_cut_alike(p, s, w))) continue;
+    fill f = {.weight = w, .copy = copy ? s : NULL, .part = part_of(p, rank, s)};
     for (int64_t k = 0; k < prog_state_slices(s); k++) {
-      init_state_name(p, s, k, name, sizeof name);
-      fill f = {.at = vm_at(m, s->offset + (s->layers ? k * s->layer_stride : 0)),
-                .state = s,
-                .n = prog_state_elements(s),
-                .key = rng_key(seed, XXH3_64bits(name, strlen(name)))};
-      pool_run(threads, (f.n + CELL - 1) / CELL, fill_cells, &f);
+      init_state_name(p, w, k, name, sizeof name);
+      f.at = vm_at(m, s->offset + (s->layers ? k * s->layer_stride : 0));
+      f.key = rng_key(seed, XXH3_64bits(name, strlen(name)));
+      pool_run(threads, (part_elements(&f.part) + CELL - 1) / CELL, fill_cells, &f);
     }
   }
   vm_make_copies(m);

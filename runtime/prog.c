@@ -81,10 +81,12 @@ static bool pieces_fit(const prog *p, int64_t base, int64_t stride, int64_t last
 static status *check_copy(const prog *p, const prog_state *s) {
   const prog_state *w = prog_weight_of(p, s);
   if (!w) BAD("state %s is a copy of no weight", prog_text(p, s->name));
+  uint32_t rank, wrank;
+  const int64_t *dims = prog_state_dims(s, &rank), *wdims = prog_state_dims(w, &wrank);
   if (s->init_a < 0 || s->init_a > 1) BAD("state %s has a bad init", prog_text(p, s->name));
   if (s->dtype != PROG_BF16 || w->dtype != PROG_F32 || s->layers != w->layers ||
-      s->first != w->first || s->step != w->step || s->rank != w->rank ||
-      memcmp(s->dims, w->dims, s->rank * sizeof *s->dims) != 0)
+      s->first != w->first || s->step != w->step || rank != wrank ||
+      memcmp(dims, wdims, rank * sizeof *dims) != 0)
     BAD("state %s is not the bf16 of weight %s", prog_text(p, s->name), prog_text(p, w->name));
   return NULL;
 }
@@ -95,7 +97,7 @@ static status *check_states(const prog *p) {
     if (!text_ok(p, s->name) || !text_ok(p, s->of)) BAD("state %u has no name", i);
     const char *name = prog_text(p, s->name);
     if (s->cls > PROG_CACHE || s->dtype >= PROG_DTYPES || s->rank > PROG_MAX_RANK ||
-        s->init > PROG_CONST)
+        s->init > PROG_CONST || s->global_rank > PROG_MAX_RANK || s->ncuts > PROG_MAX_CUTS)
       BAD("state %s has an unknown class, type, rank or init", name);
     int64_t bytes = tensor_bytes(s->dims, s->rank, s->dtype), t;
     if (bytes < 0 || s->bytes != bytes)
@@ -478,11 +480,21 @@ const prog_state *prog_weight_of(const prog *p, const prog_state *s) {
   return NULL;
 }
 
+const int64_t *prog_state_dims(const prog_state *s, uint32_t *rank) {
+  *rank = s->ncuts ? s->global_rank : s->rank;
+  return s->ncuts ? s->global : s->dims;
+}
+
 int64_t prog_parameters(const prog *p) {
   int64_t n = 0;
-  for (uint32_t i = 0; i < p->nstates; i++)
-    if (p->states[i].cls == PROG_WEIGHT)
-      n += prog_state_elements(&p->states[i]) * prog_state_slices(&p->states[i]);
+  for (uint32_t i = 0; i < p->nstates; i++) {
+    const prog_state *s = &p->states[i];
+    uint32_t rank;
+    const int64_t *dims = prog_state_dims(s, &rank);
+    int64_t slice = 1;
+    for (uint32_t d = 0; d < rank; d++) slice *= dims[d];
+    if (s->cls == PROG_WEIGHT) n += slice * prog_state_slices(s);
+  }
   return n;
 }
 

@@ -79,9 +79,11 @@ bool prog_target(const char *target, int *number, bool *exact);
 int64_t prog_io_elements(const prog_io *io);
 int64_t prog_state_elements(const prog_state *s);  // of one slice
 int64_t prog_state_slices(const prog_state *s);    // 1 when not stacked
+// Dimensions of the whole slice, of which a rank may have a part.
+const int64_t *prog_state_dims(const prog_state *s, uint32_t *rank);
 // The weight that a PROG_COPY or PROG_OPTIMIZER belongs to, or NULL.
 const prog_state *prog_weight_of(const prog *p, const prog_state *s);
-int64_t prog_parameters(const prog *p);  // elements of all weights
+int64_t prog_parameters(const prog *p);  // elements of all weights, whole
 int64_t prog_class_bytes(const prog *p, uint32_t cls);
 // Size of the vocabulary: setting "*.vocab" when there is one, else the last dimension of an
 // output `logits`; 0 when the program has neither.

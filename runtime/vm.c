@@ -9,6 +9,7 @@
 #include "runtime/cuda.h"
 #include "runtime/dtype.h"
 #include "runtime/external.h"
+#include "runtime/parts.h"
 #include "runtime/stream.h"
 
 #define HUGE_PAGE ((size_t)2 << 20)
@@ -174,22 +175,30 @@ void vm_touch(vm *m) {
 // ---- copies of weights --------------------------------------------------------------------------
 
 typedef struct rounding {
+  const prog_state *copy;
   const unsigned char *from;
   unsigned char *to;
   int64_t n;
-  uint32_t least;  // bits of the smallest magnitude that is not taken for zero
 } rounding;
+
+void vm_round_copy(const prog_state *copy, const unsigned char *from, unsigned char *to,
+                   int64_t n) {
+  float smallest = (float)copy->init_a;
+  uint32_t least;  // bits of the smallest magnitude that is not taken for zero
+  memcpy(&least, &smallest, sizeof least);
+  for (int64_t i = 0; i < n; i++) {
+    uint32_t u;
+    memcpy(&u, from + 4 * i, sizeof u);
+    uint32_t sign = u & 0x80000000u, size = u ^ sign;
+    uint16_t x = dtype_bf16_bits(size < least ? sign : u);
+    memcpy(to + 2 * i, &x, sizeof x);
+  }
+}
 
 static void round_blocks(void *ctx, int64_t lo, int64_t hi) {
   const rounding *r = ctx;
-  int64_t end = hi * (BLOCK / 4) < r->n ? hi * (BLOCK / 4) : r->n;
-  for (int64_t i = lo * (BLOCK / 4); i < end; i++) {
-    uint32_t u;
-    memcpy(&u, r->from + 4 * i, sizeof u);
-    uint32_t sign = u & 0x80000000u, size = u ^ sign;
-    uint16_t x = dtype_bf16_bits(size < r->least ? sign : u);
-    memcpy(r->to + 2 * i, &x, sizeof x);
-  }
+  int64_t from = lo * (BLOCK / 4), end = hi * (BLOCK / 4) < r->n ? hi * (BLOCK / 4) : r->n;
+  vm_round_copy(r->copy, r->from + 4 * from, r->to + 2 * from, end - from);
 }
 
 void vm_make_copies(vm *m) {
@@ -198,9 +207,8 @@ void vm_make_copies(vm *m) {
     const prog_state *s = &p->states[i];
     if (s->cls != PROG_COPY) continue;
     const prog_state *w = prog_weight_of(p, s);
-    float least = (float)s->init_a;
-    rounding r = {.n = prog_state_elements(s)};
-    memcpy(&r.least, &least, sizeof least);
+    if (!part_cut_alike(p, s, w)) continue;
+    rounding r = {.copy = s, .n = prog_state_elements(s)};
     for (int64_t k = 0; k < prog_state_slices(s); k++) {
       r.from = m->arena + w->offset + (w->layers ? k * w->layer_stride : 0);
       r.to = m->arena + s->offset + (s->layers ? k * s->layer_stride : 0);

@@ -51,8 +51,13 @@ void vm_touch(vm *m);
 
 // Makes every copy (PROG_COPY) the rounding of its weight, to nearest, ties to even, bit for bit
 // what the program's kernels make of it. To be called when weights got values other than from an
-// entry: init_states, ck_resume and ck_load_weights do.
+// entry: init_states, ck_resume and ck_load_weights do. A copy that is cut among ranks in another
+// way than its weight (a whole one, say, of a weight of which each rank updates a part) is left
+// alone, for its elements are elsewhere: who gives weights values gives such copies theirs from the
+// same source, by vm_round_copy.
 void vm_make_copies(vm *m);
+// n elements of a weight (f32) to those of its copy; neither side needs alignment.
+void vm_round_copy(const prog_state *copy, const unsigned char *from, unsigned char *to, int64_t n);
 
 unsigned char *vm_at(const vm *m, int64_t offset);
 // The GPU's name; NULL: this host executes the program.

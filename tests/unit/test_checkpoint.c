@@ -173,8 +173,8 @@ static int setup(void **state) {
   w->io = (file_io){&w->disk,   bad_open,   bad_write, bad_fsync, bad_close,
                     bad_rename, bad_unlink, bad_mkdir, bad_rmdir};
   w->notes = open_memstream(&w->text, &w->ntext);
-  w->c = (checkpoint){&w->img.prog, w->vm, &w->io, w->notes};
-  init_states(w->vm, &w->img.prog, w->threads, 1);
+  w->c = (checkpoint){&w->img.prog, w->vm, &w->io, w->notes, NULL};
+  init_states(w->vm, &w->img.prog, w->threads, 1, 0);
   *state = w;
   return 0;
 }
