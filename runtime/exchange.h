@@ -101,8 +101,8 @@ static inline int64_t exchange_round(int64_t bytes) {
 // they are added up.
 static inline int64_t comm_scratch_bytes(const prog_exchange *x, int64_t ranks) {
   if (ranks < 2) return 0;
-  int64_t unit = exchange_unit(x->dtype), begin,
-          piece = exchange_round(exchange_piece(x, 0) * unit);
+  int64_t each_bytes = exchange_unit(x->dtype), begin,
+          piece = exchange_round(exchange_piece(x, 0) * each_bytes);
   int64_t pack = exchange_dense(x, x->in_stride) ? 0 : piece;
   int64_t unpack = exchange_dense(x, x->out_stride) ? 0 : piece;
   switch (x->kind) {
@@ -110,7 +110,7 @@ static inline int64_t comm_scratch_bytes(const prog_exchange *x, int64_t ranks) 
     case PROG_ALL_TO_ALL: return pack + unpack;
     case PROG_REDUCE_SCATTER: return pack + (ranks - 1) * piece;
     case PROG_ALL_REDUCE:
-      return (ranks - 1) * exchange_round(exchange_share(x, ranks, 0, &begin) * unit);
+      return (ranks - 1) * exchange_round(exchange_share(x, ranks, 0, &begin) * each_bytes);
     default: return 0;
   }
 }

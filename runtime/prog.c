@@ -220,7 +220,8 @@ static status *check_tables(const prog *p) {
       BAD("instruction %u has %u operands, expected %d", i, in->operands, want);
     const prog_operand *o = &p->operands[in->first_operand];
     if (in->op == RTOP_gemm) STATUS_DO(check_gemm_operands(p, in, i));
-    if (want == 2 && in->op != RTOP_launch && in->op != RTOP_gemm && o[0].bytes != o[1].bytes)
+    bool copies = in->op != RTOP_launch && in->op != RTOP_gemm && in->op != RTOP_exchange;
+    if (want == 2 && copies && o[0].bytes != o[1].bytes)
       BAD("instruction %u copies between different sizes", i);
   }
   for (uint32_t i = 0; i < p->ntasks; i++) {
