@@ -161,7 +161,7 @@ static void share_update(zero *z, ir_op *op, ir_state *w, ir_op *sum) {
     v->type = as(s.part, v->type.dtype);
     ir_op *set = setter_of(r, v);
     const ir_state *st = set ? ir_state_find(z->m, ir_attr_str(set, "name", "")) : NULL;
-    if (!st || st->nshares) continue;
+    if (!st || (st->nshares && st->share[st->nshares - 1].axes == z->axes)) continue;
     set->in[0] = exchange(z, pass_number_of(set), IR_all_gather, v, as(whole, v->type.dtype), &s);
   }
 }

@@ -133,7 +133,7 @@ static status *prepare(training *t) {
   STATUS_DO(find_outputs(t));
   STATUS_DO(read_settings(t));
   STATUS_DO(rt_start(r));
-  t->ck = (checkpoint){r->prog, r->vm, r->env->io, o->quiet ? NULL : r->env->err, NULL};
+  t->ck = (checkpoint){r->prog, r->vm, r->env->io, o->quiet ? NULL : r->env->err, r->comm};
   t->saved_step = -1;
   // Data first: a misspelt file name is told before the weights are made.
   bool shuffle;
