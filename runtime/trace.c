@@ -7,6 +7,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "runtime/exchange.h"
+
 enum { DRIVER, COMPUTE };  // threads
 
 struct trace {

@@ -171,7 +171,7 @@ status *rt_open_data(rt *r, const prog_entry *e, const char *path, bool shuffle,
 status *rt_first_weights(rt *r) {
   // A load that succeeds has set every weight.
   if (r->opt.load) {
-    checkpoint c = {r->prog, r->vm, r->env->io, r->opt.quiet ? NULL : r->env->err, NULL};
+    checkpoint c = {r->prog, r->vm, r->env->io, r->opt.quiet ? NULL : r->env->err, r->comm};
     STATUS_DO(ck_load_weights(&c, r->opt.load));
   } else {
     init_states(r->vm, r->prog, r->threads, r->seed, 0);
