@@ -328,9 +328,15 @@ void comm_free_watch(comm *c) {
   free(c->watch);
 }
 
-static void pause_until_ended(void) {
-  for (int64_t until = clock_ns() + ENDING_NS; clock_ns() < until;)
+// By another rank; an engine that cannot end processes fails instead.
+static void pause_until_ended(comm *c) {
+  bool done;
+  status *s = NULL;
+  for (int64_t until = clock_ns() + ENDING_NS; !s && clock_ns() < until;) {
     nanosleep(&(struct timespec){.tv_nsec = TICK_NS}, NULL);
+    s = comm_test(c, COMM_CONTROL, &done);
+  }
+  status_free(s);
 }
 
 void comm_fail(comm *c, const status *s) {
@@ -348,7 +354,7 @@ void comm_fail(comm *c, const status *s) {
     pthread_mutex_unlock(&w->lock);
   }
   if (said) return;
-  if (waits && (w || !*s->message)) pause_until_ended();
+  if (waits && (w || !*s->message)) pause_until_ended(c);
   if (!waits && w) nanosleep(&(struct timespec){.tv_nsec = GATHER_NS}, NULL);
   if (*s->message && rank > 0) fprintf(err, "error: rank %d: %s\n", rank, s->message);
   if (*s->message && rank == 0) fprintf(err, "error: %s\n", s->message);

@@ -7,6 +7,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "runtime/exchange.h"
+
 enum { DRIVER, COMPUTE };  // threads
 
 struct trace {
@@ -122,7 +124,9 @@ static void put_instr(writer *w, const prog *p, const trace_event *e) {
   const prog_kernel *k = prog_kernel_of(p, in);
   put(w,
       ", \"cat\": \"instruction%s\", \"name\": ", in->flags & PROG_RECOMPUTE ? ",recompute" : "");
-  put_text(w, k ? prog_text(p, k->name) : prog_opcode_name(in->op));
+  put_text(w, k                         ? prog_text(p, k->name)
+              : in->op == RTOP_exchange ? exchange_name(p->exchanges[in->kernel].kind)
+                                        : prog_opcode_name(in->op));
   put(w, ", \"args\": {\"note\": ");
   put_text(w, prog_text(p, in->note));
   if (k) {

@@ -152,6 +152,7 @@ static const char *other_name(uint32_t op) {
     case RTOP_copy: return "(copy)";
     case RTOP_fetch: return "(fetch to the device)";
     case RTOP_evict: return "(evict to the host)";
+    case RTOP_exchange: return "(exchange among ranks)";
     default: return "(events)";
   }
 }

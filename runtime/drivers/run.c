@@ -11,9 +11,10 @@ int rt_report(status *s, FILE *err) {
   int code = s->exit_code, rank = 0, ranks = 1;
   // Before ranks know each other all make the same mistake, and rank 0 says it: mpirun ends the
   // others then. One that is still there has another mistake.
-  if (*s->message && mpi_started(&rank, &ranks) && rank > 0)
-    nanosleep(&(struct timespec){.tv_sec = 3}, NULL);
-  if (!*s->message) {
+  bool told = *s->message == 0;
+  if (!told && mpi_started(&rank, &ranks) && rank > 0)
+    told = nanosleep(&(struct timespec){.tv_sec = 3}, NULL) != 0;  // by mpirun's signal
+  if (told) {
     status_free(s);
     return code;
   }

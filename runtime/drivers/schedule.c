@@ -65,6 +65,14 @@ static void print_entry(FILE *out, const prog *p, const prog_entry *e) {
   fputc('\n', out);
 }
 
+// "exchange all_gather of wte.weight over data"
+static void print_exchange(FILE *out, const prog *p, const prog_instr *in) {
+  const prog_exchange *x = &p->exchanges[in->kernel];
+  fprintf(out, " %s of %s over", exchange_name(x->kind), prog_text(p, x->name));
+  for (uint32_t i = 0; i < p->naxes; i++)
+    if (x->axes >> i & 1) fprintf(out, " %s", prog_text(p, p->axes[i].name));
+}
+
 static void print_task(FILE *out, const prog *p, const prog_task *t) {
   char a[32], b[32];
   fprintf(out, "task %s [%s]  %sFLOP, %s\n", prog_text(p, t->name), prog_text(p, t->phase),
@@ -74,6 +82,7 @@ static void print_task(FILE *out, const prog *p, const prog_task *t) {
     fprintf(out, "  %-7s", prog_opcode_name(in->op));
     const prog_kernel *k = prog_kernel_of(p, in);
     if (k) fprintf(out, " %s x%" PRId64, prog_text(p, k->name), k->cells);
+    if (in->op == RTOP_exchange) print_exchange(out, p, in);
     for (uint32_t o = 0; o < in->operands; o++)
       print_operand(out, &p->operands[in->first_operand + o]);
     if (in->op == RTOP_record || in->op == RTOP_wait) fprintf(out, " event %u", in->event);
@@ -107,6 +116,7 @@ static json_t *instr_json(const prog *p, const prog_instr *in) {
       json_pack("{s:s, s:s, s:s, s:o}", "op", prog_opcode_name(in->op), "stream",
                 prog_stream_name(in->stream), "note", prog_text(p, in->note), "operands", operands);
   if (prog_kernel_of(p, in)) json_object_set_new(j, "kernel", whole(in->kernel));
+  if (in->op == RTOP_exchange) json_object_set_new(j, "exchange", whole(in->kernel));
   if (in->op == RTOP_record || in->op == RTOP_wait)
     json_object_set_new(j, "event", whole(in->event));
   return j;
@@ -152,6 +162,33 @@ static json_t *kernel_json(const prog *p, const prog_kernel *k) {
   return j;
 }
 
+static json_t *axes_json(const prog *p) {
+  json_t *axes = json_array();
+  for (uint32_t i = 0; i < p->naxes; i++)
+    json_array_append_new(
+        axes, json_pack("{s:s, s:I, s:I}", "name", prog_text(p, p->axes[i].name), "size",
+                        (json_int_t)p->axes[i].size, "stride", (json_int_t)p->axes[i].stride));
+  return axes;
+}
+
+static json_t *exchanges_json(const prog *p) {
+  json_t *all = json_array();
+  for (uint32_t i = 0; i < p->nexchanges; i++) {
+    const prog_exchange *x = &p->exchanges[i];
+    json_t *names = json_array();
+    for (uint32_t k = 0; k < p->naxes; k++)
+      if (x->axes >> k & 1)
+        json_array_append_new(names, json_string(prog_text(p, p->axes[k].name)));
+    int64_t ranks = comm_group_size(p, x->axes);
+    json_array_append_new(
+        all, json_pack("{s:s, s:s, s:o, s:I, s:I, s:I}", "kind", exchange_name(x->kind), "name",
+                       prog_text(p, x->name), "axes", names, "step", (json_int_t)x->step, "scratch",
+                       (json_int_t)x->scratch, "sent_bytes",
+                       (json_int_t)exchange_sent_bytes(x, ranks, 0)));
+  }
+  return all;
+}
+
 static status *print_json(const rt *r) {
   const prog *p = r->prog;
   const prog_header *h = p->header;
@@ -168,6 +205,10 @@ static status *print_json(const rt *r) {
                 (json_int_t)h->states_bytes, "step_offset", (json_int_t)h->step_offset, "events",
                 (json_int_t)h->events, "entries", entries, "tasks", tasks, "kernels", kernels);
   if (!root) return status_error("the program's texts are not UTF-8");
+  if (p->naxes) {
+    json_object_set_new(root, "axes", axes_json(p));
+    json_object_set_new(root, "exchanges", exchanges_json(p));
+  }
   json_dumpf(root, r->env->out, JSON_INDENT(1));
   fputc('\n', r->env->out);
   json_decref(root);

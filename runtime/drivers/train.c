@@ -158,13 +158,18 @@ static status *prepare(training *t) {
 static void print_head(const training *t) {
   const rt *r = t->r;
   const prog_header *h = r->prog->header;
-  char a[32], b[32], c[32], d[32], threads[32];
+  char a[32], b[32], c[32], d[32], threads[64];
   const char *device = vm_device(r->vm);
   int n = pool_threads(r->threads);
-  snprintf(threads, sizeof threads, "%d thread%s", n, n > 1 ? "s" : "");
-  fprintf(r->env->out, "%s: %s parameters; %s planned (states %s, work %s); %s; %s\n",
+  if (r->comm)
+    snprintf(threads, sizeof threads, "%d ranks, %d thread%s each", comm_ranks(r->comm), n,
+             n > 1 ? "s" : "");
+  else
+    snprintf(threads, sizeof threads, "%d thread%s", n, n > 1 ? "s" : "");
+  fprintf(r->env->out, "%s: %s parameters; %s planned%s (states %s, work %s); %s; %s\n",
           prog_text(r->prog, h->model), rt_count((double)prog_parameters(r->prog), a),
-          rt_bytes((double)h->arena_bytes, b), rt_bytes((double)h->states_bytes, c),
+          rt_bytes((double)h->arena_bytes, b), r->comm ? " on each" : "",
+          rt_bytes((double)h->states_bytes, c),
           rt_bytes((double)(h->arena_bytes - h->states_bytes), d), device ? device : threads,
           data_summary(t->data));
   if (t->peak > 0)

@@ -596,6 +596,7 @@ static void test_flipped_bits(void **state) {
   (void)state;
   flip_bits(TOY_GEMM);
   flip_bits(TOY_DEVICE);
+  flip_bits(TOY_RANKS);
 }
 
 static void refuse(toy *t, const char *part) {

@@ -4,6 +4,9 @@
 //   logits[token] = wte[token] + sum of h.#.bias over 3 layers     (256 tokens)
 //   update        = SGD with momentum; gradients accumulate over 2 micro-batches of 2 samples
 //
+// For two ranks (TOY_RANKS), each has half of the batch, one micro-batch, and gradients and losses
+// are added up among them: the former on the stream for communication, between events.
+//
 // Built for a device, its kernels are functions of made-up modules, and its entries move inputs,
 // arguments and outputs between the homes, as the compiler's do.
 #ifndef TOY_PROGRAM_H
@@ -15,6 +18,7 @@
 #include <string.h>
 
 #include "runtime/dtype.h"
+#include "runtime/exchange.h"
 #include "runtime/load.h"
 
 enum { TOY_V = 256, TOY_L = 3, TOY_B = 4, TOY_MB = 2, TOY_S = 8, TOY_CONTEXT = 24 };
@@ -133,7 +137,8 @@ enum {
   AT_LOSS = AT_ROWS + 4 * TOY_V,
   AT_NORM = AT_LOSS + 4,
   AT_LOGITS = AT_NORM + 60,
-  ARENA = AT_LOGITS + 4 * TOY_V * TOY_CONTEXT
+  AT_SCRATCH = AT_LOGITS + 4 * TOY_V * TOY_CONTEXT,  // of TOY_RANKS
+  ARENA = AT_SCRATCH + 2 * TOY_V * TOY_V
 };
 
 // ---- the blob ---------------------------------------------------------------------------------
@@ -147,7 +152,7 @@ typedef struct toy_table {
 typedef struct toy {
   toy_table strings, states, args, ios, kernels, gemms, operands, instrs, tasks, runs, entries,
       settings, functions, numbers, modules, axes, exchanges;
-  bool device;
+  bool device, ranks;
   unsigned char *blob;
   size_t n;
   uint64_t code_bytes;
@@ -261,6 +266,28 @@ static void toy_move(toy *t, uint32_t op, int64_t at, int64_t bytes) {
   toy_other(t, op, PROG_COPIES, 0, first, 2);
 }
 
+// All elements at `at` become their sum over both ranks.
+static void toy_sum(toy *t, const char *name, int64_t at, int64_t elements, uint32_t stream) {
+  if (!t->ranks) return;
+  prog_exchange x = {.name = toy_str(t, name),
+                     .kind = PROG_ALL_REDUCE,
+                     .axes = 1,
+                     .dtype = PROG_F32,
+                     .size = {1, 1, 1},
+                     .run = elements};
+  x.scratch = comm_scratch_bytes(&x, 2);
+  uint32_t record = toy_add(&t->exchanges, &x, sizeof x);
+  uint32_t first = toy_operand(t, at, 4 * elements, 0, 0);
+  toy_operand(t, at, 4 * elements, 0, 0);
+  toy_operand(t, AT_SCRATCH, x.scratch, 0, 0);
+  prog_operand *o = (prog_operand *)(void *)t->operands.bytes + first;
+  o[0].writes = 2, o[1].writes = 1, o[2].writes = 3;
+  if (stream) toy_order(t, 0, PROG_COMPUTE, stream);
+  toy_other(t, RTOP_exchange, stream, 0, first, 3);
+  ((prog_instr *)(void *)t->instrs.bytes)[t->instrs.count - 1].kernel = record;
+  if (stream) toy_order(t, 1, stream, PROG_COMPUTE);
+}
+
 static void toy_task(toy *t, const char *name, const char *phase, uint32_t first) {
   prog_task k = {.name = toy_str(t, name),
                  .phase = toy_str(t, phase),
@@ -293,6 +320,7 @@ static void toy_entry(toy *t, const char *name, uint32_t kind, uint32_t run, uin
                   .outputs = t->ios.count - io - inputs,
                   .batch = batch,
                   .micro_batch = micro,
+                  .batch_axes = t->ranks && batch > 1,
                   .tokens = tokens,
                   .transient_bytes = ARENA - AT_WORK,
                   .flops = 2e6};
@@ -332,6 +360,8 @@ static void toy_grad_instr(toy *t) {
   toy_operand(t, AT_ROWS, 4 * TOY_V, 0, 0);
   toy_instr(t, RTOP_launch, K_GRAD, o, 6);
 }
+
+static int64_t toy_batch(const toy *t) { return t->ranks ? TOY_B / 2 : TOY_B; }
 
 static void toy_zero(toy *t, int64_t base, int64_t bytes) {
   toy_instr(t, RTOP_zero, 0, toy_operand(t, base, bytes, 0, 0), 1);
@@ -392,10 +422,12 @@ static void toy_train_entry(toy *t) {
   first = t->instrs.count;
   toy_grad_instr(t);
   toy_task(t, "gradients", "forward", first);
-  toy_run(t, PROG_LOOP, 1, 0, TOY_B / TOY_MB);
+  toy_run(t, PROG_LOOP, 1, 0, toy_batch(t) / TOY_MB);
   toy_run(t, PROG_RUN, t->tasks.count - 1, 1, 0);
 
   first = t->instrs.count;
+  toy_sum(t, "grad", AT_GRAD, TOY_V * TOY_V, PROG_COMMUNICATION);
+  toy_sum(t, "rows", AT_ROWS, TOY_V, PROG_COMPUTE);
   uint32_t o = toy_operand(t, AT_GRAD, 4 * TOY_V * TOY_V, 0, 0);
   toy_operand(t, AT_GBIAS, 4 * TOY_V, 0, 0);
   toy_instr(t, RTOP_launch, K_COLUMN, o, 2);
@@ -420,7 +452,7 @@ static void toy_train_entry(toy *t) {
   toy_run(t, PROG_RUN, t->tasks.count - 1, 1, 0);
   toy_batch_io(t);
   toy_io(t, "grad_norm", PROG_F32, 0, 0, 0, 0, AT_NORM, false, 0);
-  toy_entry(t, "train_step", PROG_TRAIN, run, io, 2, TOY_B, TOY_MB, TOY_S);
+  toy_entry(t, "train_step", PROG_TRAIN, run, io, 2, toy_batch(t), TOY_MB, TOY_S);
 }
 
 // An instruction of `evaluate` that a library would do: 3 x 2 products of 16 x 16 corners.
@@ -461,16 +493,17 @@ static void toy_eval_entry(toy *t, bool gemm) {
   first = t->instrs.count;
   toy_grad_instr(t);
   toy_task(t, "eval.loss", "forward", first);
-  toy_run(t, PROG_LOOP, 1, 0, TOY_B / TOY_MB);
+  toy_run(t, PROG_LOOP, 1, 0, toy_batch(t) / TOY_MB);
   toy_run(t, PROG_RUN, t->tasks.count - 1, 1, 0);
   first = t->instrs.count;
+  toy_sum(t, "rows", AT_ROWS, TOY_V, PROG_COMPUTE);
   toy_reduce_instr(t);
   if (gemm) toy_gemm(t);
   toy_task(t, "eval.end", "forward", first);
   toy_run(t, PROG_RUN, t->tasks.count - 1, 1, 0);
   toy_evict(t, AT_LOSS, 8);
   toy_batch_io(t);
-  toy_entry(t, "evaluate", PROG_EVAL, run, io, 2, TOY_B, TOY_MB, TOY_S);
+  toy_entry(t, "evaluate", PROG_EVAL, run, io, 2, toy_batch(t), TOY_MB, TOY_S);
 }
 
 // Functions, and a module for each of three targets; nobody looks at the bytes.
@@ -554,7 +587,7 @@ static void toy_seal(toy *t) {
   memcpy(t->blob + offsetof(prog_header, checksum), &sum, sizeof sum);
 }
 
-enum { TOY_PLAIN, TOY_GEMM, TOY_DEVICE };
+enum { TOY_PLAIN, TOY_GEMM, TOY_DEVICE, TOY_RANKS };
 
 // Builds the whole program. TOY_GEMM: with an instruction that needs a library, to be checked and
 // not to be run. TOY_DEVICE: for a GPU. Free with toy_free.
@@ -563,6 +596,7 @@ static toy *toy_build(const char *read, int kind) {
   if (!t) abort();
   bool gemm = kind == TOY_GEMM;
   t->device = kind == TOY_DEVICE;
+  t->ranks = kind == TOY_RANKS;
   prog_header h = {.version = PROG_VERSION, .header_bytes = sizeof h};
   memcpy(h.magic, PROG_MAGIC, sizeof h.magic);
   toy_str(t, "");
@@ -589,6 +623,11 @@ static toy *toy_build(const char *read, int kind) {
   toy_add(&t->args, &lr, sizeof lr);
   toy_add(&t->args, &mu, sizeof mu);
   toy_add(&t->args, &past, sizeof past);
+  if (t->ranks) {
+    prog_axis data = {.name = toy_str(t, "data"), .size = 2, .stride = 1};
+    toy_add(&t->axes, &data, sizeof data);
+    h.events = 2;
+  }
   toy_kernels(t);
   toy_train_entry(t);
   toy_eval_entry(t, gemm);
@@ -613,7 +652,7 @@ static toy *toy_build(const char *read, int kind) {
     h.step_offset = AT_STEP;
   }
 
-  t->blob = calloc(1, 15 * 65536);
+  t->blob = calloc(1, 17 * 65536);
   t->n = sizeof h;
   h.strings = toy_lay(t, &t->strings, 1);
   h.states = toy_lay(t, &t->states, sizeof(prog_state));
