@@ -245,6 +245,7 @@ void interp_attention_grad_bias(interp_frame *f, const ir_op *op) {
 
 // The halves of a head are the parts of complex numbers, turned by position * theta^(-2i/n).
 void interp_rope(interp_frame *f, const ir_op *op) {
+  if (ir_get_attr(op, "axes")) interp_fail(f, "rope: of a rank's part of the positions");
   const ir_type *t = &op->in[0]->type;
   int64_t heads = ir_attr_int(op, "heads", 1), n = t->dim[t->rank - 1]->size / heads, half = n / 2;
   int64_t seq = t->dim[t->rank - 2]->size, rows = ir_elements(t) / n;

@@ -1,7 +1,7 @@
 // Placements and the exchanges between them.
 //
-// Where two axes cut one index, the axis that was solved first is the outer one: ring, ulysses,
-// tensor. So what is cut is gathered from the inner axis out and cut from the outer one in.
+// Where two axes cut one index, one is the outer one (dist_inside): what is cut is gathered from
+// the inner axis out and cut from the outer one in.
 #include <string.h>
 
 #include "ir/place.h"
@@ -152,10 +152,15 @@ static int place_of(const extent_list *e, int code) {
   return i;
 }
 
+bool dist_inside(const dist *d, int value, int code, int y, int x) {
+  bool position = sh_is_position(d->rules, d->g->value.at[value].leaf[code - SH_LEAF]);
+  return position ? y < x : y > x;
+}
+
 // Whether an axis inside `x` cuts the same leaf: then x's parts do not lie side by side.
-static bool cut_inside(const dist *d, codes in, int x, int code) {
-  for (int y = 0; y < x; y++)
-    if (d->axis[y] && in.on[y] == code) return true;
+static bool cut_inside(const dist *d, int value, codes in, int x, int code) {
+  for (int y = 0; y < BL_INNER; y++)
+    if (y != x && d->axis[y] && in.on[y] == code && dist_inside(d, value, code, y, x)) return true;
   return false;
 }
 
@@ -184,8 +189,8 @@ static ir_value *convert(dist *d, ir_region *r, ir_value *v, const ir_type *whol
   int from = in->on[x];
   unsigned axes = 1u << d->d->axis[x];
   int64_t n = d->d->key.size[x];
-  if ((from >= SH_LEAF && cut_inside(d, *in, x, from)) ||
-      (to >= SH_LEAF && cut_inside(d, *in, x, to)))
+  if ((from >= SH_LEAF && cut_inside(d, value, *in, x, from)) ||
+      (to >= SH_LEAF && cut_inside(d, value, *in, x, to)))
     dist_refuse(d, v->def ? v->def : v->region->owner,
                 "an index that two axes cut changes its outer cut");
   in->on[x] = (signed char)to;

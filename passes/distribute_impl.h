@@ -50,6 +50,10 @@ ir_value *dist_form(dist *d, ir_region *r, int segment, ir_value *v, codes in);
 // From one placement to another, by exchanges at the end of `r`; `whole` as for dist_local.
 ir_value *dist_bring(dist *d, ir_region *r, int segment, ir_value *v, const ir_type *whole,
                      int value, codes from, codes to);
+// Whether axis y lies inside axis x where both cut a leaf. Positions of tokens: ring, ulysses,
+// tensor, outer to inner, for tensor gathers what it cut of the others' part. All else: tensor
+// first, for it cuts weights, and the others cut what comes of them.
+bool dist_inside(const dist *d, int value, int code, int y, int x);
 // Mesh axes, by bits, that cut / over which it is partial.
 unsigned dist_cut_axes(const dist *d, codes in);
 unsigned dist_partial_axes(const dist *d, codes in);

@@ -152,7 +152,60 @@ static void adapt_nll_grad(dist *d, ir_region *r, ir_op *op, int number) {
 
 // ---- attention ----------------------------------------------------------------------------------
 
-static void adapt_attention(dist *d, ir_op *op, int number) {
+// Masks and biases are functions of the sample, head, query and key, counted in the whole: argument
+// `arg` of them becomes the local number and where the part begins, which is one more capture.
+static void shift_argument(dist *d, ir_op *op, ir_value *begin, int arg) {
+  bool masks = ir_attr_int(op, "has_mask", 0) != 0;
+  int q = op->code == IR_attention ? 3 : 6, ncap = (int)ir_attr_int(op, "ncap_mask", 0);
+  for (int i = 0; i < op->nregions; i++) {
+    ir_region *r = op->region[i];
+    pass_count_uses(r);
+    if (!r->args.at[arg]->mark) continue;
+    bool mask = masks && i == 0;
+    ir_value **in = arena_new(d->m->arena, ir_value *, op->nin + 1);
+    int at = mask ? q + ncap : op->nin;
+    for (int k = 0; k < op->nin; k++) in[k + (k >= at)] = op->in[k];
+    in[at] = begin;
+    op->in = in;
+    op->nin++;
+    if (mask) ir_set_attr(d->m, op, ir_attr_i("ncap_mask", ++ncap));
+    ir_value *capture = ir_region_arg(r, begin->type, "begin");
+    ir_builder b = {.m = d->m, .at = r};
+    int n = r->ops.n;
+    ir_value *read = ir_build1(&b, IR_at, capture);
+    ir_value *sum = read ? ir_build2(&b, IR_add, r->args.at[arg], read) : NULL;
+    if (!sum) IR_BUG("distribute: %s", b.error);
+    ir_replace_uses(r, r->args.at[arg], sum);
+    sum->def->in[0] = r->args.at[arg];
+    for (int k = 0, put = r->ops.n - n; k < put; k++) pass_move_last(r, 0);
+  }
+}
+
+// Whether a mask or bias asks for that argument.
+static bool asks_for(const ir_op *op, int arg) {
+  bool asks = false;
+  for (int i = 0; i < op->nregions; i++) {
+    pass_count_uses(op->region[i]);
+    asks |= op->region[i]->args.at[arg]->mark != 0;
+  }
+  return asks;
+}
+
+// Positions or heads of a part: `axes` cut dim `dim` of operand `side`, of which it has `part`.
+static void begin_at(dist *d, ir_region *r, ir_op *op, int arg, unsigned axes, int64_t part) {
+  if (!axes || !asks_for(op, arg)) return;
+  int n = r->ops.n;
+  ir_value *begin = place_value(d, r, axes, part, op->segment);
+  before_last(r, r->ops.n - n);
+  int masked = (int)ir_attr_int(op, "ncap_mask", 0);
+  shift_argument(d, op, begin, arg);
+  // A capture of the bias is counted among all captures.
+  int more = (int)ir_attr_int(op, "ncap_mask", 0) - masked;
+  if (op->code == IR_attention_grad_bias && more)
+    ir_set_attr(d->m, op, ir_attr_i("capture", ir_attr_int(op, "capture", 0) + more));
+}
+
+static void adapt_attention(dist *d, ir_region *r, ir_op *op, int number) {
   int q = op->code == IR_attention ? 0 : 3;
   const ir_type *tq = &op->in[q]->type, *tk = &op->in[q + 1]->type;
   int64_t kv = ir_attr_int(op, "kv_heads", 1), rep = ir_attr_int(op, "rep", 1);
@@ -165,27 +218,34 @@ static void adapt_attention(dist *d, ir_op *op, int number) {
   ir_set_attr(d->m, op, ir_attr_i("kv_heads", kv_now));
   ir_set_attr(d->m, op, ir_attr_i("rep", rep_now));
   bool heads = kv_now != kv || rep_now != rep;
-  bool queries = cut_dim(d, number, q, tq->rank - 2),
-       keys = cut_dim(d, number, q + 1, tk->rank - 2);
-  if (queries || keys) dist_refuse(d, op, "attention to a part of the positions");
-  if (heads && ir_attr_float(op, "drop", 0) > 0)
+  unsigned queries = cut_dim(d, number, q, tq->rank - 2),
+           keys = cut_dim(d, number, q + 1, tk->rank - 2);
+  if ((heads || queries || keys) && ir_attr_float(op, "drop", 0) > 0)
     dist_refuse(d, op, "dropout of a part of the probabilities");
-  for (int i = 0; heads && i < op->nregions; i++) {
-    pass_count_uses(op->region[i]);
-    if (op->region[i]->args.at[1]->mark)
-      dist_refuse(d, op, "a mask or bias that depends on the head");
-  }
+  if (heads && kv_now != kv && rep_now != rep)
+    dist_refuse(d, op, "heads and their groups cut at once");
+  // Query heads are groups of those of keys: a part of the groups' members is no range of heads.
+  if (heads && rep_now != rep && kv_now > 1 && asks_for(op, 1))
+    dist_refuse(d, op, "a mask or bias that depends on the head, of a part of each group");
+  int64_t nq = tq->dim[tq->rank - 2]->size, nk = tk->dim[tk->rank - 2]->size;
+  unsigned by_head = cut_dim(d, number, q, tq->rank - 1);
+  begin_at(d, r, op, 1, by_head, kv_now * rep_now);
+  begin_at(d, r, op, 2, queries, nq);
+  begin_at(d, r, op, 3, keys, nk);
 }
 
 // ---- all ----------------------------------------------------------------------------------------
 
+// Of (heads n) the heads may be cut, and where it is summed over all else also n.
 static void adapt_heads(dist *d, ir_op *op, int number) {
   int v = d->g->op.at[number].in[0];
-  const ir_type *t = &op->in[0]->type;
-  const ir_type *whole = &d->whole[d->g->value.at[v].v->id];
-  int64_t now = t->dim[t->rank - 1]->size, all = whole->dim[whole->rank - 1]->size;
   int64_t heads = ir_attr_int(op, "heads", 1);
-  if (now != all) ir_set_attr(d->m, op, ir_attr_i("heads", heads * now / all));
+  const ir_type *t = &op->in[0]->type, *whole = &d->whole[d->g->value.at[v].v->id];
+  int64_t n = whole->dim[whole->rank - 1]->size / heads, now = t->dim[t->rank - 1]->size;
+  if (heads > 1 && cut_dim(d, number, 0, t->rank - 1)) {
+    if (now % n) dist_refuse(d, op, "a part of each head");
+    ir_set_attr(d->m, op, ir_attr_i("heads", now / n));
+  }
 }
 
 void dist_adapt(dist *d, ir_region *r, ir_op *op, int number) {
@@ -200,12 +260,14 @@ void dist_adapt(dist *d, ir_region *r, ir_op *op, int number) {
     case IR_nll_grad: adapt_nll_grad(d, r, op, number); break;
     case IR_attention:
     case IR_attention_grad:
-    case IR_attention_grad_bias: adapt_attention(d, op, number); break;
-    case IR_rope:
-      if (cut_dim(d, number, 0, op->in[0]->type.rank - 2))
-        dist_refuse(d, op, "rotary positions of a part of the sequence");
+    case IR_attention_grad_bias: adapt_attention(d, r, op, number); break;
+    case IR_rope: {
+      unsigned axes = cut_dim(d, number, 0, op->in[0]->type.rank - 2);
+      if (axes)
+        ir_set_attr(d->m, op, ir_attr_s("axes", mesh_axes_text(d->m->arena, d->m->mesh, axes)));
       adapt_heads(d, op, number);
       break;
+    }
     case IR_rmsnorm:
     case IR_rmsnorm_grad:
     case IR_rmsnorm_grad_w: adapt_heads(d, op, number); break;

@@ -251,7 +251,19 @@ status *comm_drain(comm *c) {
 
 // ---- all ----------------------------------------------------------------------------------------
 
+// Behind the elements of a piece that is shorter than the others.
+static void clear_padding(job *j) {
+  const prog_exchange *x = j->x;
+  int64_t run = exchange_run(x, j->me);
+  if (run == x->run) return;
+  EACH_RUN(x, x->out_stride, n, at) {
+    (void)n;
+    memset(element(j, j->out, at + run), 0, (size_t)((x->run - run) * j->unit));
+  }
+}
+
 static status *carry_out(job *j) {
+  if (j->x->kind == PROG_REDUCE_SCATTER || j->x->kind == PROG_PART) clear_padding(j);
   switch (j->x->kind) {
     case PROG_ALL_GATHER:
     case PROG_ALL_TO_ALL: return trade(j);

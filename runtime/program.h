@@ -178,8 +178,8 @@ typedef struct prog_gemm {
 //   one axis of `axes`
 //
 // Where elements are shared as they come, in pieces of `run` of which the last ones may be shorter
-// or empty, `whole` is how many there are; else 0. What a rank then has behind its elements is not
-// written, and counts as padding nowhere.
+// or empty, `whole` is how many there are; else 0. Behind the elements of a piece that is written
+// (reduce_scatter, part) are zeros then, which count nowhere.
 // An instruction's operands: what is written, what is read (send: only this; receive: only the
 // former), and `scratch` bytes for what is on its way.
 enum {
