@@ -232,20 +232,50 @@ static bool is_zero(const ir_value *v) {
 // The steps from one placement to another, an axis each: what is cut or partial is made whole from
 // the inner axis out, or becomes another cut at once where the planner has that; then cut again.
 typedef struct steps {
-  int n, x[2 * BL_INNER], to[2 * BL_INNER];
+  int n, x[4 * BL_INNER], to[4 * BL_INNER];
 } steps;
+
+static void add_step(steps *s, codes *now, int x, int to) {
+  s->x[s->n] = x;
+  s->to[s->n++] = to;
+  now->on[x] = (signed char)to;
+}
+
+// Axes inside x that cut the leaf too are made whole first, and cut again at the end.
+static void free_leaf(const dist *d, steps *s, codes *now, int value, int x, int code) {
+  for (int y = 0; code >= SH_LEAF && y < BL_INNER; y++)
+    if (y != x && d->axis[y] && now->on[y] == code && dist_inside(d, value, code, y, x))
+      add_step(s, now, y, SH_REPLICATED);
+}
+
+// An outer cut of the same leaf is still to be made.
+static bool outer_to_come(const dist *d, int value, codes now, codes to, int x) {
+  for (int y = 0; y < BL_INNER; y++)
+    if (y != x && d->axis[y] && now.on[y] != to.on[y] && to.on[y] == to.on[x] &&
+        to.on[x] >= SH_LEAF && dist_inside(d, value, to.on[x], x, y))
+      return true;
+  return false;
+}
 
 static steps steps_of(const dist *d, int value, codes from, codes to) {
   steps s = {0};
   for (int x = 0; x < BL_INNER; x++) {
     if (!d->axis[x] || from.on[x] == to.on[x] || from.on[x] == SH_REPLICATED) continue;
     int next = to.on[x] >= SH_LEAF && !moves_to(d, x, value, to.on[x]) ? SH_REPLICATED : to.on[x];
-    s.x[s.n] = x;
-    s.to[s.n++] = next;
-    from.on[x] = (signed char)next;
+    free_leaf(d, &s, &from, value, x, from.on[x]);
+    free_leaf(d, &s, &from, value, x, next);
+    if (from.on[x] != next) add_step(&s, &from, x, next);
   }
-  for (int x = BL_INNER - 1; x >= 0; x--)
-    if (d->axis[x] && from.on[x] != to.on[x]) s.x[s.n] = x, s.to[s.n++] = to.on[x];
+  for (bool more = true; more;) {
+    more = false;
+    for (int x = 0; x < BL_INNER; x++) {
+      if (!d->axis[x] || from.on[x] == to.on[x] || outer_to_come(d, value, from, to, x)) continue;
+      IR_CHECK(s.n + BL_INNER < 4 * BL_INNER);
+      free_leaf(d, &s, &from, value, x, to.on[x]);
+      add_step(&s, &from, x, to.on[x]);
+      more = true;
+    }
+  }
   return s;
 }
 
