@@ -10,12 +10,54 @@
 // removes. Older saves go only after the new one stands. When a save fails, whatever it wrote is
 // removed and the older ones are as they were.
 //
-// Copies of weights (PROG_COPY) and caches are not saved; loading makes the copies anew.
+// Copies of weights (PROG_COPY) and caches are not saved. Loading makes the copies anew: from the
+// weights in memory where both are cut alike among ranks, else from the file, as a rank then has
+// not all of the numbers that its copy is of.
 //
-// Loading verifies every byte (sizes, header, checksums) before anything is used. A directory
-// without manifest is a copy that was cut off: it is skipped with a note and an older save is
-// taken. A save that has its manifest and does not match it is refused by file and tensor: silently
-// going back further would hide a failing disk.
+// ---- several ranks ------------------------------------------------------------------------------
+//
+// A checkpoint is of the model, not of a mesh: tensors have the names and shapes of the whole, and
+// any mesh loads what any mesh saved, one rank included. All ranks call, with a directory that all
+// of them see, and return the same: NULL, or one failure that names the rank it happened on unless
+// it happened on all. Rank 0 alone tells notes, makes the directory and publishes, after all others
+// have flushed what they wrote.
+//
+// Ranks write at the same time, each to a file of its own, every tensor or part of one once: of
+// ranks that have the same bytes the lowest writes them. When rank 0 has all of a class whole (one
+// rank, plain data parallelism, the weights under ZeRO 1), that class is the one file above, byte
+// for byte. Else
+//
+//   DIR/step-00000040/weights-00003.safetensors    what rank 3 writes, optimizer-00003 likewise
+//
+// where the header says of each tensor, among its metadata,
+//
+//   "part h.0.w": "[768, 3072] 3/8x384 1/4x73728"  absent when the tensor is whole
+//   "xxh3 h.0.w": "0123456789abcdef ..."           XXH3-64 of each 2^20 bytes of its data
+//
+// A part is the shape of the whole and cuts p/nxb, applied one after the other to the elements in
+// row-major order: think of them as rows of n*b (the last one may be short) and keep columns p*b ..
+// p*b+b-1. Padding is not written. A reader in Python, of tensors flattened:
+//
+//   index = numpy.arange(768 * 3072)
+//   for p, n, b in (3, 8, 384), (1, 4, 73728):
+//     rows = numpy.split(index, range(n * b, index.size, n * b))
+//     index = numpy.concatenate([row[p * b : p * b + b] for row in rows])
+//   whole[index] = part
+//
+// The manifest has size and header checksum of each file; a save with files of ranks says
+// "dsm-checkpoint-2", so that a runtime that knows no parts refuses it in words.
+//
+// ---- loading ------------------------------------------------------------------------------------
+//
+// Sizes and headers of all files of a class are verified, and of the data every byte that is used,
+// before anything is used. A rank reads what it needs: of files of ranks the pieces of 2^20 bytes
+// that hold its elements, each with its checksum; of a file with one checksum a tensor, every
+// tensor that it has elements of, whole. (Such files are what one rank wrote, and stay readable for
+// older runtimes; saving once more on many ranks makes pieces of them.)
+//
+// A directory without manifest is a copy that was cut off: it is skipped with a note and an older
+// save is taken. A save that has its manifest and does not match it is refused by file and tensor:
+// silently going back further would hide a failing disk.
 #ifndef DSM_CHECKPOINT_H
 #define DSM_CHECKPOINT_H
 

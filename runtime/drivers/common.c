@@ -168,11 +168,16 @@ status *rt_open_data(rt *r, const prog_entry *e, const char *path, bool shuffle,
   return data_open(r->arena, r->prog, e, &spec, out);
 }
 
+status *rt_of_all(rt *r, status *s) {
+  if (s) r->together = true;
+  return s;
+}
+
 status *rt_first_weights(rt *r) {
   // A load that succeeds has set every weight.
   if (r->opt.load) {
     checkpoint c = {r->prog, r->vm, r->env->io, r->opt.quiet ? NULL : r->env->err, r->comm};
-    STATUS_DO(ck_load_weights(&c, r->opt.load));
+    STATUS_DO(rt_of_all(r, ck_load_weights(&c, r->opt.load)));
   } else {
     init_states(r->vm, r->prog, r->threads, r->seed, comm_rank(r->comm));
   }

@@ -66,6 +66,8 @@ int64_t rt_first_sample(const rt *r, const prog_entry *e);
 // Opens data for an entry: `path` or the job's.
 status *rt_open_data(rt *r, const prog_entry *e, const char *path, bool shuffle,
                      data **out) STATUS_MUST_USE;
+// Passes on what all ranks got: a failure that none of them needs to tell the others of.
+status *rt_of_all(rt *r, status *s) STATUS_MUST_USE;
 // Initial weights, then those of --load.
 status *rt_first_weights(rt *r) STATUS_MUST_USE;
 // Mean loss of entry `evaluate` over all whole batches of `d`; *batches is how many.

@@ -103,7 +103,7 @@ static status *take_up(training *t) {
   bool found = false;
   t->state = (ck_state){.seed = r->seed};
   if (o->resume) {
-    STATUS_DO(ck_resume(&t->ck, o->resume, &t->state, &found));
+    STATUS_DO(rt_of_all(r, ck_resume(&t->ck, o->resume, &t->state, &found)));
     if (!found && !o->quiet)
       fprintf(r->env->err, "note: no checkpoint in %s yet: starting from the beginning\n",
               o->resume);
@@ -210,7 +210,7 @@ static status *save(training *t) {
     pairs[2 * i + 1] = m->values[i];
   }
   char path[4096];
-  STATUS_DO(ck_save(&t->ck, t->save_dir, t->keep, &t->state, pairs, m->n, path));
+  STATUS_DO(rt_of_all(r, ck_save(&t->ck, t->save_dir, t->keep, &t->state, pairs, m->n, path)));
   t->saved_step = t->state.step;
   t->saves++;
   if (r->opt.verbose) {
