@@ -71,6 +71,11 @@ pass_options pass_defaults(void);
 
 // Runs the list. A verifier failure after a pass is our bug and aborts, naming the pass.
 const char *pass_run(ir_module *m, const pass_options *o);
+// The same in two halves, between which a module is cut into stages (passes/cut.h): what comes in
+// front of pass `epilogue`, and what comes from it on, for each stage. The first returns in
+// `*stopped` whether o->after or o->stage ended it earlier: then there is nothing to cut.
+const char *pass_run_front(ir_module *m, const pass_options *o, bool *stopped);
+const char *pass_run_back(ir_module *m, const pass_options *o);
 
 typedef struct pass_info {
   const char *name, *doc;
