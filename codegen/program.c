@@ -186,6 +186,7 @@ static uint32_t add_operand(writer *w, const sched_place *p, bool read, bool wri
                     .layer_add = p->layer_add,
                     .layer_mod = p->layer_mod,
                     .micro_stride = p->micro_stride,
+                    .micro_mod = p->micro_mod,
                     .bytes = p->bytes,
                     .writes = (uint32_t)read | (uint32_t)write << 1};
   return table_add(w, &w->operands, &r, sizeof r);
@@ -248,7 +249,7 @@ static void add_other(writer *w, const sched_instr *in) {
 
 static bool same_place(const sched_place *a, const sched_place *b) {
   return a->base == b->base && a->layer_stride == b->layer_stride && a->layer_mod == b->layer_mod &&
-         a->micro_stride == b->micro_stride;
+         a->micro_stride == b->micro_stride && a->micro_mod == b->micro_mod;
 }
 
 static void add_set(writer *w, const ir_op *op) {
@@ -432,7 +433,9 @@ static void add_entry(writer *w, const sched_entry *e) {
                   .layer_dir = run->dir,
                   .number_first = run->number_first,
                   .number_step = run->number_step,
-                  .micro_count = run->micros};
+                  .micro_first = run->micro_first,
+                  .micro_count = run->micros,
+                  .micro_add = run->micro_add};
     table_add(w, &w->runs, &p, sizeof p);
   }
   r.runs = w->runs.count - r.first_run;
