@@ -156,6 +156,9 @@ typedef struct sched {
   int64_t states_bytes, cache_bytes, arena_bytes;
 } sched;
 
+// True for the first run of its task in the entry's order; a pipeline has several. False for a
+// loop.
+bool sched_first_run(const sched_entry *e, int run);
 // Executes the places (passes/replay.c): NULL, or a message naming the value whose bytes were
 // written over before they were read, and by what; or that no chain of events orders two streams
 // which touch the same bytes.

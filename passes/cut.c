@@ -268,7 +268,7 @@ static void find_needs(stages *c, bool sets) {
     stage_set need = 0;
     for (int k = 0; k < op->nout; k++) need |= c->v[op->out[k]->id].need;
     switch (c->cls[i]) {
-      case OP_ANYWHERE: c->at[i] = need; break;
+      case OP_ANYWHERE: c->at[i] = op->code == IR_input ? all_of(c) : need; break;
       case OP_DEMAND: c->at[i] = need; break;
       case OP_HOME: c->at[i] = bit(c->home[i]); break;
       case OP_EFFECT:

@@ -252,7 +252,7 @@ static void layout_entry(sched *s, int entry, skip_set skip) {
     if (r->ops.at[i]->code == IR_repeat) loops_bind(&l, r->ops.at[i]);
   bind_top(&l);
   for (int ri = 0; ri < l.e->runs.n; ri++) {
-    if (l.e->runs.at[ri].kind == SCHED_LOOP) continue;
+    if (!sched_first_run(l.e, ri)) continue;
     sched_task *t = &s->tasks.at[l.e->runs.at[ri].task];
     if (t->loop) {
       loops_bind_body(&l, t);
@@ -278,7 +278,7 @@ static void layout_entry(sched *s, int entry, skip_set skip) {
   arena_free(&scratch);
 
   for (int ri = 0; ri < l.e->runs.n; ri++) {
-    if (l.e->runs.at[ri].kind == SCHED_LOOP) continue;
+    if (!sched_first_run(l.e, ri)) continue;
     sched_task *t = &s->tasks.at[l.e->runs.at[ri].task];
     if (t->loop && t->transient_bytes)
       t->transient_base = transient + s->items.at[t->transient_base].base;
@@ -331,6 +331,13 @@ const char *pass_layout(ir_module *m, const pass_options *o) {
   const char *wrong = sched_replay(s);
   if (wrong) IR_BUG("layout: %s", wrong);
   return NULL;
+}
+
+bool sched_first_run(const sched_entry *e, int run) {
+  const sched_run *r = &e->runs.at[run];
+  for (int i = 0; i < run; i++)
+    if (e->runs.at[i].kind == SCHED_RUN && e->runs.at[i].task == r->task) return false;
+  return r->kind == SCHED_RUN;
 }
 
 const sched_place *sched_place_of(const sched *s, const ir_value *v) {

@@ -140,12 +140,11 @@ static bool follow(const turn *t, int64_t i, int64_t by, int64_t n) {
 
 // The loop at number `at` in the order of the pipeline: phases of one kind in turn are a loop, and
 // so are a forward and a backward that go on together.
-static void order_pipeline(sched *s, sched_entry *e, int at) {
+static void order_pipeline(sched *s, sched_entry *e, int at, int kind) {
   arena *a = s->m->arena;
   int64_t micros = e->runs.at[at].micros;
   int n = e->runs.at[at].task, rest = e->runs.n - at - 1 - n;
-  pipeline p = {
-      .kind = PIPE_ONE_F_ONE_B, .stages = s->m->pipe_stages, .chunks = 1, .micro = micros};
+  pipeline p = {.kind = (pipe_kind)kind, .stages = s->m->pipe_stages, .chunks = 1, .micro = micros};
   sched_run *runs = arena_new(a, sched_run, n + rest + 1);
   memcpy(runs, e->runs.at + at + 1, sizeof *runs * (size_t)(n + rest));
   e->runs.n = at;
@@ -176,14 +175,15 @@ static void order_pipeline(sched *s, sched_entry *e, int at) {
 }
 
 // The loop that has forward and backward is the last one.
-static void order_pipelines(sched *s, sched_entry *e) {
+static void order_pipelines(sched *s, sched_entry *e, int kind) {
   int at = -1;
   for (int i = 0; i < e->runs.n; i++)
     if (e->runs.at[i].kind == SCHED_LOOP) at = i;
-  if (at >= 0) order_pipeline(s, e, at);
+  if (at >= 0) order_pipeline(s, e, at, kind);
 }
 
-static void build_entry(sched *s, ir_func *f, int64_t batch) {
+static void build_entry(sched *s, ir_func *f, const pass_options *o) {
+  int64_t batch = o->batch;
   ir_module *m = s->m;
   ir_region *r = f->body;
   sched_entry e = {.func = f, .batch = 1, .micro_batch = 1, .in_flight = 1};
@@ -249,7 +249,7 @@ static void build_entry(sched *s, ir_func *f, int64_t batch) {
     }
     vec_push(m->arena, &s->tasks.at[task].instrs, (sched_instr){.op = op, .position = position});
   }
-  if (m->pipe_stages && f->kind == ENTRY_TRAIN) order_pipelines(s, &e);
+  if (m->pipe_stages && f->kind == ENTRY_TRAIN) order_pipelines(s, &e, o->pipe_order);
   vec_push(m->arena, &s->entries, e);
 }
 
@@ -257,7 +257,7 @@ const char *pass_order(ir_module *m, const pass_options *o) {
   sched *s = arena_new(m->arena, sched, 1);
   s->m = m;
   s->device = o->device;
-  for (int i = 0; i < m->funcs.n; i++) build_entry(s, m->funcs.at[i], o->batch);
+  for (int i = 0; i < m->funcs.n; i++) build_entry(s, m->funcs.at[i], o);
   m->schedule = s;
   return NULL;
 }

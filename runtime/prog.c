@@ -355,6 +355,7 @@ status *prog_open(const void *blob, size_t n, uint64_t code_bytes, prog *p) {
   if (h->total_bytes != n)
     BAD("it should have %llu bytes and has %zu", (unsigned long long)h->total_bytes, n);
   if (h->checksum != prog_checksum(blob, n)) BAD("its checksum is wrong");
+  p->identity = h->checksum;
   if (h->arena_bytes > (uint64_t)PROG_MAX_BYTES || h->states_bytes > h->arena_bytes)
     BAD("it asks for %llu bytes of memory", (unsigned long long)h->arena_bytes);
   if (h->stack_bytes > PROG_MAX_STACK)

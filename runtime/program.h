@@ -5,6 +5,8 @@
 //
 //   [ runtime ELF, as built | padding to 4096 | code image | program | trailer (last 64 bytes) ]
 //
+// with code image and program once for each stage of a pipeline (prog_part).
+//
 // For the host the code image holds all kernels, already relocated against itself and position
 // independent: the runtime maps it read + execute and calls kernels by offset. For a device it
 // holds the modules that its driver loads (prog_module). The program is the blob described here: a
@@ -337,12 +339,19 @@ typedef struct prog_header {
   prog_table axes, exchanges;                 // no axes: one rank
 } prog_header;
 
-// The last 64 bytes of an executable.
-typedef struct prog_trailer {
-  char magic[8];
+// A program and its code, by their places in the file.
+typedef struct prog_part {
   uint64_t code_offset, code_bytes, code_checksum;  // code_offset is a multiple of 4096
   uint64_t program_offset, program_bytes;
-  uint64_t reserved[2];
+} prog_part;
+
+// The last 64 bytes of an executable. One program is all there is where `parts` is 0. Else there is
+// one for each stage of a pipeline, `parts` records from parts_offset on, of which `first` is the
+// first; a rank's is that of its coordinate on the axis `pipeline`, and axes are the same in all.
+typedef struct prog_trailer {
+  char magic[8];
+  prog_part first;
+  uint64_t parts_offset, parts;
 } prog_trailer;
 
 #endif
