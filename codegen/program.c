@@ -186,6 +186,7 @@ static uint32_t add_operand(writer *w, const sched_place *p, bool read, bool wri
                     .layer_add = p->layer_add,
                     .layer_mod = p->layer_mod,
                     .micro_stride = p->micro_stride,
+                    .micro_mod = p->micro_mod,
                     .bytes = p->bytes,
                     .writes = (uint32_t)read | (uint32_t)write << 1};
   return table_add(w, &w->operands, &r, sizeof r);
@@ -248,7 +249,7 @@ static void add_other(writer *w, const sched_instr *in) {
 
 static bool same_place(const sched_place *a, const sched_place *b) {
   return a->base == b->base && a->layer_stride == b->layer_stride && a->layer_mod == b->layer_mod &&
-         a->micro_stride == b->micro_stride;
+         a->micro_stride == b->micro_stride && a->micro_mod == b->micro_mod;
 }
 
 static void add_set(writer *w, const ir_op *op) {
@@ -432,7 +433,9 @@ static void add_entry(writer *w, const sched_entry *e) {
                   .layer_dir = run->dir,
                   .number_first = run->number_first,
                   .number_step = run->number_step,
-                  .micro_count = run->micros};
+                  .micro_first = run->micro_first,
+                  .micro_count = run->micros,
+                  .micro_add = run->micro_add};
     table_add(w, &w->runs, &p, sizeof p);
   }
   r.runs = w->runs.count - r.first_run;
@@ -572,22 +575,36 @@ static bool put_zeros(int fd, size_t n) {
   return true;
 }
 
+static uint64_t page_after(uint64_t at) { return (at + 4095) & ~(uint64_t)4095; }
+
 const char *exe_write(arena *a, const char *path, const unsigned char *runtime, size_t nruntime,
-                      const cg_image *image, const program_bytes *program) {
+                      const cg_image *const *image, const program_bytes *const *program, int n) {
   const char *tmp = arena_printf(a, "%s.tmp%ld", path, (long)getpid());
   int fd = open(tmp, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0755);
   if (fd < 0) return arena_printf(a, "cannot write %s: %s", tmp, strerror(errno));
-  size_t code_bytes = (size_t)image->n;
-  prog_trailer t = {.code_offset = (nruntime + 4095) & ~(size_t)4095,
-                    .code_bytes = code_bytes,
-                    .code_checksum = XXH3_64bits(image->bytes, code_bytes),
-                    .program_bytes = program->n};
+  prog_trailer t = {.parts = n > 1 ? (uint64_t)n : 0};
   memcpy(t.magic, PROG_TRAILER_MAGIC, sizeof t.magic);
-  uint64_t after_code = t.code_offset + code_bytes;
-  t.program_offset = (after_code + 4095) & ~(uint64_t)4095;
-  bool ok = put(fd, runtime, nruntime) && put_zeros(fd, t.code_offset - nruntime) &&
-            put(fd, image->bytes, code_bytes) && put_zeros(fd, t.program_offset - after_code) &&
-            put(fd, program->at, program->n) && put(fd, &t, sizeof t);
+  prog_part *part = arena_new(a, prog_part, n);
+  bool ok = put(fd, runtime, nruntime);
+  uint64_t at = nruntime;
+  for (int i = 0; i < n; i++) {
+    uint64_t code = page_after(at), code_bytes = (uint64_t)image[i]->n;
+    part[i] = (prog_part){.code_offset = code,
+                          .code_bytes = code_bytes,
+                          .code_checksum = XXH3_64bits(image[i]->bytes, code_bytes),
+                          .program_offset = page_after(code + code_bytes),
+                          .program_bytes = program[i]->n};
+    ok = ok && put_zeros(fd, code - at) && put(fd, image[i]->bytes, code_bytes) &&
+         put_zeros(fd, part[i].program_offset - code - code_bytes) &&
+         put(fd, program[i]->at, program[i]->n);
+    at = part[i].program_offset + program[i]->n;
+  }
+  t.first = part[0];
+  if (n > 1) {
+    t.parts_offset = (at + 7) & ~(uint64_t)7;
+    ok = ok && put_zeros(fd, t.parts_offset - at) && put(fd, part, sizeof *part * (size_t)n);
+  }
+  ok = ok && put(fd, &t, sizeof t);
   int saved = errno;
   ok = close(fd) == 0 && ok;
   if (ok && rename(tmp, path) == 0) return NULL;

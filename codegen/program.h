@@ -5,7 +5,7 @@
 //   const char *why = pass_run(m, &o);               // passes/pass.h
 //   cg_compile(...)                                  // codegen/emit.h: the code image
 //   program_bytes b = program_write(cg, m->schedule, image, &info);
-//   why = exe_write("gpt2", runtime, nruntime, &image, &b);
+//   why = exe_write(a, "gpt2", runtime, nruntime, &image_at, &bytes_at, 1);
 #ifndef DSM_CODEGEN_PROGRAM_H
 #define DSM_CODEGEN_PROGRAM_H
 
@@ -39,8 +39,9 @@ typedef struct program_bytes {
 program_bytes program_write(cg_context *cg, const sched *s, const cg_image *image,
                             const program_info *info);
 
-// Writes the executable to a temporary name beside `path`, then renames it. NULL or why not.
+// Writes the executable to a temporary name beside `path`, then renames it. NULL or why not. It
+// holds `n` programs with their code: one, or one for each stage of a pipeline, in their order.
 const char *exe_write(arena *a, const char *path, const unsigned char *runtime, size_t nruntime,
-                      const cg_image *image, const program_bytes *program);
+                      const cg_image *const *image, const program_bytes *const *program, int n);
 
 #endif

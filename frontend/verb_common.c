@@ -13,6 +13,7 @@
 #include "frontend/verb_gpu.h"
 #include "frontend/verb_planfile.h"
 #include "frontend/verb_ranks.h"
+#include "frontend/verb_stages.h"
 #include "passes/plan/plan.h"
 #include "runtime/base/clock.h"
 
@@ -158,7 +159,7 @@ static bool lower_and_optimise(cli *c, compiled *k, const plan_given *pin, int64
   skip_add(&o.skip, cli_get(c, OPT_SKIP));
   timing timer = {.c = c};
   if (cli_has(c, OPT_TIME)) o.report = report_pass, o.report_ctx = &timer;
-  const char *why = pass_run(k->module, &o);
+  const char *why = stages_wanted(k) ? stages_run(k, &o, pin->matmul) : pass_run(k->module, &o);
   k->schedule = k->module->schedule;
   if (why && pin->recompute == RECOMPUTE_BYTES && k->recomputed.after > pin->recompute_bytes)
     return true;  // choose_micro_batch looks at it too
@@ -432,12 +433,22 @@ static void host_code(cli *c, compiled *k) {
   if (why) IR_BUG("codegen: %s", why);
 }
 
+static void stage_code(cli *c, compiled *k) {
+  host_code(c, k);
+  make_program(c, k);
+}
+
 bool compile_code(cli *c, compiled *k) {
   if (!k->fits) {
     report_unfit(c, k);
     return false;
   }
   double t = clock_s();
+  if (k->nstages) {
+    stages_code(c, k, stage_code);
+    report_stage(c, "stages", t);
+    return true;
+  }
   if (!k->targets)
     host_code(c, k);
   else if (!gpu_code(c, k))
@@ -459,8 +470,15 @@ int compile_finish(cli *c, const compiled *k) {
 }
 
 bool compile_write(cli *c, compiled *k, const char *path) {
+  int n = k->nstages ? k->nstages : 1;
+  const cg_image **image = arena_new(c->arena, const cg_image *, n);
+  const program_bytes **program = arena_new(c->arena, const program_bytes *, n);
+  for (int s = 0; s < n; s++) {
+    image[s] = k->nstages ? &k->stage[s].image : &k->image;
+    program[s] = k->nstages ? &k->stage[s].bytes : &k->bytes;
+  }
   const char *why = exe_write(c->arena, path, dsm_runtime_begin,
-                              (size_t)(dsm_runtime_end - dsm_runtime_begin), &k->image, &k->bytes);
+                              (size_t)(dsm_runtime_end - dsm_runtime_begin), image, program, n);
   if (!why) return true;
   fprintf(stderr, "dsmc: error: %s\n", why);
   k->exit_code = EXIT_INPUT;

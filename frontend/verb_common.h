@@ -23,6 +23,15 @@ typedef enum compile_stage {
   COMPILE_EXECUTABLE,  // code image and program
 } compile_stage;
 
+// A stage of a pipeline (verb_stages.h).
+typedef struct compiled_stage {
+  ir_module *module;
+  sched *schedule;
+  cg_context *cg;
+  cg_image image;
+  program_bytes bytes;
+} compiled_stage;
+
 typedef struct compiled {
   sema_program *program;
   job *job;
@@ -41,8 +50,10 @@ typedef struct compiled {
   cg_image image;
   cuda_unit unit;  // what the image holds when it is for GPUs
   program_bytes bytes;
-  uint64_t digest;  // of the texts and settings: names the executable in the cache
-  int exit_code;    // when it failed for another reason than a diagnostic
+  int nstages;            // of a pipeline; 0: none. Then module, schedule, image and program are
+  compiled_stage *stage;  // those of one of them
+  uint64_t digest;        // of the texts and settings: names the executable in the cache
+  int exit_code;          // when it failed for another reason than a diagnostic
 } compiled;
 
 // Compiles as far as `stage`. False when something was wrong; it has been reported or is in

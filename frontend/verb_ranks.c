@@ -17,13 +17,17 @@ bool ranks_wanted(cli *c, const plan_given *given) {
 
 // What of a plan no executable does yet, in the words of a pin; NULL: nothing.
 static const char *not_built(arena *a, const plan_choice *x) {
-  static const plan_axis missing[] = {PLAN_PIPELINE, PLAN_EXPERT};
+  static const plan_axis missing[] = {PLAN_EXPERT};
   for (size_t i = 0; i < sizeof missing / sizeof *missing; i++)
     if (x->size[missing[i]] > 1)
       return arena_printf(a, "%s=%lld", plan_axis_name(missing[i]), (long long)x->size[missing[i]]);
   if (x->zero > 1) return arena_printf(a, "zero=%d", x->zero);
   if (x->zero && x->zero_group != x->size[PLAN_DATA] * x->size[PLAN_ULYSSES] * x->size[PLAN_RING])
     return arena_printf(a, "zero=%d:%lld", x->zero, (long long)x->zero_group);
+  if (x->interleave > 1) return arena_printf(a, "interleave=%lld", (long long)x->interleave);
+  if (x->size[PLAN_PIPELINE] > 1 && x->pipe != PIPE_ONE_F_ONE_B &&
+      x->pipe != PIPE_GPIPE)
+    return arena_printf(a, "order=%s", pipe_kind_name(x->pipe));
   if (x->also != PLAN_KEEP) return "recompute of some layers alone";
   for (int i = 0; i < PLAN_CLASSES; i++)
     if (x->home[i] != PLAN_DEVICE)
@@ -98,6 +102,7 @@ void ranks_options(const compiled *k, pass_options *o) {
   static const plan_axis sharing[] = {PLAN_DATA, PLAN_ULYSSES, PLAN_RING};
   if (!k->plan || !k->mesh) return;
   o->zero = k->plan->choice.zero;
+  o->pipe_order = (int)k->plan->choice.pipe;
   o->distribution = k->distribution;
   if (o->distribution) o->stream = 0;  // nothing in chunks
   for (size_t i = 0; i < sizeof sharing / sizeof *sharing; i++) {

@@ -24,6 +24,10 @@ typedef struct ir_interp {
   // The largest finite magnitude that any op has given so far; set it to 0 to start anew. Where it
   // leaves the range of f32, squared for norms, a program in f32 has no comparable answer.
   double largest;
+  // What a rank exchanges with others: `in` (NULL of a receive) is what it has, `out` (NULL of a
+  // send) what it gets. NULL: there are no other ranks, and an exchange is an error.
+  void (*exchange)(void *ctx, const ir_op *op, const double *in, double *out);
+  void *exchange_ctx;
   // Private.
   arena *arena;
   ir_module *m;

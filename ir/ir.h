@@ -260,6 +260,8 @@ typedef struct ir_state {
   double weight_decay, lr_scale;  // STATE_WEIGHT: multipliers of this weight (decay 0 or the job's)
   const char *of;                 // STATE_OPTIMIZER, STATE_COPY: the weight it belongs to
   ir_span span;
+  const char *range_of;  // LOCAL, several ranges of the layers of one state in a module
+                         // (passes/cut.h): what files call that state; NULL: `name`
   // LOCAL: what a rank has is `type`; `whole` is what all have together (rank 0 of a state that is
   // not shared: all have the same), of which a slice, row-major, is shared by share[0], what that
   // leaves by share[1], and so on.
@@ -283,6 +285,7 @@ struct ir_module {
   ir_index *batch;  // the sample axis: an index by its root; NULL in a module without one
   const struct ir_mesh
       *mesh;               // LOCAL: the axes that placements name (ir/place.h); NULL: one device
+  int pipe_stage, pipe_stages;  // LOCAL: of which stage of a pipeline this is; 0 stages: the whole
   struct sched *schedule;  // SCHEDULE: tasks, orders, places (ir/schedule.h)
   int next_value, next_index;
   void *index_log;  // changes of the running trials, owned by ir/index.c

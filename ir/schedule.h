@@ -53,11 +53,12 @@ typedef enum sched_stream {
   STREAM_COUNT
 } sched_stream;  // ORDER STREAM (runtime/program.h)
 
-// Address of a value's root: arena + base + slot(layer)*layer_stride + micro*micro_stride with
-// slot(layer) = layer_mod ? (layer + layer_add) mod layer_mod : layer + layer_add. Bytes.
+// Address of a value's root: arena + base + slot(layer)*layer_stride + place(micro)*micro_stride
+// with slot(layer) = layer_mod ? (layer + layer_add) mod layer_mod : layer + layer_add and
+// place(micro) = micro_mod ? micro mod micro_mod : micro. Bytes.
 typedef struct sched_place {
   bool known;
-  int64_t base, layer_stride, layer_add, layer_mod, micro_stride, bytes;
+  int64_t base, layer_stride, layer_add, layer_mod, micro_stride, micro_mod, bytes;
 } sched_place;
 
 // What an instruction is: an op, or what a device needs besides.
@@ -96,13 +97,14 @@ typedef struct sched_task {
 typedef enum sched_run_kind { SCHED_RUN, SCHED_LOOP } sched_run_kind;
 
 // SCHED_RUN: `task` for `layers` layers from `first` in direction `dir` (layers 1, first 0 outside
-// repeats). SCHED_LOOP: the next `task` runs, once per micro-batch.
+// repeats), of micro-batch `micro + micro_add`. SCHED_LOOP: the next `task` runs, for `micro` from
+// micro_first on, `micros` of them.
 typedef struct sched_run {
   sched_run_kind kind;
   int task;
   int64_t first, layers, dir;
   int64_t number_first, number_step;
-  int64_t micros;
+  int64_t micros, micro_first, micro_add;
 } sched_run;
 
 typedef struct sched_entry {
@@ -110,6 +112,9 @@ typedef struct sched_entry {
   VEC(sched_run) runs;
   int positions;
   int64_t batch, micro_batch;
+  // Of a stage of a pipeline: the most micro-batches that have gone forward and not yet backward.
+  // What a micro-batch makes in forward and reads in backward has so many places; else 1.
+  int64_t in_flight;
   int64_t transient_bytes;  // beyond states_bytes, the caches it uses included
   int64_t live_bytes;       // of them, the most alive at one position: no packing takes less
   double flops;             // model FLOPs of one call
@@ -124,6 +129,7 @@ typedef struct sched_item {
   const char *name;
   int64_t bytes, base;
   int first, last;        // positions, inclusive
+  int64_t slots, slot;    // above 1: a place for each micro-batch on its way, so far apart
   const ir_value *value;  // at the top of the entry's function, that lies in it; NULL: scratch, or
                           // what dies within one execution of a body
   int glue;               // 0: an item by itself
@@ -150,6 +156,9 @@ typedef struct sched {
   int64_t states_bytes, cache_bytes, arena_bytes;
 } sched;
 
+// True for the first run of its task in the entry's order; a pipeline has several. False for a
+// loop.
+bool sched_first_run(const sched_entry *e, int run);
 // Executes the places (passes/replay.c): NULL, or a message naming the value whose bytes were
 // written over before they were read, and by what; or that no chain of events orders two streams
 // which touch the same bytes.

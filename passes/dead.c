@@ -10,7 +10,9 @@
 
 #include "passes/pass.h"
 
+// Every stage of a pipeline has all inputs, because every rank loads them (and counts targets).
 static bool has_effect(const ir_op *op) {
+  if (op->code == IR_input) return op->parent->module->pipe_stages > 0;
   return op->code == IR_set || op->code == IR_output || op->code == IR_send;
 }
 

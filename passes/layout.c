@@ -137,7 +137,20 @@ static sched_place resolve(lay *l, const ir_value *v, int64_t transient) {
   const binding *b = &l->bind[v->id];
   sched_place p = {.known = true, .bytes = b->bytes};
   switch (b->kind) {
-    case BIND_ITEM: p.base = transient + s->items.at[b->index].base; break;
+    case BIND_ITEM: {
+      const sched_item *it = &s->items.at[b->index];
+      p.base = transient + it->base;
+      if (it->slots > 1) {
+        p.base += b->offset;
+        p.layer_stride = b->layer_stride;
+        p.layer_add = b->layer_add;
+        p.layer_mod = b->layer_mod;
+        p.micro_stride = it->slot;
+        p.micro_mod = it->slots;
+        return p;
+      }
+      break;
+    }
     case BIND_STATE: p.base = s->state_place[b->index].base; break;
     case BIND_ARG: p.base = s->arg_place[b->index].base; break;
     case BIND_ALIAS: {
@@ -171,6 +184,52 @@ static bool uses_caches(const sched *s, const sched_entry *e) {
   return false;
 }
 
+// ---- what waits for backward --------------------------------------------------------------------
+
+static bool is_forward(const sched_task *t) { return str_eq(t->phase, "forward"); }
+
+// Marks the storage that `op`, a top-level one, makes (or reads), in `set`.
+static void mark_storage(bool *set, const ir_op *op, bool made) {
+  for (int k = 0; made && k < op->nout; k++) set[op->out[k]->id] = true;
+  for (int k = 0; !made && k < op->nin; k++) set[ir_storage_of(op->in[k])->id] = true;
+}
+
+// What forward makes and backward reads has a place for each micro-batch that is on its way, during
+// the whole loop over micro-batches.
+static void stash(lay *l) {
+  sched *s = l->s;
+  if (l->e->in_flight < 2) return;
+  int n = s->m->next_value, first = l->e->positions, last = 0, segment = -1;
+  bool *made = arena_new(s->m->arena, bool, n), *read = arena_new(s->m->arena, bool, n);
+  for (int ri = 0; ri < l->e->runs.n; ri++)
+    if (l->e->runs.at[ri].kind == SCHED_LOOP)
+      segment = s->tasks.at[l->e->runs.at[ri + 1].task].segment;
+  for (int ri = 0; ri < l->e->runs.n; ri++) {
+    if (l->e->runs.at[ri].kind == SCHED_LOOP) continue;
+    const sched_task *t = &s->tasks.at[l->e->runs.at[ri].task];
+    if (t->segment != segment) continue;
+    for (int i = 0; i < t->instrs.n; i++) {
+      const sched_instr *in = &t->instrs.at[i];
+      if (in->position < first) first = in->position;
+      if (in->position > last) last = in->position;
+      const ir_op *op = t->loop ? t->loop : in->op;
+      if (op) mark_storage(is_forward(t) ? made : read, op, is_forward(t));
+    }
+  }
+  for (int i = 0; i < n; i++) {
+    const binding *b = &l->bind[i];
+    if (!made[i] || !read[i] || b->kind != BIND_ITEM) continue;
+    sched_item *it = &s->items.at[b->index];
+    if (it->slots) continue;
+    IR_CHECK(!it->glue);
+    it->slots = l->e->in_flight;
+    it->slot = lay_align(it->bytes);
+    it->bytes = it->slot * it->slots;
+    it->first = first;
+    it->last = last;
+  }
+}
+
 static void layout_entry(sched *s, int entry, skip_set skip) {
   lay l = {
       .s = s, .e = &s->entries.at[entry], .skip = skip, .entry = entry, .first_item = s->items.n};
@@ -186,13 +245,14 @@ static void layout_entry(sched *s, int entry, skip_set skip) {
   lives_find(&l);
   if (!skips(skip, SKIP_updates)) lives_bind_sets(&l);
   lives_chains(&l);
-  if (!skips(skip, SKIP_frames)) loops_frames(&l);
+  // A frame is of one micro-batch: it lets gradients in as it goes backward.
+  if (!skips(skip, SKIP_frames) && l.e->in_flight < 2) loops_frames(&l);
   ir_region *r = l.e->func->body;
   for (int i = 0; i < r->ops.n; i++)
     if (r->ops.at[i]->code == IR_repeat) loops_bind(&l, r->ops.at[i]);
   bind_top(&l);
   for (int ri = 0; ri < l.e->runs.n; ri++) {
-    if (l.e->runs.at[ri].kind == SCHED_LOOP) continue;
+    if (!sched_first_run(l.e, ri)) continue;
     sched_task *t = &s->tasks.at[l.e->runs.at[ri].task];
     if (t->loop) {
       loops_bind_body(&l, t);
@@ -205,6 +265,7 @@ static void layout_entry(sched *s, int entry, skip_set skip) {
             lay_item(&l, "scratch", in->scratch_bytes[k], in->position, in->position);
     }
   }
+  stash(&l);
   arena scratch;
   arena_init(&scratch);
   scratch.oom = a->oom;
@@ -217,7 +278,7 @@ static void layout_entry(sched *s, int entry, skip_set skip) {
   arena_free(&scratch);
 
   for (int ri = 0; ri < l.e->runs.n; ri++) {
-    if (l.e->runs.at[ri].kind == SCHED_LOOP) continue;
+    if (!sched_first_run(l.e, ri)) continue;
     sched_task *t = &s->tasks.at[l.e->runs.at[ri].task];
     if (t->loop && t->transient_bytes)
       t->transient_base = transient + s->items.at[t->transient_base].base;
@@ -270,6 +331,13 @@ const char *pass_layout(ir_module *m, const pass_options *o) {
   const char *wrong = sched_replay(s);
   if (wrong) IR_BUG("layout: %s", wrong);
   return NULL;
+}
+
+bool sched_first_run(const sched_entry *e, int run) {
+  const sched_run *r = &e->runs.at[run];
+  for (int i = 0; i < run; i++)
+    if (e->runs.at[i].kind == SCHED_RUN && e->runs.at[i].task == r->task) return false;
+  return r->kind == SCHED_RUN;
 }
 
 const sched_place *sched_place_of(const sched *s, const ir_value *v) {

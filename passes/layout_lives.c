@@ -249,7 +249,7 @@ static void chain_top(lay *l) {
 void lives_chains(lay *l) {
   bool wanted = !skips(l->skip, SKIP_chains);
   for (int i = 0; i < l->e->runs.n; i++) {
-    if (l->e->runs.at[i].kind == SCHED_LOOP) continue;
+    if (!sched_first_run(l->e, i)) continue;
     const sched_task *t = &l->s->tasks.at[l->e->runs.at[i].task];
     if (!t->loop) continue;
     find_body_lifetimes(l, t);

@@ -219,7 +219,8 @@ static ir_value *make_again(loc *c, rebuilt *rb, ir_region *at, ir_value *v, int
 static ir_value *complete(loc *c, ir_region *r, ir_value *v, const ir_op *maker, op_list *later) {
   const ir_mesh *mesh = c->m->mesh;
   ir_value *now = v;
-  if (place_convert(mesh, c->axis, v->place, NULL) == CONVERT_ACCUMULATE) {
+  // (A pipeline of one micro-batch still sums behind its loop what stages have parts of.)
+  if (place_convert(mesh, c->axis, v->place, NULL) == CONVERT_ACCUMULATE || c->data < 0) {
     ir_op *acc = ir_op_raw(r, IR_accumulate, &now, 1, &v->type, 1);
     acc->segment = maker->segment;
     now = acc->out[0];

@@ -6,6 +6,10 @@
 // train_step: what `loss` follows from is forward, what the gradient norm follows from besides is
 // backward, and so is what is made of the norm and arguments alone, such as the factor that clips:
 // it changes no state, and can share a launch with the norm. The rest is update.
+//
+// Of a stage of a pipeline, forward is besides what it sends to later stages, and what it receives
+// from earlier ones; backward what goes the other way. Its loop is put in the order of the pipeline
+// (passes/plan/pipe_order.h), the one that the planner counts with.
 
 #include <string.h>
 
@@ -14,6 +18,7 @@
 #include "ir/schedule.h"
 #include "ir/view.h"
 #include "passes/pass.h"
+#include "passes/plan/pipe_order.h"
 
 enum { PHASE_UPDATE, PHASE_BACKWARD, PHASE_FORWARD };
 static const char *const phase_name[] = {"update", "backward", "forward"};
@@ -30,11 +35,18 @@ static bool silent(const ir_op *op) {
   }
 }
 
+// Does an exchange among stages make it a phase's own?
+static bool goes(const ir_op *op, int phase) {
+  if (op->code != IR_send && op->code != IR_receive) return false;
+  bool up = (ir_attr_int(op, "step", 0) > 0) == (op->code == IR_send);
+  return phase == PHASE_BACKWARD || ((op->segment & 1) && up);
+}
+
 static void mark_ancestors(ir_region *r, const char *output, int phase) {
   for (int i = r->ops.n - 1; i >= 0; i--) {
     ir_op *op = r->ops.at[i];
     bool root = op->code == IR_output && str_eq(ir_attr_str(op, "name", NULL), output);
-    if (!root && op->mark < phase) continue;
+    if (!root && op->mark < phase && !goes(op, phase)) continue;
     op->mark = phase;
     for (int k = 0; k < op->nin; k++)
       if (op->in[k]->def && op->in[k]->def->mark < phase) op->in[k]->def->mark = phase;
@@ -96,10 +108,85 @@ static void add_arg(sched *s, const char *name) {
   vec_push(s->m->arena, &s->args, name);
 }
 
-static void build_entry(sched *s, ir_func *f, int64_t batch) {
+// ---- pipelines ----------------------------------------------------------------------------------
+
+// Runs first .. + n - 1 of phase `phase` go to the end of the list, as part of the loop at `loop`.
+static void add_phase(sched *s, sched_entry *e, int loop, const sched_run *runs, int n,
+                      pipe_phase phase, int64_t add) {
+  for (int i = 0; i < n; i++) {
+    bool forward = str_eq(s->tasks.at[runs[i].task].phase, phase_name[PHASE_FORWARD]);
+    if (forward != (phase == PIPE_F)) continue;
+    sched_run r = runs[i];
+    r.micro_add = add;
+    vec_push(s->m->arena, &e->runs, r);
+    e->runs.at[loop].task++;
+  }
+}
+
+static int open_loop(sched *s, sched_entry *e, int64_t first, int64_t micros) {
+  sched_run loop = {.kind = SCHED_LOOP, .micro_first = first, .micros = micros, .dir = 1};
+  vec_push(s->m->arena, &e->runs, loop);
+  return e->runs.n - 1;
+}
+
+typedef struct turn {  // a phase of one micro-batch
+  pipe_phase phase;
+  int64_t micro;
+} turn;
+
+static bool follow(const turn *t, int64_t i, int64_t by, int64_t n) {
+  return i + by < n && t[i + by].phase == t[i].phase && t[i + by].micro == t[i].micro + 1;
+}
+
+// The loop at number `at` in the order of the pipeline: phases of one kind in turn are a loop, and
+// so are a forward and a backward that go on together.
+static void order_pipeline(sched *s, sched_entry *e, int at, int kind) {
+  arena *a = s->m->arena;
+  int64_t micros = e->runs.at[at].micros;
+  int n = e->runs.at[at].task, rest = e->runs.n - at - 1 - n;
+  pipeline p = {.kind = (pipe_kind)kind, .stages = s->m->pipe_stages, .chunks = 1, .micro = micros};
+  sched_run *runs = arena_new(a, sched_run, n + rest + 1);
+  memcpy(runs, e->runs.at + at + 1, sizeof *runs * (size_t)(n + rest));
+  e->runs.n = at;
+  turn *t = arena_new(a, turn, 2 * micros);
+  int64_t turns = 0;
+  for (pipe_cursor c = pipe_cursor_of(&p, s->m->pipe_stage); c.left; pipe_cursor_next(&c))
+    t[turns++] = (turn){c.phase, c.micro};
+  for (int64_t i = 0; i < turns;) {
+    // The last of several forwards begins the pairs, if a backward comes next.
+    int64_t same = 1, pairs = 1;
+    while (follow(t, i + same - 1, 1, turns)) same++;
+    bool pair = i + same < turns && t[i].phase == PIPE_F && t[i + same].phase == PIPE_B;
+    if (pair) same--;
+    if (same) {
+      add_phase(s, e, open_loop(s, e, t[i].micro, same), runs, n, t[i].phase, 0);
+      i += same;
+      continue;
+    }
+    while (follow(t, i + 2 * pairs - 2, 2, turns) && follow(t, i + 2 * pairs - 1, 2, turns))
+      pairs++;
+    int loop = open_loop(s, e, t[i + 1].micro, pairs);
+    add_phase(s, e, loop, runs, n, PIPE_F, t[i].micro - t[i + 1].micro);
+    add_phase(s, e, loop, runs, n, PIPE_B, 0);
+    i += 2 * pairs;
+  }
+  for (int i = 0; i < rest; i++) vec_push(a, &e->runs, runs[n + i]);
+  e->in_flight = pipe_stash(NULL, &p, s->m->pipe_stage, NULL);
+}
+
+// The loop that has forward and backward is the last one.
+static void order_pipelines(sched *s, sched_entry *e, int kind) {
+  int at = -1;
+  for (int i = 0; i < e->runs.n; i++)
+    if (e->runs.at[i].kind == SCHED_LOOP) at = i;
+  if (at >= 0) order_pipeline(s, e, at, kind);
+}
+
+static void build_entry(sched *s, ir_func *f, const pass_options *o) {
+  int64_t batch = o->batch;
   ir_module *m = s->m;
   ir_region *r = f->body;
-  sched_entry e = {.func = f, .batch = 1, .micro_batch = 1};
+  sched_entry e = {.func = f, .batch = 1, .micro_batch = 1, .in_flight = 1};
   if (m->batch && (f->kind == ENTRY_TRAIN || f->kind == ENTRY_EVAL)) {
     int data = m->mesh ? mesh_axis(m->mesh, "data") : -1;
     e.batch = data < 0 ? batch : batch / m->mesh->axis[data].size;
@@ -162,6 +249,7 @@ static void build_entry(sched *s, ir_func *f, int64_t batch) {
     }
     vec_push(m->arena, &s->tasks.at[task].instrs, (sched_instr){.op = op, .position = position});
   }
+  if (m->pipe_stages && f->kind == ENTRY_TRAIN) order_pipelines(s, &e, o->pipe_order);
   vec_push(m->arena, &s->entries, e);
 }
 
@@ -169,7 +257,7 @@ const char *pass_order(ir_module *m, const pass_options *o) {
   sched *s = arena_new(m->arena, sched, 1);
   s->m = m;
   s->device = o->device;
-  for (int i = 0; i < m->funcs.n; i++) build_entry(s, m->funcs.at[i], o->batch);
+  for (int i = 0; i < m->funcs.n; i++) build_entry(s, m->funcs.at[i], o);
   m->schedule = s;
   return NULL;
 }

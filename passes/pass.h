@@ -41,9 +41,10 @@ typedef struct pass_options {
   bool nesterov;
   int64_t batch;               // samples of a step, of all ranks; for orders
   const struct ir_mesh *mesh;  // axes of space among ranks (ir/place.h); NULL: one rank
-  int64_t micro_batch;         // samples per micro-batch; 0: the whole batch at once
-  int zero;            // what is shared among the ranks of `zero_axes` (passes/zero.c): 0 .. 3
-  unsigned zero_axes;  // bits of the mesh's axes
+  int pipe_order;       // of stages: pipe_kind of passes/plan/pipeline.h, one_f_one_b or gpipe
+  int64_t micro_batch;  // samples per micro-batch; 0: the whole batch at once
+  int zero;             // what is shared among the ranks of `zero_axes` (passes/zero.c): 0 .. 3
+  unsigned zero_axes;   // bits of the mesh's axes
   const struct distribution *distribution;  // axes inside a stage (passes/distribute.h); NULL: none
   recompute_mode recompute;
   int64_t recompute_bytes;  // RECOMPUTE_BYTES: most that the saved stacks of a micro-batch may take
@@ -71,6 +72,11 @@ pass_options pass_defaults(void);
 
 // Runs the list. A verifier failure after a pass is our bug and aborts, naming the pass.
 const char *pass_run(ir_module *m, const pass_options *o);
+// The same in two halves, between which a module is cut into stages (passes/cut.h): what comes in
+// front of pass `epilogue`, and what comes from it on, for each stage. The first returns in
+// `*stopped` whether o->after or o->stage ended it earlier: then there is nothing to cut.
+const char *pass_run_front(ir_module *m, const pass_options *o, bool *stopped);
+const char *pass_run_back(ir_module *m, const pass_options *o);
 
 typedef struct pass_info {
   const char *name, *doc;

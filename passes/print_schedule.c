@@ -17,7 +17,10 @@ static void put_place(sb *s, const sched_place *p) {
     else
       sb_printf(s, " + layer*%lld", (long long)p->layer_stride);
   }
-  if (p->micro_stride) sb_printf(s, " + micro*%lld", (long long)p->micro_stride);
+  if (p->micro_stride && p->micro_mod)
+    sb_printf(s, " + (micro mod %lld)*%lld", (long long)p->micro_mod, (long long)p->micro_stride);
+  else if (p->micro_stride)
+    sb_printf(s, " + micro*%lld", (long long)p->micro_stride);
 }
 
 static void put_name(sb *s, const ir_value *root) {
@@ -46,7 +49,7 @@ static void put_value(sb *s, const sched *sc, const ir_value *v) {
 static bool same_place(const sched_place *a, const sched_place *b) {
   return a->known && b->known && a->base == b->base && a->layer_stride == b->layer_stride &&
          a->layer_add == b->layer_add && a->layer_mod == b->layer_mod &&
-         a->micro_stride == b->micro_stride && a->bytes == b->bytes;
+         a->micro_stride == b->micro_stride && a->micro_mod == b->micro_mod && a->bytes == b->bytes;
 }
 
 // Which results lie where an operand does.
@@ -155,6 +158,7 @@ const char *sched_print(const sched *sc, arena *a) {
     if (placed)
       sb_printf(&s, ", %lld bytes beyond the states, %lld alive at once",
                 (long long)e->transient_bytes, (long long)e->live_bytes);
+    if (e->in_flight > 1) sb_printf(&s, ", %lld of them on their way", (long long)e->in_flight);
     if (e->recompute_flops > 0)
       sb_printf(&s, ", recompute %.1f %% more FLOPs", 100 * e->recompute_flops / e->flops);
     sb_put(&s, '\n');
@@ -163,7 +167,8 @@ const char *sched_print(const sched *sc, arena *a) {
     for (int k = 0; k < e->runs.n; k++) {
       const sched_run *r = &e->runs.at[k];
       if (r->kind == SCHED_LOOP) {
-        sb_printf(&s, "  for micro in 0..%lld\n", (long long)r->micros - 1);
+        sb_printf(&s, "  for micro in %lld..%lld\n", (long long)r->micro_first,
+                  (long long)(r->micro_first + r->micros - 1));
         inside = r->task;
         continue;
       }
@@ -172,6 +177,7 @@ const char *sched_print(const sched *sc, arena *a) {
       if (sc->tasks.at[r->task].loop)
         sb_printf(&s, "  layers %lld..%lld", (long long)r->first,
                   (long long)(r->first + r->dir * (r->layers - 1)));
+      if (r->micro_add) sb_printf(&s, "  micro%+lld", (long long)r->micro_add);
       sb_put(&s, '\n');
     }
   }

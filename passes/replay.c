@@ -1,10 +1,11 @@
 // Executes the places of a schedule: the proof of a layout.
 //
-// Every entry is run over its order, all layers, two micro-batches at most, on *bytes* instead of
-// numbers. A write stamps its byte range with a fresh *version*; a read checks that its range still
-// holds, byte for byte, the version that the program's meaning says: that of the value in SSA form.
-// Nothing here knows of items, lifetimes or frames, so a mistake there cannot hide here: an
-// operand's address is computed as the runtime will, what it must hold as the interpreter would.
+// Every entry is run over its order, all layers, on *bytes* instead of numbers; two micro-batches
+// are enough, but of a stage of a pipeline, where several are on their way, all are run. A write
+// stamps its byte range with a fresh *version*; a read checks that its range still holds, byte for
+// byte, the version that the program's meaning says: that of the value in SSA form. Nothing here
+// knows of items, lifetimes or frames, so a mistake there cannot hide here: an operand's address is
+// computed as the runtime will, what it must hold as the interpreter would.
 //
 //   add %b@0 <- %a@0      reads 0..63: must hold the version of %a; stamps 0..63 with that of %b
 //   mul %c@0 <- %a@0      reads 0..63: holds %b, not %a: "..., but those bytes hold %b"
@@ -69,6 +70,10 @@ typedef struct replay {
   const sched_task *task;  // what is being executed
   const ir_op *op;
   int64_t layer, micro;
+  // Of a stage of a pipeline: values that a micro-batch has for itself, and by micro-batch what
+  // they hold while another one is looked at.
+  VEC(int) own;
+  content **aside;
   const char *error;
 } replay;
 
@@ -200,6 +205,7 @@ static content slice_of(const content *c, int64_t layer, int64_t count, int64_t 
 static int64_t address(const replay *r, const sched_place *p, int64_t micro) {
   int64_t slot = (r->layer < 0 ? 0 : r->layer) + p->layer_add;
   if (p->layer_mod) slot %= p->layer_mod;
+  if (p->micro_mod) micro %= p->micro_mod;
   return p->base + slot * p->layer_stride + micro * p->micro_stride;
 }
 
@@ -501,21 +507,57 @@ static void end(replay *r) {
       check_content(r, s->m->states.at[i]->name, s->state_place[i].base, &r->state_held[i]);
 }
 
+// ---- several micro-batches on their way
+// -----------------------------------------------------------
+
+// What the loop makes at the top, but for sums over it.
+static void find_own(replay *r) {
+  const ir_region *body = r->e->func->body;
+  int64_t micros = r->e->batch / r->e->micro_batch;
+  if (r->e->in_flight < 2) return;
+  for (int i = 0; i < body->ops.n; i++) {
+    const ir_op *op = body->ops.at[i];
+    if (!(op->segment & 1)) continue;
+    for (int k = 0; k < op->nout; k++) {
+      const ir_op *by = op->code == IR_repeat ? op->region[0]->yield.at[k]->def : op;
+      bool given = op->code == IR_input || op->code == IR_state || op->code == IR_arg;
+      if (!given && !(by && ir_accumulates(by))) vec_push(r->arena, &r->own, op->out[k]->id);
+    }
+  }
+  r->aside = arena_new(r->arena, content *, micros);
+  for (int64_t m = 0; m < micros; m++) r->aside[m] = arena_new(r->arena, content, r->own.n + 1);
+}
+
+static void look_at(replay *r, int64_t micro) {
+  for (int i = 0; i < r->own.n && micro != r->micro; i++) {
+    content *now = &r->held[r->own.at[i]];
+    r->aside[r->micro][i] = *now;
+    *now = r->aside[micro][i];
+  }
+  r->micro = micro;
+}
+
 static const char *replay_entry(const sched *s, const sched_entry *e, arena *scratch) {
   replay r = {.s = s, .e = e, .arena = scratch, .layer = -1};
   r.held = arena_new(scratch, content, s->m->next_value);
   r.state_held = arena_new(scratch, content, s->m->states.n + 1);
   r.state_used = arena_new(scratch, bool, s->m->states.n + 1);
   begin(&r);
+  find_own(&r);
   for (int i = 0; i < e->runs.n && !r.error; i++) {
     const sched_run *run = &e->runs.at[i];
     if (run->kind == SCHED_RUN) {
       run_task(&r, run);
       continue;
     }
-    for (r.micro = 0; r.micro < run->micros && r.micro < 2 && !r.error; r.micro++)
-      for (int k = 1; k <= run->task && !r.error; k++) run_task(&r, run + k);
-    if (!r.error) r.micro = 0;
+    // Two are enough where they come one after the other: the rest is like the second.
+    int64_t most = r.own.n || run->micros < 2 ? run->micros : 2;
+    for (int64_t m = 0; m < most && !r.error; m++)
+      for (int k = 1; k <= run->task && !r.error; k++) {
+        look_at(&r, run->micro_first + m + run[k].micro_add);
+        run_task(&r, run + k);
+      }
+    if (!r.error) look_at(&r, 0);
     i += run->task;
   }
   if (!r.error) end(&r);

@@ -89,12 +89,22 @@ static bool named(const char *words, const char *name) {
   return false;
 }
 
-const char *pass_run(ir_module *m, const pass_options *o) {
+static int last_row(const pass_options *o) {
   int last = SKIP_PASSES - 1;
-  if (o->after)
-    for (int i = 0; i < SKIP_PASSES; i++)
-      if (strcmp(list[i].name, o->after) == 0) last = i;
-  for (int i = 0; i <= last; i++) {
+  for (int i = 0; i < SKIP_PASSES && o->after; i++)
+    if (strcmp(list[i].name, o->after) == 0) last = i;
+  return last;
+}
+
+// The first row that is run on stages.
+static int back_row(void) {
+  int i = 0;
+  while (strcmp(list[i].name, "epilogue") != 0) i++;
+  return i;
+}
+
+static const char *run_rows(ir_module *m, const pass_options *o, int first, int last) {
+  for (int i = first; i <= last; i++) {
     const pass_info *p = &list[i];
     if (o->only && !named(o->only, p->name)) continue;
     if (skips(o->skip, i)) continue;
@@ -108,6 +118,18 @@ const char *pass_run(ir_module *m, const pass_options *o) {
     if (o->report) o->report(o->report_ctx, p->name, clock_s() - t, m);
   }
   return NULL;
+}
+
+const char *pass_run(ir_module *m, const pass_options *o) { return run_rows(m, o, 0, last_row(o)); }
+
+const char *pass_run_front(ir_module *m, const pass_options *o, bool *stopped) {
+  int last = last_row(o), end = back_row() - 1;
+  *stopped = last <= end || list[end].after > o->stage;
+  return run_rows(m, o, 0, last < end ? last : end);
+}
+
+const char *pass_run_back(ir_module *m, const pass_options *o) {
+  return run_rows(m, o, back_row(), last_row(o));
 }
 
 void pass_walk(ir_region *r, void (*visit)(void *ctx, ir_op *op), void *ctx) {

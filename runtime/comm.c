@@ -153,7 +153,7 @@ static void odd_ranks(const uint64_t *sum, int n, char *text, size_t cap) {
 static status *compare_programs(comm *c) {
   int n = c->engine.ranks;
   char odd[512] = "";
-  uint64_t mine = c->prog->header->checksum, *all = calloc((size_t)n, sizeof *all);
+  uint64_t mine = c->prog->identity, *all = calloc((size_t)n, sizeof *all);
   if (!all) return status_error("out of memory");
   status *s = comm_collect(c, &mine, sizeof mine, all, 0);
   if (!s && c->engine.rank == 0) odd_ranks(all, n, odd, sizeof odd);

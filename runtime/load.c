@@ -106,19 +106,9 @@ status *image_check_this_cpu(const char *need) {
 
 // ---- mapping ----------------------------------------------------------------------------------
 
-static status *read_trailer(int fd, const char *path, uint64_t *size, prog_trailer *t) {
-  struct stat st;
-  if (fstat(fd, &st) < 0) return status_errno("cannot read the size of %s", path);
-  *size = (uint64_t)st.st_size;
-  if (*size < sizeof *t) return status_error("%s is not a dsm executable", path);
-  ssize_t got;
-  do got = pread(fd, t, sizeof *t, st.st_size - (off_t)sizeof *t);
-  while (got < 0 && errno == EINTR);
-  if (got != (ssize_t)sizeof *t) return status_errno("cannot read the end of %s", path);
-  if (memcmp(t->magic, PROG_TRAILER_MAGIC, sizeof t->magic) != 0)
-    return status_error(
-        "%s carries no program: it is the bare runtime, or was cut off while being copied", path);
-  uint64_t end = *size - sizeof *t;
+enum { MAX_PARTS = 4096 };
+
+static status *check_part(const char *path, uint64_t end, const prog_part *t) {
   if (t->code_offset % 4096 || t->code_offset > end || t->code_bytes > end - t->code_offset ||
       t->program_offset % 8 || t->program_offset > end ||
       t->program_bytes > end - t->program_offset || t->program_bytes == 0)
@@ -126,7 +116,32 @@ static status *read_trailer(int fd, const char *path, uint64_t *size, prog_trail
   return NULL;
 }
 
-static status *map_parts(int fd, const char *path, const prog_trailer *t, image *img) {
+static status *read_at(int fd, const char *path, uint64_t offset, void *to, size_t n) {
+  ssize_t got;
+  do got = pread(fd, to, n, (off_t)offset);
+  while (got < 0 && errno == EINTR);
+  if (got != (ssize_t)n) return status_errno("cannot read the end of %s", path);
+  return NULL;
+}
+
+static status *read_trailer(int fd, const char *path, uint64_t *size, prog_trailer *t) {
+  struct stat st;
+  if (fstat(fd, &st) < 0) return status_errno("cannot read the size of %s", path);
+  *size = (uint64_t)st.st_size;
+  if (*size < sizeof *t) return status_error("%s is not a dsm executable", path);
+  STATUS_DO(read_at(fd, path, *size - sizeof *t, t, sizeof *t));
+  if (memcmp(t->magic, PROG_TRAILER_MAGIC, sizeof t->magic) != 0)
+    return status_error(
+        "%s carries no program: it is the bare runtime, or was cut off while being copied", path);
+  uint64_t end = *size - sizeof *t, all = t->parts * sizeof(prog_part);
+  bool several = t->parts != 0;
+  if (several && (t->parts < 2 || t->parts > MAX_PARTS || t->parts_offset > end ||
+                  all > end - t->parts_offset))
+    return status_error("%s is damaged: its trailer points outside the file", path);
+  return check_part(path, end, &t->first);
+}
+
+static status *map_part(int fd, const char *path, const prog_part *t, image *img) {
   if (t->code_bytes) {
     img->code_map =
         mmap(NULL, t->code_bytes, PROT_READ | PROT_EXEC, MAP_PRIVATE, fd, (off_t)t->code_offset);
@@ -153,15 +168,49 @@ static status *map_parts(int fd, const char *path, const prog_trailer *t, image 
   return NULL;
 }
 
-status *image_open(const char *path, const char *name, image *img) {
+// The part of the axis `pipeline` that `rank` has; 0 when the program has no such axis.
+static uint64_t stage_of(const prog *p, int rank) {
+  for (uint32_t i = 0; i < p->naxes; i++)
+    if (str_eq(prog_text(p, p->axes[i].name), "pipeline"))
+      return (uint64_t)(rank / p->axes[i].stride % p->axes[i].size);
+  return 0;
+}
+
+// Ranks compare one number, and each has the program of its own stage: it is that of all programs.
+static status *open_stage(int fd, const char *name, const prog_trailer *t, uint64_t end, int rank,
+                          image *img) {
+  uint64_t stage = stage_of(&img->prog, rank);
+  prog_part *part = calloc(t->parts, sizeof *part);
+  if (!part) return status_error("out of memory");
+  status *s = read_at(fd, name, t->parts_offset, part, t->parts * sizeof *part);
+  if (!s && stage >= t->parts) s = status_error("%s has no program of stage %d", name, (int)stage);
+  if (!s) s = check_part(name, end, &part[stage]);
+  if (!s && stage) {
+    image_close(img);
+    img->code = (const unsigned char *)"";
+    s = map_part(fd, name, &part[stage], img);
+  }
+  if (!s) img->prog.identity = XXH3_64bits(part, t->parts * sizeof *part);
+  for (uint64_t i = 0; i < t->parts && !s; i++) {
+    prog_header h;
+    s = check_part(name, end, &part[i]);
+    if (!s) s = read_at(fd, name, part[i].program_offset, &h, sizeof h);
+    if (!s) img->prog.identity = img->prog.identity * 31 + h.checksum;
+  }
+  free(part);
+  return s;
+}
+
+status *image_open(const char *path, const char *name, int rank, image *img) {
   memset(img, 0, sizeof *img);
   img->code = (const unsigned char *)"";
   int fd = open(path, O_RDONLY | O_CLOEXEC);
   if (fd < 0) return status_errno("cannot open %s", name);
   prog_trailer t;
-  uint64_t size;
+  uint64_t size = 0;
   status *s = read_trailer(fd, name, &size, &t);
-  if (!s) s = map_parts(fd, name, &t, img);
+  if (!s) s = map_part(fd, name, &t.first, img);
+  if (!s && t.parts) s = open_stage(fd, name, &t, size - sizeof t, rank, img);
   if (!s) s = image_check_this_cpu(prog_text(&img->prog, img->prog.header->cpu));
   close(fd);
   if (s) image_close(img);

@@ -1,7 +1,7 @@
 // Opening an executable: code image and program behind the runtime's own bytes.
 //
 //   image img;
-//   STATUS_DO(image_open("/proc/self/exe", argv[0], &img));
+//   STATUS_DO(image_open("/proc/self/exe", argv[0], rank, &img));
 //   use(&img.prog, img.code);
 //   image_close(&img);
 #ifndef DSM_LOAD_H
@@ -19,8 +19,8 @@ typedef struct image {
 } image;
 
 // Maps and checks everything: trailer, checksums, program, CPU features. Messages call the file
-// `name`.
-status *image_open(const char *path, const char *name, image *out) STATUS_MUST_USE;
+// `name`. Of an executable with a program for each stage of a pipeline it is the one of `rank`.
+status *image_open(const char *path, const char *name, int rank, image *out) STATUS_MUST_USE;
 void image_close(image *img);
 
 // Checks a list of CPU features ("x86-64 avx2 fma avx512f") against `have`, the words of a

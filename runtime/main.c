@@ -4,6 +4,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "runtime/comm_mpi.h"
 #include "runtime/drivers/driver.h"
 
 // The one global: signal handlers can reach nothing else.
@@ -40,7 +41,9 @@ int main(int argc, char **argv) {
   install(SIGBUS, on_bus_error);
   rt_env env = {.out = stdout, .err = stderr, .io = file_io_system(), .stop = &stop};
   image img;
-  status *s = image_open("/proc/self/exe", argc > 0 ? argv[0] : "this executable", &img);
+  int rank = 0, ranks = 1;
+  mpi_started(&rank, &ranks);
+  status *s = image_open("/proc/self/exe", argc > 0 ? argv[0] : "this executable", rank, &img);
   if (s) return rt_report(s, stderr);
   int code = rt_run(&img, argc, argv, &env);
   image_close(&img);

@@ -250,10 +250,21 @@ static bool slots_of(const prog_operand *o, const prog_run *r, int64_t *low, int
   return true;
 }
 
+// The least and the most place that micro-batches low .. high have; false: there is none.
+static bool micros_of(const prog_operand *o, int64_t low, int64_t high, int64_t micro[2]) {
+  int64_t mod = o->micro_mod;
+  if (mod < 0 || low < 0) return false;
+  bool wraps = mod && (high - low + 1 >= mod || low / mod != high / mod);
+  micro[0] = wraps ? 0 : mod ? low % mod : low;
+  micro[1] = wraps ? mod - 1 : mod ? high % mod : high;
+  return true;
+}
+
 static bool operand_fits(const prog *p, const prog_operand *o, const prog_run *r, int64_t micro_low,
                          int64_t micro_high) {
-  int64_t slot[2], micro[2] = {micro_low, micro_high};
-  if (!slots_of(o, r, &slot[0], &slot[1])) return false;
+  int64_t slot[2], micro[2];
+  if (!slots_of(o, r, &slot[0], &slot[1]) || !micros_of(o, micro_low, micro_high, micro))
+    return false;
   for (int i = 0; i < 2; i++)
     for (int j = 0; j < 2; j++) {
       int64_t at, m;
@@ -320,8 +331,12 @@ static status *check_entry(const prog *p, const prog_entry *e, uint32_t index) {
     for (uint32_t k = 1; k <= r->task; k++) {
       const prog_run *in = r + k;
       if (in->kind != PROG_RUN) BAD("run %u of entry %s nests a loop", i + k, name);
-      STATUS_DO(check_run(p, in, e->first_run + i + k, r->micro_first,
-                          r->micro_first + r->micro_count - 1));
+      int64_t first = r->micro_first, more = in->micro_add;
+      if (more < -micros || more > micros || first + more < 0 ||
+          first + more > micros - r->micro_count)
+        BAD("run %u of entry %s has no such micro-batch", i + k, name);
+      STATUS_DO(
+          check_run(p, in, e->first_run + i + k, first + more, first + more + r->micro_count - 1));
     }
     i += r->task;
   }
@@ -340,6 +355,7 @@ status *prog_open(const void *blob, size_t n, uint64_t code_bytes, prog *p) {
   if (h->total_bytes != n)
     BAD("it should have %llu bytes and has %zu", (unsigned long long)h->total_bytes, n);
   if (h->checksum != prog_checksum(blob, n)) BAD("its checksum is wrong");
+  p->identity = h->checksum;
   if (h->arena_bytes > (uint64_t)PROG_MAX_BYTES || h->states_bytes > h->arena_bytes)
     BAD("it asks for %llu bytes of memory", (unsigned long long)h->arena_bytes);
   if (h->stack_bytes > PROG_MAX_STACK)
@@ -435,7 +451,9 @@ static bool task_writes(const prog *p, const prog_run *r, int64_t micro_low, int
       const prog_operand *o = &p->operands[in->first_operand + k];
       if (!(o->writes & 2) || !slots_of(o, r, &slot[0], &slot[1])) continue;
       int64_t a = slot[0] * o->layer_stride, b = slot[1] * o->layer_stride;
-      int64_t c = micro_low * o->micro_stride, d = micro_high * o->micro_stride;
+      int64_t micro[2];
+      if (!micros_of(o, micro_low, micro_high, micro)) continue;
+      int64_t c = micro[0] * o->micro_stride, d = micro[1] * o->micro_stride;
       int64_t from = o->base + (a < b ? a : b) + (c < d ? c : d);
       int64_t to = o->base + (a < b ? b : a) + (c < d ? d : c) + o->bytes;
       if (from < high && low < to) return true;
@@ -448,7 +466,8 @@ bool prog_run_writes(const prog *p, const prog_entry *e, uint32_t run, int64_t l
   const prog_run *r = &p->runs[e->first_run + run];
   if (r->kind == PROG_RUN) return task_writes(p, r, 0, 0, low, high);
   for (uint32_t k = 1; k <= r->task; k++)
-    if (task_writes(p, r + k, r->micro_first, r->micro_first + r->micro_count - 1, low, high))
+    if (task_writes(p, r + k, r->micro_first + r[k].micro_add,
+                    r->micro_first + r[k].micro_add + r->micro_count - 1, low, high))
       return true;
   return false;
 }

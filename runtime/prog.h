@@ -39,6 +39,8 @@ typedef struct prog {
   uint32_t nstrings, nstates, nargs, nios, nkernels, ngemms, noperands, ninstrs, ntasks, nruns,
       nentries, nsettings, nfunctions, nnumbers, nmodules, naxes, nexchanges;
   uint32_t max_operands;  // of any instruction
+  uint64_t identity;  // the same on all ranks of a run: the checksum of the program, or of those
+                      // of all stages
 } prog;
 
 // `blob` must be 8-aligned. `code_bytes` is the size of the code image that comes with it.

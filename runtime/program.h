@@ -5,6 +5,8 @@
 //
 //   [ runtime ELF, as built | padding to 4096 | code image | program | trailer (last 64 bytes) ]
 //
+// with code image and program once for each stage of a pipeline (prog_part).
+//
 // For the host the code image holds all kernels, already relocated against itself and position
 // independent: the runtime maps it read + execute and calls kernels by offset. For a device it
 // holds the modules that its driver loads (prog_module). The program is the blob described here: a
@@ -17,10 +19,19 @@
 // has a library do it where the kernel is a matrix product (`gemm`). An operand's address depends
 // on the layer and micro-batch the task is executed for:
 //
-//   arena + base + slot(layer) * layer_stride + micro * micro_stride,
+//   arena + base + slot(layer) * layer_stride + place(micro) * micro_stride,
 //   slot(layer) = layer_mod ? (layer + layer_add) mod layer_mod : layer + layer_add
+//   place(micro) = micro_mod ? micro mod micro_mod : micro
 //
 // so a task is written once, whatever the depth and the number of micro-batches.
+//
+// A stage of a *pipeline* goes forward with later micro-batches before it goes backward with
+// earlier ones. What a micro-batch needs again in backward then has as many places as are on their
+// way at once (micro_mod), and the runs of a loop each have a micro-batch of their own (micro_add):
+//
+//   loop micro 0..0   forward                      stage 2 of 4, 8 micro-batches, 1F1B
+//   loop micro 0..6   forward micro+1, backward    two on their way: micro_mod 2
+//   loop micro 7..7   backward
 //
 // A program for a device has *streams*: queues of the device that each execute what they are given
 // in order, while the streams go on side by side. Kernels are on one, moves between host and device
@@ -43,7 +54,7 @@
 #include <stdint.h>
 
 #define PROG_MAGIC "DSMPROG\n"
-#define PROG_VERSION 4u
+#define PROG_VERSION 5u
 #define PROG_TRAILER_MAGIC "DSMEXE1\n"
 #define PROG_MAX_RANK 8
 #define PROG_MAX_AXES 8
@@ -243,7 +254,7 @@ typedef struct prog_module {
 } prog_module;
 
 typedef struct prog_operand {
-  int64_t base, layer_stride, layer_add, layer_mod, micro_stride;
+  int64_t base, layer_stride, layer_add, layer_mod, micro_stride, micro_mod;
   int64_t bytes;    // extent of what may be touched from the address on
   uint32_t writes;  // bit 0: read, bit 1: written
   uint32_t home;
@@ -279,6 +290,7 @@ typedef struct prog_run {
   int64_t layer_first, layer_count, layer_dir;
   int64_t number_first, number_step;  // layer l is number_first + l*number_step in the whole model
   int64_t micro_first, micro_count;   // PROG_LOOP; a run outside a loop has micro 0
+  int64_t micro_add;  // PROG_RUN in a loop: it is that of micro-batch `micro + micro_add`
 } prog_run;
 
 typedef struct prog_entry {
@@ -327,12 +339,19 @@ typedef struct prog_header {
   prog_table axes, exchanges;                 // no axes: one rank
 } prog_header;
 
-// The last 64 bytes of an executable.
-typedef struct prog_trailer {
-  char magic[8];
+// A program and its code, by their places in the file.
+typedef struct prog_part {
   uint64_t code_offset, code_bytes, code_checksum;  // code_offset is a multiple of 4096
   uint64_t program_offset, program_bytes;
-  uint64_t reserved[2];
+} prog_part;
+
+// The last 64 bytes of an executable. One program is all there is where `parts` is 0. Else there is
+// one for each stage of a pipeline, `parts` records from parts_offset on, of which `first` is the
+// first; a rank's is that of its coordinate on the axis `pipeline`, and axes are the same in all.
+typedef struct prog_trailer {
+  char magic[8];
+  prog_part first;
+  uint64_t parts_offset, parts;
 } prog_trailer;
 
 #endif

@@ -302,7 +302,8 @@ static void find_operands(vm *m, const prog_instr *in, const dsm_call *call, int
   for (uint32_t k = 0; k < in->operands; k++, o++) {
     int64_t slot = layer + o->layer_add;
     if (o->layer_mod) slot %= o->layer_mod;
-    int64_t at = o->base + slot * o->layer_stride + call->micro * o->micro_stride;
+    int64_t place = o->micro_mod ? call->micro % o->micro_mod : call->micro;
+    int64_t at = o->base + slot * o->layer_stride + place * o->micro_stride;
     m->buf[k] = m->arena + at;
     if (m->gpu) m->home[k] = o->home == PROG_HOST_HOME ? m->buf[k] : cuda_at(m->gpu, at);
   }
@@ -415,9 +416,11 @@ status *vm_call_part(vm *m, const prog_entry *e, const vm_step *s, uint32_t from
       continue;
     }
     for (int64_t k = r->micro_first; k < r->micro_first + r->micro_count; k++) {
-      call.micro = k;
-      call.sample0 = s->sample0 + k * e->micro_batch;
-      for (uint32_t i = 1; i <= r->task; i++) run_one(m, r + i, true, &call, k * e->micro_batch);
+      for (uint32_t i = 1; i <= r->task; i++) {
+        call.micro = k + r[i].micro_add;
+        call.sample0 = s->sample0 + call.micro * e->micro_batch;
+        run_one(m, r + i, true, &call, call.micro * e->micro_batch);
+      }
     }
     call.micro = 0;
     call.sample0 = s->sample0;

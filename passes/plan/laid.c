@@ -29,7 +29,7 @@ static void mark_op(unsigned *mark, const ir_op *op, const char *phase) {
 static unsigned *marks_of(arena *a, const sched *s, const sched_entry *e) {
   unsigned *mark = arena_new(a, unsigned, s->m->next_value);
   for (int r = 0; r < e->runs.n; r++) {
-    if (e->runs.at[r].kind == SCHED_LOOP) continue;
+    if (!sched_first_run(e, r)) continue;
     const sched_task *t = &s->tasks.at[e->runs.at[r].task];
     if (t->loop) mark_op(mark, t->loop, t->phase);
     for (int i = 0; i < t->instrs.n && !t->loop; i++)
@@ -75,7 +75,7 @@ static int64_t in_use(const sched *s, const use *is, int entry, int position, us
 
 static const char *task_at(const sched *s, const sched_entry *e, int position) {
   for (int r = 0; r < e->runs.n; r++) {
-    if (e->runs.at[r].kind == SCHED_LOOP) continue;
+    if (!sched_first_run(e, r)) continue;
     const sched_task *t = &s->tasks.at[e->runs.at[r].task];
     for (int i = 0; i < t->instrs.n; i++)
       if (t->instrs.at[i].position == position) return t->name;

@@ -29,7 +29,10 @@ static void print_operand(FILE *out, const prog_operand *o) {
     if (o->layer_add || o->layer_mod) fprintf(out, ")");
     fprintf(out, "*0x%" PRIx64, (uint64_t)o->layer_stride);
   }
-  if (o->micro_stride) fprintf(out, "+micro*0x%" PRIx64, (uint64_t)o->micro_stride);
+  if (o->micro_stride && o->micro_mod)
+    fprintf(out, "+(micro%%%" PRId64 ")*0x%" PRIx64, o->micro_mod, (uint64_t)o->micro_stride);
+  else if (o->micro_stride)
+    fprintf(out, "+micro*0x%" PRIx64, (uint64_t)o->micro_stride);
   fprintf(out, "[%" PRId64 "]", o->bytes);
 }
 

@@ -136,7 +136,7 @@ static void find_splits(walk *w) {
 walk *fake_walk_open(const char *path, char *error, size_t n) {
   walk *w = calloc(1, sizeof *w);
   if (!w) abort();
-  status *s = image_open(path, path, &w->img);
+  status *s = image_open(path, path, 0, &w->img);
   if (s) {
     snprintf(error, n, "%s", s->message);
     status_free(s);

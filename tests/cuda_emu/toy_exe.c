@@ -27,14 +27,14 @@ static int write_exe(const char *runtime, const char *out) {
   for (size_t n; (n = fread(block, 1, sizeof block, from)) > 0;) put(f, block, n);
   fclose(from);
   pad(f);
-  prog_trailer tr = {.code_offset = (uint64_t)ftell(f),
-                     .code_bytes = t->code_bytes,
-                     .code_checksum = XXH3_64bits(t->code, t->code_bytes),
-                     .program_bytes = t->n};
+  prog_trailer tr = {.first = {.code_offset = (uint64_t)ftell(f),
+                               .code_bytes = t->code_bytes,
+                               .code_checksum = XXH3_64bits(t->code, t->code_bytes),
+                               .program_bytes = t->n}};
   memcpy(tr.magic, PROG_TRAILER_MAGIC, sizeof tr.magic);
   put(f, t->code, t->code_bytes);
   pad(f);
-  tr.program_offset = (uint64_t)ftell(f);
+  tr.first.program_offset = (uint64_t)ftell(f);
   put(f, t->blob, t->n);
   put(f, &tr, sizeof tr);
   toy_free(t);

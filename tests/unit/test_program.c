@@ -939,17 +939,17 @@ static void test_executable_file(void **state) {
   size_t code_at = 8192, prog_at = code_at + (t->code_bytes + 4095) / 4096 * 4096;
   size_t n = prog_at + t->n + sizeof(prog_trailer);
   unsigned char *file = calloc(1, n);
-  prog_trailer tr = {.code_offset = code_at,
-                     .code_bytes = t->code_bytes,
-                     .program_offset = prog_at,
-                     .program_bytes = t->n};
+  prog_trailer tr = {.first = {.code_offset = code_at,
+                               .code_bytes = t->code_bytes,
+                               .program_offset = prog_at,
+                               .program_bytes = t->n}};
   memcpy(tr.magic, PROG_TRAILER_MAGIC, 8);
   image img;
   // The code is not run here: zeros will do, with their checksum wrong at first.
   memcpy(file + prog_at, t->blob, t->n);
   memcpy(file + n - sizeof tr, &tr, sizeof tr);
   write_file(exe, file, n);
-  status *s = image_open(exe, "exe", &img);
+  status *s = image_open(exe, "exe", 0, &img);
   assert_non_null(s);
   has(s->message, "checksum of its code");
   status_free(s);
@@ -957,10 +957,10 @@ static void test_executable_file(void **state) {
   // Code that is nothing but `ret`: every kernel returns at once, and losses are 0.
   memset(file + code_at, 0xc3, t->code_bytes);
 #endif
-  tr.code_checksum = XXH3_64bits(file + code_at, t->code_bytes);
+  tr.first.code_checksum = XXH3_64bits(file + code_at, t->code_bytes);
   memcpy(file + n - sizeof tr, &tr, sizeof tr);
   write_file(exe, file, n);
-  s = image_open(exe, "exe", &img);
+  s = image_open(exe, "exe", 0, &img);
   if (s) fail_msg("%s", s->message);
   image kept = w->img;
   w->img = img;
@@ -973,12 +973,12 @@ static void test_executable_file(void **state) {
   image_close(&img);
   file[prog_at + 700] ^= 1;
   write_file(exe, file, n);
-  s = image_open(exe, "exe", &img);
+  s = image_open(exe, "exe", 0, &img);
   assert_non_null(s);
   has(s->message, "exe: the program is damaged");
   status_free(s);
   write_file(exe, file, n - 10);
-  s = image_open(exe, "exe", &img);
+  s = image_open(exe, "exe", 0, &img);
   assert_non_null(s);
   has(s->message, "carries no program");
   status_free(s);

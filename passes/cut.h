@@ -1,0 +1,76 @@
+// Cuts the layers of a model into stages of a pipeline: one LOCAL module becomes one for each
+// stage.
+//
+// A stage has a range of the layers, and what stands before, between and behind them where it is
+// used: a tail of the step, whole repeats and a head. It runs between pass `recompute` (what
+// backward saves is decided) and `epilogue`, on a step that `localise` has cut into micro-batches,
+// in two steps:
+//
+//   cut_repeats   Layers are dealt out to *parts*. A repeat whose layers are of several parts
+//   becomes
+//                 several, one after the other; its stacks, weights and gradients likewise, and
+//                 what is done to them layer by layer is done to each. Still one device, and the
+//                 same numbers but for the order of sums over layers.
+//
+//     %x.1, %n = repeat(%x, %w) {count=4}        %w : f32[layer=4, ...]
+//       becomes, for parts of 3 and 1,
+//     %y, %n.0 = repeat(%x, %w.0) {count=3, first=0}
+//     %x.1, %n.1 = repeat(%y, %w.1) {count=1, first=3}
+//
+//   cut_stages    That, and then every op is given the stages that compute it, and what one stage
+//                 makes and another needs becomes a `send` and a `receive`.
+//
+// Who computes what. Parts of repeats are at home on their stage, and what follows from them is: in
+// forward where the last of its operands is, in backward where the first is. What follows from
+// inputs and constants alone, or from weights alone, is done wherever it is needed: every rank
+// loads the inputs. A lookup in a weight by an input (an embedding) is done once, on the first
+// stage that needs it. A weight is on every stage that reads it (tied embeddings), and updated on
+// each.
+//
+// What crosses. An activation, and its gradient, travel from stage to stage, each stage that has
+// received one sending it on: a long way down a decoder is many hops, all within the loop over
+// micro-batches. A sum over micro-batches of which several stages make parts (the gradient of a
+// weight on several stages) never crosses in the loop: each stage sums its own part, and the parts
+// meet behind the loop, on the first stage that needs the sum, which gives it to the others that
+// do; what all stages need (the squares of the gradient norm, the loss) is an `all_reduce`.
+//
+// Loss and gradient norm are outputs of every stage, equal on all; each weight counts in the norm
+// once. Entries that generate are left out: their caches and their logits belong to one rank.
+//
+//   const int64_t first[] = {0, 3, 4};                 // layers 0 1 2 | 3
+//   ir_module *stage[2];
+//   const char *why = cut_stages(m, &(cut_job){.stages = 2, .first = first}, stage);
+#ifndef DSM_CUT_H
+#define DSM_CUT_H
+
+#include "ir/ir.h"
+
+#define CUT_MAX_STAGES 64
+
+typedef struct cut_job {
+  int stages;            // 2 .. CUT_MAX_STAGES
+  const int64_t *first;  // [stages + 1] stage k takes layers first[k] .. first[k + 1] - 1, counted
+                         // over all repeats of the forward pass; the last is cut_layers(m)
+} cut_job;
+
+// Layers of all repeats of the forward pass of train_step (or of evaluate, without it).
+int64_t cut_layers(ir_module *m);
+// As even as can be, late stages first: 5 layers in 2 stages are 2 and 3. [stages + 1]
+int64_t *cut_evenly(arena *a, int64_t layers, int stages);
+
+// Both return NULL, or why the step cannot be cut there, in the user's words. The module is
+// changed, and after an error no longer of use.
+const char *cut_repeats(ir_module *m, const cut_job *j);
+// The modules of the stages, in `out`; they are in the arena of `m` and share nothing with each
+// other that passes change.
+const char *cut_stages(ir_module *m, const cut_job *j, ir_module **out);
+
+// ---- inside ------------------------------------------------------------------------------------
+
+// By the number of an op at the top of `f`: whether the loss follows from it; of a function that
+// does not train, all ops.
+bool *cut_forward(arena *a, const ir_func *f);
+// True for a repeat over layers (and not over chunks of an index).
+bool cut_is_layers(const ir_op *op);
+
+#endif
