@@ -129,8 +129,7 @@ static void set_optimizer(pass_options *o, const job *j) {
 static bool lower_and_optimise(cli *c, compiled *k, const plan_given *pin, int64_t micro,
                                compile_stage stage) {
   double t = clock_s();
-  k->module = sema_lower(k->program, k->job,
-                         k->distribution ? SEMA_TRAIN : SEMA_TRAIN | SEMA_EVAL | SEMA_TRY_DECODE);
+  k->module = sema_lower(k->program, k->job, ranks_entries(k));
   if (!k->module) return false;
   report_stage(c, "lower", t);
   k->generates = ir_func_find(k->module, "decode") != NULL;

@@ -21,12 +21,10 @@ static const char *not_built(arena *a, const plan_choice *x) {
   for (size_t i = 0; i < sizeof missing / sizeof *missing; i++)
     if (x->size[missing[i]] > 1)
       return arena_printf(a, "%s=%lld", plan_axis_name(missing[i]), (long long)x->size[missing[i]]);
-  if (x->zero > 1) return arena_printf(a, "zero=%d", x->zero);
   if (x->zero && x->zero_group != x->size[PLAN_DATA] * x->size[PLAN_ULYSSES] * x->size[PLAN_RING])
     return arena_printf(a, "zero=%d:%lld", x->zero, (long long)x->zero_group);
   if (x->interleave > 1) return arena_printf(a, "interleave=%lld", (long long)x->interleave);
-  if (x->size[PLAN_PIPELINE] > 1 && x->pipe != PIPE_ONE_F_ONE_B &&
-      x->pipe != PIPE_GPIPE)
+  if (x->size[PLAN_PIPELINE] > 1 && x->pipe != PIPE_ONE_F_ONE_B && x->pipe != PIPE_GPIPE)
     return arena_printf(a, "order=%s", pipe_kind_name(x->pipe));
   if (x->also != PLAN_KEEP) return "recompute of some layers alone";
   for (int i = 0; i < PLAN_CLASSES; i++)
@@ -109,4 +107,11 @@ void ranks_options(const compiled *k, pass_options *o) {
     int a = mesh_axis(k->mesh, plan_axis_name(sharing[i]));
     if (a >= 0) o->zero_axes |= 1u << a;
   }
+}
+
+unsigned ranks_entries(const compiled *k) {
+  if (k->distribution) return SEMA_TRAIN;
+  // Generating is one rank's work, and no rank has all weights.
+  bool cut = k->plan && k->plan->choice.zero == 3;
+  return SEMA_TRAIN | SEMA_EVAL | (cut ? 0 : SEMA_TRY_DECODE);
 }

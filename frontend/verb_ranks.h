@@ -15,4 +15,7 @@ bool ranks_plan(cli *c, compiled *k, plan_given *given);
 // What the plan asks of passes, but for its mesh, micro-batch and recomputation.
 void ranks_options(const compiled *k, pass_options *o);
 
+// The entries that an executable of the plan has (SEMA_TRAIN, ...).
+unsigned ranks_entries(const compiled *k);
+
 #endif

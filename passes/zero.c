@@ -13,18 +13,29 @@
 //   set(%w') {name="w"}                     %w' = all_gather(%p')
 //                                           set(%w') {name="w"}
 //
+// With zero = 2 gradients are parts as soon as they are made: each micro-batch's is reduced in the
+// body that makes it, and the sum over micro-batches is one of parts. With zero = 3 weights are
+// parts too, the rounded copies with them; a body gathers the layer it works on, forward and
+// backward.
+//
+//   %d = einsum(...) {accumulate=1}         %d = einsum(...)
+//   yield %d                                %p = reduce_scatter(%d)
+//                                           yield accumulate(%p)
+//
 // A layer's elements are shared as they lie, ceil(n / ranks) each, so that the last ranks may have
 // fewer; behind them is 0, which no update changes and no norm sees. A weight that only the update
 // reads, because products read its rounded copy, is not gathered: its part is the state.
 #include <string.h>
 
 #include "ir/place.h"
+#include "ir/rule.h"
 #include "passes/pass.h"
 #include "passes/ranks.h"
 
 typedef struct zero {
   ir_module *m;
   ir_func *f;
+  int stage;  // 1, 2, 3
   unsigned axes;
   int64_t ranks;
 } zero;
@@ -136,20 +147,157 @@ static void sum_part(zero *z, ir_op *sum, ir_value *part) {
       sum->out[0]->place = place_partial(z->m, sum->out[0]->place, PARTIAL_SUM, a);
 }
 
+// ---- gradients as they are made -----------------------------------------------------------------
+
+// `v`, the last op of `r` made it, as a part of what the ranks have together.
+static ir_value *scattered(zero *z, ir_region *r, ir_value *v, const ir_type *part,
+                           const sharing *s, int segment) {
+  ir_value *now = ranks_exchange(z->m, r, IR_reduce_scatter, v, part, z->axes, s->block,
+                                 s->block * z->ranks == s->n ? 0 : s->n);
+  now->def->segment = segment;
+  return now;
+}
+
+// A sum over micro-batches becomes one of parts. False: `v` is no such sum.
+static bool scatter_summands(zero *z, ir_region *r, ir_value **v, const ir_type *part,
+                             const sharing *s) {
+  ir_op *sum = (*v)->def;
+  if (!sum || sum->parent != r || !ir_accumulates(sum)) return false;
+  int at = pass_number_of(sum), n = r->ops.n;
+  ir_value *one = sum->code == IR_accumulate ? sum->in[0] : *v;
+  ir_value *now = scattered(z, r, one, part, s, sum->segment);
+  ir_op *acc = ir_op_raw(r, IR_accumulate, &now, 1, part, 1);
+  acc->segment = sum->segment;
+  acc->span = sum->span;
+  if (sum->code != IR_accumulate) {
+    ir_set_attr(z->m, sum, ir_attr_i("accumulate", 0));
+    sum->out[0]->place = NULL;
+  }
+  for (int k = n; k < r->ops.n; k++) pass_move_last(r, at + 1);
+  *v = acc->out[0];
+  return true;
+}
+
+// The gradient `all` completes, reduced where it is made; NULL: that is not known to be possible.
+static ir_value *reduced_early(zero *z, ir_op *all, const sharing *s) {
+  ir_value *x = all->in[0];
+  ir_op *loop = x->def && x->def->code == IR_repeat ? x->def : NULL;
+  ir_type part = as(s->part, x->type.dtype);
+  if (!loop) return scatter_summands(z, z->f->body, &x, &part, s) ? x : NULL;
+  if (x->pos < ir_attr_int(loop, "carried", 0) || ir_attr_int(loop, "stream", 0)) return NULL;
+  ir_region *body = loop->region[0];
+  ir_value **y = &body->yield.at[x->pos];
+  ir_type slice = {.dtype = part.dtype, .rank = 1, .dim = {part.dim[1]}};
+  for (int k = 0; k < body->yield.n; k++)
+    if (k != x->pos && body->yield.at[k] == *y) return NULL;
+  if (part.rank != 2) return NULL;
+  if (!scatter_summands(z, body, y, &slice, s)) *y = scattered(z, body, *y, &slice, s, 0);
+  x->type = part;
+  x->place = NULL;
+  return x;
+}
+
+// ---- weights as they are read -------------------------------------------------------------------
+
+static ir_value *gathered(zero *z, ir_region *r, int at, ir_value *v, const ir_type *whole,
+                          const sharing *s, int segment) {
+  ir_value *now = ranks_exchange(z->m, r, IR_all_gather, v, whole, z->axes, s->block,
+                                 s->block * z->ranks == s->n ? 0 : s->n);
+  now->def->segment = segment;
+  pass_move_last(r, at);
+  return now;
+}
+
+// In a body: the slice is gathered before its first reader.
+static void gather_slices(zero *z, ir_op *loop, const ir_value *stack, const ir_type *whole,
+                          const sharing *s) {
+  ir_region *body = loop->region[0];
+  for (int i = 0; i < loop->nin; i++) {
+    if (loop->in[i] != stack) continue;
+    ir_value *arg = body->args.at[1 + i];
+    bool slice = arg->type.rank < whole->rank;
+    ir_type t = arg->type;
+    arg->type = (ir_type){.dtype = t.dtype, .rank = stack->type.rank - slice};
+    for (int k = 0; k < arg->type.rank; k++) arg->type.dim[k] = stack->type.dim[k + slice];
+    int first = 0;
+    bool read = false;
+    for (; first < body->ops.n && !read; first += !read)
+      for (int k = 0; k < body->ops.at[first]->nin; k++) read |= body->ops.at[first]->in[k] == arg;
+    if (!read) continue;
+    ir_value *now = gathered(z, body, first, arg, &t, s, 0);
+    ir_replace_uses(body, arg, now);
+    now->def->in[0] = arg;
+  }
+}
+
+// At the top: once in each segment that reads it.
+static void gather_whole(zero *z, ir_region *r, ir_value *v, const ir_type *whole,
+                         const sharing *s) {
+  for (int i = 0; i < r->ops.n; i++) {
+    ir_op *op = r->ops.at[i];
+    bool read = false;
+    for (int k = 0; k < op->nin && op->code != IR_repeat; k++) read |= op->in[k] == v;
+    if (!read || op->code == IR_all_gather) continue;
+    ir_value *now = gathered(z, r, i, v, whole, s, op->segment);
+    for (int j = i + 1; j < r->ops.n && r->ops.at[j]->segment == op->segment; j++)
+      for (int k = 0; k < r->ops.at[j]->nin && r->ops.at[j]->code != IR_repeat; k++)
+        if (r->ops.at[j]->in[k] == v) r->ops.at[j]->in[k] = now;
+  }
+}
+
+// What reads the state `name`, of which ranks have parts now, in all entries; but `update`.
+static void gather_reads(zero *z, const char *name, const ir_type *whole, const ir_op *update,
+                         const sharing *s) {
+  for (int i = 0; i < z->m->funcs.n; i++) {
+    ir_region *r = z->m->funcs.at[i]->body;
+    for (int k = 0; k < r->ops.n; k++) {
+      ir_op *op = r->ops.at[k];
+      if (op->code != IR_state || !str_eq(ir_attr_str(op, "name", ""), name)) continue;
+      ir_value *v = op->out[0], *own = NULL;
+      for (int j = 0; j < r->ops.n; j++)
+        if (r->ops.at[j]->code == IR_repeat) gather_slices(z, r->ops.at[j], v, whole, s);
+      if (update && update->parent == r) own = update->in[0];
+      gather_whole(z, r, v, whole, s);
+      if (own == v) update->in[0] = v;
+    }
+  }
+}
+
+// ---- updates ------------------------------------------------------------------------------------
+
+static ir_state *copy_of(const zero *z, const ir_state *w) {
+  for (int i = 0; i < z->m->states.n; i++) {
+    ir_state *s = z->m->states.at[i];
+    if (s->cls == STATE_COPY && str_eq(s->of, w->name)) return s;
+  }
+  return NULL;
+}
+
 static void share_update(zero *z, ir_op *op, ir_state *w, ir_op *sum) {
   ir_region *r = z->f->body;
   sharing s = sharing_of(z, w);
   ir_type whole = w->type;
-  bool kept = read_elsewhere(z->m, w->name, op);  // then the weight stays whole
+  // Then the weight stays whole.
+  bool kept = z->stage < 3 && read_elsewhere(z->m, w->name, op);
   ir_op *all = op->in[1]->def;
-  ir_value *g = exchange(z, pass_number_of(all), IR_reduce_scatter, all->in[0],
-                         as(s.part, all->in[0]->type.dtype), &s);
+  ir_value *g = z->stage > 1 ? reduced_early(z, all, &s) : NULL;
+  if (!g)
+    g = exchange(z, pass_number_of(all), IR_reduce_scatter, all->in[0],
+                 as(s.part, all->in[0]->type.dtype), &s);
   op->in[1] = g;
   if (sum) sum_part(z, sum, g);
+  pass_take_out(r, pass_number_of(all));
   if (kept)
     op->in[0] = exchange(z, pass_number_of(op), IR_part, op->in[0], s.part, &s);
   else
     share_state(z, w, &s);
+  ir_state *copy = z->stage == 3 ? copy_of(z, w) : NULL;
+  if (z->stage == 3) gather_reads(z, w->name, &whole, op, &s);
+  if (copy) {
+    ir_type t = copy->type;
+    share_state(z, copy, &s);
+    gather_reads(z, copy->name, &t, NULL, &s);
+  }
   for (int k = 2; k < op->nin; k++) {
     const ir_op *def = op->in[k]->def;
     ir_state *st =
@@ -183,7 +331,11 @@ static void share_updates(zero *z) {
 const char *pass_zero(ir_module *m, const pass_options *o) {
   ir_func *f = ir_func_find(m, "train_step");
   if (!f || !m->mesh) return NULL;
-  zero z = {.m = m, .f = f, .axes = o->zero_axes, .ranks = mesh_parts(m->mesh, o->zero_axes)};
+  zero z = {.m = m,
+            .f = f,
+            .stage = o->zero,
+            .axes = o->zero_axes,
+            .ranks = mesh_parts(m->mesh, o->zero_axes)};
   if (o->zero && o->zero_axes) share_updates(&z);
   ranks_complete_norm(m, f);
   return NULL;
