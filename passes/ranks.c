@@ -115,16 +115,26 @@ void ranks_complete_norm(ir_module *m, ir_func *f) {
     root->name = norm->out[0]->name;
     root->def->span = norm->span;
     ir_replace_uses(r, norm->out[0], root);
-  } else {
-    // A weight of one element is squared where all is added: each sum is made whole by itself.
-    for (int i = 0; i < sums.n; i++) {
-      ir_value *v = sums.at[i];
-      if (!partial_of(v)) continue;
-      ir_value *now = reduced(m, r, v, partial_of(v), segment);
-      ir_replace_uses(r, v, now);
-      now->def->in[0] = v;
-    }
   }
+  // What else reads a part (a weight of one element is squared where all is added; a norm of one
+  // term may be made again by who scales with it) reads it made whole by itself.
+  int built = r->ops.n - before;
+  for (int i = 0; i < sums.n; i++) {
+    ir_value *v = sums.at[i], *now = NULL;
+    for (int k = 0; k < before && partial_of(v); k++) {
+      ir_op *op = r->ops.at[k];
+      for (int j = 0; j < op->nin; j++) {
+        if (op->in[j] != v || (plain && op == norm)) continue;
+        if (!now) now = reduced(m, r, v, partial_of(v), segment);
+        op->in[j] = now;
+      }
+    }
+    if (!now) continue;
+    // Behind the sum itself.
+    pass_move_last(r, pass_number_of(v->def) + 1);
+    at++, before++;
+  }
+  IR_CHECK(r->ops.n == before + built);
   // In front of what reads them.
-  for (int n = r->ops.n - before, i = 0; i < n; i++) pass_move_last(r, at);
+  for (int i = 0; i < built; i++) pass_move_last(r, at);
 }

@@ -221,6 +221,7 @@ int64_t *stages_deal(arena *a, const stages_cut *cut, int stages, int chunks) {
       int most = 0;
       for (int k = 1; k < stages; k++)
         if (own[k] > own[most]) most = k;
+      if (own[most] <= own[i] + 1) break;  // there are not enough layers, or none
       own[most]--;
       own[i]++;
     }

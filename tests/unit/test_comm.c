@@ -201,6 +201,18 @@ static int rank_at(const world *w, int rank, uint32_t axes, int64_t place) {
   return -1;
 }
 
+// Zeros stand behind the elements of a piece that is shorter than the others.
+static void expect_padding(const prog_exchange *x, int64_t me, int64_t unit, unsigned char *out) {
+  int64_t run = x->whole - me * x->run < 0 ? 0 : x->whole - me * x->run;
+  for (int64_t a = 0; a < x->size[0]; a++)
+    for (int64_t b = 0; b < x->size[1]; b++)
+      for (int64_t c = 0; c < x->size[2]; c++)
+        for (int64_t e = run; e < x->run; e++)
+          memset(
+              out + (a * x->out_stride[0] + b * x->out_stride[1] + c * x->out_stride[2] + e) * unit,
+              0, (size_t)unit);
+}
+
 // `out` as record i must leave it at `rank`: it begins as `out` is.
 static void expect(const world *w, int rank, int i, unsigned char *out) {
   const prog_exchange *x = &w->x[i];
@@ -219,6 +231,8 @@ static void expect(const world *w, int rank, int i, unsigned char *out) {
     }
     return;
   }
+  if (x->whole && (x->kind == PROG_REDUCE_SCATTER || x->kind == PROG_PART))
+    expect_padding(x, me, unit, out);
   for (int64_t r = 0; r < n; r++) {
     // The piece that comes from r, or, where they are added, the n-th of all at once.
     bool sums = x->kind == PROG_REDUCE_SCATTER, part = x->kind == PROG_PART;
