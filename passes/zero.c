@@ -230,18 +230,20 @@ static void gather_slices(zero *z, ir_op *loop, const ir_value *stack, const ir_
   }
 }
 
-// At the top: once in each segment that reads it.
+// At the top: once in each segment that reads it; the update reads the part.
 static void gather_whole(zero *z, ir_region *r, ir_value *v, const ir_type *whole,
-                         const sharing *s) {
+                         const ir_op *update, const sharing *s) {
   for (int i = 0; i < r->ops.n; i++) {
     ir_op *op = r->ops.at[i];
     bool read = false;
     for (int k = 0; k < op->nin && op->code != IR_repeat; k++) read |= op->in[k] == v;
-    if (!read || op->code == IR_all_gather) continue;
+    if (!read || op == update || op->code == IR_all_gather) continue;
     ir_value *now = gathered(z, r, i, v, whole, s, op->segment);
-    for (int j = i + 1; j < r->ops.n && r->ops.at[j]->segment == op->segment; j++)
-      for (int k = 0; k < r->ops.at[j]->nin && r->ops.at[j]->code != IR_repeat; k++)
-        if (r->ops.at[j]->in[k] == v) r->ops.at[j]->in[k] = now;
+    for (int j = i + 1; j < r->ops.n && r->ops.at[j]->segment == op->segment; j++) {
+      ir_op *other = r->ops.at[j];
+      for (int k = 0; k < other->nin && other->code != IR_repeat && other != update; k++)
+        if (other->in[k] == v) other->in[k] = now;
+    }
   }
 }
 
@@ -253,12 +255,10 @@ static void gather_reads(zero *z, const char *name, const ir_type *whole, const 
     for (int k = 0; k < r->ops.n; k++) {
       ir_op *op = r->ops.at[k];
       if (op->code != IR_state || !str_eq(ir_attr_str(op, "name", ""), name)) continue;
-      ir_value *v = op->out[0], *own = NULL;
+      ir_value *v = op->out[0];
       for (int j = 0; j < r->ops.n; j++)
         if (r->ops.at[j]->code == IR_repeat) gather_slices(z, r->ops.at[j], v, whole, s);
-      if (update && update->parent == r) own = update->in[0];
-      gather_whole(z, r, v, whole, s);
-      if (own == v) update->in[0] = v;
+      gather_whole(z, r, v, whole, update, s);
     }
   }
 }
