@@ -195,6 +195,7 @@ status *comm_open(const prog *p, comm **out) {
 void comm_close(comm *c) {
   if (!c) return;
   status_free(comm_drain(c));
+  comm_begin_end(c);
   status_free(comm_barrier(c));
   release(c);
 }

@@ -20,6 +20,7 @@
 #ifndef DSM_COMM_H
 #define DSM_COMM_H
 
+#include <signal.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -100,8 +101,10 @@ int64_t comm_sent(const comm *c);
 // sends a sign of life to the next rank; one whose sign has been missing for 0.8 * timeout_s is
 // named on `err`, and all ranks end with exit code 70. So they do when an exchange takes longer
 // than timeout_s: then every rank says where it is, and one line names the rank that is not where
-// the others are.
-status *comm_watch(comm *c, double timeout_s, FILE *err) STATUS_MUST_USE;
+// the others are. Once *stop says that this rank was asked to stop (mpirun asks all when one has
+// died), no more than 4 s are waited for a sign of life.
+status *comm_watch(comm *c, double timeout_s, FILE *err,
+                   const volatile sig_atomic_t *stop) STATUS_MUST_USE;
 
 // A rank that cannot go on while others may wait for it: its error appears once on the terminal,
 // with its rank when it is not that of all, and all ranks end with its exit code. Returns only when

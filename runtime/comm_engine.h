@@ -31,8 +31,9 @@ typedef struct comm_engine {
   const char *(*receive)(void *ctx, int lane, int from, int tag, void *at, size_t n);
   // Moves things on; *done: all that the lane was given is over, and forgotten.
   const char *(*test)(void *ctx, int lane, bool *done);
-  // Ends all ranks, this one too where the engine can.
+  // Ends all ranks, or this one alone, where the engine can; else messages fail from now on.
   void (*abort)(void *ctx, int exit_code);
+  void (*leave)(void *ctx, int exit_code);
   void (*close)(void *ctx);
 } comm_engine;
 

@@ -62,6 +62,8 @@ struct comm {
 // The flight recorder: around each exchange.
 void comm_take_off(comm *c, uint32_t record, const dsm_call *call);
 void comm_land(comm *c);
+// From now on ranks may end: all have come to the end of what they have to say.
+void comm_begin_end(comm *c);
 // Ends the watch before the engine is closed; what it listens with goes behind that.
 void comm_unwatch(comm *c);
 void comm_free_watch(comm *c);

@@ -4,22 +4,28 @@
 // ranks come to it, and on an alarm the places where all ranks are. Only the loss of rank 0 itself
 // is told by the rank behind it. A frozen process answers nobody, so whoever waits for answers
 // waits a second and counts silence as an answer.
-#include <errno.h>
 #include <inttypes.h>
+#include <poll.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
 #include <time.h>
+#include <unistd.h>
 
 #include "runtime/base/clock.h"
 #include "runtime/comm_impl.h"
 
-#define TICK_NS 20000000                 // between looks
-#define ANSWER_NS ((int64_t)1000000000)  // for the answers of all ranks to an alarm
-#define GATHER_NS ((int64_t)300000000)   // for errors that come of the same cause
-#define ENDING_NS ((int64_t)6000000000)  // until one is ended by another rank
+#define TICK_NS 20000000                  // between looks
+#define ANSWER_NS ((int64_t)1000000000)   // for the answers of all ranks to an alarm
+#define GATHER_NS ((int64_t)300000000)    // for errors that come of the same cause
+#define BEAT_NS ((int64_t)1000000000)     // between signs of life, at most
+#define LEAVING_NS ((int64_t)4000000000)  // without one, when asked to stop
+#define LINGER_NS ((int64_t)300000000)    // until the others have heard of the end
+#define ENDING_NS ((int64_t)6000000000)   // until one is ended by another rank
 enum { ALARM_EXIT = 70, TEXT = 480 };
 
-enum { BEAT, ASK, WHERE, FAILED };  // kinds of messages
+enum { BEAT, ASK, WHERE, FAILED, END };  // kinds of messages
 
 typedef struct message {
   int32_t kind, rank, code, waits;  // waits: in an exchange
@@ -32,14 +38,17 @@ typedef struct message {
 struct watch {
   comm *c;
   FILE *err;
+  const volatile sig_atomic_t *stop;
   int64_t timeout, beat_every;
   pthread_t thread;
   pthread_mutex_t lock;  // around what follows
-  bool ends, main_failed, said;
+  bool ends, closes, main_failed, said;
   message heard;       // what is being received
   message sent_beat;   // while it is on its way
   message sent_alarm;  // the same
   int64_t beat_at, alive_at, looked_at;
+  int before;         // the process of the rank before this one, to look at (pidfd); -1: elsewhere
+  int64_t died_at;    // when that was seen to have ended
   int64_t alarm_at;   // 0: no alarm
   int64_t failed_at;  // rank 0: when the first error came; 0: none
   message *places;    // rank 0: by rank; kind WHERE when it came
@@ -112,13 +121,43 @@ static message place_of(comm *c) {
   return m;
 }
 
-// ---- speaking -----------------------------------------------------------------------------------
+// ---- messages -----------------------------------------------------------------------------------
 
+// To all other ranks, or to rank 0 alone. What could not be sent will be missed, and that is told.
+static void say(watch *w, const message *m, bool all) {
+  comm *c = w->c;
+  bool done = false;
+  status_free(comm_test(c, COMM_ALARM, &done));
+  if (!done) return;  // the last one is still on its way
+  w->sent_alarm = *m;
+  for (int r = 0; r < (all ? c->engine.ranks : 1); r++)
+    if (r != c->engine.rank)
+      status_free(comm_post_send(c, COMM_ALARM, r, comm_tag(TAG_WATCH, 0, 0), &w->sent_alarm,
+                                 (int64_t)sizeof w->sent_alarm));
+}
+
+// Until what was said has left, or as long as one cares to wait.
+static void finish_saying(watch *w) {
+  bool done = false;
+  for (int64_t until = clock_ns() + LINGER_NS; !done && clock_ns() < until;) {
+    status_free(comm_test(w->c, COMM_ALARM, &done));
+    if (!done) nanosleep(&(struct timespec){.tv_nsec = TICK_NS / 20}, NULL);
+  }
+}
+
+// The others are told to end, for mpirun's way of it leaves time to those that have something to
+// save.
 static void stop_all(watch *w, int exit_code) {
   fflush(w->err);
   w->said = true;
+  finish_saying(w);
+  say(w, &(message){.kind = END, .rank = w->c->engine.rank, .code = exit_code}, true);
+  finish_saying(w);
+  nanosleep(&(struct timespec){.tv_nsec = LINGER_NS}, NULL);
   comm_abort(w->c, exit_code);
 }
+
+// ---- speaking -----------------------------------------------------------------------------------
 
 // The rank that is not where the others are: one that is silent, else one that computes while
 // others wait, else the one that has begun the fewest exchanges. -1: they are all alike.
@@ -162,19 +201,6 @@ static void tell_failure(watch *w) {
 
 // ---- listening ----------------------------------------------------------------------------------
 
-// To all other ranks, or to rank 0 alone. What could not be sent will be missed, and that is told.
-static void say(watch *w, const message *m, bool all) {
-  comm *c = w->c;
-  bool done = false;
-  status_free(comm_test(c, COMM_ALARM, &done));
-  if (!done) return;  // the last one is still on its way
-  w->sent_alarm = *m;
-  for (int r = 0; r < (all ? c->engine.ranks : 1); r++)
-    if (r != c->engine.rank)
-      status_free(comm_post_send(c, COMM_ALARM, r, comm_tag(TAG_WATCH, 0, 0), &w->sent_alarm,
-                                 (int64_t)sizeof w->sent_alarm));
-}
-
 static void answer(watch *w) {
   message m = place_of(w->c);
   if (w->c->engine.rank == 0)
@@ -200,6 +226,10 @@ static void hear(watch *w) {
   const message *m = &w->heard;
   bool known = m->rank >= 0 && m->rank < w->c->engine.ranks;
   if (m->kind == BEAT) w->alive_at = clock_ns();
+  if (m->kind == END) {
+    w->said = true;
+    w->c->engine.leave(w->c->engine.ctx, m->code);
+  }
   if (m->kind == ASK && w->c->engine.rank == 0) raise_alarm(w, false);
   if (m->kind == ASK && w->c->engine.rank > 0) answer(w);
   if (w->c->engine.rank > 0 || !known) return;
@@ -233,12 +263,27 @@ static void look_for_life(watch *w, int64_t now) {
   // When this process itself stood still, the others' signs may be here unread.
   if (now - w->looked_at > w->beat_every) w->alive_at = now;
   w->looked_at = now;
-  if (now - w->alive_at < w->timeout / 10 * 8) return;
+  int64_t limit = w->timeout / 10 * 8;
+  if (*w->stop && limit > LEAVING_NS) limit = LEAVING_NS;
+  if (now - w->alive_at < limit) return;
   int n = w->c->engine.ranks, before = (w->c->engine.rank + n - 1) % n;
   fprintf(w->err,
-          "error: rank %d has given no sign of life for %.1f s: it was stopped, or its machine is "
-          "gone\n",
+          "error: rank %d has given no sign of life for %.1f s: it has died or was stopped, or its "
+          "machine is gone\n",
           before, 1e-9 * (double)(now - w->alive_at));
+  stop_all(w, ALARM_EXIT);
+}
+
+// On one machine the end of a process is seen at once. Perhaps another rank has told it to end, and
+// is about to tell this one.
+static void look_for_death(watch *w, int64_t now) {
+  struct pollfd p = {.fd = w->before, .events = POLLIN};
+  if (w->before < 0 || w->closes) return;
+  if (!w->died_at && poll(&p, 1, 0) > 0) w->died_at = now;
+  if (!w->died_at || now - w->died_at < GATHER_NS) return;
+  int n = w->c->engine.ranks;
+  fprintf(w->err, "error: rank %d has died (killed, or out of memory)\n",
+          (w->c->engine.rank + n - 1) % n);
   stop_all(w, ALARM_EXIT);
 }
 
@@ -267,6 +312,8 @@ static void look(watch *w) {
   int64_t now = clock_ns();
   beat(w, now);
   if (w->said) return;
+  look_for_death(w, now);
+  if (w->said) return;
   if (!w->alarm_at) look_for_life(w, now);
   look_at_exchanges(w, now);
   if (w->failed_at && !w->main_failed && !w->said && now - w->failed_at > GATHER_NS)
@@ -287,7 +334,40 @@ static void *keep_watch(void *at) {
 
 // ---- beginning and end --------------------------------------------------------------------------
 
-status *comm_watch(comm *c, double timeout_s, FILE *err) {
+typedef struct process {
+  int64_t pid;
+  uint64_t place;  // equal where process numbers mean the same processes
+} process;
+
+static process this_process(void) {
+  struct stat st;
+  process p = {.pid = getpid()};
+  char boot[64] = "";
+  FILE *f = fopen("/proc/sys/kernel/random/boot_id", "re");
+  if (f && fgets(boot, sizeof boot, f))
+    for (const char *at = boot; *at; at++) p.place = p.place * 31 + (unsigned char)*at;
+  if (f) fclose(f);
+  if (stat("/proc/self/ns/pid", &st) == 0) p.place = p.place * 31 + (uint64_t)st.st_ino;
+  return p;
+}
+
+// Finds the process of the rank before this one.
+static status *find_before(watch *w) {
+  comm *c = w->c;
+  int n = c->engine.ranks, before = (c->engine.rank + n - 1) % n;
+  process mine = this_process(), *all = calloc((size_t)n, sizeof *all);
+  w->before = -1;
+  if (!all) return status_error("out of memory");
+  status *s = comm_collect(c, &mine, sizeof mine, all, 0);
+  if (!s) s = comm_broadcast(c, all, (size_t)n * sizeof *all, 0);
+  process other = all[before];
+  free(all);
+  if (!s && other.place == mine.place && other.pid != mine.pid)
+    w->before = (int)syscall(SYS_pidfd_open, (pid_t)other.pid, 0);
+  return s;
+}
+
+status *comm_watch(comm *c, double timeout_s, FILE *err, const volatile sig_atomic_t *stop) {
   if (!c || c->engine.ranks < 2) return NULL;
   watch *w = calloc(1, sizeof *w);
   if (w) w->places = calloc((size_t)c->engine.ranks, sizeof *w->places);
@@ -297,11 +377,16 @@ status *comm_watch(comm *c, double timeout_s, FILE *err) {
   }
   w->c = c;
   w->err = err;
+  w->stop = stop;
   w->timeout = (int64_t)(timeout_s * 1e9);
-  w->beat_every = w->timeout / 8;
-  if (w->beat_every > 5000000000) w->beat_every = 5000000000;
-  // Before this all ranks are here: nobody is missed who has not begun.
-  STATUS_DO(comm_barrier(c));
+  w->beat_every = w->timeout / 8 < BEAT_NS ? w->timeout / 8 : BEAT_NS;
+  // Behind this all ranks are here: nobody is missed who has not begun.
+  status *s = find_before(w);
+  if (s) {
+    free(w->places);
+    free(w);
+    return s;
+  }
   w->alive_at = w->looked_at = clock_ns();
   pthread_mutex_init(&w->lock, NULL);
   listen_again(w);
@@ -309,6 +394,13 @@ status *comm_watch(comm *c, double timeout_s, FILE *err) {
   if (pthread_create(&w->thread, NULL, keep_watch, w) == 0) return NULL;
   c->watch = NULL;
   return status_error("cannot make a thread that watches");  // the listening buffer stays
+}
+
+void comm_begin_end(comm *c) {
+  if (!c->watch) return;
+  pthread_mutex_lock(&c->watch->lock);
+  c->watch->closes = true;
+  pthread_mutex_unlock(&c->watch->lock);
 }
 
 void comm_unwatch(comm *c) {
@@ -324,6 +416,7 @@ void comm_unwatch(comm *c) {
 void comm_free_watch(comm *c) {
   if (!c->watch) return;
   pthread_mutex_destroy(&c->watch->lock);
+  if (c->watch->before >= 0) close(c->watch->before);
   free(c->watch->places);
   free(c->watch);
 }
@@ -355,9 +448,21 @@ void comm_fail(comm *c, const status *s) {
   }
   if (said) return;
   if (waits && (w || !*s->message)) pause_until_ended(c);
+  if (waits && w) {
+    pthread_mutex_lock(&w->lock);
+    said = w->said;
+    pthread_mutex_unlock(&w->lock);
+    if (said) return;
+  }
   if (!waits && w) nanosleep(&(struct timespec){.tv_nsec = GATHER_NS}, NULL);
   if (*s->message && rank > 0) fprintf(err, "error: rank %d: %s\n", rank, s->message);
   if (*s->message && rank == 0) fprintf(err, "error: %s\n", s->message);
   fflush(err);
-  comm_abort(c, s->exit_code);
+  if (!w) {
+    comm_abort(c, s->exit_code);
+    return;
+  }
+  pthread_mutex_lock(&w->lock);
+  stop_all(w, s->exit_code);
+  pthread_mutex_unlock(&w->lock);
 }

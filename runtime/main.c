@@ -16,7 +16,9 @@ static void on_stop(int number) {
     signal(number, SIG_DFL);
     raise(number);
   }
-  stop = number;
+  // mpirun passes SIGUSR1 on to its ranks, where after SIGTERM it soon kills them; so that is how
+  // `dsmc run` asks them to stop.
+  stop = number == SIGUSR1 ? SIGTERM : number;
 }
 
 static void on_bus_error(int number) {
@@ -37,6 +39,7 @@ static void install(int number, void (*handler)(int)) {
 
 int main(int argc, char **argv) {
   install(SIGTERM, on_stop);
+  install(SIGUSR1, on_stop);
   install(SIGINT, on_stop);
   install(SIGBUS, on_bus_error);
   rt_env env = {.out = stdout, .err = stderr, .io = file_io_system(), .stop = &stop};

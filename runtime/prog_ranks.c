@@ -79,7 +79,9 @@ static int64_t reach(const prog_exchange *x, const int64_t stride[3], int64_t st
     if (stride[i] < 0 || !mul(x->size[i] - 1, stride[i], &t) || !add(box, t, &box) ||
         box > PROG_MAX_BYTES)
       return -1;
-  // The last piece that is not empty may be short, the one before it is not.
+  // What a rank has alone is a full piece, padding included. Of pieces side by side the last one
+  // that is not empty may be short, the one before it is not.
+  if (step == 0) return box + x->run > PROG_MAX_BYTES ? -1 : box + x->run;
   if (x->whole && (x->whole - 1) / x->run < last) last = (x->whole - 1) / x->run;
   if (step < 0 || !mul(last, step, &end) || end > PROG_MAX_BYTES) return -1;
   int64_t short_end = end + exchange_run(x, last), long_end = last ? end - step + x->run : 0;

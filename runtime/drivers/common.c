@@ -118,7 +118,7 @@ static status *join_ranks(rt *r) {
     return status_exit(2, "--timeout takes 0.5 to 1000000 seconds");
   r->comm = r->env->comm;
   if (!r->comm) STATUS_DO(comm_open(r->prog, &r->comm));
-  STATUS_DO(comm_watch(r->comm, timeout, r->env->err));
+  STATUS_DO(comm_watch(r->comm, timeout, r->env->err, r->env->stop));
   if (comm_rank(r->comm) == 0) return NULL;
   r->nowhere = fopen("/dev/null", "we");
   if (!r->nowhere) return status_errno("cannot open /dev/null");

@@ -240,17 +240,20 @@ static void expect(const world *w, int rank, int i, unsigned char *out) {
     int64_t whose = x->kind == PROG_ALL_GATHER ? r : me;
     int64_t run = x->whole ? x->whole - whose * x->run : x->run;
     if (run > x->run) run = x->run;
+    // Behind a short run of what is a rank's own, zeros; of others nothing is written.
     for (int64_t a = 0; a < x->size[0]; a++)
       for (int64_t b = 0; b < x->size[1]; b++)
         for (int64_t c = 0; c < x->size[2]; c++)
-          for (int64_t e = 0; e < run; e++) {
+          for (int64_t e = 0; e < (sums || part ? x->run : run); e++) {
             int64_t from = me * x->in_step + a * x->in_stride[0] + b * x->in_stride[1] +
                            c * x->in_stride[2] + e;
             int64_t to = (sums ? 0 : r * x->out_step) + a * x->out_stride[0] +
                          b * x->out_stride[1] + c * x->out_stride[2] + e;
             for (int k = sums ? 0 : (int)r; k < (sums ? n : r + 1); k++)
               value(rank_at(w, rank, x->axes, k), i, from, x->dtype, all[k]);
-            if (sums)
+            if (e >= run)
+              memset(out + to * unit, 0, (size_t)unit);
+            else if (sums)
               sum_in_order(x->dtype, x->reduce, (int)n, all, out + to * unit);
             else
               memcpy(out + to * unit, all[r], (size_t)unit);

@@ -73,6 +73,11 @@ static const char *hub_post(hub_end *e, bool sends, int lane, int peer, int tag,
   thread_hub *h = e->hub;
   pthread_mutex_lock(&h->lock);
   int i = 0;
+  // After a failure memory of messages may be gone.
+  if (h->failed) {
+    pthread_mutex_unlock(&h->lock);
+    return h->failed;
+  }
   while (i < h->top && h->request[i].used) i++;
   if (i == HUB_REQUESTS || lane >= HUB_LANES) {
     h->failed = "too many messages";
@@ -140,7 +145,8 @@ __attribute__((unused)) static comm_engine hub_engine(thread_hub *h, int rank) {
   hub_end *e = malloc(sizeof *e);
   if (!e) abort();
   *e = (hub_end){h, rank};
-  return (comm_engine){e, rank, h->ranks, hub_send, hub_receive, hub_test, hub_abort, hub_close};
+  return (comm_engine){e,        rank,      h->ranks,  hub_send, hub_receive,
+                       hub_test, hub_abort, hub_abort, hub_close};
 }
 
 #endif
