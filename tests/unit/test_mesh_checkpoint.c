@@ -364,6 +364,13 @@ static void test_load(void **state) {
            step_dir, w->dir, step_dir);
   assert_int_equal(system(text), 0);
   has(refused(one, load_one, step_dir), "and again in");
+  // As many elements as there should be, but rank 3's twice and rank 5's not at all.
+  assert_int_equal(unlink(in(step_dir, "weights-7.safetensors")), 0);
+  load(one, step_dir, 4);
+  snprintf(text, sizeof text, "cp %s/weights-00003.safetensors %s/weights-00005.safetensors",
+           step_dir, step_dir);
+  assert_int_equal(system(text), 0);
+  has(refused(one, load_one, step_dir), "are there twice and some are missing");
   crew_free(stages);
   crew_free(eight);
   crew_free(one);
