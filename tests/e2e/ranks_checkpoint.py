@@ -13,10 +13,19 @@ one error in the output, naming it. Skipped without mpirun.
 """
 import argparse, json, os, random, shutil, signal, subprocess, sys, tempfile, time
 
+MESHES = {  # name -> ranks, plan
+    "one": (1, ""),
+    "data": (2, "data=2,zero=0"),
+    "zero1": (4, "data=4,zero=1"),
+    "zero2": (2, "data=2,zero=2"),
+    "zero3": (4, "data=4,zero=3"),
+    "tensor": (2, "tensor=2,zero=0"),
+    "both": (4, "data=2,tensor=2,zero=1"),
+}
 ap = argparse.ArgumentParser()
 ap.add_argument("dsmc")
 ap.add_argument("--kills", type=int, default=6)
-ap.add_argument("--meshes", default="one,data,zero1,zero2,zero3")
+ap.add_argument("--meshes", default=",".join(MESHES))
 args = ap.parse_args()
 args.dsmc = os.path.abspath(args.dsmc)
 if not shutil.which("mpirun"):
@@ -27,15 +36,6 @@ root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)
 work = tempfile.mkdtemp(prefix="dsmc-ranks-")
 env = dict(os.environ, DSM_THREADS="1")
 STEPS = 8
-MESHES = {  # name -> ranks, plan
-    "one": (1, ""),
-    "data": (2, "data=2,zero=0"),
-    "zero1": (4, "data=4,zero=1"),
-    "zero2": (2, "data=2,zero=2"),
-    "zero3": (4, "data=4,zero=3"),
-    "tensor": (2, "tensor=2,zero=0"),
-    "both": (4, "data=2,tensor=2,zero=1"),
-}
 failures = passed = 0
 
 
@@ -205,7 +205,7 @@ def survives(exe):
     good(exe, "--save", undisturbed, "--save-every", "1")
     hits = 0
     for k in range(args.kills):
-        if os.path.isdir(folder) and save_dir(folder).endswith(f"{STEPS:08d}"):
+        if os.path.isdir(os.path.join(folder, f"step-{STEPS:08d}")):
             shutil.rmtree(folder)
         p = subprocess.Popen(command(exe, "--resume", folder, "--save-every", "1"), env=env,
                              stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

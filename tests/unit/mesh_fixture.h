@@ -48,7 +48,7 @@ static void mesh_init(mesh *m, int naxes, const int64_t *sizes) {
   }
 }
 
-static int mesh_ranks(const mesh *m) {
+__attribute__((unused)) static int mesh_ranks(const mesh *m) {
   int64_t n = 1;
   for (uint32_t i = 0; i < m->prog.naxes; i++) n *= m->axes[i].size;
   return (int)n;

@@ -364,6 +364,13 @@ static void test_load(void **state) {
            step_dir, w->dir, step_dir);
   assert_int_equal(system(text), 0);
   has(refused(one, load_one, step_dir), "and again in");
+  // As many elements as there should be, but rank 3's twice and rank 5's not at all.
+  assert_int_equal(unlink(in(step_dir, "weights-7.safetensors")), 0);
+  load(one, step_dir, 4);
+  snprintf(text, sizeof text, "cp %s/weights-00003.safetensors %s/weights-00005.safetensors",
+           step_dir, step_dir);
+  assert_int_equal(system(text), 0);
+  has(refused(one, load_one, step_dir), "are there twice and some are missing");
   crew_free(stages);
   crew_free(eight);
   crew_free(one);
@@ -542,6 +549,62 @@ static void test_missing_files(void **state) {
   crew_free(c);
 }
 
+// What headers may say of parts and checksums, and must not.
+static void test_bad_headers(void **state) {
+  world *w = *state;
+  layout small = *layout_of("one");
+  small.small = true;
+  crew *one = crew_new(&small);
+  float x[48] = {0};
+  arena a;
+  arena_init(&a);
+  const char *file = in(w->dir, "bad.safetensors");
+  static const struct {
+    const char *part, *sums;  // NULL: not said
+    const char *why;          // NULL: it is a part of a weight
+  } cases[] = {
+      {"[51, 24] 0/51x24 0/1x48", NULL,
+       "tensor wte.weight is not the part `[51, 24] 0/51x24 0/1x48`"},
+      {"[51, 24] 3/17x72", NULL, "is not the part"},
+      {"[51, 24] 1/26x48", NULL, NULL},
+      {"[51, 24] 1/26x48", "", "has not the checksums its 192 bytes need"},
+      {"[51, 24] 1/26x48", "0123456789abcdef 0123456789abcdef", "has not the checksums"},
+      {"[51, 24] 1/26x48", "0123456789abcdex", NULL},  // looked at only when it is read
+      {"[51, 24] 26/26x48", NULL, "is not the part"},
+      {"[51, 24] 25/26x48", NULL, "is not the part"},  // of 24 elements
+      {"[51, 24]", NULL, "is not the part"},
+      {"[51, 24] ", NULL, "is not the part"},
+      {"[51, 24", NULL, "is not the part"},
+      {"51, 24] 1/26x48", NULL, "is not the part"},
+      {"[51, -24] 1/26x48", NULL, "is not the part"},
+      {"[51, 0] 1/26x48", NULL, "is not the part"},
+      {"[9223372036854775807, 9223372036854775807] 1/26x48", NULL, "is not the part"},
+      {"[1,1,1,1,1,1,1,1,1] 1/26x48", NULL, "is not the part"},
+      {"[51, 24] 0/4611686018427387904x4", NULL, "is not the part"},
+      {"[51, 24] 1/26x48 0/1x48 0/1x48 0/1x48 0/1x48", NULL, NULL},  // cuts that are none
+      {"", NULL, "is not the part"},
+  };
+  for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+    const char *pairs[4];
+    int n = 0;
+    uint64_t bytes, header;
+    if (cases[i].part) pairs[2 * n] = "part wte.weight", pairs[2 * n++ + 1] = cases[i].part;
+    if (cases[i].sums) pairs[2 * n] = "xxh3 wte.weight", pairs[2 * n++ + 1] = cases[i].sums;
+    st_tensor t = {.name = "wte.weight",
+                   .dtype = PROG_F32,
+                   .rank = 1,
+                   .dims = {48},
+                   .data = x,
+                   .bytes = sizeof x};
+    assert_null(st_write(&a, file_io_system(), file, &t, 1, pairs, n, &bytes, &header));
+    const char *why = refused(one, load_one, file);
+    has(why, file);
+    has(why, cases[i].why ? cases[i].why : "wte.weight has 1224 elements, of which 48 are in ");
+  }
+  arena_free(&a);
+  crew_free(one);
+}
+
 int main(void) {
   const struct CMUnitTest tests[] = {
 #define T(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
@@ -549,6 +612,7 @@ int main(void) {
       T(test_first_values), T(test_load),           T(test_said_once),
       T(test_full_disk),    T(test_one_call_fails), T(test_one_call_of_another_fails),
       T(test_all_die),      T(test_flipped_bytes),  T(test_missing_files),
+      T(test_bad_headers),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }
