@@ -198,6 +198,7 @@ static void cut_states(cutter *c) {
       if (s->of) p.of = piece_name(a, s->of, g);
       p.first = s->first + (int)g->lo * s->step;
       retype(&p.type, l, k);
+      if (p.nshares) retype(&p.whole, l, k);
       ir_state_add(m, p);
     }
     if (!l || l->n < 2) ir_state_add(m, *s);
