@@ -81,6 +81,9 @@ static void set_phases(ir_module *m, ir_func *f) {
   ir_region *r = f->body;
   for (int i = 0; i < r->ops.n; i++)
     r->ops.at[i]->mark = f->kind == ENTRY_TRAIN ? PHASE_UPDATE : PHASE_FORWARD;
+  // A stage may make a gradient of which another one has the sum of squares.
+  for (int i = 0; i < r->ops.n && m->pipe_stages && f->kind == ENTRY_TRAIN; i++)
+    if (r->ops.at[i]->segment & 1) r->ops.at[i]->mark = PHASE_BACKWARD;
   if (f->kind != ENTRY_TRAIN) return;
   mark_ancestors(r, "grad_norm", PHASE_BACKWARD);
   mark_followers(m, r, "grad_norm", PHASE_BACKWARD);

@@ -13,8 +13,10 @@
 
 #include "ir/interp.h"
 #include "ir/place.h"
+#include "ir/schedule.h"
 #include "ir/verify.h"
 #include "passes/cut.h"
+#include "passes/plan/pipe_order.h"
 #include "tests/unit/step_fixture.h"
 
 enum { MOST = 4 };
@@ -27,9 +29,10 @@ typedef struct wish {
   int stages;
   const int64_t *layers;  // of each stage; NULL: as even as can be
   recompute_mode recompute;
+  int64_t micro_batch;  // 0: all at once
 } wish;
 
-// LOCAL of a step with one micro-batch, as a pipeline is cut from.
+// LOCAL of a step, as a pipeline is cut from.
 static ir_module *local_of(arena *a, const wish *w) {
   diags d;
   diags_init(&d, a);
@@ -49,6 +52,7 @@ static ir_module *local_of(arena *a, const wish *w) {
   o.batch = j->batch;
   o.mesh = &mesh;
   o.recompute = w->recompute;
+  o.micro_batch = w->micro_batch;
   o.stage = IR_LOCAL;
   bool stopped;
   const char *why = pass_run_front(m, &o, &stopped);
@@ -292,7 +296,7 @@ static counts check(const wish *w, const char *func) {
 
 static void test_gpt_tied(void **state) {
   (void)state;
-  wish w = {"examples/tiny.dsm", TINY, 2, NULL, RECOMPUTE_NONE};
+  wish w = {"examples/tiny.dsm", TINY, 2, NULL, RECOMPUTE_NONE, 0};
   counts n = check(&w, "train_step");
   assert_int_equal(n.sends, 2);       // an activation and its gradient
   assert_int_equal(n.reductions, 3);  // loss, norm, and the embedding's gradient
@@ -311,7 +315,7 @@ static void test_gpt_tied(void **state) {
 
 static void test_recompute(void **state) {
   (void)state;
-  wish w = {"examples/tiny.dsm", TINY, 3, NULL, RECOMPUTE_FULL};
+  wish w = {"examples/tiny.dsm", TINY, 3, NULL, RECOMPUTE_FULL, 0};
   check(&w, "train_step");
   w.recompute = RECOMPUTE_SELECTIVE;
   check(&w, "train_step");
@@ -319,7 +323,7 @@ static void test_recompute(void **state) {
 
 static void test_dropout(void **state) {
   (void)state;
-  wish w = {"examples/tiny.dsm", TINY ",drop=0.3", 3, NULL, RECOMPUTE_NONE};
+  wish w = {"examples/tiny.dsm", TINY ",drop=0.3", 3, NULL, RECOMPUTE_NONE, 0};
   check(&w, "train_step");  // draws are those of the layer in the whole model
 }
 
@@ -337,8 +341,11 @@ static void test_untied(void **state) {
 static void test_t5(void **state) {
   (void)state;
   wish w = {"examples/t5.dsm",
-            "layers=4,hidden=16,batch=2,src=6,dst=5,vocab=24,heads=2,head=8,ffn=24", 2, NULL,
-            RECOMPUTE_NONE};
+            "layers=4,hidden=16,batch=2,src=6,dst=5,vocab=24,heads=2,head=8,ffn=24",
+            2,
+            NULL,
+            RECOMPUTE_NONE,
+            0};
   check(&w, "train_step");
   check(&w, "evaluate");
   w.stages = 4;
@@ -348,11 +355,133 @@ static void test_t5(void **state) {
   check(&w, "train_step");
 }
 
+// ---- orders and places
+// ---------------------------------------------------------------------------
+
+enum { BATCH = 8 };
+
+// SCHEDULE of every stage for eight samples in micro-batches.
+static void schedule(arena *a, wish w, pipe_kind kind, int64_t micros, ir_module **stage) {
+  w.micro_batch = BATCH / micros;
+  cut(a, &w, stage);
+  for (int s = 0; s < w.stages; s++) {
+    pass_options o = pass_defaults();
+    o.batch = BATCH;
+    o.micro_batch = w.micro_batch;
+    o.pipe_order = kind;
+    o.stage = IR_SCHEDULE;
+    const char *why = pass_run_back(stage[s], &o);  // its replay proves the places
+    if (why) fail_msg("stage %d: %s", s, why);
+  }
+}
+
+static const sched_entry *train_entry(const sched *s) {
+  for (int i = 0; i < s->entries.n; i++)
+    if (s->entries.at[i].func->kind == ENTRY_TRAIN) return &s->entries.at[i];
+  fail_msg("no entry trains");
+  return NULL;
+}
+
+// The phases that the runs of a stage's loops execute, in turn, are those of the pipeline's order,
+// and as many micro-batches are on their way as have places.
+static void check_order(const sched *s, pipe_kind kind, int stage, int stages, int64_t micros) {
+  const sched_entry *e = train_entry(s);
+  pipeline p = {.kind = kind, .stages = stages, .chunks = 1, .micro = micros};
+  pipe_cursor c = pipe_cursor_of(&p, stage);
+  const char *last = NULL;
+  int64_t last_micro = -1, ahead = 0, most = 0;
+  int segment = -1;
+  for (int i = 0; i < e->runs.n; i++)
+    if (e->runs.at[i].kind == SCHED_LOOP) segment = s->tasks.at[e->runs.at[i + 1].task].segment;
+  for (int i = 0; i < e->runs.n; i++) {
+    const sched_run *r = &e->runs.at[i];
+    if (r->kind != SCHED_LOOP) continue;
+    if (s->tasks.at[r[1].task].segment != segment) {  // targets are counted
+      i += r->task;
+      continue;
+    }
+    for (int64_t m = 0; m < r->micros; m++)
+      for (int k = 1; k <= r->task; k++) {
+        const sched_task *t = &s->tasks.at[r[k].task];
+        int64_t micro = r->micro_first + m + r[k].micro_add;
+        if (last && str_eq(last, t->phase) && micro == last_micro) continue;  // the same phase
+        last = t->phase;
+        last_micro = micro;
+        bool forward = str_eq(t->phase, "forward");
+        assert_true(c.left > 0);
+        assert_int_equal(forward ? PIPE_F : PIPE_B, c.phase);
+        assert_int_equal(micro, c.micro);
+        pipe_cursor_next(&c);
+        ahead += forward ? 1 : -1;
+        if (ahead > most) most = ahead;
+      }
+    i += r->task;
+  }
+  assert_int_equal(c.left, 0);
+  assert_int_equal(most, e->in_flight);
+  int64_t stash = micros < stages - stage ? micros : stages - stage;
+  if (kind == PIPE_ONE_F_ONE_B) assert_int_equal(e->in_flight, stash);
+}
+
+// What is saved has a place for each micro-batch on its way; with a place less than that, forward
+// of one writes over what backward of another reads.
+static void check_stash(sched *s, int64_t in_flight) {
+  int64_t stashed = 0;
+  for (int i = 0; i < s->items.n; i++)
+    if (s->items.at[i].slots) {
+      const sched_item *it = &s->items.at[i];
+      assert_int_equal(it->slots, in_flight);
+      assert_int_equal(it->bytes, it->slots * it->slot);
+      stashed++;
+    }
+  assert_int_equal(stashed > 0, in_flight > 1);
+  assert_null(sched_replay(s));
+  if (!stashed) return;
+  for (int i = 0; i < s->nplaces; i++)
+    if (s->place[i].micro_mod) s->place[i].micro_mod--;
+  const char *wrong = sched_replay(s);
+  if (!wrong) fail_msg("a place less and nothing is wrong");
+  assert_non_null(strstr(wrong, "reads"));
+}
+
+static void check_orders(const char *path, const char *settings) {
+  static const int64_t micros[] = {1, 2, 4, 8};
+  static const pipe_kind kinds[] = {PIPE_ONE_F_ONE_B, PIPE_GPIPE};
+  for (int stages = 2; stages <= 4; stages += 2)
+    for (size_t k = 0; k < sizeof kinds / sizeof *kinds; k++)
+      for (size_t i = 0; i < sizeof micros / sizeof *micros; i++) {
+        if (micros[i] == 1) continue;  // no loop
+        arena a;
+        arena_init(&a);
+        ir_module *stage[MOST];
+        wish w = {path, settings, stages, NULL, RECOMPUTE_NONE, 0};
+        schedule(&a, w, kinds[k], micros[i], stage);
+        for (int s = 0; s < stages; s++) {
+          check_order(stage[s]->schedule, kinds[k], s, stages, micros[i]);
+          check_stash(stage[s]->schedule, train_entry(stage[s]->schedule)->in_flight);
+        }
+        arena_free(&a);
+      }
+}
+
+static void test_orders_gpt(void **state) {
+  (void)state;
+  check_orders("examples/tiny.dsm", "layers=5,hidden=16,batch=8,seq=6,vocab=24,context=6,heads=2");
+}
+
+// The encoder's output waits on every stage of the decoder.
+static void test_orders_t5(void **state) {
+  (void)state;
+  check_orders("examples/t5.dsm",
+               "layers=2,hidden=16,batch=8,src=6,dst=5,vocab=24,heads=2,head=8,ffn=24");
+}
+
 int main(void) {
   const struct CMUnitTest tests[] = {
-      cmocka_unit_test(test_gpt_tied), cmocka_unit_test(test_recompute),
-      cmocka_unit_test(test_dropout),  cmocka_unit_test(test_untied),
-      cmocka_unit_test(test_t5),
+      cmocka_unit_test(test_gpt_tied),  cmocka_unit_test(test_recompute),
+      cmocka_unit_test(test_dropout),   cmocka_unit_test(test_untied),
+      cmocka_unit_test(test_t5),        cmocka_unit_test(test_orders_gpt),
+      cmocka_unit_test(test_orders_t5),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }
