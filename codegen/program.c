@@ -515,6 +515,7 @@ program_bytes program_write(cg_context *cg, const sched *s, const cg_image *imag
   h.cpu = intern(&w, info->cpu);
   h.plan = intern(&w, info->plan);
   h.source_digest = info->source_digest;
+  h.parameters = (uint64_t)info->parameters;
   h.arena_bytes = (uint64_t)s->arena_bytes;
   h.states_bytes = (uint64_t)s->states_bytes;
   h.stack_bytes = (uint64_t)image->stack;

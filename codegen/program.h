@@ -24,6 +24,7 @@ typedef struct program_setting {
 typedef struct program_info {
   const char *compiler, *model, *cpu, *plan;
   uint64_t source_digest;
+  int64_t parameters;  // of the whole model
   const program_setting *settings;
   int nsettings;
   // Values of the argument block's scalars by name, as the job sets them; 0 for others.

@@ -22,7 +22,7 @@ int verb_build(cli *c) {
   if (!cli_has(c, OPT_QUIET)) {
     k_kernel *const *kernels;
     printf("%s: %s, %.2f M parameters, batch %lld = %lld x %lld, arena %s, %d kernels\n", out,
-           k.job->model_name, (double)sema_parameters(k.module) / 1e6, (long long)k.job->batch,
+           k.job->model_name, (double)k.parameters / 1e6, (long long)k.job->batch,
            (long long)(k.job->batch / k.micro_batch), (long long)k.micro_batch,
            compile_bytes_text(c->arena, (double)k.schedule->arena_bytes),
            cg_kernels(k.cg, &kernels));

@@ -134,6 +134,7 @@ static bool lower_and_optimise(cli *c, compiled *k, const plan_given *pin, int64
   report_stage(c, "lower", t);
   k->generates = ir_func_find(k->module, "decode") != NULL;
   k->micro_batch = micro;
+  k->parameters = sema_parameters(k->module);
   if (stage == COMPILE_GRAPH) return true;
   k->cg = cg_context_new(c->arena, k->module);
   cg_use_library(k->cg, pin->matmul);
@@ -193,7 +194,8 @@ static void make_program(cli *c, compiled *k) {
   program_info info = {.compiler = "dsmc " DSMC_VERSION,
                        .model = j->model_name,
                        .cpu = cpu_needs(a, &k->image),
-                       .source_digest = k->digest};
+                       .source_digest = k->digest,
+                       .parameters = k->parameters};
   info.plan =
       k->plan
           ? arena_printf(a, "%s; micro_batch %lld, recompute %s",

@@ -37,7 +37,7 @@ typedef struct compiled {
   job *job;
   ir_module *module;
   gpu_set targets;  // 0: this host
-  int64_t micro_batch;
+  int64_t micro_batch, parameters;
   bool fits;       // into the memory of the host, or of each GPU it is for; or so it was pinned
   bool generates;  // prefill and decode exist
   sched *schedule;

@@ -18,6 +18,19 @@ static int unknown_pass(const char *name) {
                    near ? "`?" : "");
 }
 
+// A form of which there is one for each stage of a pipeline.
+static void print_form(cli *c, const char *form, ir_module *m, const sched *s, cg_context *cg) {
+  if (str_eq(form, "schedule")) {
+    fputs(sched_print(s, c->arena), stdout);
+  } else if (str_eq(form, "kernel")) {
+    sb text = {.arena = c->arena};
+    cg_print_kernels(cg, &text);
+    fputs(sb_str(&text), stdout);
+  } else {
+    fputs(ir_print(m, c->arena), stdout);
+  }
+}
+
 int verb_ir(cli *c) {
   const char *form = cli_get(c, OPT_FORM), *after = cli_get(c, OPT_AFTER);
   if (after && unknown_pass(after)) return EXIT_USAGE;
@@ -43,14 +56,15 @@ int verb_ir(cli *c) {
   if (stage == COMPILE_SCHEDULE && !str_eq(form, "local") &&
       !(k.schedule && (k.schedule->place || str_eq(form, "schedule"))))
     return cli_usage("ir: the passes asked for end before there is a form `%s`", form);
-  if (stage <= COMPILE_LOCAL || str_eq(form, "local")) {
-    fputs(ir_print(k.module, c->arena), stdout);
-  } else if (str_eq(form, "schedule")) {
-    fputs(sched_print(k.schedule, c->arena), stdout);
-  } else if (str_eq(form, "kernel")) {
-    sb s = {.arena = c->arena};
-    cg_print_kernels(k.cg, &s);
-    fputs(sb_str(&s), stdout);
+  bool plain = stage <= COMPILE_LOCAL || str_eq(form, "local") || str_eq(form, "schedule") ||
+               str_eq(form, "kernel");
+  for (int i = 0; i < k.nstages && plain; i++) {
+    const compiled_stage *st = &k.stage[i];
+    printf("%s; stage %d of %d\n", i ? "\n" : "", i, k.nstages);
+    print_form(c, form, st->module, st->schedule, st->cg);
+  }
+  if (plain) {
+    if (!k.nstages) print_form(c, form, k.module, k.schedule, k.cg);
   } else if (cuda) {
     return gpu_print(c, &k);
   } else {

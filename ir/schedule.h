@@ -112,8 +112,8 @@ typedef struct sched_entry {
   VEC(sched_run) runs;
   int positions;
   int64_t batch, micro_batch;
-  // Of a stage of a pipeline: the most micro-batches that have gone forward and not yet backward.
-  // What a micro-batch makes in forward and reads in backward has so many places; else 1.
+  // Of a stage of a pipeline: the most micro-batches that have begun and are not over. One: they come
+  // one after the other.
   int64_t in_flight;
   int64_t transient_bytes;  // beyond states_bytes, the caches it uses included
   int64_t live_bytes;       // of them, the most alive at one position: no packing takes less
@@ -156,6 +156,8 @@ typedef struct sched {
   int64_t states_bytes, cache_bytes, arena_bytes;
 } sched;
 
+// The most micro-batches that have begun turn `first` and have not ended turn `last` (passes/cut.h).
+int64_t sched_on_their_way(const sched *s, const sched_entry *e, int first, int last);
 // True for the first run of its task in the entry's order; a pipeline has several. False for a
 // loop.
 bool sched_first_run(const sched_entry *e, int run);

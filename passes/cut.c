@@ -7,7 +7,7 @@
 // What a value is on the axis `pipeline`, a stage being a coordinate:
 //   anywhere   follows from inputs, constants and arguments alone, or from weights alone: whoever
 //              needs it makes it
-//   at home    made by one stage, in the loop over micro-batches
+//   at home    made for one part of the layers, by its stage, in the loop over micro-batches
 //   parts      a sum; each stage of a set has a part. Linear ops go on with parts, adding a part to
 //              a sum is the sum of what else it has, and `accumulate` is linear
 //   by demand  made behind the loop, by those who need it (an update, by whoever has the weight)
@@ -27,8 +27,9 @@ typedef uint64_t stage_set;
 typedef enum op_class { OP_ANYWHERE, OP_PENDING, OP_HOME, OP_PARTS, OP_DEMAND, OP_EFFECT } op_class;
 
 typedef struct info {  // of a value
-  bool anywhere, input, state, pending;
-  int home;         // -1: none
+  bool anywhere, input, state, pending, forward;
+  int op;           // the number of the op that makes it
+  int home;         // the part of the layers that it is made for; -1: none
   stage_set parts;  // of a sum of parts
   stage_set need;   // who reads the whole of it
   bool whole;       // all who need it have it
@@ -36,7 +37,7 @@ typedef struct info {  // of a value
 
 typedef struct stages {
   ir_module *m;
-  int n, micro;
+  int n, chunks, micro;
   ir_module **out;
   map reads;  // weight -> set of stages that read it (or its copy)
   // Of the function at hand.
@@ -47,7 +48,8 @@ typedef struct stages {
   op_class *cls;
   int *home;
   stage_set *at;             // of each op: who computes it
-  info *v;                   // by value id
+  int turns, *turn;  // of each op of the loop by number * n + stage: when that stage does it
+  info *v;           // by value id
   ir_value **whole, **part;  // by value id * n + stage
   const char *error;
 } stages;
@@ -146,7 +148,11 @@ static bool goes_by_parts(const stages *c, int i) {
   return c->norm[i] && op->out[0]->type.rank == 0;
 }
 
-static stage_set places_of(const info *v) { return v->parts ? v->parts : bit(v->home); }
+static int stage_of(const stages *c, int part) { return part % c->n; }
+
+static stage_set places_of(const stages *c, const info *v) {
+  return v->parts ? v->parts : bit(stage_of(c, v->home));
+}
 
 static void set_result(stages *c, int i, op_class cls, int home, stage_set parts) {
   const ir_op *op = c->r->ops.at[i];
@@ -159,13 +165,17 @@ static void set_result(stages *c, int i, op_class cls, int home, stage_set parts
     v->parts = parts;
     v->anywhere = cls == OP_ANYWHERE;
     v->pending = cls == OP_PENDING;
+    v->op = i;
   }
 }
 
+// In forward an op is where the last of its operands is, in backward where the first is; operands of
+// forward have been there before.
 static void find_class(stages *c, int i) {
   const ir_op *op = c->r->ops.at[i];
   bool anywhere = true, input = op->code == IR_input, state = op->code == IR_state, parts = false;
   int first = -1, last = -1;
+  stage_set where = 0;
   for (int k = 0; k < op->nin; k++) {
     const info *v = &c->v[op->in[k]->id];
     anywhere &= v->anywhere;
@@ -173,50 +183,51 @@ static void find_class(stages *c, int i) {
     state |= v->state;
     parts |= v->parts != 0;
     if (!definite(v)) continue;
-    int lo = lowest(places_of(v)), hi = 63 - __builtin_clzll(places_of(v));
-    if (first < 0 || lo < first) first = lo;
-    if (hi > last) last = hi;
+    where |= places_of(c, v);
+    int at = v->parts ? lowest(v->parts) : v->home;
+    if (v->forward)
+      last = at > last ? at : last;
+    else
+      first = first < 0 || at < first ? at : first;
   }
   for (int k = 0; k < op->nout; k++) {
-    c->v[op->out[k]->id].input = input;
-    c->v[op->out[k]->id].state = state;
+    info *v = &c->v[op->out[k]->id];
+    v->input = input;
+    v->state = state;
+    v->forward = c->forward[i];
   }
   bool loop = op->segment == c->loop;
+  int home = first >= 0 ? first : last;
   if (op->code == IR_output || op->code == IR_set) {
     set_result(c, i, OP_EFFECT, -1, 0);
   } else if (cut_is_layers(op)) {
     set_result(c, i, OP_HOME, op->mark - 1, 0);
   } else if (anywhere && !(input && state && loop)) {
     set_result(c, i, OP_ANYWHERE, -1, 0);
-  } else if (first < 0) {
+  } else if (home < 0) {
     set_result(c, i, OP_PENDING, -1, 0);
-  } else if (parts || first != last) {
-    stage_set where = 0;
-    for (int k = 0; k < op->nin; k++)
-      if (definite(&c->v[op->in[k]->id])) where |= places_of(&c->v[op->in[k]->id]);
-    if (goes_by_parts(c, i))
-      set_result(c, i, OP_PARTS, -1, where);
-    else if (loop && parts)
-      refuse(c, op, "it needs a sum in the loop over micro-batches of which stages have parts");
-    else
-      set_result(c, i, loop ? OP_HOME : OP_DEMAND, loop && c->forward[i] ? last : first, 0);
+  } else if ((parts || (where & (where - 1)) || (first >= 0 && last >= 0 && first != last)) &&
+             goes_by_parts(c, i)) {
+    set_result(c, i, OP_PARTS, -1, where);
+  } else if (loop && parts) {
+    refuse(c, op, "it needs a sum in the loop over micro-batches of which stages have parts");
   } else {
-    set_result(c, i, loop ? OP_HOME : OP_DEMAND, first, 0);
+    set_result(c, i, loop ? OP_HOME : OP_DEMAND, loop ? home : stage_of(c, home), 0);
   }
 }
 
 // What only follows from an input and a weight is at home where it is first needed.
 static void settle_pending(stages *c) {
   const ir_region *r = c->r;
-  int *first = arena_new(c->m->arena, int, c->m->next_value + 1);
-  for (int i = 0; i < c->m->next_value; i++) first[i] = c->n;
+  int none = c->n * c->chunks, *first = arena_new(c->m->arena, int, c->m->next_value + 1);
+  for (int i = 0; i < c->m->next_value; i++) first[i] = none;
   for (int i = r->ops.n - 1; i >= 0; i--) {
     const ir_op *op = r->ops.at[i];
     if (c->cls[i] == OP_PENDING) {
-      int home = c->n;
+      int home = none;
       for (int k = 0; k < op->nout; k++)
         if (first[op->out[k]->id] < home) home = first[op->out[k]->id];
-      set_result(c, i, OP_HOME, home < c->n ? home : 0, 0);
+      set_result(c, i, OP_HOME, home < none ? home : 0, 0);
     }
     int at = c->cls[i] == OP_PARTS ? lowest(c->at[i]) : c->home[i];
     for (int k = 0; k < op->nin && at >= 0; k++)
@@ -251,7 +262,7 @@ static int only_operand(const stages *c, const ir_op *op, int s) {
   for (int k = 0; k < op->nin; k++) {
     const info *v = &c->v[op->in[k]->id];
     if (v->anywhere && is_added(op, k)) return -1;
-    if (!definite(v) || !(places_of(v) & bit(s))) continue;
+    if (!definite(v) || !(places_of(c, v) & bit(s))) continue;
     if (only >= 0 || !is_added(op, k)) return -1;
     only = k;
   }
@@ -270,7 +281,7 @@ static void find_needs(stages *c, bool sets) {
     switch (c->cls[i]) {
       case OP_ANYWHERE: c->at[i] = op->code == IR_input ? all_of(c) : need; break;
       case OP_DEMAND: c->at[i] = need; break;
-      case OP_HOME: c->at[i] = bit(c->home[i]); break;
+      case OP_HOME: c->at[i] = bit(stage_of(c, c->home[i])); break;
       case OP_EFFECT:
         c->at[i] = op->code == IR_output ? all_of(c) : sets ? read_by(c, op) : 0;
         break;
@@ -286,10 +297,58 @@ static void find_needs(stages *c, bool sets) {
           if (only_operand(c, op, s) >= 0) by &= ~bit(s);
         v->need |= by;
       } else if (v->home >= 0) {
-        v->need |= bit(v->home);
+        v->need |= bit(stage_of(c, v->home));
       }
     }
   }
+}
+
+// ---- when --------------------------------------------------------------------------------------
+
+// The turn of a part of the layers, forward or backward.
+static int turn_of(const stages *c, int part, bool forward) {
+  int chunk = part / c->n;
+  return forward ? chunk : 2 * c->chunks - 1 - chunk;
+}
+
+static int *turn_at(const stages *c, int op, int s) { return &c->turn[op * c->n + s]; }
+
+// What is at home is done in the turn of its part, a part of a sum when all that the stage has of it
+// is there, and what can be done anywhere when it is first needed.
+static void find_turns(stages *c) {
+  const ir_region *r = c->r;
+  c->turns = c->f->kind == ENTRY_TRAIN ? 2 * c->chunks : c->chunks;
+  c->turn = arena_new(c->m->arena, int, r->ops.n * c->n + 1);
+  for (int i = 0; i < r->ops.n; i++)
+    for (int s = 0; s < c->n; s++) {
+      const ir_op *op = r->ops.at[i];
+      int *t = turn_at(c, i, s);
+      if (c->cls[i] == OP_HOME) *t = turn_of(c, c->home[i], c->forward[i]);
+      if (c->cls[i] == OP_ANYWHERE) *t = c->turns;
+      for (int k = 0; k < op->nin && c->cls[i] == OP_PARTS; k++) {
+        const info *v = &c->v[op->in[k]->id];
+        if (!definite(v) || !(places_of(c, v) & bit(s))) continue;
+        if (*turn_at(c, v->op, s) > *t) *t = *turn_at(c, v->op, s);
+      }
+    }
+  for (int i = r->ops.n - 1; i >= 0; i--)
+    for (int s = 0; s < c->n; s++) {
+      const ir_op *op = r->ops.at[i];
+      if (op->segment != c->loop || !(c->at[i] & bit(s))) continue;
+      int t = *turn_at(c, i, s);
+      if (t >= c->turns) t = *turn_at(c, i, s) = 0;  // nobody needs it: an input
+      for (int k = 0; k < op->nin; k++) {
+        const info *v = &c->v[op->in[k]->id];
+        if (v->anywhere && t < *turn_at(c, v->op, s)) *turn_at(c, v->op, s) = t;
+      }
+    }
+}
+
+// A stage's segments: those of the loop are its turns, and what comes behind is later by as many.
+static int segment_at(const stages *c, int i, int s) {
+  int segment = c->r->ops.at[i]->segment;
+  if (segment == c->loop) return segment + 2 * *turn_at(c, i, s);
+  return segment < c->loop ? segment : segment + 2 * (c->turns - 1);
 }
 
 // ---- writing
@@ -320,11 +379,12 @@ static ir_op *exchange(stages *c, ir_opcode code, int s, ir_value *in, const ir_
   return op;
 }
 
-// `v` as stage `from` has it goes to stage `to`; returns what is received there.
-static ir_value *pass_on(stages *c, const ir_value *v, ir_value *has, int from, int to,
-                         int segment) {
-  exchange(c, IR_send, from, has, NULL, segment, to - from);
-  return exchange(c, IR_receive, to, NULL, v, segment, from - to)->out[0];
+// `v` as stage `from` has it goes to the stage `step` further; returns what is received there.
+static ir_value *pass_on(stages *c, const ir_value *v, ir_value *has, int from, int step,
+                         int sent, int received) {
+  exchange(c, IR_send, from, has, NULL, sent, step);
+  int to = (from + step + c->n) % c->n;
+  return exchange(c, IR_receive, to, NULL, v, received, -step)->out[0];
 }
 
 static ir_value *zeros(stages *c, const ir_value *v, int s, int segment) {
@@ -357,46 +417,59 @@ static int gather_parts(stages *c, const ir_value *v, stage_set parts, int root,
   ir_value *total = parts & bit(root) ? *part_at(c, v, root) : NULL;
   for (int s = 0; s < c->n; s++) {
     if (s == root || !(parts & bit(s))) continue;
-    ir_value *got = pass_on(c, v, *part_at(c, v, s), s, root, segment);
+    ir_value *got = pass_on(c, v, *part_at(c, v, s), s, root - s, segment, segment);
     total = total ? sum(c, root, total, got, segment) : got;
   }
   *whole_at(c, v, root) = total;
   return root;
 }
 
-// Makes `v` whole for all who need it, in the segment at hand.
+// Who needs `v` and does not have the whole of it.
+static stage_set missing(const stages *c, const ir_value *v) {
+  stage_set m = c->v[v->id].need;
+  for (int s = 0; s < c->n; s++)
+    if (*whole_at(c, v, s)) m &= ~bit(s);
+  return m;
+}
+
+// In the loop: from part to part, forward or backward, as far as it is needed.
+static void carry(stages *c, const ir_value *v) {
+  const info *x = &c->v[v->id];
+  int step = x->forward ? 1 : -1;
+  for (int p = x->home; missing(c, v); p += step) {
+    int next = p + step, from = stage_of(c, p);
+    if (next < 0 || next >= c->n * c->chunks) {
+      refuse(c, v->def, x->forward ? "an earlier stage needs what it makes in forward"
+                                   : "a later stage needs what it makes in backward");
+      return;
+    }
+    *whole_at(c, v, stage_of(c, next)) = pass_on(
+        c, v, *whole_at(c, v, from), from, step, c->loop + 2 * turn_of(c, p, x->forward),
+        c->loop + 2 * turn_of(c, next, x->forward));
+  }
+}
+
+// Behind the loop: makes `v` whole for all who need it, in the segment at hand.
 static void complete(stages *c, const ir_value *v, int segment) {
   info *x = &c->v[v->id];
   if (x->whole || x->anywhere || !definite(x)) return;
   x->whole = true;
-  stage_set missing = x->need;
-  for (int s = 0; s < c->n; s++)
-    if (*whole_at(c, v, s)) missing &= ~bit(s);
-  if (!missing) return;
-  bool loop = segment == c->loop;
-  if (!loop && x->need == all_of(c) && (x->parts || v->type.rank == 0)) {
+  stage_set to = missing(c, v);
+  if (!to) return;
+  if (x->need == all_of(c) && (x->parts || v->type.rank == 0)) {
     reduce_to_all(c, v, segment);
     return;
   }
-  int from = x->home;
-  if (x->parts) from = gather_parts(c, v, x->parts, lowest(x->need), segment);
-  missing &= ~bit(from);
-  int high = missing ? 63 - __builtin_clzll(missing) : -1, low = missing ? lowest(missing) : c->n;
-  for (int s = from + 1; s <= high; s++)
-    if (loop || missing & bit(s)) {
-      int by = loop ? s - 1 : from;
-      *whole_at(c, v, s) = pass_on(c, v, *whole_at(c, v, by), by, s, segment);
-    }
-  for (int s = from - 1; s >= low; s--)
-    if (loop || missing & bit(s)) {
-      int by = loop ? s + 1 : from;
-      *whole_at(c, v, s) = pass_on(c, v, *whole_at(c, v, by), by, s, segment);
-    }
+  int from = x->parts ? gather_parts(c, v, x->parts, lowest(x->need), segment)
+                      : stage_of(c, x->home);
+  for (int s = 0; s < c->n; s++)
+    if (s != from && to & bit(s))
+      *whole_at(c, v, s) = pass_on(c, v, *whole_at(c, v, from), from, s - from, segment, segment);
 }
 
-static ir_op *clone(stages *c, ir_op *op, int s, ir_value *const *in) {
-  ir_op *now = ir_clone_op(c->to[s], op);
-  now->segment = op->segment;
+static ir_op *clone(stages *c, int i, int s, ir_value *const *in) {
+  ir_op *op = c->r->ops.at[i], *now = ir_clone_op(c->to[s], op);
+  now->segment = segment_at(c, i, s);
   for (int k = 0; k < op->nin; k++) now->in[k] = in[k];
   for (int k = 0; k < op->nout; k++) op->out[k]->mapped = NULL;
   return now;
@@ -409,10 +482,10 @@ static void write_whole(stages *c, int i, int s) {
     in[k] = *whole_at(c, op->in[k], s);
     if (!in[k]) IR_BUG("cut: stage %d lacks operand %d of %s", s, k, ir_info(op->code)->name);
   }
-  ir_op *now = clone(c, op, s, in);
+  ir_op *now = clone(c, i, s, in);
   for (int k = 0; k < op->nout; k++) {
     *whole_at(c, op->out[k], s) = now->out[k];
-    if (c->home[i] == s) *part_at(c, op->out[k], s) = now->out[k];
+    if (c->home[i] >= 0 && stage_of(c, c->home[i]) == s) *part_at(c, op->out[k], s) = now->out[k];
   }
 }
 
@@ -431,9 +504,9 @@ static void write_part(stages *c, int i, int s) {
     in[k] = v->anywhere ? *whole_at(c, op->in[k], s) : *part_at(c, op->in[k], s);
     if (in[k]) continue;
     drop |= k == op->nin - 1 && (k == base || (op->code == IR_scatter_add && k == 2));
-    in[k] = drop ? op->in[k] : zeros(c, op->in[k], s, op->segment);
+    in[k] = drop ? op->in[k] : zeros(c, op->in[k], s, segment_at(c, i, s));
   }
-  ir_op *now = clone(c, op, s, in);
+  ir_op *now = clone(c, i, s, in);
   if (drop) now->nin--;
   if (drop && base >= 0) ir_set_attr(c->out[s], now, ir_attr_i("base", 0));
   *part_at(c, op->out[0], s) = now->out[0];
@@ -447,6 +520,18 @@ static bool made_by_loop(const stages *c, const ir_value *v) {
   return maker->def && ir_accumulates(maker->def);
 }
 
+// By segment; ops of one stay in the order they have.
+static void sort_ops(arena *a, ir_region *r) {
+  int last = 0, n = 0;
+  for (int i = 0; i < r->ops.n; i++)
+    if (r->ops.at[i]->segment > last) last = r->ops.at[i]->segment;
+  ir_op **old = arena_new(a, ir_op *, r->ops.n + 1);
+  if (r->ops.n) memcpy(old, r->ops.at, sizeof *old * (size_t)r->ops.n);
+  for (int t = 0; t <= last; t++)
+    for (int i = 0; i < r->ops.n; i++)
+      if (old[i]->segment == t) r->ops.at[n++] = old[i];
+}
+
 static void write_func(stages *c) {
   const ir_region *r = c->r;
   size_t n = (size_t)c->m->next_value * (size_t)c->n + 1;
@@ -454,11 +539,12 @@ static void write_func(stages *c) {
   c->part = arena_alloc(c->m->arena, n * sizeof *c->part);
   memset(c->whole, 0, n * sizeof *c->whole);
   memset(c->part, 0, n * sizeof *c->part);
-  for (int i = 0; i < r->ops.n; i++) {
+  find_turns(c);
+  for (int i = 0; i < r->ops.n && !c->error; i++) {
     const ir_op *op = r->ops.at[i];
     // Sums over the loop cross behind it, when they are first read there.
     for (int k = 0; k < op->nin && op->segment > c->loop && c->cls[i] != OP_PARTS; k++)
-      complete(c, op->in[k], op->segment);
+      complete(c, op->in[k], segment_at(c, i, 0));
     for (int s = 0; s < c->n; s++) {
       if (!(c->at[i] & bit(s))) continue;
       if (c->cls[i] == OP_PARTS)
@@ -467,9 +553,10 @@ static void write_func(stages *c) {
         write_whole(c, i, s);
     }
     for (int k = 0; k < op->nout; k++)
-      if (op->segment == c->loop && !made_by_loop(c, op->out[k]) && !c->v[op->out[k]->id].parts)
-        complete(c, op->out[k], op->segment);
+      if (c->cls[i] == OP_HOME && op->segment == c->loop && !made_by_loop(c, op->out[k]))
+        carry(c, op->out[k]);
   }
+  for (int s = 0; s < c->n; s++) sort_ops(c->m->arena, c->to[s]);
 }
 
 static bool has(const ir_module *m, const char *state) {
@@ -555,7 +642,7 @@ const char *cut_stages(ir_module *m, const cut_job *j, ir_module **out) {
   IR_CHECK(axis >= 0 && m->mesh->axis[axis].size == j->stages);
   const char *why = cut_repeats(m, j);
   if (why) return why;
-  stages c = {.m = m, .n = j->stages, .out = out, .micro = mesh_axis(m->mesh, "micro")};
+  stages c = {.m = m, .n = j->stages, .chunks = j->chunks ? j->chunks : 1, .out = out, .micro = mesh_axis(m->mesh, "micro")};
   c.reads.arena = m->arena;
   new_modules(&c);
   c.to = arena_new(m->arena, ir_region *, c.n);
@@ -569,10 +656,15 @@ const char *cut_stages(ir_module *m, const cut_job *j, ir_module **out) {
   }
   for (int i = 0; i < m->funcs.n; i++) {
     of[i].reads = c.reads;
-    for (int s = 0; s < c.n; s++)
-      c.to[s] = ir_func_new(out[s], m->funcs.at[i]->name, m->funcs.at[i]->kind)->body;
     find_needs(&of[i], true);
+    ir_func **f = arena_new(m->arena, ir_func *, c.n);
+    for (int s = 0; s < c.n; s++) {
+      f[s] = ir_func_new(out[s], m->funcs.at[i]->name, m->funcs.at[i]->kind);
+      c.to[s] = f[s]->body;
+    }
     write_func(&of[i]);
+    if (of[i].error) return of[i].error;
+    for (int s = 0; s < c.n; s++) f[s]->loop = of[i].loop, f[s]->turns = of[i].turns;
   }
   add_states(&c);
   for (int s = 0; s < c.n; s++) out[s]->next_index = m->next_index;

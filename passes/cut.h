@@ -34,6 +34,13 @@
 // meet behind the loop, on the first stage that needs the sum, which gives it to the others that
 // do; what all stages need (the squares of the gradient norm, the loss) is an `all_reduce`.
 //
+// Chunks. Part k is chunk k / stages of stage k % stages, so what goes on from part to part goes round
+// the stages, and comes back to a stage for its next chunk. The loop over micro-batches is several
+// segments of a stage's module then, its *turns*: forward of chunk 0, 1, ..., backward of the last
+// one, ..., of chunk 0; a stage without chunks has two. Pass `order` puts them in the order of the
+// pipeline. A message belongs to the turn that makes what it carries, and to the turn of the next
+// part round; messages of forward (step 1) and of backward (step -1) do not wait for each other.
+//
 // Loss and gradient norm are outputs of every stage, equal on all; each weight counts in the norm
 // once. Entries that generate are left out: their caches and their logits belong to one rank.
 //
@@ -49,14 +56,15 @@
 
 typedef struct cut_job {
   int stages;            // 2 .. CUT_MAX_STAGES
-  const int64_t *first;  // [stages + 1] stage k takes layers first[k] .. first[k + 1] - 1, counted
-                         // over all repeats of the forward pass; the last is cut_layers(m)
+  int chunks;            // parts of a stage (interleaving); 1, or 0: one
+  const int64_t *first;  // [stages * chunks + 1] part k takes layers first[k] .. first[k + 1] - 1,
+                         // counted over all repeats of the forward pass; the last is cut_layers(m)
 } cut_job;
 
 // Layers of all repeats of the forward pass of train_step (or of evaluate, without it).
 int64_t cut_layers(ir_module *m);
-// As even as can be, late stages first: 5 layers in 2 stages are 2 and 3. [stages + 1]
-int64_t *cut_evenly(arena *a, int64_t layers, int stages);
+// As even as can be, late parts first: 5 layers in 2 parts are 2 and 3. [parts + 1]
+int64_t *cut_evenly(arena *a, int64_t layers, int parts);
 
 // Both return NULL, or why the step cannot be cut there, in the user's words. The module is
 // changed, and after an error no longer of use.
@@ -64,6 +72,12 @@ const char *cut_repeats(ir_module *m, const cut_job *j);
 // The modules of the stages, in `out`; they are in the arena of `m` and share nothing with each
 // other that passes change.
 const char *cut_stages(ir_module *m, const cut_job *j, ir_module **out);
+
+// The turn of an op at the top of `f`, or -1.
+static inline int cut_turn_of(const ir_func *f, const ir_op *op) {
+  int turn = (op->segment - f->loop) / 2;
+  return (op->segment & 1) && op->segment >= f->loop && turn < f->turns ? turn : -1;
+}
 
 // ---- inside ------------------------------------------------------------------------------------
 

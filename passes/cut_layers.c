@@ -79,11 +79,13 @@ int64_t cut_layers(ir_module *m) {
   return n;
 }
 
-int64_t *cut_evenly(arena *a, int64_t layers, int stages) {
-  int64_t *first = arena_new(a, int64_t, stages + 1);
-  for (int k = 0; k <= stages; k++) first[k] = layers * k / stages;
+int64_t *cut_evenly(arena *a, int64_t layers, int parts) {
+  int64_t *first = arena_new(a, int64_t, parts + 1);
+  for (int k = 0; k <= parts; k++) first[k] = layers * k / parts;
   return first;
 }
+
+static int parts_of(const cut_job *j) { return j->stages * (j->chunks ? j->chunks : 1); }
 
 static const char *refuse(cutter *c, const ir_op *op, const char *why) {
   if (!c->error)
@@ -115,8 +117,8 @@ static layer_set *new_layers(cutter *c, ir_index *root, int64_t first, int64_t c
   arena *a = c->m->arena;
   layer_set *l = arena_new(a, layer_set, 1);
   *l = (layer_set){.root = root, .first = first, .count = count};
-  l->range = arena_new(a, range, c->job->stages);
-  for (int k = 0; k < c->job->stages; k++) {
+  l->range = arena_new(a, range, parts_of(c->job));
+  for (int k = 0; k < parts_of(c->job); k++) {
     int64_t lo = c->job->first[k] - first, hi = c->job->first[k + 1] - first;
     if (lo < 0) lo = 0;
     if (hi > count) hi = count;
@@ -198,6 +200,7 @@ static void cut_states(cutter *c) {
       if (s->of) p.of = piece_name(a, s->of, g);
       p.first = s->first + (int)g->lo * s->step;
       retype(&p.type, l, k);
+      if (p.nshares) retype(&p.whole, l, k);
       ir_state_add(m, p);
     }
     if (!l || l->n < 2) ir_state_add(m, *s);
@@ -379,7 +382,7 @@ static void cut_func(cutter *c, ir_func *f) {
 const char *cut_repeats(ir_module *m, const cut_job *j) {
   cutter c = {.m = m, .job = j, .micro = m->mesh ? mesh_axis(m->mesh, "micro") : -1};
   int64_t n = cut_layers(m);
-  IR_CHECK(j->stages >= 1 && j->first[0] == 0 && j->first[j->stages] == n);
+  IR_CHECK(j->stages >= 1 && j->first[0] == 0 && j->first[parts_of(j)] == n);
   int kept = 0;
   for (int i = 0; i < m->funcs.n; i++) {
     ir_func *f = m->funcs.at[i];

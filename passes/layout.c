@@ -186,43 +186,58 @@ static bool uses_caches(const sched *s, const sched_entry *e) {
 
 // ---- what waits for backward --------------------------------------------------------------------
 
-static bool is_forward(const sched_task *t) { return str_eq(t->phase, "forward"); }
-
-// Marks the storage that `op`, a top-level one, makes (or reads), in `set`.
-static void mark_storage(bool *set, const ir_op *op, bool made) {
-  for (int k = 0; made && k < op->nout; k++) set[op->out[k]->id] = true;
-  for (int k = 0; !made && k < op->nin; k++) set[ir_storage_of(op->in[k])->id] = true;
+int lay_segment(const lay *l, int segment) {
+  const ir_func *f = l->e->func;
+  bool turn = f->turns && (segment & 1) && segment >= f->loop;
+  return turn ? f->loop : segment;
 }
 
-// What forward makes and backward reads has a place for each micro-batch that is on its way, during
-// the whole loop over micro-batches.
+typedef struct turn_use {
+  int made, read;  // the first turn that makes what lies there, the last that reads it; -1: none
+} turn_use;
+
+static void use_in_turn(turn_use *u, const ir_op *op, int turn) {
+  for (int k = 0; k < op->nout; k++)
+    if (u[op->out[k]->id].made < 0) u[op->out[k]->id].made = turn;
+  for (int k = 0; k < op->nin; k++) {
+    int *read = &u[ir_storage_of(op->in[k])->id].read;
+    if (turn > *read) *read = turn;
+  }
+}
+
+// What one turn makes and a later one reads has a place for each micro-batch that is between them,
+// during the whole loop over micro-batches.
 static void stash(lay *l) {
   sched *s = l->s;
+  const ir_func *f = l->e->func;
   if (l->e->in_flight < 2) return;
-  int n = s->m->next_value, first = l->e->positions, last = 0, segment = -1;
-  bool *made = arena_new(s->m->arena, bool, n), *read = arena_new(s->m->arena, bool, n);
-  for (int ri = 0; ri < l->e->runs.n; ri++)
-    if (l->e->runs.at[ri].kind == SCHED_LOOP)
-      segment = s->tasks.at[l->e->runs.at[ri + 1].task].segment;
+  int n = s->m->next_value, first = l->e->positions, last = 0;
+  turn_use *use = arena_new(s->m->arena, turn_use, n), *items = arena_new(s->m->arena, turn_use, s->items.n + 1);
+  for (int i = 0; i < n; i++) use[i] = (turn_use){-1, -1};
+  for (int i = 0; i < s->items.n; i++) items[i] = (turn_use){-1, -1};
   for (int ri = 0; ri < l->e->runs.n; ri++) {
-    if (l->e->runs.at[ri].kind == SCHED_LOOP) continue;
+    if (!sched_first_run(l->e, ri)) continue;
     const sched_task *t = &s->tasks.at[l->e->runs.at[ri].task];
-    if (t->segment != segment) continue;
+    if (lay_segment(l, t->segment) != f->loop) continue;
     for (int i = 0; i < t->instrs.n; i++) {
       const sched_instr *in = &t->instrs.at[i];
       if (in->position < first) first = in->position;
       if (in->position > last) last = in->position;
       const ir_op *op = t->loop ? t->loop : in->op;
-      if (op) mark_storage(is_forward(t) ? made : read, op, is_forward(t));
+      if (op) use_in_turn(use, op, (t->segment - f->loop) / 2);
     }
   }
   for (int i = 0; i < n; i++) {
-    const binding *b = &l->bind[i];
-    if (!made[i] || !read[i] || b->kind != BIND_ITEM) continue;
-    sched_item *it = &s->items.at[b->index];
-    if (it->slots) continue;
+    if (use[i].made < 0 || l->bind[i].kind != BIND_ITEM) continue;
+    turn_use *u = &items[l->bind[i].index];
+    if (u->made < 0 || use[i].made < u->made) u->made = use[i].made;
+    if (use[i].read > u->read) u->read = use[i].read;
+  }
+  for (int i = l->first_item; i < s->items.n; i++) {
+    sched_item *it = &s->items.at[i];
+    if (items[i].made < 0 || items[i].read <= items[i].made) continue;
     IR_CHECK(!it->glue);
-    it->slots = l->e->in_flight;
+    it->slots = sched_on_their_way(s, l->e, items[i].made, items[i].read);
     it->slot = lay_align(it->bytes);
     it->bytes = it->slot * it->slots;
     it->first = first;

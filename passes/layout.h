@@ -56,6 +56,8 @@ bool lay_bound(const lay *l, const ir_value *v);
 // Binds `v` to the storage of `of`: the whole, or the slice of one layer.
 void lay_bind_alias(lay *l, const ir_value *v, const ir_value *of, bool sliced);
 int lay_state(const lay *l, const char *name);  // its number
+// The segment by whose time a value lives: turns of a pipeline are one.
+int lay_segment(const lay *l, int segment);
 // The value whose storage an op that updates in place writes, or NULL.
 const ir_value *lay_target(const ir_value *v);
 

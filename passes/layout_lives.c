@@ -52,8 +52,9 @@ void lives_find(lay *l) {
       int p = t->instrs.at[i].position;
       if (!t->loop) t->instrs.at[i].op->mark = p;
       if (t->loop) t->loop->mark = p;
-      if (p < seg_first[t->segment]) seg_first[t->segment] = p;
-      if (p > seg_last[t->segment]) seg_last[t->segment] = p;
+      int segment = lay_segment(l, t->segment);
+      if (p < seg_first[segment]) seg_first[segment] = p;
+      if (p > seg_last[segment]) seg_last[segment] = p;
     }
   }
   for (int i = 0; i < r->ops.n; i++) {
@@ -64,7 +65,7 @@ void lives_find(lay *l) {
       l->first[v->id] = op->mark;
       // A sum over micro-batches lives while they run, wherever it is made.
       const ir_op *maker = op->code == IR_repeat ? op->region[0]->yield.at[k]->def : op;
-      if (maker && ir_accumulates(maker) && repeats) l->first[v->id] = seg_first[op->segment];
+      if (maker && ir_accumulates(maker) && repeats) l->first[v->id] = seg_first[lay_segment(l, op->segment)];
     }
     if (ir_is_view(op)) continue;
     // Every use of a view or of what was updated in place is a use of its storage.
@@ -72,8 +73,10 @@ void lives_find(lay *l) {
       ir_value *root = ir_storage_of(op->in[k]);
       int p = op->mark;
       bool from_outside =
-          root->def && (root->def->segment != op->segment || root->def->code == IR_input);
-      if (repeats && from_outside) p = seg_last[op->segment];
+          root->def &&
+          (lay_segment(l, root->def->segment) != lay_segment(l, op->segment) ||
+           root->def->code == IR_input);
+      if (repeats && from_outside) p = seg_last[lay_segment(l, op->segment)];
       if (p > l->last[root->id]) l->last[root->id] = p;
     }
   }
@@ -238,7 +241,7 @@ static void chain_top(lay *l) {
       for (int k = 0; k < op->nin && !starts[u->id] && plain(l, u) && !l->over[u->id]; k++) {
         const ir_value *v = ir_storage_of(op->in[k]);
         bool dies = l->last[v->id] == op->mark && !l->under[v->id];
-        if (dies && in_loop(l, op)) dies = v->def && v->def->segment == op->segment;
+        if (dies && in_loop(l, op)) dies = v->def && lay_segment(l, v->def->segment) == lay_segment(l, op->segment);
         if (dies && plain(l, v) && !starts[v->id] && ir_may_overwrite(op, j, k))
           link_chain(l, u, v);
       }

@@ -7,9 +7,8 @@
 // backward, and so is what is made of the norm and arguments alone, such as the factor that clips:
 // it changes no state, and can share a launch with the norm. The rest is update.
 //
-// Of a stage of a pipeline, forward is besides what it sends to later stages, and what it receives
-// from earlier ones; backward what goes the other way. Its loop is put in the order of the pipeline
-// (passes/plan/pipe_order.h), the one that the planner counts with.
+// Of a stage of a pipeline, turns say which phase it is (passes/cut.h). They are put in the order of
+// the pipeline (passes/plan/pipe_order.h), the one that the planner counts with.
 
 #include <string.h>
 
@@ -17,6 +16,7 @@
 #include "ir/place.h"
 #include "ir/schedule.h"
 #include "ir/view.h"
+#include "passes/cut.h"
 #include "passes/pass.h"
 #include "passes/plan/pipe_order.h"
 
@@ -35,18 +35,11 @@ static bool silent(const ir_op *op) {
   }
 }
 
-// Does an exchange among stages make it a phase's own?
-static bool goes(const ir_op *op, int phase) {
-  if (op->code != IR_send && op->code != IR_receive) return false;
-  bool up = (ir_attr_int(op, "step", 0) > 0) == (op->code == IR_send);
-  return phase == PHASE_BACKWARD || ((op->segment & 1) && up);
-}
-
 static void mark_ancestors(ir_region *r, const char *output, int phase) {
   for (int i = r->ops.n - 1; i >= 0; i--) {
     ir_op *op = r->ops.at[i];
     bool root = op->code == IR_output && str_eq(ir_attr_str(op, "name", NULL), output);
-    if (!root && op->mark < phase && !goes(op, phase)) continue;
+    if (!root && op->mark < phase) continue;
     op->mark = phase;
     for (int k = 0; k < op->nin; k++)
       if (op->in[k]->def && op->in[k]->def->mark < phase) op->in[k]->def->mark = phase;
@@ -85,6 +78,11 @@ static void set_phases(ir_module *m, ir_func *f) {
   mark_ancestors(r, "grad_norm", PHASE_BACKWARD);
   mark_followers(m, r, "grad_norm", PHASE_BACKWARD);
   mark_ancestors(r, "loss", PHASE_FORWARD);
+  for (int i = 0; i < r->ops.n; i++) {
+    int turn = cut_turn_of(f, r->ops.at[i]);
+    if (turn >= f->turns / 2) r->ops.at[i]->mark = PHASE_BACKWARD;
+    if (turn >= 0 && turn < f->turns / 2) r->ops.at[i]->mark = PHASE_FORWARD;
+  }
 }
 
 // What a repeat runs again, in all layers.
@@ -110,76 +108,113 @@ static void add_arg(sched *s, const char *name) {
 
 // ---- pipelines ----------------------------------------------------------------------------------
 
-// Runs first .. + n - 1 of phase `phase` go to the end of the list, as part of the loop at `loop`.
-static void add_phase(sched *s, sched_entry *e, int loop, const sched_run *runs, int n,
-                      pipe_phase phase, int64_t add) {
-  for (int i = 0; i < n; i++) {
-    bool forward = str_eq(s->tasks.at[runs[i].task].phase, phase_name[PHASE_FORWARD]);
-    if (forward != (phase == PIPE_F)) continue;
-    sched_run r = runs[i];
-    r.micro_add = add;
-    vec_push(s->m->arena, &e->runs, r);
-    e->runs.at[loop].task++;
+typedef struct moment {  // a turn of one micro-batch
+  int turn;
+  int64_t micro;
+} moment;
+
+typedef struct turns {
+  sched *s;
+  sched_entry *e;
+  VEC(sched_run) *runs;  // of each turn
+} turns;
+
+static int open_loop(turns *t, int64_t first, int64_t micros) {
+  sched_run loop = {.kind = SCHED_LOOP, .micro_first = first, .micros = micros, .dir = 1};
+  vec_push(t->s->m->arena, &t->e->runs, loop);
+  return t->e->runs.n - 1;
+}
+
+static void add_turn(turns *t, int loop, int turn, int64_t micro_add) {
+  for (int i = 0; i < t->runs[turn].n; i++) {
+    sched_run r = t->runs[turn].at[i];
+    r.micro_add = micro_add;
+    vec_push(t->s->m->arena, &t->e->runs, r);
+    t->e->runs.at[loop].task++;
   }
 }
 
-static int open_loop(sched *s, sched_entry *e, int64_t first, int64_t micros) {
-  sched_run loop = {.kind = SCHED_LOOP, .micro_first = first, .micros = micros, .dir = 1};
-  vec_push(s->m->arena, &e->runs, loop);
-  return e->runs.n - 1;
+// Whether the moment `by` behind number i is the same turn of the next micro-batch.
+static bool follows_on(const moment *t, int64_t i, int64_t by, int64_t n) {
+  return i + by < n && t[i + by].turn == t[i].turn && t[i + by].micro == t[i].micro + 1;
 }
 
-typedef struct turn {  // a phase of one micro-batch
-  pipe_phase phase;
-  int64_t micro;
-} turn;
-
-static bool follow(const turn *t, int64_t i, int64_t by, int64_t n) {
-  return i + by < n && t[i + by].phase == t[i].phase && t[i + by].micro == t[i].micro + 1;
-}
-
-// The loop at number `at` in the order of the pipeline: phases of one kind in turn are a loop, and
-// so are a forward and a backward that go on together.
-static void order_pipeline(sched *s, sched_entry *e, int at, int kind) {
-  arena *a = s->m->arena;
-  int64_t micros = e->runs.at[at].micros;
-  int n = e->runs.at[at].task, rest = e->runs.n - at - 1 - n;
-  pipeline p = {.kind = (pipe_kind)kind, .stages = s->m->pipe_stages, .chunks = 1, .micro = micros};
-  sched_run *runs = arena_new(a, sched_run, n + rest + 1);
-  memcpy(runs, e->runs.at + at + 1, sizeof *runs * (size_t)(n + rest));
-  e->runs.n = at;
-  turn *t = arena_new(a, turn, 2 * micros);
-  int64_t turns = 0;
-  for (pipe_cursor c = pipe_cursor_of(&p, s->m->pipe_stage); c.left; pipe_cursor_next(&c))
-    t[turns++] = (turn){c.phase, c.micro};
-  for (int64_t i = 0; i < turns;) {
-    // The last of several forwards begins the pairs, if a backward comes next.
+// Moments as loops: a turn of several micro-batches is one, and so are two turns, forward and
+// backward, that go on together. The last of several forwards begins the pairs.
+static void write_loops(turns *t, const moment *at, int64_t n, int forward) {
+  for (int64_t i = 0; i < n;) {
     int64_t same = 1, pairs = 1;
-    while (follow(t, i + same - 1, 1, turns)) same++;
-    bool pair = i + same < turns && t[i].phase == PIPE_F && t[i + same].phase == PIPE_B;
+    while (follows_on(at, i + same - 1, 1, n)) same++;
+    bool pair = i + same < n && at[i].turn < forward && at[i + same].turn >= forward;
     if (pair) same--;
     if (same) {
-      add_phase(s, e, open_loop(s, e, t[i].micro, same), runs, n, t[i].phase, 0);
+      add_turn(t, open_loop(t, at[i].micro, same), at[i].turn, 0);
       i += same;
       continue;
     }
-    while (follow(t, i + 2 * pairs - 2, 2, turns) && follow(t, i + 2 * pairs - 1, 2, turns))
+    while (follows_on(at, i + 2 * pairs - 2, 2, n) && follows_on(at, i + 2 * pairs - 1, 2, n))
       pairs++;
-    int loop = open_loop(s, e, t[i + 1].micro, pairs);
-    add_phase(s, e, loop, runs, n, PIPE_F, t[i].micro - t[i + 1].micro);
-    add_phase(s, e, loop, runs, n, PIPE_B, 0);
+    int loop = open_loop(t, at[i + 1].micro, pairs);
+    add_turn(t, loop, at[i].turn, at[i].micro - at[i + 1].micro);
+    add_turn(t, loop, at[i + 1].turn, 0);
     i += 2 * pairs;
   }
-  for (int i = 0; i < rest; i++) vec_push(a, &e->runs, runs[n + i]);
-  e->in_flight = pipe_stash(NULL, &p, s->m->pipe_stage, NULL);
 }
 
-// The loop that has forward and backward is the last one.
-static void order_pipelines(sched *s, sched_entry *e, int kind) {
-  int at = -1;
-  for (int i = 0; i < e->runs.n; i++)
-    if (e->runs.at[i].kind == SCHED_LOOP) at = i;
-  if (at >= 0) order_pipeline(s, e, at, kind);
+int64_t sched_on_their_way(const sched *s, const sched_entry *e, int first, int last) {
+  int64_t now = 0, most = 0, micro = -1;
+  int turn = -1;
+  for (int i = 0; i < e->runs.n; i++) {
+    const sched_run *r = &e->runs.at[i];
+    if (r->kind != SCHED_LOOP) continue;
+    for (int64_t m = 0; m < r->micros; m++)
+      for (int k = 1; k <= r->task; k++) {
+        int segment = s->tasks.at[r[k].task].segment, is = (segment - e->func->loop) / 2;
+        int64_t at = r->micro_first + m + r[k].micro_add;
+        if (segment < e->func->loop || (is == turn && at == micro)) continue;
+        if (turn == last) now--;
+        turn = is;
+        micro = at;
+        if (is == first) now++;
+        if (now > most) most = now;
+      }
+    i += r->task;
+  }
+  return most ? most : 1;
+}
+
+// The loops of the turns, one behind the other so far, become the order of the pipeline; that of its
+// forwards where nothing goes backward.
+static void order_pipeline(sched *s, sched_entry *e, pipe_kind kind) {
+  arena *a = s->m->arena;
+  int n = e->func->turns, from = -1, to = -1;
+  turns t = {.s = s, .e = e, .runs = arena_alloc(a, sizeof *t.runs * (size_t)n)};
+  memset(t.runs, 0, sizeof *t.runs * (size_t)n);
+  int64_t micros = e->batch / e->micro_batch;
+  for (int i = 0; i < e->runs.n; i++) {
+    const sched_run *loop = &e->runs.at[i];
+    if (loop->kind != SCHED_LOOP || s->tasks.at[loop[1].task].segment < e->func->loop) continue;
+    if (from < 0) from = i;
+    int turn = (s->tasks.at[loop[1].task].segment - e->func->loop) / 2;
+    for (int k = 1; k <= loop->task; k++) vec_push(a, &t.runs[turn], loop[k]);
+    i += loop->task;
+    to = i + 1;
+  }
+  if (from < 0) return;
+  VEC(sched_run) rest = {0};
+  for (int i = to; i < e->runs.n; i++) vec_push(a, &rest, e->runs.at[i]);
+  e->runs.n = from;
+  bool trains = e->func->kind == ENTRY_TRAIN;
+  int chunks = trains ? n / 2 : n;
+  pipeline p = {.kind = kind, .stages = s->m->pipe_stages, .chunks = chunks, .micro = micros};
+  moment *at = arena_new(a, moment, n * micros);
+  int64_t count = 0;
+  for (pipe_cursor c = pipe_cursor_of(&p, s->m->pipe_stage); c.left; pipe_cursor_next(&c))
+    if (trains || c.phase == PIPE_F)
+      at[count++] = (moment){c.phase == PIPE_F ? c.chunk : n - 1 - c.chunk, c.micro};
+  write_loops(&t, at, count, chunks);
+  for (int i = 0; i < rest.n; i++) vec_push(a, &e->runs, rest.at[i]);
+  e->in_flight = sched_on_their_way(s, e, 0, n - 1);
 }
 
 static void build_entry(sched *s, ir_func *f, const pass_options *o) {
@@ -249,7 +284,7 @@ static void build_entry(sched *s, ir_func *f, const pass_options *o) {
     }
     vec_push(m->arena, &s->tasks.at[task].instrs, (sched_instr){.op = op, .position = position});
   }
-  if (m->pipe_stages && f->kind == ENTRY_TRAIN) order_pipelines(s, &e, o->pipe_order);
+  if (f->turns > 1) order_pipeline(s, &e, (pipe_kind)o->pipe_order);
   vec_push(m->arena, &s->entries, e);
 }
 

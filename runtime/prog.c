@@ -506,7 +506,8 @@ const int64_t *prog_state_dims(const prog_state *s, uint32_t *rank) {
 }
 
 int64_t prog_parameters(const prog *p) {
-  int64_t n = 0;
+  int64_t n = (int64_t)(p->header->parameters & INT64_MAX);
+  if (n) return n;
   for (uint32_t i = 0; i < p->nstates; i++) {
     const prog_state *s = &p->states[i];
     uint32_t rank;

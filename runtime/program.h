@@ -333,6 +333,7 @@ typedef struct prog_header {
   prog_str targets;  // of a device: "sm_80 sm_90a"
   uint32_t events;   // how many the order of an entry uses, at most
   uint32_t pad;
+  uint64_t parameters;   // of the whole model; 0: of one rank's, those of its weights
   uint64_t step_offset;  // of a device: where a call's prog_step lies, among the arguments
   prog_table strings, states, args, ios, kernels, gemms, operands, instrs, tasks, runs, entries,
       settings, functions, numbers, modules;  // numbers: int64_t

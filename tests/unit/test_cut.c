@@ -13,8 +13,10 @@
 
 #include "ir/interp.h"
 #include "ir/place.h"
+#include "ir/schedule.h"
 #include "ir/verify.h"
 #include "passes/cut.h"
+#include "passes/plan/pipe_order.h"
 #include "tests/unit/step_fixture.h"
 
 enum { MOST = 4 };
@@ -27,9 +29,11 @@ typedef struct wish {
   int stages;
   const int64_t *layers;  // of each stage; NULL: as even as can be
   recompute_mode recompute;
+  int64_t micro_batch;  // 0: all at once
+  int chunks;           // 0: one
 } wish;
 
-// LOCAL of a step with one micro-batch, as a pipeline is cut from.
+// LOCAL of a step, as a pipeline is cut from.
 static ir_module *local_of(arena *a, const wish *w) {
   diags d;
   diags_init(&d, a);
@@ -49,6 +53,7 @@ static ir_module *local_of(arena *a, const wish *w) {
   o.batch = j->batch;
   o.mesh = &mesh;
   o.recompute = w->recompute;
+  o.micro_batch = w->micro_batch;
   o.stage = IR_LOCAL;
   bool stopped;
   const char *why = pass_run_front(m, &o, &stopped);
@@ -58,9 +63,11 @@ static ir_module *local_of(arena *a, const wish *w) {
 
 static void cut(arena *a, const wish *w, ir_module **stage) {
   ir_module *m = local_of(a, w);
-  int64_t *first = cut_evenly(a, cut_layers(m), w->stages);
-  for (int s = 0; s < w->stages && w->layers; s++) first[s + 1] = first[s] + w->layers[s];
-  const char *why = cut_stages(m, &(cut_job){.stages = w->stages, .first = first}, stage);
+  int parts = w->stages * (w->chunks ? w->chunks : 1);
+  int64_t *first = cut_evenly(a, cut_layers(m), parts);
+  for (int s = 0; s < parts && w->layers; s++) first[s + 1] = first[s] + w->layers[s];
+  cut_job how = {.stages = w->stages, .chunks = w->chunks, .first = first};
+  const char *why = cut_stages(m, &how, stage);
   if (why) fail_msg("%s: %s", w->path, why);
   for (int s = 0; s < w->stages; s++) {
     const char *bad = ir_verify(stage[s]);
@@ -81,7 +88,7 @@ typedef struct ranks {
   int n;
   pthread_mutex_t lock;
   pthread_cond_t change;
-  message *first[MOST][MOST], **last[MOST][MOST];  // from, to
+  message *first[MOST][MOST][2], **last[MOST][MOST][2];  // from, to, forward
   // A reduction: how many have come, and which one it is.
   double sum[1 << 14];
   int come, round;
@@ -118,20 +125,22 @@ static void exchange(void *ctx, const ir_op *op, const double *in, double *out) 
     pthread_cond_broadcast(&q->change);
     while (q->come < 0) pthread_cond_wait(&q->change, &q->lock);
   } else {
-    int other = (r->number + (int)ir_attr_int(op, "step", 0) + q->n) % q->n;
+    int step = (int)ir_attr_int(op, "step", 0), other = (r->number + step + q->n) % q->n;
+    bool forward = (op->code == IR_send) == (step > 0);
     if (op->code == IR_send) {
       message *m = malloc(sizeof *m + sizeof(double) * (size_t)n);
       m->next = NULL;
       m->n = n;
       memcpy(m->data, in, sizeof(double) * (size_t)n);
-      *q->last[r->number][other] = m;
-      q->last[r->number][other] = &m->next;
+      *q->last[r->number][other][forward] = m;
+      q->last[r->number][other][forward] = &m->next;
       q->sends++;
     } else {
-      while (!q->first[other][r->number]) pthread_cond_wait(&q->change, &q->lock);
-      message *m = q->first[other][r->number];
-      q->first[other][r->number] = m->next;
-      if (!m->next) q->last[other][r->number] = &q->first[other][r->number];
+      message **at = &q->first[other][r->number][forward];
+      while (!*at) pthread_cond_wait(&q->change, &q->lock);
+      message *m = *at;
+      *at = m->next;
+      if (!m->next) q->last[other][r->number][forward] = at;
       if (m->n != n) r->error = "a message of another size";
       memcpy(out, m->data, sizeof(double) * (size_t)n);
       free(m);
@@ -222,7 +231,7 @@ static counts compare(arena *a, const wish *w, const char *func, ir_module **sta
   pthread_mutex_init(&q->lock, NULL);
   pthread_cond_init(&q->change, NULL);
   for (int i = 0; i < MOST; i++)
-    for (int k = 0; k < MOST; k++) q->last[i][k] = &q->first[i][k];
+    for (int k = 0; k < 2 * MOST; k++) q->last[i][k / 2][k % 2] = &q->first[i][k / 2][k % 2];
   rank r[MOST];
   arena own[MOST];
   pthread_t thread[MOST];
@@ -239,7 +248,8 @@ static counts compare(arena *a, const wish *w, const char *func, ir_module **sta
   for (int s = 0; s < w->stages; s++) pthread_join(thread[s], NULL);
   for (int s = 0; s < w->stages; s++) {
     if (r[s].error) fail_msg("stage %d: %s", s, r[s].error);
-    for (int k = 0; k < w->stages; k++) assert_null(q->first[s][k]);  // all that was sent came
+    for (int k = 0; k < 2 * w->stages; k++)
+      assert_null(q->first[s][k / 2][k % 2]);  // all that was sent came
     static const char *const outputs[] = {"loss", "grad_norm"};
     for (int k = 0; k < 2; k++) {
       const double *want = ir_interp_output(x, outputs[k], NULL);
@@ -292,7 +302,7 @@ static counts check(const wish *w, const char *func) {
 
 static void test_gpt_tied(void **state) {
   (void)state;
-  wish w = {"examples/tiny.dsm", TINY, 2, NULL, RECOMPUTE_NONE};
+  wish w = {"examples/tiny.dsm", TINY, 2, NULL, RECOMPUTE_NONE, 0, 0};
   counts n = check(&w, "train_step");
   assert_int_equal(n.sends, 2);       // an activation and its gradient
   assert_int_equal(n.reductions, 3);  // loss, norm, and the embedding's gradient
@@ -311,7 +321,7 @@ static void test_gpt_tied(void **state) {
 
 static void test_recompute(void **state) {
   (void)state;
-  wish w = {"examples/tiny.dsm", TINY, 3, NULL, RECOMPUTE_FULL};
+  wish w = {"examples/tiny.dsm", TINY, 3, NULL, RECOMPUTE_FULL, 0, 0};
   check(&w, "train_step");
   w.recompute = RECOMPUTE_SELECTIVE;
   check(&w, "train_step");
@@ -319,8 +329,33 @@ static void test_recompute(void **state) {
 
 static void test_dropout(void **state) {
   (void)state;
-  wish w = {"examples/tiny.dsm", TINY ",drop=0.3", 3, NULL, RECOMPUTE_NONE};
+  wish w = {"examples/tiny.dsm", TINY ",drop=0.3", 3, NULL, RECOMPUTE_NONE, 0, 0};
   check(&w, "train_step");  // draws are those of the layer in the whole model
+}
+
+// Two and three chunks a stage: what goes on comes back to a stage for its next chunk.
+static void test_chunks(void **state) {
+  (void)state;
+  wish w = {"examples/tiny.dsm", TINY, 2, NULL, RECOMPUTE_NONE, 0, 2};
+  counts n = check(&w, "train_step");
+  assert_int_equal(n.sends, 6);       // three cuts, both ways
+  assert_int_equal(n.reductions, 3);  // loss, norm, and the embedding's gradient
+  assert_int_equal(check(&w, "evaluate").sends, 3);
+  const int64_t layers[] = {1, 0, 1, 1, 1, 1};
+  w.layers = layers;
+  w.chunks = 3;
+  assert_int_equal(check(&w, "train_step").sends, 6);  // the second part has nothing to do
+  wish t5 = {"examples/t5.dsm",
+             "layers=4,hidden=16,batch=2,src=6,dst=5,vocab=24,heads=2,head=8,ffn=24", 2, NULL,
+             RECOMPUTE_NONE, 0, 2};
+  check(&t5, "train_step");
+  t5.chunks = 4;
+  check(&t5, "train_step");
+  t5.chunks = 2;
+  t5.stages = 4;
+  t5.recompute = RECOMPUTE_FULL;
+  check(&t5, "train_step");
+  check(&t5, "evaluate");
 }
 
 static void test_untied(void **state) {
@@ -337,8 +372,11 @@ static void test_untied(void **state) {
 static void test_t5(void **state) {
   (void)state;
   wish w = {"examples/t5.dsm",
-            "layers=4,hidden=16,batch=2,src=6,dst=5,vocab=24,heads=2,head=8,ffn=24", 2, NULL,
-            RECOMPUTE_NONE};
+            "layers=4,hidden=16,batch=2,src=6,dst=5,vocab=24,heads=2,head=8,ffn=24",
+            2,
+            NULL,
+            RECOMPUTE_NONE,
+            0};
   check(&w, "train_step");
   check(&w, "evaluate");
   w.stages = 4;
@@ -348,11 +386,138 @@ static void test_t5(void **state) {
   check(&w, "train_step");
 }
 
+// ---- orders and places
+// ---------------------------------------------------------------------------
+
+enum { BATCH = 8 };
+
+// SCHEDULE of every stage for eight samples in micro-batches.
+static void schedule(arena *a, wish w, pipe_kind kind, int64_t micros, ir_module **stage) {
+  w.micro_batch = BATCH / micros;
+  cut(a, &w, stage);
+  for (int s = 0; s < w.stages; s++) {
+    pass_options o = pass_defaults();
+    o.batch = BATCH;
+    o.micro_batch = w.micro_batch;
+    o.pipe_order = kind;
+    o.stage = IR_SCHEDULE;
+    const char *why = pass_run_back(stage[s], &o);  // its replay proves the places
+    if (why) fail_msg("stage %d: %s", s, why);
+  }
+}
+
+static const sched_entry *train_entry(const sched *s) {
+  for (int i = 0; i < s->entries.n; i++)
+    if (s->entries.at[i].func->kind == ENTRY_TRAIN) return &s->entries.at[i];
+  fail_msg("no entry trains");
+  return NULL;
+}
+
+// The turns that the runs of a stage's loops execute are those of the pipeline's order, and as many
+// micro-batches as it says are on their way.
+static void check_order(const sched *s, pipe_kind kind, int stage, int stages, int chunks,
+                        int64_t micros) {
+  const sched_entry *e = train_entry(s);
+  pipeline p = {.kind = kind, .stages = stages, .chunks = chunks, .micro = micros};
+  pipe_cursor c = pipe_cursor_of(&p, stage);
+  int last = -1;
+  int64_t last_micro = -1;
+  assert_int_equal(e->func->turns, 2 * chunks);
+  for (int i = 0; i < e->runs.n; i++) {
+    const sched_run *r = &e->runs.at[i];
+    if (r->kind != SCHED_LOOP) continue;
+    for (int64_t m = 0; m < r->micros; m++)
+      for (int k = 1; k <= r->task; k++) {
+        const sched_task *t = &s->tasks.at[r[k].task];
+        int64_t micro = r->micro_first + m + r[k].micro_add;
+        int turn = (t->segment - e->func->loop) / 2;
+        if (t->segment < e->func->loop) continue;           // targets are counted
+        if (turn == last && micro == last_micro) continue;  // more of the same turn
+        last = turn;
+        last_micro = micro;
+        bool forward = turn < chunks;
+        assert_int_equal(str_eq(t->phase, "forward"), forward);
+        assert_true(c.left > 0);
+        assert_int_equal(forward ? PIPE_F : PIPE_B, c.phase);
+        assert_int_equal(forward ? turn : 2 * chunks - 1 - turn, c.chunk);
+        assert_int_equal(micro, c.micro);
+        pipe_cursor_next(&c);
+      }
+    i += r->task;
+  }
+  assert_int_equal(c.left, 0);
+  int64_t stash = micros < stages - stage ? micros : stages - stage;
+  if (kind == PIPE_ONE_F_ONE_B) assert_int_equal(e->in_flight, stash);
+  if (kind == PIPE_GPIPE) assert_int_equal(e->in_flight, micros);
+}
+
+// What is saved has a place for each micro-batch on its way; with a place less than that, forward
+// of one writes over what backward of another reads.
+static void check_stash(sched *s, int64_t in_flight) {
+  int64_t stashed = 0;
+  for (int i = 0; i < s->items.n; i++)
+    if (s->items.at[i].slots) {
+      const sched_item *it = &s->items.at[i];
+      assert_true(it->slots >= 1 && it->slots <= in_flight);
+      assert_int_equal(it->bytes, it->slots * it->slot);
+      stashed++;
+    }
+  assert_int_equal(stashed > 0, in_flight > 1);
+  assert_null(sched_replay(s));
+  if (!stashed) return;
+  for (int i = 0; i < s->nplaces; i++)
+    if (s->place[i].micro_mod) s->place[i].micro_mod--;
+  const char *wrong = sched_replay(s);
+  if (!wrong) fail_msg("a place less and nothing is wrong");
+  assert_non_null(strstr(wrong, "reads"));
+}
+
+static void check_orders(const char *path, const char *settings) {
+  static const struct {
+    pipe_kind kind;
+    int stages, chunks;
+    int64_t micros;
+  } cases[] = {
+      {PIPE_ONE_F_ONE_B, 2, 1, 2}, {PIPE_ONE_F_ONE_B, 2, 1, 8}, {PIPE_ONE_F_ONE_B, 4, 1, 2},
+      {PIPE_ONE_F_ONE_B, 4, 1, 4}, {PIPE_ONE_F_ONE_B, 4, 1, 8}, {PIPE_GPIPE, 2, 1, 4},
+      {PIPE_GPIPE, 4, 1, 8},       {PIPE_GPIPE, 2, 2, 4},       {PIPE_INTERLEAVED, 2, 2, 2},
+      {PIPE_INTERLEAVED, 2, 2, 4}, {PIPE_INTERLEAVED, 2, 2, 8}, {PIPE_INTERLEAVED, 2, 4, 4},
+      {PIPE_INTERLEAVED, 4, 2, 4}, {PIPE_INTERLEAVED, 4, 2, 8},
+  };
+  for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+    arena a;
+    arena_init(&a);
+    ir_module *stage[MOST];
+    int n = cases[i].stages;
+    wish w = {path, settings, n, NULL, RECOMPUTE_NONE, 0, cases[i].chunks};
+    schedule(&a, w, cases[i].kind, cases[i].micros, stage);
+    for (int s = 0; s < n; s++) {
+      check_order(stage[s]->schedule, cases[i].kind, s, n, cases[i].chunks, cases[i].micros);
+      check_stash(stage[s]->schedule, train_entry(stage[s]->schedule)->in_flight);
+    }
+    arena_free(&a);
+  }
+}
+
+static void test_orders_gpt(void **state) {
+  (void)state;
+  check_orders("examples/tiny.dsm", "layers=9,hidden=16,batch=8,seq=6,vocab=24,context=6,heads=2");
+}
+
+// The encoder's output waits on every stage of the decoder.
+static void test_orders_t5(void **state) {
+  (void)state;
+  check_orders("examples/t5.dsm",
+               "layers=4,hidden=16,batch=8,src=6,dst=5,vocab=24,heads=2,head=8,ffn=24");
+}
+
 int main(void) {
   const struct CMUnitTest tests[] = {
-      cmocka_unit_test(test_gpt_tied), cmocka_unit_test(test_recompute),
-      cmocka_unit_test(test_dropout),  cmocka_unit_test(test_untied),
-      cmocka_unit_test(test_t5),
+      cmocka_unit_test(test_gpt_tied),  cmocka_unit_test(test_recompute),
+      cmocka_unit_test(test_chunks),
+      cmocka_unit_test(test_dropout),   cmocka_unit_test(test_untied),
+      cmocka_unit_test(test_t5),        cmocka_unit_test(test_orders_gpt),
+      cmocka_unit_test(test_orders_t5),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

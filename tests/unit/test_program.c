@@ -630,6 +630,7 @@ static void test_refuses(void **state) {
   PATCH(operands, prog_operand, 0, bytes, ARENA + 1, "leaves the arena");
   PATCH(operands, prog_operand, 2, micro_stride, INT64_MAX, "leaves the arena");
   PATCH(operands, prog_operand, 2, layer_mod, -1, "bad sizes");
+  PATCH(operands, prog_operand, 2, micro_mod, -1, "leaves the arena");
   PATCH(runs, prog_run, 1, micro_count, 3, "no meaning");
   PATCH(runs, prog_run, 1, task, 1000, "no meaning");
   PATCH(runs, prog_run, 1, task, 6, "");
@@ -918,6 +919,107 @@ static void test_layer_ring(void **state) {
   refuse(t, "leaves the arena");
 }
 
+static void test_micro_places(void **state) {
+  // micro_mod: two micro-batches in one place. micro_add: a run of a later one, if there is one.
+  world *w = *state;
+  toy *t = w->toy;
+  prog_header *h = (prog_header *)(void *)t->blob;
+  prog_run *r = (prog_run *)(void *)(t->blob + h->runs.offset) + 1;
+  prog_operand *o = (prog_operand *)(void *)(t->blob + h->operands.offset);
+  assert_int_equal(r->kind, PROG_LOOP);
+  assert_int_equal(r->micro_count, 2);
+  int64_t stride = o[2].micro_stride;
+  o[2].micro_stride = (int64_t)h->arena_bytes;
+  refuse(t, "leaves the arena");
+  o[2].micro_mod = 1;
+  toy_seal(t);
+  prog p;
+  status *s = prog_open(t->blob, t->n, t->code_bytes, &p);
+  if (s) fail_msg("%s", s->message);
+  o[2].micro_mod = 2;
+  refuse(t, "leaves the arena");
+  o[2].micro_mod = 0;
+  o[2].micro_stride = stride;
+  r[1].micro_add = 1;
+  refuse(t, "no such micro-batch");
+  r[1].micro_add = -1;
+  refuse(t, "no such micro-batch");
+  r[1].micro_add = INT64_MAX;
+  refuse(t, "no such micro-batch");
+  r->micro_count = 1;
+  r[1].micro_add = 1;
+  toy_seal(t);
+  s = prog_open(t->blob, t->n, t->code_bytes, &p);
+  if (s) fail_msg("%s", s->message);
+}
+
+static void refuse_file(const char *exe, const unsigned char *file, size_t n, const char *part) {
+  image img;
+  write_file(exe, file, n);
+  status *s = image_open(exe, "exe", 0, &img);
+  assert_non_null(s);
+  has(s->message, part);
+  status_free(s);
+}
+
+// Two programs in one file: each rank opens that of its stage, and all compare one number.
+static void test_stages_file(void **state) {
+  world *w = *state;
+  const char *exe = path(w, "exe");
+  toy *t[] = {toy_build("next_token", TOY_RANKS), toy_build("next_token", TOY_RANKS)};
+  // The toy's mesh has one axis of two; call it `pipeline`, and tell the second program apart.
+  prog_part part[2] = {{0}};
+  unsigned char *file = calloc(1, 1 << 20);
+  size_t at = 4096;
+  for (int i = 0; i < 2; i++) {
+    prog_header *h = (prog_header *)(void *)t[i]->blob;
+    prog_axis *axis = (prog_axis *)(void *)(t[i]->blob + h->axes.offset);
+    assert_int_equal(h->axes.count, 1);
+    for (size_t k = 0; k + 9 <= h->strings.count; k++)
+      if (strcmp((char *)t[i]->blob + h->strings.offset + k, "pipeline") == 0)
+        axis[0].name = (prog_str)k;
+    h->parameters = (uint64_t)(100 + i);
+    toy_seal(t[i]);
+    part[i].code_offset = at;
+    part[i].code_bytes = t[i]->code_bytes;
+    memcpy(file + at, t[i]->code, t[i]->code_bytes);
+    part[i].code_checksum = XXH3_64bits(file + at, t[i]->code_bytes);
+    at = (at + t[i]->code_bytes + 4095) / 4096 * 4096;
+    part[i].program_offset = at;
+    part[i].program_bytes = t[i]->n;
+    memcpy(file + at, t[i]->blob, t[i]->n);
+    at = (at + t[i]->n + 4095) / 4096 * 4096;
+  }
+  prog_trailer tr = {.first = part[0], .parts_offset = at, .parts = 2};
+  memcpy(tr.magic, PROG_TRAILER_MAGIC, 8);
+  memcpy(file + at, part, sizeof part);
+  size_t end = at + sizeof part, n = end + sizeof tr;
+  memcpy(file + end, &tr, sizeof tr);
+  write_file(exe, file, n);
+  image img[2];
+  for (int r = 0; r < 2; r++) {
+    status *s = image_open(exe, "exe", r, &img[r]);
+    if (s) fail_msg("%s", s->message);
+    assert_int_equal(prog_parameters(&img[r].prog), 100 + r);
+  }
+  assert_true(img[0].prog.identity == img[1].prog.identity);
+  assert_true(img[0].prog.header->checksum != img[1].prog.header->checksum);
+  for (int r = 0; r < 2; r++) image_close(&img[r]);
+  tr.parts = 1;
+  memcpy(file + end, &tr, sizeof tr);
+  refuse_file(exe, file, n, "trailer points outside");
+  tr.parts = 3;
+  memcpy(file + end, &tr, sizeof tr);
+  refuse_file(exe, file, n, "trailer points outside");
+  tr.parts = 2;
+  memcpy(file + end, &tr, sizeof tr);
+  part[1].program_bytes = n;
+  memcpy(file + at, part, sizeof part);
+  refuse_file(exe, file, n, "trailer points outside");
+  for (int i = 0; i < 2; i++) toy_free(t[i]);
+  free(file);
+}
+
 static void test_cpu(void **state) {
   (void)state;
   status *s = image_check_cpu("x86-64 avx2 fma avx512f", "x86-64", "fpu avx avx2 fma sse4_2\n");
@@ -1046,6 +1148,8 @@ int main(void) {
       T(test_refuses_devices),
       cmocka_unit_test(test_targets),
       T(test_layer_ring),
+      T(test_micro_places),
+      T(test_stages_file),
       T(test_executable_file),
       cmocka_unit_test(test_cpu),
       cmocka_unit_test(test_schedule_values),

@@ -624,6 +624,7 @@ static toy *toy_build(const char *read, int kind) {
   toy_add(&t->args, &mu, sizeof mu);
   toy_add(&t->args, &past, sizeof past);
   if (t->ranks) {
+    toy_str(t, "pipeline");  // what tests of stages call it
     prog_axis data = {.name = toy_str(t, "data"), .size = 2, .stride = 1};
     toy_add(&t->axes, &data, sizeof data);
     h.events = 2;
