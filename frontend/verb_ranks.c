@@ -25,8 +25,7 @@ static const char *not_built(arena *a, const plan_choice *x) {
   if (x->zero && x->zero_group != x->size[PLAN_DATA] * x->size[PLAN_ULYSSES] * x->size[PLAN_RING])
     return arena_printf(a, "zero=%d:%lld", x->zero, (long long)x->zero_group);
   if (x->interleave > 1) return arena_printf(a, "interleave=%lld", (long long)x->interleave);
-  if (x->size[PLAN_PIPELINE] > 1 && x->pipe != PIPE_ONE_F_ONE_B &&
-      x->pipe != PIPE_GPIPE)
+  if (x->size[PLAN_PIPELINE] > 1 && x->pipe != PIPE_ONE_F_ONE_B && x->pipe != PIPE_GPIPE)
     return arena_printf(a, "order=%s", pipe_kind_name(x->pipe));
   if (x->also != PLAN_KEEP) return "recompute of some layers alone";
   for (int i = 0; i < PLAN_CLASSES; i++)
@@ -58,9 +57,23 @@ static const distribution *distribution_of(arena *a, const cl_cluster *cluster,
   return any ? d : NULL;
 }
 
-bool ranks_plan(cli *c, compiled *k, plan_given *given) {
+bool ranks_take(arena *a, compiled *k, const cl_cluster *cluster, const plan_candidate *x,
+                plan_given *given) {
   static const recompute_mode mode[PLAN_RECOMPUTES] = {RECOMPUTE_NONE, RECOMPUTE_SELECTIVE,
                                                        RECOMPUTE_FULL};
+  const char *cpu = cl_device_at(cluster, 0)->arch;
+  if (!cpu || !str_eq(cpu, "cpu") || not_built(a, &x->choice)) return false;
+  k->plan = x;
+  k->mesh = mesh_of(a, &x->choice);
+  if (!k->mesh->naxes) k->mesh = NULL;
+  k->distribution = distribution_of(a, cluster, &x->choice, k->mesh);
+  given->pins.micro_batch = x->choice.micro_batch;
+  given->recompute = mode[x->choice.recompute];
+  given->recompute_text = plan_recompute_name(x->choice.recompute);
+  return true;
+}
+
+bool ranks_plan(cli *c, compiled *k, plan_given *given) {
   planning p;
   if (!plan_make(c, &p)) {
     k->exit_code = p.compiled.exit_code;
@@ -88,13 +101,7 @@ bool ranks_plan(cli *c, compiled *k, plan_given *given) {
     k->exit_code = EXIT_INPUT;
     return false;
   }
-  k->plan = best;
-  k->mesh = mesh_of(c->arena, &best->choice);
-  if (!k->mesh->naxes) k->mesh = NULL;
-  k->distribution = distribution_of(c->arena, p.cluster, &best->choice, k->mesh);
-  given->pins.micro_batch = best->choice.micro_batch;
-  given->recompute = mode[best->choice.recompute];
-  given->recompute_text = plan_recompute_name(best->choice.recompute);
+  ranks_take(c->arena, k, p.cluster, best, given);
   return true;
 }
 
