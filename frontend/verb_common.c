@@ -163,6 +163,7 @@ static bool lower_and_optimise(cli *c, compiled *k, const plan_given *pin, int64
   k->schedule = k->module->schedule;
   if (why && pin->recompute == RECOMPUTE_BYTES && k->recomputed.after > pin->recompute_bytes)
     return true;  // choose_micro_batch looks at it too
+  if (why && k->quiet) return false;
   if (why) {
     fprintf(stderr, "error: %s\n", why);
     k->exit_code = k->schedule ? EXIT_INPUT : EXIT_UNFIT;
@@ -406,6 +407,21 @@ const sched *compile_layout(cli *c, compiled *k, const plan_given *given, const 
   pin.recompute = recompute;
   if (!lower_and_optimise(c, &other, &pin, micro_batch, COMPILE_SCHEDULE)) return NULL;
   return other.schedule;
+}
+
+bool compile_layout_ranks(cli *c, compiled *k, const plan_given *given, const cl_cluster *cluster,
+                          const plan_candidate *x, const sched **out) {
+  compiled other = {.program = k->program, .job = k->job, .quiet = true};
+  plan_given pin = *given;
+  if (given->recompute == RECOMPUTE_BYTES) return false;
+  if (!ranks_take(c->arena, &other, cluster, x, &pin)) return false;
+  if (!lower_and_optimise(c, &other, &pin, x->choice.micro_batch, COMPILE_SCHEDULE)) return false;
+  if (x->nstages != (other.nstages ? other.nstages : 1)) return false;
+  for (int i = 0; i < x->nstages; i++) {
+    out[i] = other.nstages ? other.stage[i].schedule : other.schedule;
+    if (!out[i] || !out[i]->place) return false;
+  }
+  return true;
 }
 
 bool compile_measure(cli *c, const char *name, const char *text, compiled *k) {

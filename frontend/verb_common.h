@@ -14,6 +14,8 @@
 #include "ir/schedule.h"
 #include "passes/pass.h"
 
+struct cl_cluster;
+struct plan_candidate;
 struct plan_given;
 
 typedef enum compile_stage {
@@ -53,6 +55,7 @@ typedef struct compiled {
   int nstages;            // of a pipeline; 0: none. Then module, schedule, image and program are
   compiled_stage *stage;  // those of one of them
   uint64_t digest;        // of the texts and settings: names the executable in the cache
+  bool quiet;             // what cannot be compiled is not reported
   int exit_code;          // when it failed for another reason than a diagnostic
 } compiled;
 
@@ -70,6 +73,11 @@ bool compile_steps(compiled *k, const recompute_mode *mode, int n, ir_module **o
 // out. NULL when no code is made for such a device, or not with these pins.
 const sched *compile_layout(cli *c, compiled *k, const struct plan_given *given, const char *arch,
                             int64_t micro_batch, recompute_mode recompute);
+// The same of a plan for the ranks of a cluster: out[x->nstages], a schedule for each stage. False,
+// and nothing said, when no code is made for it.
+bool compile_layout_ranks(cli *c, compiled *k, const struct plan_given *given,
+                          const struct cl_cluster *cluster, const struct plan_candidate *x,
+                          const sched **out);
 // As far as COMPILE_SCHEDULE with a text of ours, to see what it takes on this host: out->fits says
 // whether it has the memory, and when it has not, `out` is what a micro-batch of 1 would need.
 bool compile_measure(cli *c, const char *name, const char *text, compiled *out);

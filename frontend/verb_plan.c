@@ -107,6 +107,7 @@ typedef struct layouts {
   cli *c;
   compiled *compiled;
   const plan_given *given;
+  int ops;  // of the graph
 } layouts;
 
 static bool lay_out(void *ctx, const cl_device *d, const plan_choice *choice, laid *out) {
@@ -125,11 +126,36 @@ static bool lay_out(void *ctx, const cl_device *d, const plan_choice *choice, la
   return s != NULL;
 }
 
+// Each stage is compiled. What is larger takes longer than a search should.
+enum { MOST_OPS = 20000, MOST_STAGES = 16 };
+
+static bool lay_out_ranks(void *ctx, const cl_cluster *cluster, const plan_candidate *x,
+                          laid *out) {
+  const layouts *l = ctx;
+  if (x->nstages > MOST_STAGES || l->ops > MOST_OPS) return false;
+  arena scratch;
+  arena_init(&scratch);
+  scratch.oom = l->c->arena->oom;
+  scratch.oom_ctx = l->c->arena->oom_ctx;
+  cli own = *l->c;
+  own.arena = &scratch;
+  const sched **s = arena_new(&scratch, const sched *, x->nstages);
+  bool known = compile_layout_ranks(&own, l->compiled, l->given, cluster, x, s);
+  for (int i = 0; known && i < x->nstages; i++) laid_read(l->c->arena, s[i], &out[i]);
+  l->c->diags = own.diags;
+  arena_free(&scratch);
+  return known;
+}
+
 static laid_maker *layouts_of(cli *c, planning *p, const plan_given *g) {
   layouts *ctx = arena_new(c->arena, layouts, 1);
-  *ctx = (layouts){c, &p->compiled, g};
+  *ctx = (layouts){c, &p->compiled, g, p->job.rules[0]->g->op.n};
   laid_maker *m = arena_new(c->arena, laid_maker, 1);
-  *m = (laid_maker){.a = c->arena, .make = lay_out, .ctx = ctx, .made = {.arena = c->arena}};
+  *m = (laid_maker){.a = c->arena,
+                    .make = lay_out,
+                    .make_ranks = lay_out_ranks,
+                    .ctx = ctx,
+                    .made = {.arena = c->arena}};
   return m;
 }
 

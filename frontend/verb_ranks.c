@@ -56,9 +56,23 @@ static const distribution *distribution_of(arena *a, const cl_cluster *cluster,
   return any ? d : NULL;
 }
 
-bool ranks_plan(cli *c, compiled *k, plan_given *given) {
+bool ranks_take(arena *a, compiled *k, const cl_cluster *cluster, const plan_candidate *x,
+                plan_given *given) {
   static const recompute_mode mode[PLAN_RECOMPUTES] = {RECOMPUTE_NONE, RECOMPUTE_SELECTIVE,
                                                        RECOMPUTE_FULL};
+  const char *cpu = cl_device_at(cluster, 0)->arch;
+  if (!cpu || !str_eq(cpu, "cpu") || not_built(a, &x->choice)) return false;
+  k->plan = x;
+  k->mesh = mesh_of(a, &x->choice);
+  if (!k->mesh->naxes) k->mesh = NULL;
+  k->distribution = distribution_of(a, cluster, &x->choice, k->mesh);
+  given->pins.micro_batch = x->choice.micro_batch;
+  given->recompute = mode[x->choice.recompute];
+  given->recompute_text = plan_recompute_name(x->choice.recompute);
+  return true;
+}
+
+bool ranks_plan(cli *c, compiled *k, plan_given *given) {
   planning p;
   if (!plan_make(c, &p)) {
     k->exit_code = p.compiled.exit_code;
@@ -86,13 +100,7 @@ bool ranks_plan(cli *c, compiled *k, plan_given *given) {
     k->exit_code = EXIT_INPUT;
     return false;
   }
-  k->plan = best;
-  k->mesh = mesh_of(c->arena, &best->choice);
-  if (!k->mesh->naxes) k->mesh = NULL;
-  k->distribution = distribution_of(c->arena, p.cluster, &best->choice, k->mesh);
-  given->pins.micro_batch = best->choice.micro_batch;
-  given->recompute = mode[best->choice.recompute];
-  given->recompute_text = plan_recompute_name(best->choice.recompute);
+  ranks_take(c->arena, k, p.cluster, best, given);
   return true;
 }
 

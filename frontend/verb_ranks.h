@@ -12,6 +12,10 @@ bool ranks_wanted(cli *c, const plan_given *given);
 // is built: k->plan, k->mesh, and in `given` its micro-batch and what is recomputed. False after a
 // report: an error, a plan that does not fit, or one with something that is planned but not built.
 bool ranks_plan(cli *c, compiled *k, plan_given *given);
+// A plan of the cluster as what is compiled: the same, without a search. False, and nothing said,
+// when no executable does it yet.
+bool ranks_take(arena *a, compiled *k, const cl_cluster *cluster, const plan_candidate *x,
+                plan_given *given);
 // What the plan asks of passes, but for its mesh, micro-batch and recomputation.
 void ranks_options(const compiled *k, pass_options *o);
 

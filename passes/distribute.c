@@ -236,6 +236,17 @@ static ir_value *gradient(dist *d, ir_region *r, const ir_op *op, ir_value *v, u
   return now;
 }
 
+// A gradient that is partial over axes, whole; once, however many read it.
+static ir_value *completed(dist *d, ir_region *r, const ir_op *op, ir_value *v, unsigned axes) {
+  for (int i = 0; i < d->sums.n; i++)
+    if (d->sums.at[i]->def->in[0] == v) return d->sums.at[i];
+  ir_value *whole = ranks_exchange(d->m, r, IR_all_reduce, v, &v->type, axes, 0, 0);
+  whole->def->segment = op->segment;
+  set_cut(d, whole, cut_of(d, v));
+  vec_push(d->scratch, &d->sums, whole);
+  return whole;
+}
+
 static void follow(dist *d, ir_region *r, ir_op *op) {
   unsigned partial = 0, cut = 0;
   const ir_value *like = NULL;
@@ -260,11 +271,7 @@ static void follow(dist *d, ir_region *r, ir_op *op) {
     if (value >= 0 && d->g->value.at[value].weight)
       set_cut(d, v, dist_cut_axes(d, dist_made(d, value)));
     if (left && op->code != IR_all_reduce) {
-      ir_value *whole =
-          ranks_exchange(d->m, r, IR_all_reduce, op->in[k], &op->in[k]->type, left, 0, 0);
-      whole->def->segment = op->segment;
-      set_cut(d, whole, cut_of(d, op->in[k]));
-      op->in[k] = whole;
+      op->in[k] = completed(d, r, op, op->in[k], left);
       left = 0;
     }
     partial |= left;

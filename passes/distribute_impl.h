@@ -30,7 +30,8 @@ typedef struct dist {
   int ncut;
   map extents;  // local indices that were made, by what they are a part of
   VEC(made_form) forms;
-  ir_value **stands;  // by value id: what its readers read in its place; NULL: itself
+  VEC(ir_value *) sums;  // of gradients, behind forward and backward
+  ir_value **stands;     // by value id: what its readers read in its place; NULL: itself
   const char *error;
 } dist;
 

@@ -12,8 +12,7 @@
 
 #include "passes/plan/evaluate_impl.h"
 
-static void count_sent(plan_candidate *x, int axis, const bl_sent *s, double times) {
-  plan_bytes *b = &x->bytes;
+static void count_sent(plan_bytes *b, int axis, const bl_sent *s, double times) {
   plan_axis a = bl_axis_of(axis);
   for (int k = 0; k < CL_COLLECTIVES; k++) {
     for (int far = 0; far < 2; far++) b->bytes[a][k][far] += times * s->bytes[k][far];
@@ -38,11 +37,11 @@ static void inner_times(const ev_point *p, const stages_cut *cut, int stage, dou
         plan_time t = bl_axis_of(a) == PLAN_TENSOR ? PLAN_T_TENSOR : PLAN_T_SEQUENCE;
         time[t] += layers * piece->once[a]->seconds;
         busy[t] += layers * piece->once[a]->seconds;
-        if (counted) count_sent(x, a, piece->once[a], layers);
+        count_sent(&x->stage[stage].bytes, a, piece->once[a], layers);
         for (int f = 0; f < 2; f++) {
           time[t] += times * piece->phase[f].sent[a];
           busy[t] += times * piece->phase[f].moves[a]->seconds;
-          if (counted) count_sent(x, a, piece->phase[f].moves[a], times);
+          count_sent(&x->stage[stage].bytes, a, piece->phase[f].moves[a], times);
         }
       }
       for (int f = 0; f < 2; f++) {
@@ -101,6 +100,22 @@ static void list_cuts(const ev_point *p, plan_candidate *x) {
     for (int f = 0; f < 2 && ev_is_layers(p, i); f++)
       for (int k = 0; k < CL_COLLECTIVES; k++)
         x->tensor_calls_layer[k] += llround(p->kind[0].b->piece[i].phase[f].moves[0]->calls[k]);
+}
+
+// Over each axis what the stage sends that sends most over it.
+static void find_most_sent(plan_candidate *x) {
+  for (int a = 0; a < PLAN_AXES; a++) {
+    double most = -1;
+    for (int i = 0; i < x->nstages; i++) {
+      const plan_bytes *b = &x->stage[i].bytes;
+      double sum = 0;
+      for (int k = 0; k < CL_COLLECTIVES; k++) sum += b->bytes[a][k][0] + b->bytes[a][k][1];
+      if (sum <= most) continue;
+      most = sum;
+      memcpy(x->bytes.bytes[a], b->bytes[a], sizeof b->bytes[a]);
+      memcpy(x->bytes.calls[a], b->calls[a], sizeof b->calls[a]);
+    }
+  }
 }
 
 static void set_rates(const ev_point *p, plan_candidate *x) {
@@ -178,7 +193,7 @@ plan_candidate *plan_evaluate(arena *a, plan_space *s, const plan_choice *c, con
   ev_once *once_at = arena_new(a, ev_once, n);
   for (int i = 0; i < n; i++) {
     bl_state state = ev_stage_state(p, &cut, i);
-    once_at[i] = ev_once_of(p, &state, &cut, i, chunk, x, i == 0);
+    once_at[i] = ev_once_of(p, &state, &cut, i, chunk, &x->stage[i].bytes);
     const ev_once *o = &once_at[i];
     after[i] = o->reduce - o->hidden + o->gather + o->tied + o->inside + o->optimizer + o->offload;
     plan_stage *q = &x->stage[i];
@@ -232,6 +247,7 @@ plan_candidate *plan_evaluate(arena *a, plan_space *s, const plan_choice *c, con
     x->busy[PLAN_T_BUBBLE] = t[PLAN_T_BUBBLE];
   }
   if (p->places) memcpy(x->spans, p->places->spans, sizeof x->spans);
+  find_most_sent(x);
   list_cuts(p, x);
   x->ring_inner = ring_in_node(p);
   set_rates(p, x);

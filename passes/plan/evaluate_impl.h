@@ -69,8 +69,7 @@ int64_t ev_replicas(const plan_choice *c);
 bool ev_has_groups(const plan_choice *c);
 cl_cost ev_over_group(const ev_point *p, const ev_rates *r, cl_collective k, double bytes);
 cl_cost ev_across_groups(const ev_point *p, const ev_rates *r, double gradient);
-void ev_count(plan_candidate *x, plan_axis axis, cl_collective k, const cl_cost *cost,
-              double times);
+void ev_count(plan_bytes *b, plan_axis axis, cl_collective k, const cl_cost *cost, double times);
 
 // What a part has of a piece: layers (of one kind of recomputation), or what stands between layers.
 bool ev_is_layers(const ev_point *p, int piece);
@@ -106,7 +105,7 @@ void ev_fill_chunks(ev_point *p, const stages_cut *cut, pipe_chunk *chunk, plan_
 double ev_optimizer_seconds(const ev_point *p, const ev_rates *r, const bl_state *s,
                             double *offload);
 ev_once ev_once_of(const ev_point *p, const bl_state *s, const stages_cut *cut, int stage,
-                   const pipe_chunk *chunk, plan_candidate *x, bool counted);
+                   const pipe_chunk *chunk, plan_bytes *b);
 
 // ---- evaluate_memory.c --------------------------------------------------------------------------
 

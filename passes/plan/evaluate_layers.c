@@ -61,11 +61,10 @@ cl_cost ev_across_groups(const ev_point *p, const ev_rates *r, double gradient) 
 }
 bool ev_has_groups(const plan_choice *c) { return c->zero && c->zero_group < ev_replicas(c); }
 
-void ev_count(plan_candidate *x, plan_axis axis, cl_collective k, const cl_cost *cost,
-              double times) {
-  x->bytes.bytes[axis][k][0] += times * cost->intra;
-  x->bytes.bytes[axis][k][1] += times * cost->inter;
-  x->bytes.calls[axis][k] += (int64_t)llround(times);
+void ev_count(plan_bytes *b, plan_axis axis, cl_collective k, const cl_cost *cost, double times) {
+  b->bytes[axis][k][0] += times * cost->intra;
+  b->bytes[axis][k][1] += times * cost->inter;
+  b->calls[axis][k] += (int64_t)llround(times);
 }
 
 // ---- layers -------------------------------------------------------------------------------------

@@ -171,13 +171,12 @@ void ev_fill_chunks(ev_point *p, const stages_cut *cut, pipe_chunk *chunk, plan_
     sent[from].inter += m * send.inter, sent[to].inter += m * send.inter;
     messages[from] += m, messages[to] += m;
   }
-  int most = 0;
-  for (int i = 1; i < n; i++)
-    if (sent[i].intra + sent[i].inter > sent[most].intra + sent[most].inter) most = i;
-  if (n == 1) return;
-  x->bytes.bytes[PLAN_PIPELINE][CL_SEND][0] = sent[most].intra;
-  x->bytes.bytes[PLAN_PIPELINE][CL_SEND][1] = sent[most].inter;
-  x->bytes.calls[PLAN_PIPELINE][CL_SEND] = llround(messages[most]);
+  for (int i = 0; i < n && n > 1; i++) {
+    plan_bytes *b = &x->stage[i].bytes;
+    b->bytes[PLAN_PIPELINE][CL_SEND][0] = sent[i].intra;
+    b->bytes[PLAN_PIPELINE][CL_SEND][1] = sent[i].inter;
+    b->calls[PLAN_PIPELINE][CL_SEND] = llround(messages[i]);
+  }
 }
 
 // ---- once a step --------------------------------------------------------------------------------
@@ -200,7 +199,7 @@ double ev_optimizer_seconds(const ev_point *p, const ev_rates *r, const bl_state
 }
 
 ev_once ev_once_of(const ev_point *p, const bl_state *s, const stages_cut *cut, int stage,
-                   const pipe_chunk *chunk, plan_candidate *x, bool counted) {
+                   const pipe_chunk *chunk, plan_bytes *b) {
   const plan_choice *c = p->c;
   ev_once o = {0};
   const ev_rates *r = ev_at_stage(p, stage);
@@ -213,11 +212,11 @@ ev_once ev_once_of(const ev_point *p, const bl_state *s, const stages_cut *cut, 
   if (ev_replicas(c) > 1) {
     cl_collective k = c->zero == 0 ? CL_ALL_REDUCE : CL_REDUCE_SCATTER;
     cl_cost cost = ev_over_group(p, r, k, s->gradient);
-    if (counted) ev_count(x, PLAN_DATA, k, &cost, c->zero >= 2 ? (double)c->micro_batches : 1);
+    ev_count(b, PLAN_DATA, k, &cost, c->zero >= 2 ? (double)c->micro_batches : 1);
     if (c->zero < 2) o.reduce = cost.seconds;
     if (ev_has_groups(c)) {
       cost = ev_across_groups(p, r, s->gradient);
-      if (counted) ev_count(x, PLAN_DATA, CL_ALL_REDUCE, &cost, 1);
+      ev_count(b, PLAN_DATA, CL_ALL_REDUCE, &cost, 1);
       o.reduce += cost.seconds;
     }
     if (o.reduce > 0) {
@@ -233,11 +232,11 @@ ev_once ev_once_of(const ev_point *p, const bl_state *s, const stages_cut *cut, 
     if (c->zero == 1 || c->zero == 2) {
       cost = ev_over_group(p, r, CL_ALL_GATHER, s->parameter);
       o.gather = cost.seconds;
-      if (counted) ev_count(x, PLAN_DATA, CL_ALL_GATHER, &cost, 1);
+      ev_count(b, PLAN_DATA, CL_ALL_GATHER, &cost, 1);
     }
-    if (c->zero == 3 && counted) {
+    if (c->zero == 3) {
       cost = ev_over_group(p, r, CL_ALL_GATHER, s->parameter);
-      ev_count(x, PLAN_DATA, CL_ALL_GATHER, &cost, 2 * (double)c->micro_batches);
+      ev_count(b, PLAN_DATA, CL_ALL_GATHER, &cost, 2 * (double)c->micro_batches);
     }
   }
   int other = stage;
@@ -247,7 +246,7 @@ ev_once ev_once_of(const ev_point *p, const bl_state *s, const stages_cut *cut, 
     cl_cost cost =
         cl_collective_cost(p->s->cluster, CL_ALL_REDUCE, apart < 0 ? -apart : apart, 2, tied);
     o.tied = cost.seconds;
-    if (counted) ev_count(x, PLAN_PIPELINE, CL_ALL_REDUCE, &cost, 1);
+    ev_count(b, PLAN_PIPELINE, CL_ALL_REDUCE, &cost, 1);
   }
   return o;
 }

@@ -111,6 +111,22 @@ static json_t *memory(const int64_t *m) {
   return o;
 }
 
+static json_t *sent_bytes(const plan_bytes *b) {
+  json_t *o = object();
+  for (int x = 0; x < PLAN_AXES; x++) {
+    json_t *axis = object();
+    for (int k = 0; k < CL_COLLECTIVES; k++) {
+      json_t *one = object();
+      set(one, "intra", bytes(b->bytes[x][k][0]));
+      set(one, "inter", bytes(b->bytes[x][k][1]));
+      set(one, "calls", whole(b->calls[x][k]));
+      set(axis, cl_collective_name((cl_collective)k), one);
+    }
+    set(o, plan_axis_name((plan_axis)x), axis);
+  }
+  return o;
+}
+
 static json_t *stage_of(arena *a, const plan_stage *s) {
   json_t *o = object(), *extra = array();
   set(o, "first_layer", whole(s->first_layer));
@@ -136,6 +152,7 @@ static json_t *stage_of(arena *a, const plan_stage *s) {
   set(o, "time_s", times(s->time));
   set(o, "forward_s", real(s->forward_s));
   set(o, "backward_s", real(s->backward_s));
+  set(o, "bytes", sent_bytes(&s->bytes));
   set(o, "micro_batches_in_flight", whole(s->stash));
   set(o, "peak_at", text(a, s->peak_at));
   return o;
@@ -166,22 +183,6 @@ static json_t *candidate_memory(arena *a, const plan_candidate *c) {
   set(at, "where", text(a, c->peak_at));
   set(m, "peak_at", at);
   return m;
-}
-
-static json_t *sent_bytes(const plan_bytes *b) {
-  json_t *o = object();
-  for (int x = 0; x < PLAN_AXES; x++) {
-    json_t *axis = object();
-    for (int k = 0; k < CL_COLLECTIVES; k++) {
-      json_t *one = object();
-      set(one, "intra", bytes(b->bytes[x][k][0]));
-      set(one, "inter", bytes(b->bytes[x][k][1]));
-      set(one, "calls", whole(b->calls[x][k]));
-      set(axis, cl_collective_name((cl_collective)k), one);
-    }
-    set(o, plan_axis_name((plan_axis)x), axis);
-  }
-  return o;
 }
 
 static json_t *moved_bytes(const plan_candidate *c) {

@@ -154,8 +154,45 @@ bool laid_of(laid_maker *m, const cl_cluster *c, const plan_choice *choice, laid
   return true;
 }
 
+// Layouts of the stages of a plan for ranks; NULL: not known.
+static const laid *laid_stages(laid_maker *m, const cl_cluster *c, const plan_candidate *x) {
+  if (!m || !m->make_ranks || c->devices == 1 || x->choice.also) return NULL;
+  for (int i = 0; i < PLAN_CLASSES; i++)
+    if (x->choice.home[i] != PLAN_DEVICE) return NULL;
+  const char *name = plan_choice_flags(m->a, &x->choice);
+  for (int i = 0; i < PLAN_AXES; i++)
+    name = arena_printf(m->a, "%s %d", name, (int)x->choice.order[i]);
+  void *known = map_get(&m->made, name);
+  if (!known) {
+    laid *l = arena_new(m->a, laid, x->nstages);
+    known = m->make_ranks(m->ctx, c, x, l) ? (void *)l : (void *)m;
+    map_set(&m->made, name, known);
+  }
+  return known == m ? NULL : known;
+}
+
+void laid_set_ranks(arena *a, laid_maker *m, const cl_cluster *c, plan_candidate *x) {
+  const laid *l = laid_stages(m, c, x);
+  if (!l) return;
+  x->laid = true;
+  for (int i = 0; i < x->nstages; i++) {
+    plan_stage *q = &x->stage[i];
+    memcpy(q->memory, l[i].memory, sizeof q->memory);
+    q->peak = l[i].peak;
+    q->peak_at = arena_strdup(a, l[i].peak_at);
+    if (q->peak - q->capacity > x->over) x->over = q->peak - q->capacity;
+    if (i && q->peak <= x->peak) continue;
+    x->peak = q->peak;
+    x->capacity = q->capacity;
+    x->peak_at = q->peak_at;
+    memcpy(x->memory, q->memory, sizeof x->memory);
+  }
+}
+
 void laid_set(arena *a, laid_maker *m, const cl_cluster *c, plan_candidate *x) {
   laid l;
+  // Arenas of ranks are seldom a tenth above the load.
+  if (c->devices > 1 && x->peak > x->capacity - x->capacity / 4) laid_set_ranks(a, m, c, x);
   if (!laid_of(m, c, &x->choice, &l)) return;
   plan_stage *stage = &x->stage[0];
   memcpy(x->memory, l.memory, sizeof x->memory);

@@ -1,10 +1,14 @@
-// The memory of a plan of one device, as its executable has it: to the byte.
+// The memory of a plan, as its executable has it: to the byte.
 //
 // Planning goes by a load, the bytes that live at the fullest moment (evaluate.c). It is never
 // above what the arena of an executable takes, so what it refuses does not fit. What it lets
 // through is compiled as far as pass `layout`, by the functions that `build` calls and with the
 // same pins, and the arena laid out there is the plan's memory: a plan is taken when that fits. One
 // layout serves all points with its recomputation and micro-batch, so a search makes a few of them.
+//
+// A plan for ranks is laid out too, a stage at a time, when it is one that is built: then the plan
+// of each stage and the arena of its ranks are one number. That takes a compilation for each plan,
+// so only what the search ends with is laid out, and on the way only what comes near its capacity.
 //
 //   laid l;
 //   if (laid_of(&layouts, device, &choice, &l)) use(l.peak);   // false: the load stands
@@ -33,6 +37,8 @@ typedef struct laid_maker {
   // Lays out what `build` would make for the choice on such a device. False when that is not known:
   // no code is generated for the device, or not for the choice. NULL: never known.
   bool (*make)(void *ctx, const cl_device *d, const plan_choice *c, laid *out);
+  // The same of a plan of several devices that the cluster has: out[x->nstages]. NULL: never known.
+  bool (*make_ranks)(void *ctx, const cl_cluster *c, const plan_candidate *x, laid *out);
   void *ctx;
   map made;  // recomputation and micro-batch -> laid, or the maker itself: not known
 } laid_maker;
@@ -41,5 +47,8 @@ typedef struct laid_maker {
 bool laid_of(laid_maker *m, const cl_cluster *c, const plan_choice *choice, laid *out);
 // Gives a candidate the memory of its layout, when that is known, in place of its load.
 void laid_set(arena *a, laid_maker *m, const cl_cluster *c, plan_candidate *x);
+// The same for a plan of several devices, stage by stage. laid_set does so only for what comes so
+// near its capacity that the difference of load and arena may decide.
+void laid_set_ranks(arena *a, laid_maker *m, const cl_cluster *c, plan_candidate *x);
 
 #endif

@@ -97,6 +97,14 @@ typedef enum plan_time {
 } plan_time;
 const char *plan_time_name(plan_time t);
 
+// Bytes that a rank sends in a step: exact, the mean of a group where its ranks' pieces are unlike.
+// `data` has what ranks with the same weights reduce and gather, those of ulysses and ring among
+// them. Sums of single numbers (losses, norms, counts) are not in it.
+typedef struct plan_bytes {
+  double bytes[PLAN_AXES][CL_COLLECTIVES][2];  // [..][..][0] inside nodes, [1] between them
+  int64_t calls[PLAN_AXES][CL_COLLECTIVES];    // collectives a rank takes part in, in a step
+} plan_bytes;
+
 typedef struct plan_stage {
   int64_t first_layer, last_layer;  // first > last: none; interleaved stages have only some of them
   int64_t layers;                   // how many; 0: all from first to last (plan_stage_layers)
@@ -109,6 +117,7 @@ typedef struct plan_stage {
   int64_t host, disk;          // bytes of a rank there
   double time[PLAN_TIMES];
   double forward_s, backward_s;  // of one micro-batch
+  plan_bytes bytes;              // sent by each of its ranks
   int64_t stash;                 // micro-batches in flight at most
   const char *peak_at;           // "warm-up, layer 11, mlp.c_fc"
 } plan_stage;
@@ -123,12 +132,6 @@ typedef struct plan_layers {
 typedef struct plan_cut {
   const char *name, *cut;
 } plan_cut;
-
-// Bytes sent per rank and step, of the rank that sends most, exact.
-typedef struct plan_bytes {
-  double bytes[PLAN_AXES][CL_COLLECTIVES][2];  // [..][..][0] inside nodes, [1] between them
-  int64_t calls[PLAN_AXES][CL_COLLECTIVES];    // collectives a rank takes part in, in a step
-} plan_bytes;
 
 // A plan and what it takes.
 typedef struct plan_candidate {
@@ -146,7 +149,7 @@ typedef struct plan_candidate {
   bool laid;     // the peak is the arena that the executable has (laid.h); false: it is the load
   int64_t over;  // bytes beyond the capacity (device, host or disk); 0: it fits
   const char *peak_at;
-  plan_bytes bytes;
+  plan_bytes bytes;  // over each axis those of the stage that sends most over it
   // Bytes that a rank of the critical stage moves in a step, [0] to the device and [1] from it:
   // between device and host, between host and disk.
   double moved[PLAN_CLASSES][2], moved_disk[PLAN_CLASSES][2];

@@ -758,6 +758,8 @@ plan_result *plan_search(arena *a, const plan_job *job, const cl_cluster *cluste
   r->search.fronts = s.fronts;
   for (int i = 0; i < w.kept.n; i++)
     vec_push(a, &r->candidates, plan_work_out(&s, options->layouts, &w.kept.at[i].c));
+  for (int i = 0; i < r->candidates.n; i++)
+    laid_set_ranks(a, options->layouts, cluster, r->candidates.at[i]);
   if (r->candidates.n) {
     r->best = r->candidates.at[0];
     if (w.stopped) {  // no time is left for what lost

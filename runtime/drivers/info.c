@@ -6,6 +6,7 @@
 
 #include "runtime/base/str.h"
 #include "runtime/drivers/driver.h"
+#include "runtime/drivers/info_ranks.h"
 #include "runtime/dtype.h"
 #include "runtime/safetensors.h"
 
@@ -102,6 +103,12 @@ static status *print_json(const rt *r) {
       "optimizer", (json_int_t)prog_class_bytes(p, PROG_OPTIMIZER), "copies",
       (json_int_t)prog_class_bytes(p, PROG_COPY), "cache",
       (json_int_t)prog_class_bytes(p, PROG_CACHE), "code", (json_int_t)h->code_bytes);
+  json_t *ranks;
+  status *s = info_ranks_json(r, &ranks);
+  if (s) {
+    json_decref(memory);
+    return s;
+  }
   json_t *set = json_object();
   for (uint32_t i = 0; i < p->nsettings; i++)
     json_object_set_new(set, prog_text(p, p->settings[i].name),
@@ -113,6 +120,7 @@ static status *print_json(const rt *r) {
       prog_text(p, h->plan), "memory_bytes", memory, "settings", set, "entries", entries_json(p),
       "states", states_json(p), "kernels", kernels_json(p));
   if (!root) return status_error("the program's texts are not UTF-8");
+  if (ranks) json_object_set_new(root, "ranks", ranks);
   json_object_set_new(root, "machine", json_string(prog_machine_name(h->machine)));
   if (h->machine != PROG_HOST) {
     json_object_set_new(root, "targets", json_string(prog_text(p, h->targets)));
@@ -203,6 +211,7 @@ static status *print_text(const rt *r) {
     fprintf(out, "  %-28s %s\n", prog_text(p, p->settings[i].name),
             prog_text(p, p->settings[i].value));
   print_memory(r);
+  STATUS_DO(info_ranks_print(r));
   print_entries(r);
   fprintf(out, "\nKERNELS  %u\n", p->nkernels);
   for (uint32_t i = 0; i < p->nkernels && (r->opt.verbose || i < 40); i++)

@@ -72,6 +72,8 @@ void log_step(train_log *l, const log_line *line) {
   n += snprintf(buf + n, (size_t)(cap - n),
                 ", \"peak_bytes\": %" PRIu64 ", \"page_faults\": %" PRIu64, line->peak_bytes,
                 line->page_faults);
+  if (line->sent && n + (int)strlen(line->sent) + 12 < cap)
+    n += snprintf(buf + n, (size_t)(cap - n), ", \"sent\": %s", line->sent);
   buf[n++] = '}';
   buf[n++] = '\n';
   for (int done = 0; done < n;) {

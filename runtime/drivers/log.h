@@ -3,6 +3,9 @@
 //   {"step": 3, "loss": 5.41, "grad_norm": 1.2, "lr": 0.001, "tokens": 2048, "step_s": 0.11,
 //    "tokens_per_s": 18618, "peak_bytes": 98566144, "page_faults": 0}
 //
+// Among ranks a line also has what all of them sent in the step, by kind of exchange and axes
+// (runtime/ledger.h): "sent": {"all_reduce over data": {"bytes": 98304, "exchanges": 28}}.
+//
 // `step` counts from 1; scalar outputs of the model follow the loss; step_s is seconds of wall
 // time. peak_bytes is the most that was resident so far; page_faults are those of the whole
 // process, minor and major, since the line before (in the first line: since training was ready to
@@ -36,6 +39,7 @@ typedef struct log_line {
   uint64_t peak_bytes, page_faults;
   const log_scalar *more;  // grad_norm first when there is one
   int nmore;
+  const char *sent;  // a JSON object, NULL: one rank
 } log_line;
 
 // Keeps the lines of steps 1 .. `from_step`; 0 starts a new file.

@@ -6,6 +6,7 @@
 #include <inttypes.h>
 #include <math.h>
 #include <signal.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "runtime/base/str.h"
@@ -15,6 +16,7 @@
 #include "runtime/drivers/log.h"
 #include "runtime/drivers/progress.h"
 #include "runtime/dtype.h"
+#include "runtime/ledger.h"
 #include "runtime/peak.h"
 
 #define MAX_SCALARS 16
@@ -38,6 +40,7 @@ typedef struct training {
   int64_t saved_step;  // -1: none
   int saves;
   train_log log;
+  ledger *sent;     // until this step; NULL: one rank, or no log
   uint64_t faults;  // of this process until the last line of the log
   int stop;         // the signal that asked a rank to stop, 0: none
   progress bar;
@@ -152,6 +155,10 @@ static status *prepare(training *t) {
   data_seed(t->data, r->seed);
   if (t->eval_data) data_seed(t->eval_data, r->seed);
   if (t->save_dir) STATUS_DO(file_make_dirs(r->env->io, t->save_dir));
+  if (o->log && r->comm) {
+    t->sent = ledger_new(r->prog);
+    if (!t->sent) return status_error("out of memory");
+  }
   return log_open(&t->log, o->log, t->first);
 }
 
@@ -318,6 +325,37 @@ static status *agree(training *t, bool *bad) {
   return NULL;
 }
 
+// What all ranks sent since t->sent, as text of the log; rank 0 has it. NULL without a log.
+static status *sent_since(training *t, char **out) {
+  rt *r = t->r;
+  const ledger *before = t->sent;
+  *out = NULL;
+  if (!before) return NULL;
+  ledger *mine = ledger_new(r->prog), *sum = ledger_new(r->prog);
+  size_t n = ledger_bytes(before), ranks = (size_t)comm_ranks(r->comm);
+  unsigned char *all = comm_rank(r->comm) == 0 ? malloc(n * ranks) : NULL;
+  status *s = NULL;
+  if (!mine || !sum || (comm_rank(r->comm) == 0 && !all)) s = status_error("out of memory");
+  if (!s) {
+    ledger_sent(r->prog, r->comm, mine);
+    ledger_add(mine, before, -1);
+    s = comm_collect(r->comm, mine, n, all, 0);
+  }
+  for (size_t k = 0; all && !s && k < ranks; k++) {
+    memcpy(mine, all + k * n, n);
+    ledger_add(sum, mine, 1);
+  }
+  if (all && !s) {
+    json_t *o = ledger_json(r->prog, sum);
+    *out = o ? json_dumps(o, JSON_COMPACT) : NULL;
+    json_decref(o);
+  }
+  free(mine);
+  free(sum);
+  free(all);
+  return s;
+}
+
 static status *one_step(training *t) {
   rt *r = t->r;
   const prog_entry *e = t->entry;
@@ -326,6 +364,7 @@ static status *one_step(training *t) {
   double lr = settings_lr(&r->set.schedule, t->lr, t->state.step, t->steps);
   int64_t first = t->state.samples + rt_first_sample(r, e);
   vm_step s = {.sample0 = first, .step = t->state.step, .seed = r->seed};
+  if (t->sent) ledger_sent(r->prog, r->comm, t->sent);
   rt_begin_step(r, s.step + 1);
   STATUS_TRY(data_fill(t->data, vm_at(r->vm, 0), first, &predicted), "step %" PRId64,
              t->state.step + 1);
@@ -341,13 +380,16 @@ static status *one_step(training *t) {
     more[i].value = vm_scalar(r->vm, t->scalar[i]);
   }
   double seconds = rt_now() - start;
+  char *sent;
+  STATUS_DO(sent_since(t, &sent));
   log_line line = {.step = t->state.step + 1,
                    .tokens = rt_batch(r, e) * (e->tokens > 0 ? e->tokens : 1),
                    .loss = loss,
                    .lr = lr,
                    .step_s = seconds,
                    .more = more,
-                   .nmore = t->nscalars};
+                   .nmore = t->nscalars,
+                   .sent = sent};
   line.tokens_per_s = (double)line.tokens / seconds;
   if (t->log.path) {
     uint64_t faults = rt_page_faults();
@@ -356,6 +398,7 @@ static status *one_step(training *t) {
     t->faults = faults;
   }
   log_step(&t->log, &line);
+  free(sent);
   if (bad) {
     rt_end_step(r);
     return bad_step(t, &s, lr, loss, norm);
@@ -461,5 +504,6 @@ status *drive_train(rt *r) {
   status *s = run(&t);
   data_close(t.data);
   data_close(t.eval_data);
+  free(t.sent);
   return status_join(s, log_close(&t.log));
 }
