@@ -46,11 +46,11 @@
 #define DSM_CODEGEN_KERNEL_H
 
 #include "ir/ir.h"
-#include "runtime/program.h"
 #include "passes/skip.h"
 #include "runtime/base/arena.h"
 #include "runtime/base/str.h"
 #include "runtime/base/vec.h"
+#include "runtime/program.h"
 
 #define K_MAX_GRID 4
 #define K_MAX_BUFFERS 40
@@ -58,7 +58,8 @@
 
 typedef enum k_type { K_F32, K_I32, K_I64, K_BOOL } k_type;
 typedef enum k_use { K_READ = 1, K_WRITE = 2, K_BOTH = 3 } k_use;
-// Fields of dsm_call (runtime/program.h); K_COORD + a is the rank's coordinate on axis a. ORDER CALL
+// Fields of dsm_call (runtime/program.h); K_COORD + a is the rank's coordinate on axis a. ORDER
+// CALL
 typedef enum k_field { K_LAYER, K_MICRO, K_SAMPLE0, K_STEP, K_PAST, K_SEED, K_COORD } k_field;
 enum { K_FIELDS = K_COORD + PROG_MAX_AXES };
 

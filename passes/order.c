@@ -35,6 +35,9 @@ static bool silent(const ir_op *op) {
   }
 }
 
+// Is it left out but in the last micro-batch?
+static bool last(const ir_op *op) { return ir_attr_int(op, "last", 0) != 0; }
+
 // Does an exchange among stages make it a phase's own?
 static bool goes(const ir_op *op, int phase) {
   if (op->code != IR_send && op->code != IR_receive) return false;
@@ -222,7 +225,8 @@ static void build_entry(sched *s, ir_func *f, const pass_options *o) {
       for (int k = 0; k < body->ops.n; k++)
         if (!silent(body->ops.at[k]))
           vec_push(m->arena, &s->tasks.at[t].instrs,
-                   (sched_instr){.op = body->ops.at[k], .position = position});
+                   (sched_instr){
+                       .op = body->ops.at[k], .position = position, .last = last(body->ops.at[k])});
       int64_t n = ir_attr_int(op, "count", 1);
       bool reverse = ir_attr_int(op, "reverse", 0) != 0;
       sched_run run = {.kind = SCHED_RUN,
@@ -247,7 +251,8 @@ static void build_entry(sched *s, ir_func *f, const pass_options *o) {
           (sched_run){.kind = SCHED_RUN, .task = task, .layers = 1, .dir = 1, .number_step = 1});
       if (loop_run >= 0) e.runs.at[loop_run].task++;
     }
-    vec_push(m->arena, &s->tasks.at[task].instrs, (sched_instr){.op = op, .position = position});
+    vec_push(m->arena, &s->tasks.at[task].instrs,
+             (sched_instr){.op = op, .position = position, .last = last(op)});
   }
   if (m->pipe_stages && f->kind == ENTRY_TRAIN) order_pipelines(s, &e, o->pipe_order);
   vec_push(m->arena, &s->entries, e);
