@@ -7,8 +7,8 @@
 // backward, and so is what is made of the norm and arguments alone, such as the factor that clips:
 // it changes no state, and can share a launch with the norm. The rest is update.
 //
-// Of a stage of a pipeline, turns say which phase it is (passes/cut.h). They are put in the order of
-// the pipeline (passes/plan/pipe_order.h), the one that the planner counts with.
+// Of a stage of a pipeline, turns say which phase it is (passes/cut.h). They are put in the order
+// of the pipeline (passes/plan/pipe_order.h), the one that the planner counts with.
 
 #include <string.h>
 
@@ -34,6 +34,9 @@ static bool silent(const ir_op *op) {
     default: return ir_is_view(op);
   }
 }
+
+// Is it left out but in the last micro-batch?
+static bool last(const ir_op *op) { return ir_attr_int(op, "last", 0) != 0; }
 
 static void mark_ancestors(ir_region *r, const char *output, int phase) {
   for (int i = r->ops.n - 1; i >= 0; i--) {
@@ -116,7 +119,7 @@ typedef struct moment {  // a turn of one micro-batch
 typedef struct turns {
   sched *s;
   sched_entry *e;
-  VEC(sched_run) *runs;  // of each turn
+  VEC(sched_run) * runs;  // of each turn
 } turns;
 
 static int open_loop(turns *t, int64_t first, int64_t micros) {
@@ -183,8 +186,8 @@ int64_t sched_on_their_way(const sched *s, const sched_entry *e, int first, int 
   return most ? most : 1;
 }
 
-// The loops of the turns, one behind the other so far, become the order of the pipeline; that of its
-// forwards where nothing goes backward.
+// The loops of the turns, one behind the other so far, become the order of the pipeline; that of
+// its forwards where nothing goes backward.
 static void order_pipeline(sched *s, sched_entry *e, pipe_kind kind) {
   arena *a = s->m->arena;
   int n = e->func->turns, from = -1, to = -1;
@@ -257,7 +260,8 @@ static void build_entry(sched *s, ir_func *f, const pass_options *o) {
       for (int k = 0; k < body->ops.n; k++)
         if (!silent(body->ops.at[k]))
           vec_push(m->arena, &s->tasks.at[t].instrs,
-                   (sched_instr){.op = body->ops.at[k], .position = position});
+                   (sched_instr){
+                       .op = body->ops.at[k], .position = position, .last = last(body->ops.at[k])});
       int64_t n = ir_attr_int(op, "count", 1);
       bool reverse = ir_attr_int(op, "reverse", 0) != 0;
       sched_run run = {.kind = SCHED_RUN,
@@ -282,7 +286,8 @@ static void build_entry(sched *s, ir_func *f, const pass_options *o) {
           (sched_run){.kind = SCHED_RUN, .task = task, .layers = 1, .dir = 1, .number_step = 1});
       if (loop_run >= 0) e.runs.at[loop_run].task++;
     }
-    vec_push(m->arena, &s->tasks.at[task].instrs, (sched_instr){.op = op, .position = position});
+    vec_push(m->arena, &s->tasks.at[task].instrs,
+             (sched_instr){.op = op, .position = position, .last = last(op)});
   }
   if (f->turns > 1) order_pipeline(s, &e, (pipe_kind)o->pipe_order);
   vec_push(m->arena, &s->entries, e);
