@@ -48,20 +48,6 @@ static const char *solve(dist *d) {
   return NULL;
 }
 
-// The first index that some placement cuts in parts which do not divide it; NULL: none.
-static const ir_index *indivisible(const dist *d, int64_t *parts) {
-  for (int v = 0; v < d->g->value.n; v++) {
-    const pg_value *p = &d->g->value.at[v];
-    for (int l = 0; l < p->nleaf; l++) {
-      *parts = 1;
-      for (int x = 0; x < BL_INNER; x++)
-        if (d->axis[x] && d->axis[x]->code[v] == SH_LEAF + l) *parts *= d->d->key.size[x];
-      if (p->leaf[l]->size % *parts) return p->leaf[l];
-    }
-  }
-  return NULL;
-}
-
 // ---- numbers of ops -----------------------------------------------------------------------------
 
 static void number_ops(const dist *d, ir_region *top) {
@@ -353,11 +339,10 @@ const char *pass_distribute(ir_module *m, const pass_options *o) {
     d.rules = sh_rules_of(&scratch, g);
     why = solve(&d);
   }
-  int64_t parts = 1;
-  const ir_index *x = why ? NULL : indivisible(&d, &parts);
-  if (x)
-    why = arena_printf(m->arena, "index %s = %lld is not a multiple of %lld: planned, not built",
-                       x->name ? x->name : "", (long long)x->size, (long long)parts);
+  if (!why) {
+    dist_check_padding(&d);
+    why = d.error;
+  }
   if (!why) why = distribute(&d, f);
   arena_free(&scratch);
   return why;

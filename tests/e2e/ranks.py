@@ -87,10 +87,22 @@ def shorter_data(source, target):
         f.write(struct.pack("<Q", len(text)) + text + b"".join(parts))
 
 
+def parts_of(model):
+    """Name of the oracle's model, whether its sizes can be cut, and more settings."""
+    name, _, more = model.partition(":")
+    return name.split("-")[0], name.endswith("-even"), more
+
+
+def by_pytorch(model):
+    """Whether there are losses of PyTorch for it."""
+    _, even, more = parts_of(model)
+    return not even and not more
+
+
 def data_of(model, folder):
-    name = model.split("-")[0]
+    name, even, _ = parts_of(model)
     data = os.path.join(exe.ORACLE, name, "data")
-    if not model.endswith("-even"):
+    if not even:
         return data
     even = os.path.join(folder, "data-" + name)
     if not os.path.isdir(even):
@@ -101,9 +113,10 @@ def data_of(model, folder):
 
 
 def settings_of(model):
-    name, even = model.split("-")[0], model.endswith("-even")
+    name, even, more = parts_of(model)
     job = exe.expected(name)
-    return name, job, exe.job_settings(job) + ("," + EVEN[name] if even else "")
+    settings = exe.job_settings(job) + ("," + EVEN[name] if even else "")
+    return name, job, settings + ("," + more if more else "")
 
 
 def build(dsmc, model, ranks, pins, program):
@@ -116,11 +129,11 @@ def build(dsmc, model, ranks, pins, program):
 
 
 def train(program, model, ranks, log, more=()):
-    folder = os.path.join(exe.ORACLE, model.split("-")[0])
+    folder = os.path.join(exe.ORACLE, parts_of(model)[0])
     data = data_of(model, os.path.dirname(log))
     if os.path.exists(log):
         os.remove(log)
-    if not model.endswith("-even"):
+    if by_pytorch(model):
         more = [*more, "--load", os.path.join(folder, "init.safetensors")]
     exe.run([*(mpirun(ranks) if ranks > 1 else []), program, "train", "--data",
              data, "--steps", str(STEPS), "--threads", "1", "--seed", "1",
@@ -131,7 +144,7 @@ def train(program, model, ranks, log, more=()):
 def wanted(dsmc, folder, model, known):
     """Losses and norms of the model: PyTorch's, or one rank's."""
     name, job, _ = settings_of(model)
-    if not model.endswith("-even"):
+    if by_pytorch(model):
         return job["losses_f64"][:STEPS], job["grad_norms"][:STEPS]
     if model not in known:
         program = os.path.join(folder, "one")
