@@ -69,16 +69,31 @@ static ir_value *map_of(dist *d, ir_region *r, const char *params, const char *t
   return op->out[0];
 }
 
+// i < all ? i - begin : -1
+static ir_value *known_rows(dist *d, ir_region *r, ir_value *ids, ir_value *begin, int64_t all,
+                            int segment) {
+  ir_dtype type = ids->type.dtype;
+  ir_region *fn = ir_region_new(d->m, NULL);
+  ir_value *i = ir_region_arg(fn, ir_scalar(type), "i"),
+           *start = ir_region_arg(fn, ir_scalar(begin->type.dtype), "begin");
+  ir_builder in = {.m = d->m, .at = fn}, b = {.m = d->m, .at = r};
+  ir_value *known = ir_build2(&in, IR_lt, i, ir_const(&in, type, (double)all));
+  ir_value *row = ir_build2(&in, IR_sub, i, start);
+  vec_push(d->m->arena, &fn->yield, ir_build3(&in, IR_where, known, row, ir_const(&in, type, -1)));
+  ir_op *op = ir_build_full(&b, IR_map, (ir_value *[]){ids, begin}, 2, NULL, 0, &fn, 1);
+  if (!op) IR_BUG("distribute: %s", b.error);
+  op->segment = segment;
+  op->span = ids->span;
+  return op->out[0];
+}
+
 // Ids counted from the first row of a rank's part of the table, which has `all`. What is behind its
 // last row is in no part.
 static ir_value *shifted(dist *d, ir_region *r, ir_value *ids, unsigned axes, int64_t rows,
                          int64_t all, int segment) {
   ir_value *begin = place_value(d, r, axes, rows, segment);
   ir_builder b = {.m = d->m, .at = r};
-  if (all % rows)
-    return map_of(d, r, "i, b",
-                  arena_printf(d->m->arena, "where(i < %lld, i - b, -1)", (long long)all),
-                  (ir_value *[]){ids, begin}, 2, segment);
+  if (all % rows) return known_rows(d, r, ids, begin, all, segment);
   ir_value *now = ir_build2(&b, IR_sub, ids, begin);
   if (!now) IR_BUG("distribute: %s", b.error);
   now->def->segment = segment;

@@ -60,13 +60,15 @@ static bool is_zero(const padding *w, int value) {
   int at = w->maker[value];
   if (at < 0 || g->op.at[at].kind != PG_OP) return false;
   const pg_op *p = &g->op.at[at];
-  // In another placement than it is asked for in: it was cut out of a whole.
   switch (p->op->code) {
     case IR_state:
     case IR_zeros:
     case IR_nll_grad: return true;
     case IR_scatter_add: return p->nin == 2 || is_zero(w, p->in[2]);
     case IR_einsum: return zero_product(w, at, false);
+    case IR_sum:
+      if (p->op->nregions) return false;
+      break;
     default: break;
   }
   enum { MAX = 64 };
@@ -91,11 +93,19 @@ static const char *padded_text(const padding *w, int op, int side) {
 
 static bool reads_well(const padding *w, int at, bool made) {
   const pg_op *p = &w->d->g->op.at[at];
-  if (made)  // position by position: what is behind the end stays there
-    return p->view || ir_is_elementwise(p->op) || p->op->code == IR_cast ||
-           p->op->code == IR_einsum || p->op->code == IR_nll_grad ||
-           p->op->code == IR_scatter_add || p->op->code == IR_accumulate ||
-           p->op->code == IR_zeros || p->op->code == IR_state;
+  if (made && p->view) return true;
+  if (made && ir_is_elementwise(p->op)) return true;
+  if (made) switch (p->op->code) {  // position by position: what is behind the end stays there
+      case IR_cast:
+      case IR_einsum:
+      case IR_sum:
+      case IR_nll_grad:
+      case IR_scatter_add:
+      case IR_accumulate:
+      case IR_zeros:
+      case IR_state: return true;
+      default: return false;
+    }
   switch (p->op->code) {
     case IR_gather:
     case IR_nll: return true;
