@@ -317,6 +317,7 @@ typedef struct shaper {
   const pg_graph *g;
   const basis *b;
   sh_domain domain;
+  const signed char *weights;  // codes that are known; NULL: none
   shape *x;
   intern_key key;
   int *set;                 // of each value a number of its states
@@ -368,7 +369,8 @@ static void find_codes(shaper *s) {
   for (int v = 0; v < nv; v++) {
     const pg_value *p = &g->value.at[v];
     if (!p->weight) continue;
-    x->made[v] = 0;
+    x->made[v] = s->weights ? 1u << s->weights[v] : 0;
+    if (s->weights) continue;
     for (int c = SH_LEAF; c < SH_LEAF + p->nleaf; c++)
       if (code_allowed(s, v, c) && !(stuck_codes(s->r, s->b, x, v) >> c & 1)) x->made[v] |= 1u << c;
     // Matrices are cut where they can be: that is what `tensor` means. (Weights that are whole
@@ -572,7 +574,8 @@ static const shape *shape_of(const sh_rules *r, const sh_env *e) {
   if (!x) {
     x = arena_new(m->a, shape, 1);
     x->cuts = arena_strdup(m->a, cuts);
-    shaper s = {.a = m->a, .r = r, .g = r->g, .b = b, .domain = e->domain, .x = x};
+    shaper s = {
+        .a = m->a, .r = r, .g = r->g, .b = b, .domain = e->domain, .weights = e->weights, .x = x};
     s.key.arena = &scratch;
     find_codes(&s);
     find_states(&s, &scratch);

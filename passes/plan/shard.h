@@ -76,6 +76,9 @@ typedef struct sh_env {
   // Text that is equal where the axes before it were solved in equal ways: what is found is kept
   // and found again by it and all of the above. NULL: nothing is kept.
   const char *behind;
+  // Codes of the graph's values, of which those of weights are as they say: where another function
+  // has them. All searches of a graph in one domain have the same. NULL: they are found.
+  const signed char *weights;
 } sh_env;
 
 // A conversion that is made.

@@ -6,13 +6,15 @@
     tests/e2e/ranks.py build/dsmc gpt2 tensor           # lines that have all these words
 
 For each line of ranks.txt: `dsmc build` for this-host:RANKS with the pins, `mpirun -n RANKS`, ten
-steps; every loss within 1e-4 of PyTorch's in float64, every gradient norm within 1e-3; the arena of
+steps, evaluating after each five; every loss within 1e-4 of PyTorch's in float64, every gradient norm
+within 1e-3; the arena of
 each rank is the planned one (the executable's own, to the byte), and bytes sent are those that
 `info` says the program sends.
 """
 import json
 import os
 import random
+import re
 import shutil
 import struct
 import sys
@@ -135,22 +137,24 @@ def train(program, model, ranks, log, more=()):
         os.remove(log)
     if by_pytorch(model):
         more = [*more, "--load", os.path.join(folder, "init.safetensors")]
-    exe.run([*(mpirun(ranks) if ranks > 1 else []), program, "train", "--data",
-             data, "--steps", str(STEPS), "--threads", "1", "--seed", "1",
-             "--log", log, *more])
-    return exe.read_log(log)
+    said = exe.run([*(mpirun(ranks) if ranks > 1 else []), program, "train", "--data",
+             data, "--steps", str(STEPS), "--threads", "1", "--seed", "1", "--eval", data,
+             "--eval-every", "5", "--log", log, *more])
+    evals = [float(x) for x in re.findall(r"eval loss (\S+)", said)]
+    return exe.read_log(log), evals
 
 
 def wanted(dsmc, folder, model, known):
-    """Losses and norms of the model: PyTorch's, or one rank's."""
-    name, job, _ = settings_of(model)
-    if by_pytorch(model):
-        return job["losses_f64"][:STEPS], job["grad_norms"][:STEPS]
+    """Losses and norms of the model, PyTorch's or one rank's, and one rank's losses of evaluation."""
     if model not in known:
         program = os.path.join(folder, "one")
         build(dsmc, model, 1, "", program)
-        steps = train(program, model, 1, os.path.join(folder, "one.jsonl"))
-        known[model] = [s["loss"] for s in steps], [s["grad_norm"] for s in steps]
+        steps, evals = train(program, model, 1, os.path.join(folder, "one.jsonl"))
+        job = settings_of(model)[1]
+        if by_pytorch(model):
+            known[model] = job["losses_f64"][:STEPS], job["grad_norms"][:STEPS], evals
+        else:
+            known[model] = [s["loss"] for s in steps], [s["grad_norm"] for s in steps], evals
     return known[model]
 
 
@@ -158,11 +162,12 @@ def check_row(dsmc, folder, checks, row, known):
     model, ranks, pins = row
     name = "%s on %d: %s" % row
     program = os.path.join(folder, "program")
-    losses, norms = wanted(dsmc, folder, model, known)
+    losses, norms, evals = wanted(dsmc, folder, model, known)
     build(dsmc, model, ranks, pins, program)
-    steps = train(program, model, ranks, os.path.join(folder, "log.jsonl"))
+    steps, got = train(program, model, ranks, os.path.join(folder, "log.jsonl"))
     checks.close(name + ": losses", [s["loss"] for s in steps], losses, 1e-4)
     checks.close(name + ": norms", [s["grad_norm"] for s in steps], norms, 1e-3)
+    checks.close(name + ": losses of evaluation", got, evals, 2e-4)
 
 
 def main():
