@@ -15,6 +15,7 @@
 
 #include <string.h>
 
+#include "ir/place.h"
 #include "runtime/base/random.h"
 
 // ---- geometry ----------------------------------------------------------------------------------
@@ -177,34 +178,44 @@ bool att_ready(att *a) {
 }
 
 // Where the cell's head begins in the positions of random draws (ir/ops.def, attention).
-static void begin_draws(att *a, k_value *batch) {
+static void begin_draws(att *a, k_value *batch, k_value *kv, k_value *rep) {
   bld *b = a->b;
   k_kernel *k = b->k;
-  const ir_type *q = &a->op->in[a->first_capture - 3]->type;
-  ir_type rows = *q;
+  ir_type rows = a->op->in[a->first_capture - 3]->type;
   rows.rank -= 2;
-  ir_index *leaf[IR_MAX_LEAVES], *axis[IR_MAX_LEAVES], *samples = cg_module(b->cg)->batch;
-  int n = ir_type_leaves(&rows, leaf, IR_MAX_LEAVES);
-  int naxis = samples ? ir_index_leaves(samples, axis, IR_MAX_LEAVES) : 0;
-  k_value *part[2] = {k_int(k, 0), k_int(k, 0)};  // sample, row
-  int64_t step[2] = {1, 1};
+  ir_index *leaf[IR_MAX_LEAVES];
+  int64_t size[IR_MAX_LEAVES + 4], step[IR_MAX_LEAVES + 4], samples = 1;
+  int n = ir_type_leaves(&rows, leaf, IR_MAX_LEAVES), rest = 0;
+  for (int i = 0; i < n; i++)
+    if (!b_of_sample(b, leaf[i])) size[rest++] = leaf[i]->size;
+  size[rest] = a->kv;
+  size[rest + 1] = a->rep;
+  size[rest + 2] = a->s;
+  size[rest + 3] = a->t;
+  int64_t end = ir_draw_steps(cg_module(b->cg), a->op, size, rest + 4, step);
+  a->draw_query = step[rest + 2];
+  a->draw_next = step[rest + 3];
+  k_value *sample = k_int(k, 0), *row = k_int(k, 0);
   bool sampled = false;
-  for (int i = n - 1; i >= 0; i--) {
-    bool of_sample = false;
-    for (int x = 0; x < naxis; x++) of_sample |= axis[x] == leaf[i];
+  for (int i = n - 1, r = rest; i >= 0; i--) {
+    bool of_sample = b_of_sample(b, leaf[i]);
     k_value *at = i ? k_modi(k, batch, leaf[i]->size) : batch;
     batch = k_divi(k, batch, leaf[i]->size);
-    part[!of_sample] = k_add(k, part[!of_sample], k_muli(k, at, step[!of_sample]));
-    step[!of_sample] *= leaf[i]->size;
-    sampled |= of_sample;
+    if (of_sample) {
+      sample = k_add(k, sample, k_muli(k, at, samples));
+      samples *= leaf[i]->size;
+      sampled = true;
+    } else {
+      row = k_add(k, row, k_muli(k, at, step[--r]));
+    }
   }
   // Rows without a sample axis draw as sample 0.
-  k_value *sample = sampled ? k_add(k, k_call(k, K_SAMPLE0), part[0]) : k_int(k, 0);
+  sample = sampled ? k_add(k, k_call(k, K_SAMPLE0), sample) : k_int(k, 0);
   a->draw_key = k_key(k, ir_attr_int(a->op, "key", 0), sample);
-  int64_t heads = a->kv * a->rep, room = (a->s + a->qc.size) * a->t + a->kc.size;
-  bool narrow = !a->past && step[1] * heads * a->s * a->t + room < INT32_MAX;
-  k_value *head = k_add(k, k_muli(k, part[1], heads), k_cast(k, a->h, K_I64));
-  a->draw_row = k_cast(k, k_muli(k, head, a->s), narrow ? K_I32 : K_I64);
+  int64_t room = a->qc.size * a->draw_query + a->kc.size * a->draw_next;
+  k_type type = !a->past && end + room < INT32_MAX ? K_I32 : K_I64;
+  k_value *head = k_add(k, k_muli(k, kv, step[rest]), k_muli(k, rep, step[rest + 1]));
+  a->draw_row = k_cast(k, b_draw_at(b, k_add(k, row, head)), type);
 }
 
 void att_cell(att *a, k_value *batch, k_value *kv, k_value *rep) {
@@ -213,7 +224,7 @@ void att_cell(att *a, k_value *batch, k_value *kv, k_value *rep) {
   for (int x = 0; x < 3; x++) b_coordinates(a->b, &a->axes[x], index[x], a->coord[x]);
   a->bi = k_cast(k, batch, K_I32);
   a->h = k_cast(k, k_add(k, k_muli(k, kv, a->rep), rep), K_I32);
-  if (a->drop > 0) begin_draws(a, batch);
+  if (a->drop > 0) begin_draws(a, batch, kv, rep);
 }
 
 static k_access access_of(att *a, att_role r, k_value *row0) {
@@ -330,8 +341,9 @@ k_value *att_dropout(att *a, k_value *i0, k_value *j0) {
   k_value *i, *j;
   att_positions(a, i0, j0, &i, &j);
   k_type t = a->draw_row->type;
-  k_value *row = k_mul(k, k_add(k, a->draw_row, k_cast(k, i, t)), k_const(k, t, (double)a->t));
-  k_value *keep = k_draw(k, a->draw_key, k_add(k, row, k_cast(k, j, t)), base_drop_below(a->drop));
+  k_value *row = k_add(k, a->draw_row, k_muli(k, k_cast(k, i, t), a->draw_query));
+  k_value *at = k_add(k, row, k_muli(k, k_cast(k, j, t), a->draw_next));
+  k_value *keep = k_draw(k, a->draw_key, at, base_drop_below(a->drop));
   return k_where(k, keep, k_const(k, K_F32, 1 / (1 - a->drop)), k_const(k, K_F32, 0));
 }
 

@@ -39,9 +39,10 @@ typedef struct att {
   int64_t row_stride[AT_ROLES], col_stride[AT_ROLES];
   b_env *env;
   k_value *coord[3][B_MAX_AXES];
-  k_value *bi, *h;               // batch row and query head, i32 scalars
-  k_value *keys;                 // how many keys exist (i64); NULL: all t
-  k_value *draw_key, *draw_row;  // for dropout: the sample's, and that of the head's first query
+  k_value *bi, *h;                // batch row and query head, i32 scalars
+  k_value *keys;                  // how many keys exist (i64); NULL: all t
+  k_value *draw_key, *draw_row;   // for dropout: the sample's, and where the head's draws begin
+  int64_t draw_query, draw_next;  // from a query or key to the next one
   b_cut qc, kc;
 } att;
 

@@ -11,6 +11,7 @@
 // axes, and tiles are of one size: so a position's vector and a batch of sequences, a stack of
 // matrices and a bias are walked by one function.
 #include "codegen/build_impl.h"
+#include "ir/place.h"
 
 // How a set of axes is cut into tiles, and where a cell is.
 typedef struct tiles {
@@ -126,21 +127,24 @@ static bool has_dropout(const ir_op *op) {
 }
 
 // Two made-up tensors whose "addresses" are the sample and the position in it: the sample axis may
-// be one leaf of a dimension (rows = batch . seq). Returns whether there is a sample axis.
-static bool position_views(bld *b, ir_value *out, ir_view *sample, ir_view *index) {
-  ir_index *leaf[IR_MAX_LEAVES], *axis[IR_MAX_LEAVES], *batch = cg_module(b->cg)->batch;
-  int n = ir_type_leaves(&out->type, leaf, IR_MAX_LEAVES);
-  int naxis = batch ? ir_index_leaves(batch, axis, IR_MAX_LEAVES) : 0;
-  int64_t step[2] = {1, 1};
-  bool sampled = false;
+// be one leaf of a dimension (rows = batch . seq). Returns whether there is a sample axis; *end:
+// all positions are below.
+static bool position_views(bld *b, ir_value *out, ir_view *sample, ir_view *index, int64_t *end) {
+  ir_index *leaf[IR_MAX_LEAVES];
+  int n = ir_type_leaves(&out->type, leaf, IR_MAX_LEAVES), rest = 0;
+  int64_t size[IR_MAX_LEAVES], step[IR_MAX_LEAVES], samples = 1;
+  bool of_sample[IR_MAX_LEAVES], sampled = false;
   *sample = *index = ir_view_of(out);
+  for (int i = 0; i < n; i++) {
+    of_sample[i] = b_of_sample(b, leaf[i]);
+    if (!of_sample[i]) size[rest++] = leaf[i]->size;
+    sampled |= of_sample[i];
+  }
+  *end = ir_draw_steps(cg_module(b->cg), b->op, size, rest, step);
   for (int i = n - 1; i >= 0; i--) {
-    bool of_sample = false;
-    for (int k = 0; k < naxis; k++) of_sample |= axis[k] == leaf[i];
-    sample->stride[i] = of_sample ? step[0] : 0;
-    index->stride[i] = of_sample ? 0 : step[1];
-    step[!of_sample] *= leaf[i]->size;
-    sampled |= of_sample;
+    sample->stride[i] = of_sample[i] ? samples : 0;
+    index->stride[i] = of_sample[i] ? 0 : step[--rest];
+    if (of_sample[i]) samples *= leaf[i]->size;
   }
   return sampled;
 }
@@ -214,13 +218,14 @@ void cg_build_map(bld *b) {
   cg_tensor t[B_MAX_TENSORS];
   const ir_view *view[B_MAX_TENSORS];
   ir_view sample, index;
+  int64_t end = 0;
   for (int i = 0; i < n; i++) {
     t[i] = i < op->nout ? b_write(b, op->out[i]) : b_read(b, op->in[i - op->nout]);
     view[i] = &t[i].view;
   }
   bool random = has_dropout(op), sampled = false;
   if (random) {
-    sampled = position_views(b, out, &sample, &index);
+    sampled = position_views(b, out, &sample, &index, &end);
     view[n] = &sample;
     view[n + 1] = &index;
   }
@@ -235,11 +240,10 @@ void cg_build_map(bld *b) {
   make_tiles(b, &axes, b->limit->map, &grid);
   b_env *e = b_env_new(b);
   if (random) {
-    bool narrow = ir_elements(&out->type) < INT32_MAX;
+    k_type type = end < INT32_MAX ? K_I32 : K_I64;
     k_value *s = k_add(b->k, k_call(b->k, K_SAMPLE0), affine(b, &grid, n, K_I64));
     // A value without a sample axis draws as sample 0.
-    b_bind_position(e, sampled ? s : k_int(b->k, 0),
-                    affine(b, &grid, n + 1, narrow ? K_I32 : K_I64));
+    b_bind_position(e, sampled ? s : k_int(b->k, 0), b_draw_at(b, affine(b, &grid, n + 1, type)));
   }
   k_value *in[B_MAX_TENSORS], *result[B_MAX_TENSORS];
   for (int i = 0; i < op->nin; i++) {

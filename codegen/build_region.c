@@ -4,6 +4,7 @@
 
 #include "codegen/build_impl.h"
 #include "ir/expr.h"
+#include "ir/place.h"
 #include "runtime/base/random.h"
 
 typedef struct binding {
@@ -45,6 +46,26 @@ k_value *b_bound(b_env *e, const ir_value *v) { return find(e, v)->tile; }
 void b_bind_position(b_env *e, k_value *sample, k_value *index) {
   e->sample = sample;
   e->index = index;
+}
+
+k_value *b_draw_at(bld *b, k_value *at) {
+  const ir_module *m = cg_module(b->cg);
+  k_kernel *k = b->k;
+  for (int a = 0; m->mesh && a < m->mesh->naxes; a++) {
+    int64_t step = ir_draw_begin(b->op, a);
+    if (!step) continue;
+    k_value *begin = k_muli(k, k_call(k, (k_field)(K_COORD + a)), step);
+    at = k_add(k, at, k_cast(k, begin, at->type));
+  }
+  return at;
+}
+
+bool b_of_sample(const bld *b, const ir_index *leaf) {
+  ir_index *axis[IR_MAX_LEAVES], *batch = cg_module(b->cg)->batch;
+  int n = batch ? ir_index_leaves(batch, axis, IR_MAX_LEAVES) : 0;
+  for (int k = 0; k < n; k++)
+    if (axis[k] == leaf) return true;
+  return false;
 }
 
 // ---- captures ----------------------------------------------------------------------------------

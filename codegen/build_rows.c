@@ -25,6 +25,8 @@ typedef struct rows {
   k_value *coord[B_MAX_AXES], *r0;
   k_value *kept[MAX_ROW_TENSORS];  // the tile, when it is the whole row
   int absent;                      // the number of a tensor that is not there; 0: none is
+  k_value *valid;                  // of tensor `padded` only so many columns are; NULL: all
+  int padded;
 } rows;
 
 static void add_tensor(rows *w, ir_value *v, int kind, bool write) {
@@ -110,6 +112,10 @@ static k_access row_access(rows *w, int i, k_value *c0) {
   x.base = k_add(k, x.base, k_muli(k, c0, w->col.stride[i][0]));
   x.col_stride = w->col.stride[i][0];
   x.col_limit = b_left(w->b, &w->cc, c0);
+  if (w->valid && i == w->padded) {
+    k_value *left = k_sub(k, w->valid, c0);
+    x.col_limit = x.col_limit ? k_min(k, x.col_limit, left) : left;
+  }
   if (w->kind[i] == COL) x.row_limit = NULL;
   return x;
 }
@@ -491,7 +497,8 @@ static void nll_grad(rows *w, int64_t n) {
   k_value *target = k_spread(k, get(w, TARGET, NULL, 0), w->rc.size, 1);
   k_value *g = k_where(k, counts(w, target, n), get(w, G, NULL, 0), num(w, 0));
   b_loop l = each_tile(w, NULL, 0);
-  k_value *p = un(w, IR_exp, k_sub(k, get(w, X, l.i, 0), get(w, LSE, NULL, 0)));
+  double fill = w->valid ? -__builtin_inf() : 0;  // of classes that are none: p is 0
+  k_value *p = un(w, IR_exp, k_sub(k, get(w, X, l.i, fill), get(w, LSE, NULL, 0)));
   k_value *c = k_add(k, k_cast(k, l.i, target->type), k_iota(k, target->type, 1, w->cc.size));
   k_value *one = k_where(k, k_scalar(k, IR_eq, c, target, NULL), num(w, 1), num(w, 0));
   put(w, Y, l.i, k_mul(k, k_sub(k, p, one), g));
@@ -509,6 +516,11 @@ void cg_build_nll(bld *b) {
     add_tensor(&w, op->in[i], i == (grad ? 1 : 0) ? FULL : ROW, false);
   for (int i = 0; i < op->nout; i++) add_tensor(&w, op->out[i], grad ? FULL : ROW, true);
   if (!begin_rows(&w, n)) return;
+  int64_t classes = ir_attr_int(op, "classes", 0);
+  if (classes) {  // the last ranks have fewer than n, or none
+    w.padded = grad ? 1 : 0;
+    w.valid = k_sub(b->k, k_int(b->k, classes), b_place(b, n));
+  }
   if (grad) {
     nll_grad(&w, n);
   } else {

@@ -4,9 +4,7 @@
 #include "codegen/build_impl.h"
 #include "ir/place.h"
 
-// Where this rank's part of an index begins, in elements of `scale`: its place in the group over
-// the op's `axes`, major axis first.
-static k_value *b_place(bld *b, int64_t scale) {
+k_value *b_place(bld *b, int64_t scale) {
   const ir_module *m = cg_module(b->cg);
   unsigned axes = ir_exchange_axes(m, b->op);
   k_kernel *k = b->k;

@@ -118,7 +118,7 @@ void ranks_options(const compiled *k, pass_options *o) {
 }
 
 unsigned ranks_entries(const compiled *k) {
-  if (k->distribution) return SEMA_TRAIN;
+  if (k->distribution) return SEMA_TRAIN | SEMA_EVAL;
   // Generating is one rank's work, and no rank has all weights.
   bool cut = k->plan && k->plan->choice.zero == 3;
   return SEMA_TRAIN | SEMA_EVAL | (cut ? 0 : SEMA_TRY_DECODE);

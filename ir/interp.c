@@ -241,6 +241,10 @@ void interp_map(interp_frame *f, const ir_op *op) {
   for (int k = 0; k < op->nin; k++) in[k] = interp_shape_of(&op->in[k]->type);
   for (int k = 0; k < op->nout; k++) (void)interp_out(f, op, k);
   bool random = draws(r);
+  if (random && ir_get_attr(op, "draws")) {
+    interp_fail(f, "%s: draws of a part of a value", ir_info(op->code)->name);
+    return;
+  }
   for (int64_t e = 0; e < out.n; e++) {
     for (int k = 0; k < op->nin; k++) v[k] = operand_at(f, op, k, &out, &in[k], e);
     if (random) interp_position(f, &op->out[0]->type, e, &f->sample, &f->index);
@@ -307,6 +311,7 @@ void interp_dropout(interp_frame *f, const ir_op *op) {
   double *y = interp_out(f, op, 0);
   double p = ir_attr_float(op, "p", 0);
   int64_t n = ir_elements(&op->out[0]->type);
+  if (ir_get_attr(op, "draws")) interp_fail(f, "dropout: draws of a part of a value");
   for (int64_t e = 0; e < n; e++) {
     uint64_t sample, index;
     interp_position(f, &op->out[0]->type, e, &sample, &index);

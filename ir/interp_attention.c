@@ -37,6 +37,8 @@ static scores scores_of(interp_frame *f, const ir_op *op, int first) {
               .KV = ir_attr_int(op, "kv_heads", 1),
               .scale = ir_attr_float(op, "scale", 1),
               .drop = ir_attr_float(op, "drop", 0)};
+  if (s.drop > 0 && ir_get_attr(op, "draws"))
+    interp_fail(f, "attention: draws of a part of a value");
   s.batch = *q;
   s.batch.rank -= 2;
   s.H = s.KV * ir_attr_int(op, "rep", 1);

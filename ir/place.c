@@ -144,3 +144,33 @@ const char *place_print(arena *a, const ir_mesh *mesh, const ir_place *p) {
   }
   return sb_str(&s);
 }
+
+// ---- random draws -------------------------------------------------------------------------------
+
+int64_t ir_draw_steps(const ir_module *m, const ir_op *op, const int64_t *size, int n,
+                      int64_t *step) {
+  const ir_attr *draws = ir_get_attr(op, "draws");
+  int64_t all = 1, last = 0;
+  for (int i = n - 1; i >= 0; all *= size[i--]) step[i] = all;
+  if (!draws) return all;
+  // A leaf may have been cut in two since: inner ones first, until all of it has been seen.
+  int at = draws->n - 2;
+  int64_t seen = 1;
+  for (int i = n - 1; i >= 0; i--) {
+    while (at >= 0 && seen == draws->v[at]) at -= 2, seen = 1;
+    step[i] = 0;
+    if (size[i] == 1) continue;
+    IR_CHECK(at >= 0 && draws->v[at] % (seen * size[i]) == 0);
+    step[i] = draws->v[at + 1] * seen;
+    seen *= size[i];
+    last += (size[i] - 1) * step[i];
+  }
+  for (int a = 0; m->mesh && a < m->mesh->naxes; a++)
+    last += (m->mesh->axis[a].size - 1) * ir_draw_begin(op, a);
+  return last + 1;
+}
+
+int64_t ir_draw_begin(const ir_op *op, int axis) {
+  const ir_attr *begins = ir_get_attr(op, "begins");
+  return begins && axis < begins->n ? begins->v[axis] : 0;
+}

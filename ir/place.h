@@ -90,6 +90,16 @@ bool ir_is_exchange(ir_opcode code);
 // The axes it moves them over.
 unsigned ir_exchange_axes(const ir_module *m, const ir_op *op);
 
+// Where what an op draws at random stands (runtime/base/random.h): the index is the sum of step[i]
+// times the coordinate along i, over the n leaves that are given, outer to inner, without the
+// sample's; and of ir_draw_begin times the rank's coordinate, over the axes of the mesh. Of a whole
+// value the steps are row-major. Returns a bound: every index is below it.
+//
+//   dropout [batch=4, seq=8, hidden=6], hidden cut by tensor=2: sizes 8 3 have steps 6 1, tensor 3
+int64_t ir_draw_steps(const ir_module *m, const ir_op *op, const int64_t *size, int n,
+                      int64_t *step);
+int64_t ir_draw_begin(const ir_op *op, int axis);
+
 // "cut batch/data.micro, partial sum/tensor", or "" when replicated everywhere.
 const char *place_print(arena *a, const ir_mesh *mesh, const ir_place *p);
 

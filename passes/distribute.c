@@ -2,7 +2,7 @@
 //
 // needs: LOCAL before products carry epilogues, nothing in chunks; pass_options.distribution.
 // keeps: what is computed, but for the order in which parts of sums are added. breaks: global
-// shapes; entries but train_step are refused.
+// shapes; entries but train_step and evaluate are refused. Weights lie where training has them.
 //
 // Ops of forward and backward ask for their operands in the placement of their strategy; what the
 // graph calls enter, carry, leave and store are operands, yields and results of repeats. What comes
@@ -22,8 +22,28 @@
 
 static const sh_domain domain_of[BL_INNER] = {SH_ANY, SH_ACTIVATIONS, SH_SEQUENCE};
 
-// As bl_make asks: the same graph at the same costs has the same answer.
-static const char *solve(dist *d) {
+static int weight_value(const dist *d, const char *name) {
+  const ir_state *s = ir_state_find(d->m, name);
+  if (s && s->of && s->cls != STATE_WEIGHT) name = s->of;
+  for (int v = 0; v < d->g->value.n; v++)
+    if (d->g->value.at[v].weight && str_eq(d->g->value.at[v].weight->name, name)) return v;
+  return -1;
+}
+
+// Where the weights of d's function lie that `train` has placed.
+static const signed char *weights_as(const dist *d, const dist *train, int x) {
+  signed char *code = arena_new(d->scratch, signed char, d->g->value.n + 1);
+  for (int v = 0; v < d->g->value.n; v++) {
+    const ir_state *w = d->g->value.at[v].weight;
+    int there = w ? weight_value(train, w->name) : -1;
+    if (there >= 0) code[v] = train->axis[x]->code[there];
+  }
+  return code;
+}
+
+// As bl_make asks: the same graph at the same costs has the same answer. Weights lie as `train`, if
+// that is not NULL, has them.
+static const char *solve(dist *d, const dist *train) {
   int nv = d->g->value.n, no = d->g->op.n;
   double *value_part = arena_new(d->scratch, double, nv + 1);
   double *op_part = arena_new(d->scratch, double, no + 1);
@@ -39,25 +59,12 @@ static const char *solve(dist *d) {
                 .domain = domain_of[x],
                 .whole_stream = x == 0 && d->d->key.whole_stream,
                 .micro_batch = d->d->key.micro_batch,
-                .micro_batches = 8};
+                .micro_batches = 8,
+                .weights = train ? weights_as(d, train, x) : NULL};
     d->axis[x] = sh_solve(d->scratch, d->rules, &e, value_part, op_part, &why);
     if (!d->axis[x]) return why;
     for (int v = 0; v < nv; v++) value_part[v] *= d->axis[x]->value_part[v];
     for (int i = 0; i < no; i++) op_part[i] *= d->axis[x]->op_part[i];
-  }
-  return NULL;
-}
-
-// The first index that some placement cuts in parts which do not divide it; NULL: none.
-static const ir_index *indivisible(const dist *d, int64_t *parts) {
-  for (int v = 0; v < d->g->value.n; v++) {
-    const pg_value *p = &d->g->value.at[v];
-    for (int l = 0; l < p->nleaf; l++) {
-      *parts = 1;
-      for (int x = 0; x < BL_INNER; x++)
-        if (d->axis[x] && d->axis[x]->code[v] == SH_LEAF + l) *parts *= d->d->key.size[x];
-      if (p->leaf[l]->size % *parts) return p->leaf[l];
-    }
   }
   return NULL;
 }
@@ -203,14 +210,6 @@ static void place_repeat(dist *d, ir_region *r, ir_op *loop) {
 
 // ---- behind them --------------------------------------------------------------------------------
 
-static int weight_value(const dist *d, const char *name) {
-  const ir_state *s = ir_state_find(d->m, name);
-  if (s && s->of && s->cls != STATE_WEIGHT) name = s->of;
-  for (int v = 0; v < d->g->value.n; v++)
-    if (d->g->value.at[v].weight && str_eq(d->g->value.at[v].weight->name, name)) return v;
-  return -1;
-}
-
 static unsigned cut_of(const dist *d, const ir_value *v) {
   return v->id < d->ncut ? d->cut[v->id] : 0;
 }
@@ -340,32 +339,37 @@ static const char *distribute(dist *d, ir_func *f) {
       place_op(d, top, op[i]);
     if (d->m->next_value > 8 * d->nwhole + 4096) IR_BUG("more values than there is room for");
   }
-  if (!d->error) share_states(d);
   return d->error;
+}
+
+// What is asked of the planner for one function.
+static const char *answer(dist *d, const ir_func *f, const dist *train) {
+  d->g = pg_read_func(d->scratch, d->m, f);
+  if (d->g->error) return d->g->error;
+  d->rules = sh_rules_of(d->scratch, d->g);
+  const char *why = solve(d, train);
+  if (!why) dist_check_padding(d);
+  return why ? why : d->error;
 }
 
 const char *pass_distribute(ir_module *m, const pass_options *o) {
   if (!o->distribution) return NULL;
-  ir_func *f = ir_func_find(m, "train_step");
-  if (!f || m->funcs.n != 1) return "only a training step is distributed so far";
+  ir_func *f = ir_func_find(m, "train_step"), *eval = ir_func_find(m, "evaluate");
+  if (!f || m->funcs.n > 1 + (eval != NULL))
+    return "only a training step and what evaluates are distributed so far";
   arena scratch;
   arena_init(&scratch);
   scratch.oom = m->arena->oom;
   scratch.oom_ctx = m->arena->oom_ctx;
-  pg_graph *g = pg_read(&scratch, m);
-  dist d = {
-      .m = m, .scratch = &scratch, .d = o->distribution, .g = g, .extents = {.arena = m->arena}};
-  const char *why = g->error;
-  if (!why) {
-    d.rules = sh_rules_of(&scratch, g);
-    why = solve(&d);
-  }
-  int64_t parts = 1;
-  const ir_index *x = why ? NULL : indivisible(&d, &parts);
-  if (x)
-    why = arena_printf(m->arena, "index %s = %lld is not a multiple of %lld: planned, not built",
-                       x->name ? x->name : "", (long long)x->size, (long long)parts);
+  dist d = {.m = m, .scratch = &scratch, .d = o->distribution, .extents = {.arena = m->arena}};
+  dist e = d;
+  const char *why = answer(&d, f, NULL);
+  if (!why && eval) why = answer(&e, eval, &d);
   if (!why) why = distribute(&d, f);
+  e.extents = d.extents;
+  if (!why && eval) why = distribute(&e, eval);
+  if (!why) share_states(&d);
+  if (!why) why = d.error;
   arena_free(&scratch);
   return why;
 }

@@ -41,6 +41,12 @@ void dist_refuse(dist *d, const ir_op *op, const char *why) {
                           op->path && *op->path ? op->path : ir_info(op->code)->name, why);
 }
 
+void dist_refuse_state(dist *d, const ir_state *st, const char *why) {
+  if (!d->error)
+    d->error =
+        arena_printf(d->m->arena, "weight `%s` among ranks: planned, not built: %s", st->name, why);
+}
+
 static unsigned axes_with(const dist *d, codes in, int least, int most) {
   unsigned axes = 0;
   for (int x = 0; x < BL_INNER; x++)
@@ -63,6 +69,10 @@ static int64_t parts_of(const dist *d, codes in, int leaf) {
   return n;
 }
 
+static const ir_op *maker(const ir_value *v) { return v->def ? v->def : v->region->owner; }
+
+static int64_t part_size(int64_t n, int64_t parts) { return (n + parts - 1) / parts; }
+
 // One index for the same part of the same index, wherever it occurs.
 static ir_index *part_of(dist *d, ir_index *x, int64_t parts) {
   x = ir_root(x);
@@ -70,8 +80,7 @@ static ir_index *part_of(dist *d, ir_index *x, int64_t parts) {
   const char *key = arena_printf(d->m->arena, "%d/%lld", x->id, (long long)parts);
   ir_index *had = map_get(&d->extents, key);
   if (had) return had;
-  IR_CHECK(x->size % parts == 0);
-  ir_index *now = ir_index_new(d->m, x->name, x->size / parts);
+  ir_index *now = ir_index_new(d->m, x->name, part_size(x->size, parts));
   map_set(&d->extents, key, now);
   return now;
 }
@@ -85,7 +94,7 @@ static ir_index *local_dim(dist *d, ir_index *dim, const pg_value *v, int at, co
   for (int i = 0; i < n; i++) {
     parts[i] = parts_of(d, in, pg_leaf(v, at, ir_root(leaf[i])));
     all *= parts[i];
-    size *= leaf[i]->size / parts[i];
+    size *= part_size(leaf[i]->size, parts[i]);
     sb_printf(&key, ".%lld", (long long)parts[i]);
   }
   if (all == 1) return dim;
@@ -133,7 +142,7 @@ static extent_list extents_of(dist *d, const ir_type *whole, int value, codes in
     for (int i = 0; i < n; i++, e.n++) {
       IR_CHECK(e.n < IR_MAX_LEAVES + IR_MAX_RANK);
       e.leaf[e.n] = k < layers ? -1 : pg_leaf(v, k - layers, ir_root(leaf[i]));
-      e.size[e.n] = leaf[i]->size / parts_of(d, in, e.leaf[e.n]);
+      e.size[e.n] = part_size(leaf[i]->size, parts_of(d, in, e.leaf[e.n]));
     }
   }
   return e;
@@ -191,22 +200,32 @@ static ir_value *convert(dist *d, ir_region *r, ir_value *v, const ir_type *whol
   int64_t n = d->d->key.size[x];
   if ((from >= SH_LEAF && cut_inside(d, value, *in, x, from)) ||
       (to >= SH_LEAF && cut_inside(d, value, *in, x, to)))
-    dist_refuse(d, v->def ? v->def : v->region->owner,
-                "an index that two axes cut changes its outer cut");
+    dist_refuse(d, maker(v), "an index that two axes cut changes its outer cut");
   in->on[x] = (signed char)to;
   ir_type t = dist_local(d, whole, value, *in);
   t.dtype = v->type.dtype;
   if (d->error) return v;
+  if (from >= SH_LEAF && to >= SH_LEAF &&
+      (dist_pads(d, value, from, x) || dist_pads(d, value, to, x))) {
+    in->on[x] = (signed char)from;
+    v = convert(d, r, v, whole, value, in, x, SH_REPLICATED);
+    return d->error ? v : convert(d, r, v, whole, value, in, x, to);
+  }
   if (from >= SH_LEAF && to >= SH_LEAF)
     return all_to_all(d, r, v, &t, axes, &e, place_of(&e, from), place_of(&e, to));
   if (to == SH_REPLICATED && from == SH_PARTIAL)
     return ranks_exchange(d->m, r, IR_all_reduce, v, &t, axes, 0, 0);
   int at = place_of(&e, from >= SH_LEAF ? from : to);
-  int64_t inner = product(&e, at + 1, e.n);
+  int64_t inner = product(&e, at + 1, e.n), all = 0;
+  if (dist_pads(d, value, from >= SH_LEAF ? from : to, x)) {
+    all = d->g->value.at[value].leaf[(from >= SH_LEAF ? from : to) - SH_LEAF]->size * inner;
+    if (product(&e, 0, at) > 1)
+      dist_refuse(d, maker(v), "a part with padding of an index that is not the outermost one");
+  }
   if (to == SH_REPLICATED)
-    return ranks_exchange(d->m, r, IR_all_gather, v, &t, axes, e.size[at] * inner, 0);
+    return ranks_exchange(d->m, r, IR_all_gather, v, &t, axes, e.size[at] * inner, all);
   ir_opcode code = from == SH_PARTIAL ? IR_reduce_scatter : IR_part;
-  return ranks_exchange(d->m, r, code, v, &t, axes, e.size[at] / n * inner, 0);
+  return ranks_exchange(d->m, r, code, v, &t, axes, part_size(e.size[at], n) * inner, all);
 }
 
 static bool moves_to(const dist *d, int x, int value, int to) {
@@ -279,8 +298,6 @@ static steps steps_of(const dist *d, int value, codes from, codes to) {
   return s;
 }
 
-static const ir_op *maker(const ir_value *v) { return v->def ? v->def : v->region->owner; }
-
 ir_value *dist_bring(dist *d, ir_region *r, int segment, ir_value *v, const ir_type *whole,
                      int value, codes from, codes to) {
   steps s = steps_of(d, value, from, to);
@@ -337,9 +354,12 @@ void dist_share(dist *d, ir_state *st, int value, codes in) {
     int64_t n = d->d->key.size[x];
     if (!st->nshares) st->whole = whole;
     IR_CHECK(st->nshares < IR_MAX_SHARES);
-    st->share[st->nshares++] = (ir_share){.axes = 1u << d->d->axis[x],
-                                          .block = e.size[at] / n * product(&e, at + 1, e.n),
-                                          .whole = product(&e, layers, e.n)};
+    if (dist_pads(d, value, in.on[x], x) && product(&e, layers, at) > 1)
+      dist_refuse_state(d, st, "padding of an index that is not the outermost one");
+    st->share[st->nshares++] =
+        (ir_share){.axes = 1u << d->d->axis[x],
+                   .block = part_size(e.size[at], n) * product(&e, at + 1, e.n),
+                   .whole = product(&e, layers, e.n)};
     now.on[x] = in.on[x];
   }
   st->type = dist_local(d, &whole, value, in);

@@ -62,6 +62,13 @@ unsigned dist_partial_axes(const dist *d, codes in);
 void dist_share(dist *d, ir_state *st, int value, codes in);
 // Says once why the module cannot be distributed.
 void dist_refuse(dist *d, const ir_op *op, const char *why);
+void dist_refuse_state(dist *d, const ir_state *st, const char *why);
+
+// Whether axis x, where it cuts the leaf of `code`, leaves the last ranks less than the others
+// (distribute_padding.c).
+bool dist_pads(const dist *d, int value, int code, int x);
+// Refuses what would read padding as if it were something.
+void dist_check_padding(dist *d);
 
 // What of an op depends on where its part begins: attributes, ids, masks (distribute_ops.c). `op`
 // is the last op of `r`; values it needs are put in front of it. Returns nothing: see d->error.

@@ -29,8 +29,14 @@ static unsigned cut_dim(const dist *d, int number, int side, int dim) {
   return axes;
 }
 
-static unsigned cut_any(const dist *d, int number, int side) {
-  return dist_cut_axes(d, dist_side(d, number, side));
+// The type that a side of the op has before; of a stack that of a slice.
+static ir_type whole_type(const dist *d, int number, int side) {
+  const pg_op *p = &d->g->op.at[number];
+  const pg_value *v = &d->g->value.at[side < p->nin ? p->in[side] : p->out[side - p->nin]];
+  ir_type t = d->whole[v->v->id];
+  for (; t.rank > v->rank; t.rank--)
+    memmove(t.dim, t.dim + 1, sizeof *t.dim * (size_t)(t.rank - 1));
+  return t;
 }
 
 // Puts what was built behind the last op in front of it.
@@ -63,11 +69,31 @@ static ir_value *map_of(dist *d, ir_region *r, const char *params, const char *t
   return op->out[0];
 }
 
-// Ids counted from the first row of a rank's part of the table.
+// i < all ? i - begin : -1
+static ir_value *known_rows(dist *d, ir_region *r, ir_value *ids, ir_value *begin, int64_t all,
+                            int segment) {
+  ir_dtype type = ids->type.dtype;
+  ir_region *fn = ir_region_new(d->m, NULL);
+  ir_value *i = ir_region_arg(fn, ir_scalar(type), "i"),
+           *start = ir_region_arg(fn, ir_scalar(begin->type.dtype), "begin");
+  ir_builder in = {.m = d->m, .at = fn}, b = {.m = d->m, .at = r};
+  ir_value *known = ir_build2(&in, IR_lt, i, ir_const(&in, type, (double)all));
+  ir_value *row = ir_build2(&in, IR_sub, i, start);
+  vec_push(d->m->arena, &fn->yield, ir_build3(&in, IR_where, known, row, ir_const(&in, type, -1)));
+  ir_op *op = ir_build_full(&b, IR_map, (ir_value *[]){ids, begin}, 2, NULL, 0, &fn, 1);
+  if (!op) IR_BUG("distribute: %s", b.error);
+  op->segment = segment;
+  op->span = ids->span;
+  return op->out[0];
+}
+
+// Ids counted from the first row of a rank's part of the table, which has `all`. What is behind its
+// last row is in no part.
 static ir_value *shifted(dist *d, ir_region *r, ir_value *ids, unsigned axes, int64_t rows,
-                         int segment) {
+                         int64_t all, int segment) {
   ir_value *begin = place_value(d, r, axes, rows, segment);
   ir_builder b = {.m = d->m, .at = r};
+  if (all % rows) return known_rows(d, r, ids, begin, all, segment);
   ir_value *now = ir_build2(&b, IR_sub, ids, begin);
   if (!now) IR_BUG("distribute: %s", b.error);
   now->def->segment = segment;
@@ -82,7 +108,8 @@ static void adapt_table(dist *d, ir_region *r, ir_op *op, int number) {
   if (adds) ir_set_attr(d->m, op, ir_attr_i("rows", rows));
   if (!axes) return;
   int n = r->ops.n;
-  op->in[1] = shifted(d, r, op->in[1], axes, rows, op->segment);
+  int64_t all = whole_type(d, number, adds ? op->nin : 0).dim[0]->size;
+  op->in[1] = shifted(d, r, op->in[1], axes, rows, all, op->segment);
   before_last(r, r->ops.n - n);
 }
 
@@ -100,8 +127,16 @@ static const char *instead(arena *a, const char *text, const char *value) {
   return arena_printf(a, "%.*s%s%s", (int)(at - text), text, value, at + 1);
 }
 
-static int64_t classes_of(const dist *d, const ir_value *logits, unsigned axes) {
-  return logits->type.dim[logits->type.rank - 1]->size * mesh_parts(d->m->mesh, axes);
+// How many classes the logits, a side of the op, have in all; where `part` does not divide them, it
+// says so to the kernel.
+static int64_t count_classes(dist *d, ir_op *op, int number, int side, unsigned axes,
+                             int64_t part) {
+  ir_type t = whole_type(d, number, side);
+  int64_t all = t.dim[t.rank - 1]->size;
+  if (all % part == 0) return all;
+  ir_set_attr(d->m, op, ir_attr_i("classes", all));
+  ir_set_attr(d->m, op, ir_attr_s("axes", mesh_axes_text(d->m->arena, d->m->mesh, axes)));
+  return all;
 }
 
 static void adapt_nll(dist *d, ir_region *r, ir_op *op, int number) {
@@ -109,10 +144,11 @@ static void adapt_nll(dist *d, ir_region *r, ir_op *op, int number) {
   unsigned axes = cut_dim(d, number, 0, x->type.rank - 1);
   if (!axes) return;
   arena *a = d->m->arena;
-  int64_t part = x->type.dim[x->type.rank - 1]->size, all = classes_of(d, x, axes);
+  int64_t part = x->type.dim[x->type.rank - 1]->size;
+  int64_t all = count_classes(d, op, number, 0, axes, part);
   int n = r->ops.n, seg = op->segment;
   ir_value *target = op->in[1];
-  op->in[1] = shifted(d, r, target, axes, part, seg);
+  op->in[1] = shifted(d, r, target, axes, part, all, seg);
   before_last(r, r->ops.n - n);
   const char *counts = counting(d, op, all);
   ir_set_attr(d->m, op, ir_attr_i("has_ignore", 0));
@@ -139,22 +175,26 @@ static void adapt_nll_grad(dist *d, ir_region *r, ir_op *op, int number) {
   const ir_value *x = op->in[1];
   unsigned axes = cut_dim(d, number, 1, x->type.rank - 1);
   if (!axes) return;
-  int64_t part = x->type.dim[x->type.rank - 1]->size, all = classes_of(d, x, axes);
+  int64_t part = x->type.dim[x->type.rank - 1]->size;
+  int64_t all = count_classes(d, op, number, 1, axes, part);
   int n = r->ops.n;
   ir_value *target = op->in[2];
   const char *text = instead(d->m->arena, counting(d, op, all), "g");
   op->in[0] = map_of(d, r, "g, t", text, (ir_value *[]){op->in[0], target}, 2, op->segment);
-  op->in[2] = shifted(d, r, target, axes, part, op->segment);
+  op->in[2] = shifted(d, r, target, axes, part, all, op->segment);
   before_last(r, r->ops.n - n);
   ir_set_attr(d->m, op, ir_attr_i("has_ignore", 0));
   ir_set_attr(d->m, op, ir_attr_i("part", 1));
 }
 
-// ---- attention ----------------------------------------------------------------------------------
+// ---- masks and biases ---------------------------------------------------------------------------
 
 // Masks and biases are functions of the sample, head, query and key, counted in the whole: argument
 // `arg` of them becomes the local number and where the part begins, which is one more capture.
-static void shift_argument(dist *d, ir_op *op, ir_value *begin, int arg) {
+// Where only some of each group are of the part, `group` of `groups`, others lie between (0: it is
+// a range).
+static void shift_argument(dist *d, ir_op *op, ir_value *begin, int arg, int64_t group,
+                           int64_t groups) {
   bool masks = ir_attr_int(op, "has_mask", 0) != 0;
   int q = op->code == IR_attention ? 3 : 6, ncap = (int)ir_attr_int(op, "ncap_mask", 0);
   for (int i = 0; i < op->nregions; i++) {
@@ -169,14 +209,18 @@ static void shift_argument(dist *d, ir_op *op, ir_value *begin, int arg) {
     op->in = in;
     op->nin++;
     if (mask) ir_set_attr(d->m, op, ir_attr_i("ncap_mask", ++ncap));
-    ir_value *capture = ir_region_arg(r, begin->type, "begin");
-    ir_builder b = {.m = d->m, .at = r};
+    ir_value *capture = ir_region_arg(r, begin->type, "begin"), *local = r->args.at[arg];
+    ir_replace_uses(r, local, begin);  // which does not occur inside
     int n = r->ops.n;
-    ir_value *read = ir_build1(&b, IR_at, capture);
-    ir_value *sum = read ? ir_build2(&b, IR_add, r->args.at[arg], read) : NULL;
+    ir_builder b = {.m = d->m, .at = r};
+    ir_value *sum = ir_build2(&b, IR_add, local, ir_build1(&b, IR_at, capture));
+    if (group) {
+      ir_value *before = ir_build2(&b, IR_floordiv, local, ir_const(&b, DT_i32, (double)group));
+      ir_value *gap = ir_const(&b, DT_i32, (double)(groups - group));
+      sum = ir_build2(&b, IR_add, sum, ir_build2(&b, IR_mul, before, gap));
+    }
     if (!sum) IR_BUG("distribute: %s", b.error);
-    ir_replace_uses(r, r->args.at[arg], sum);
-    sum->def->in[0] = r->args.at[arg];
+    ir_replace_uses(r, begin, sum);
     for (int k = 0, put = r->ops.n - n; k < put; k++) pass_move_last(r, 0);
   }
 }
@@ -191,47 +235,167 @@ static bool asks_for(const ir_op *op, int arg) {
   return asks;
 }
 
-// Positions or heads of a part: `axes` cut dim `dim` of operand `side`, of which it has `part`.
-static void begin_at(dist *d, ir_region *r, ir_op *op, int arg, unsigned axes, int64_t part) {
-  if (!axes || !asks_for(op, arg)) return;
-  int n = r->ops.n;
-  ir_value *begin = place_value(d, r, axes, part, op->segment);
-  before_last(r, r->ops.n - n);
+// What numbers the queries' heads, queries or keys of a part.
+typedef struct counted {
+  int side, dim;    // operand of the op, and its dim
+  unsigned within;  // mesh axes that cut the dim and are meant
+  int64_t size;     // of the part
+} counted;
+
+// How far apart the parts of two neighbours on axis x begin; 0: x does not cut it.
+static int64_t part_step(const dist *d, int number, const counted *c, int x) {
+  if (!d->axis[x] || !(c->within >> d->d->axis[x] & 1)) return 0;
+  int value = d->g->op.at[number].in[c->side];
+  codes in = dist_side(d, number, c->side);
+  int64_t n = c->size;
+  for (int y = 0; y < BL_INNER; y++)
+    if (y != x && d->axis[y] && in.on[y] == in.on[x] && dist_inside(d, value, in.on[x], y, x))
+      n *= d->d->key.size[y];
+  return n;
+}
+
+// Argument `arg` of masks and biases counts in the whole: parts of `c`, n of them, each with steps
+// of `step` numbers of the whole.
+static void begin_at(dist *d, ir_region *r, ir_op *op, int number, int arg, const counted *c,
+                     const int64_t *step, int n, int64_t group, int64_t groups) {
+  if (!asks_for(op, arg)) return;
+  int had = r->ops.n;
+  ir_value *begin = NULL;
+  ir_builder b = {.m = d->m, .at = r};
+  for (int i = 0; i < n; i++)
+    for (int x = 0; x < BL_INNER; x++) {
+      int64_t by = part_step(d, number, &c[i], x) * step[i];
+      if (!by) continue;
+      ir_value *more = place_value(d, r, 1u << d->d->axis[x], by, op->segment);
+      if (begin) more = ir_build2(&b, IR_add, begin, more);
+      if (!more) IR_BUG("distribute: %s", b.error);
+      more->def->segment = op->segment;
+      begin = more;
+    }
+  if (!begin) return;
+  before_last(r, r->ops.n - had);
   int masked = (int)ir_attr_int(op, "ncap_mask", 0);
-  shift_argument(d, op, begin, arg);
+  shift_argument(d, op, begin, arg, group, groups);
   // A capture of the bias is counted among all captures.
   int more = (int)ir_attr_int(op, "ncap_mask", 0) - masked;
   if (op->code == IR_attention_grad_bias && more)
     ir_set_attr(d->m, op, ir_attr_i("capture", ir_attr_int(op, "capture", 0) + more));
 }
 
+// ---- random draws -------------------------------------------------------------------------------
+
+// Attributes `draws` and `begins` of an op (ir/place.h), from the leaves of what is drawn for,
+// outer to inner: their extents in the whole and here, and steps of the axes that cut them.
+typedef struct drawn {
+  int n;
+  int64_t whole[IR_MAX_LEAVES + 4], here[IR_MAX_LEAVES + 4];
+  int64_t begin[IR_MAX_LEAVES + 4][BL_INNER];
+} drawn;
+
+// The leaves of the first dims of `t` (whole) but for those of the sample.
+static void drawn_leaves(const dist *d, drawn *w, const ir_type *t, int dims, int value, codes in) {
+  const pg_value *v = &d->g->value.at[value];
+  ir_index *axis[IR_MAX_LEAVES];
+  int naxis = d->m->batch ? ir_index_leaves(d->m->batch, axis, IR_MAX_LEAVES) : 0;
+  for (int k = 0; k < dims; k++) {
+    ir_index *leaf[IR_MAX_LEAVES];
+    int n = ir_index_leaves(ir_root(t->dim[k]), leaf, IR_MAX_LEAVES);
+    for (int i = 0; i < n; i++) {
+      bool sample = false;
+      for (int j = 0; j < naxis; j++) sample |= axis[j] == leaf[i];
+      if (sample) continue;
+      int code = SH_LEAF + pg_leaf(v, k, ir_root(leaf[i]));
+      IR_CHECK(w->n < IR_MAX_LEAVES);
+      w->whole[w->n] = w->here[w->n] = leaf[i]->size;
+      for (int x = 0; x < BL_INNER; x++)
+        if (d->axis[x] && code >= SH_LEAF && in.on[x] == code) w->here[w->n] /= d->d->key.size[x];
+      for (int x = 0; x < BL_INNER; x++) {
+        w->begin[w->n][x] = 0;
+        if (!d->axis[x] || code < SH_LEAF || in.on[x] != code) continue;
+        w->begin[w->n][x] = w->here[w->n];
+        for (int y = 0; y < BL_INNER; y++)
+          if (y != x && d->axis[y] && in.on[y] == code && dist_inside(d, value, code, y, x))
+            w->begin[w->n][x] *= d->d->key.size[y];
+      }
+      w->n++;
+    }
+  }
+}
+
+static void set_draws(dist *d, ir_op *op, const drawn *w) {
+  arena *a = d->m->arena;
+  int naxes = d->m->mesh->naxes;
+  int64_t *draws = arena_new(a, int64_t, 2 * w->n + 1), *begins = arena_new(a, int64_t, naxes),
+          step = 1;
+  bool any = false;
+  for (int i = w->n - 1; i >= 0; i--) {
+    draws[2 * i] = w->here[i];
+    draws[2 * i + 1] = step;
+    for (int x = 0; x < BL_INNER; x++) {
+      if (!w->begin[i][x]) continue;
+      begins[d->d->axis[x]] = w->begin[i][x] * step;
+      any = true;
+    }
+    step *= w->whole[i];
+  }
+  if (!any) return;
+  ir_set_attr(d->m, op, ir_attr_v("draws", draws, 2 * w->n));
+  ir_set_attr(d->m, op, ir_attr_v("begins", begins, naxes));
+}
+
+static void adapt_draws(dist *d, ir_op *op, int number) {
+  const pg_op *p = &d->g->op.at[number];
+  int v = p->out[0];
+  if (v < 0) return;
+  ir_type whole = whole_type(d, number, p->nin);
+  drawn w = {0};
+  drawn_leaves(d, &w, &whole, whole.rank, v, dist_side(d, number, p->nin));
+  set_draws(d, op, &w);
+}
+
+// ---- attention, all of it -----------------------------------------------------------------------
+
+static void drawn_part(const dist *d, drawn *w, int number, const counted *c, int64_t whole,
+                       int64_t here) {
+  w->whole[w->n] = whole;
+  w->here[w->n] = here;
+  for (int x = 0; x < BL_INNER; x++) w->begin[w->n][x] = part_step(d, number, c, x);
+  w->n++;
+}
+
 static void adapt_attention(dist *d, ir_region *r, ir_op *op, int number) {
   int q = op->code == IR_attention ? 0 : 3;
+  const pg_op *p = &d->g->op.at[number];
   const ir_type *tq = &op->in[q]->type, *tk = &op->in[q + 1]->type;
   int64_t kv = ir_attr_int(op, "kv_heads", 1), rep = ir_attr_int(op, "rep", 1);
-  int v = d->g->op.at[number].in[q + 1];
   // The size of a head is not cut: what is left of the dims tells how many heads are.
-  const ir_type *whole = &d->whole[d->g->value.at[v].v->id];
-  int64_t dh = whole->dim[whole->rank - 1]->size / kv;
+  ir_type wq = whole_type(d, number, q), wk = whole_type(d, number, q + 1);
+  int64_t dh = wk.dim[wk.rank - 1]->size / kv;
   int64_t kv_now = tk->dim[tk->rank - 1]->size / dh;
   int64_t rep_now = tq->dim[tq->rank - 1]->size / (kv_now * dh);
   ir_set_attr(d->m, op, ir_attr_i("kv_heads", kv_now));
   ir_set_attr(d->m, op, ir_attr_i("rep", rep_now));
-  bool heads = kv_now != kv || rep_now != rep;
-  unsigned queries = cut_dim(d, number, q, tq->rank - 2),
-           keys = cut_dim(d, number, q + 1, tk->rank - 2);
-  if ((heads || queries || keys) && ir_attr_float(op, "drop", 0) > 0)
-    dist_refuse(d, op, "dropout of a part of the probabilities");
-  if (heads && kv_now != kv && rep_now != rep)
-    dist_refuse(d, op, "heads and their groups cut at once");
+  int last = tq->rank - 1, rows = tq->rank - 2;
+  unsigned heads = cut_dim(d, number, q, last), groups = cut_dim(d, number, q + 1, last);
+  counted by_group = {q, last, heads & groups, kv_now},
+          member = {q, last, heads & ~groups, rep_now},
+          query = {q, rows, cut_dim(d, number, q, rows), tq->dim[rows]->size},
+          key = {q + 1, rows, cut_dim(d, number, q + 1, rows), tk->dim[rows]->size};
+  if (ir_attr_float(op, "drop", 0) > 0) {
+    drawn w = {0};
+    drawn_leaves(d, &w, &wq, rows, p->in[q], dist_side(d, number, q));
+    drawn_part(d, &w, number, &by_group, kv, kv_now);
+    drawn_part(d, &w, number, &member, rep, rep_now);
+    drawn_part(d, &w, number, &query, wq.dim[rows]->size, tq->dim[rows]->size);
+    drawn_part(d, &w, number, &key, wk.dim[rows]->size, tk->dim[rows]->size);
+    set_draws(d, op, &w);
+  }
   // Query heads are groups of those of keys: a part of the groups' members is no range of heads.
-  if (heads && rep_now != rep && kv_now > 1 && asks_for(op, 1))
-    dist_refuse(d, op, "a mask or bias that depends on the head, of a part of each group");
-  int64_t nq = tq->dim[tq->rank - 2]->size, nk = tk->dim[tk->rank - 2]->size;
-  unsigned by_head = cut_dim(d, number, q, tq->rank - 1);
-  begin_at(d, r, op, 1, by_head, kv_now * rep_now);
-  begin_at(d, r, op, 2, queries, nq);
-  begin_at(d, r, op, 3, keys, nk);
+  bool some = rep_now != rep && kv_now > 1;
+  begin_at(d, r, op, number, 1, (counted[]){by_group, member}, (int64_t[]){rep, 1}, 2,
+           some ? rep_now : 0, rep);
+  begin_at(d, r, op, number, 2, &query, (int64_t[]){1}, 1, 0, 0);
+  begin_at(d, r, op, number, 3, &key, (int64_t[]){1}, 1, 0, 0);
 }
 
 // ---- all ----------------------------------------------------------------------------------------
@@ -249,10 +413,7 @@ static void adapt_heads(dist *d, ir_op *op, int number) {
 }
 
 void dist_adapt(dist *d, ir_region *r, ir_op *op, int number) {
-  if (pass_draws(op) && op->nout && cut_any(d, number, op->nin)) {
-    dist_refuse(d, op, "dropout of a part of a value");
-    return;
-  }
+  if (pass_draws(op) && op->nout) adapt_draws(d, op, number);
   switch (op->code) {
     case IR_gather:
     case IR_scatter_add: adapt_table(d, r, op, number); break;

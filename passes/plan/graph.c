@@ -286,13 +286,17 @@ static void reserve(reader *r, const ir_region *top) {
 }
 
 pg_graph *pg_read(arena *a, ir_module *m) {
+  ir_func *f = ir_func_find(m, "train_step");
+  if (f) return pg_read_func(a, m, f);
   pg_graph *g = arena_new(a, pg_graph, 1);
   g->m = m;
-  ir_func *f = ir_func_find(m, "train_step");
-  if (!f) {
-    g->error = "there is no training step";
-    return g;
-  }
+  g->error = "there is no training step";
+  return g;
+}
+
+pg_graph *pg_read_func(arena *a, ir_module *m, const ir_func *f) {
+  pg_graph *g = arena_new(a, pg_graph, 1);
+  g->m = m;
   reader r = {.a = a, .m = m, .g = g, .segment = -1, .weight = {.arena = a}};
   r.of = arena_new(a, int, m->next_value);
   r.forward = arena_new(a, bool, m->next_value);
@@ -303,7 +307,8 @@ pg_graph *pg_read(arena *a, ir_module *m) {
   int loops = 0;
   for (int i = 0; i < top->ops.n; i++) {
     const ir_op *op = top->ops.at[i];
-    if (op->code == IR_output && str_eq(ir_attr_str(op, "name", ""), "loss"))
+    if (op->code == IR_output &&
+        (f->kind != ENTRY_TRAIN || str_eq(ir_attr_str(op, "name", ""), "loss")))
       mark_forward(&r, op->in[0]);
     if (op->segment % 2) r.segment = op->segment;  // the last loop over micro-batches
     loops += is_layers(op);

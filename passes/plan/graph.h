@@ -90,6 +90,8 @@ typedef struct pg_graph {
 // Reads `train_step`. On something this file does not know (a repeat without its gradient) `error`
 // is set.
 pg_graph *pg_read(arena *a, ir_module *m);
+// Reads another function of a batch, such as `evaluate`: all of it is forward.
+pg_graph *pg_read_func(arena *a, ir_module *m, const ir_func *f);
 // Finds what kernels carry and what is sent rounded: `near`, `carried`, `sent` (kernels.c).
 void pg_find_kernels(arena *a, pg_graph *g);
 // The number of leaf `x` (a root) in dim `dim` of value v, or -1.

@@ -18,7 +18,12 @@
 #include "runtime/base/map.h"
 #include "runtime/base/str.h"
 
-bool sh_divides(const ir_index *x, int64_t n) { return x->size % n == 0 || x->size >= 64 * n; }
+bool sh_divides(const sh_rules *r, const ir_index *x, int64_t n) {
+  if (x->size % n == 0) return true;
+  for (int i = 0; i < r->table.n; i++)
+    if (r->table.at[i] == x) return x->size >= 64 * n;
+  return false;
+}
 
 double sh_part(const ir_index *x, int64_t n) {
   return (double)((x->size + n - 1) / n) / (double)x->size;
@@ -53,7 +58,8 @@ typedef struct basis {
 
 // What searches share whose axes may cut the same.
 typedef struct shape {
-  const char *cuts;        // the domain, then for each index of the basis whether it can be cut
+  const char *cuts;  // the domain, then for each index of the basis how it can be cut: '-' not, '+'
+                     // evenly, 'p' with padding
   unsigned *made, *asked;  // codes of each value
   state **state;
   int *nstates;
@@ -155,14 +161,26 @@ static bool both_asked(const sh_rules *r, const shape *s, const int *reader, int
   return of_x && of_y && asks > 1;
 }
 
+// Codes that a value can be made in and read in but not brought to or from: parts that end in
+// padding and do not lie one behind the other. (What exchanges would move them knows one end
+// alone.)
+static unsigned stuck_codes(const sh_rules *r, const basis *b, const shape *s, int v) {
+  const pg_value *p = &r->g->value.at[v];
+  unsigned codes = 0;
+  for (int l = 0; l < p->nleaf; l++)
+    if (s->cuts[1 + b->leaf[v][l]] == 'p' && (l || p->batch)) codes |= 1u << (SH_LEAF + l);
+  return codes;
+}
+
 // All states of a value: each placement it may be produced in, with up to two conversions. What is
 // replicated is there in every cut form too. `reader`: the ops that read it.
 static void make_states(arena *scratch, const sh_rules *r, shape *s, int v, const int *reader,
                         int readers) {
+  unsigned stuck = stuck_codes(r, r->memo->basis, s, v);
   unsigned made = s->made[v], asked = s->asked[v];
   const pg_value *value = &r->g->value.at[v];
   int codes = SH_LEAF + value->nleaf;
-  unsigned leaves = ~3u;
+  unsigned leaves = ~3u & ~stuck;
   int n = __builtin_popcount(asked);
   s->state[v] = arena_new(scratch, state, __builtin_popcount(made) * (2 + n + n * n));
   for (int p = 0; p < codes; p++) {
@@ -173,6 +191,7 @@ static void make_states(arena *scratch, const sh_rules *r, shape *s, int v, cons
       continue;
     }
     add_state(s, v, (state){p, there, {-1, -1}, {0, 0}});
+    if (stuck >> p & 1) continue;
     // A weight stays as it lies: to gather it is what ZeRO 3 does, over the axes it is replicated
     // on.
     // The same holds for a view of one: gathered, it would be a whole copy on every rank.
@@ -180,10 +199,11 @@ static void make_states(arena *scratch, const sh_rules *r, shape *s, int v, cons
     if (asked & ~there)  // replicated: serves all
       add_state(s, v, (state){p, there | 1u | leaves, {SH_REPLICATED, -1}, {p, 0}});
     for (int x = SH_LEAF; x < codes; x++) {
-      if (x == p || !(asked >> x & 1)) continue;
+      if (x == p || !(asked >> x & 1) || stuck >> x & 1) continue;
       add_state(s, v, (state){p, there | 1u << x, {x, -1}, {p, 0}});
       for (int y = x + 1; y < codes; y++)
-        if (y != p && (asked >> y & 1) && both_asked(r, s, reader, readers, v, x, y))
+        if (y != p && (asked >> y & 1) && !(stuck >> y & 1) &&
+            both_asked(r, s, reader, readers, v, x, y))
           add_state(s, v, (state){p, there | 1u << x | 1u << y, {x, y}, {p, p}});
     }
   }
@@ -284,7 +304,7 @@ static basis *make_basis(arena *a, const sh_rules *r) {
 }
 
 static bool leaf_allowed(const sh_rules *r, const sh_env *e, const ir_index *x) {
-  if (!sh_divides(x, e->size)) return false;
+  if (!sh_divides(r, x, e->size)) return false;
   for (int i = 0; i < r->stream.n && e->whole_stream; i++)
     if (r->stream.at[i] == x) return false;
   return e->domain != SH_SEQUENCE || sh_is_position(r, x);
@@ -297,6 +317,7 @@ typedef struct shaper {
   const pg_graph *g;
   const basis *b;
   sh_domain domain;
+  const signed char *weights;  // codes that are known; NULL: none
   shape *x;
   intern_key key;
   int *set;                 // of each value a number of its states
@@ -307,7 +328,7 @@ typedef struct shaper {
 static bool code_allowed(const shaper *s, int v, int code) {
   if (code < SH_LEAF) return true;
   if (s->domain != SH_ANY && !s->g->value.at[v].batch) return false;
-  return s->x->cuts[1 + s->b->leaf[v][code - SH_LEAF]] == '+';
+  return s->x->cuts[1 + s->b->leaf[v][code - SH_LEAF]] != '-';
 }
 
 static bool usable(const shaper *s, const pg_op *p, const sh_strategy *x) {
@@ -348,9 +369,10 @@ static void find_codes(shaper *s) {
   for (int v = 0; v < nv; v++) {
     const pg_value *p = &g->value.at[v];
     if (!p->weight) continue;
-    x->made[v] = 0;
+    x->made[v] = s->weights ? 1u << s->weights[v] : 0;
+    if (s->weights) continue;
     for (int c = SH_LEAF; c < SH_LEAF + p->nleaf; c++)
-      if (code_allowed(s, v, c)) x->made[v] |= 1u << c;
+      if (code_allowed(s, v, c) && !(stuck_codes(s->r, s->b, x, v) >> c & 1)) x->made[v] |= 1u << c;
     // Matrices are cut where they can be: that is what `tensor` means. (Weights that are whole
     // while tokens are cut are what ulysses has.) Norms and biases may be whole.
     if (!x->made[v] || !s->b->multiplied[v]) x->made[v] |= 1u;
@@ -542,14 +564,18 @@ static const shape *shape_of(const sh_rules *r, const sh_env *e) {
   arena_init(&scratch);
   char *cuts = arena_alloc(&scratch, (size_t)b->index.n + 2);
   cuts[0] = (char)('0' + (int)e->domain);
-  for (int i = 0; i < b->index.n; i++) cuts[1 + i] = leaf_allowed(r, e, b->index.at[i]) ? '+' : '-';
+  for (int i = 0; i < b->index.n; i++)
+    cuts[1 + i] = !leaf_allowed(r, e, b->index.at[i])   ? '-'
+                  : b->index.at[i]->size % e->size == 0 ? '+'
+                                                        : 'p';
   shape *x = NULL;
   for (int i = 0; i < m->shape.n && !x; i++)
     if (str_eq(m->shape.at[i]->cuts, cuts)) x = m->shape.at[i];
   if (!x) {
     x = arena_new(m->a, shape, 1);
     x->cuts = arena_strdup(m->a, cuts);
-    shaper s = {.a = m->a, .r = r, .g = r->g, .b = b, .domain = e->domain, .x = x};
+    shaper s = {
+        .a = m->a, .r = r, .g = r->g, .b = b, .domain = e->domain, .weights = e->weights, .x = x};
     s.key.arena = &scratch;
     find_codes(&s);
     find_states(&s, &scratch);

@@ -50,6 +50,7 @@ typedef struct sh_rules {
   int *n;                    // strategies of each op
   sh_strategy **strategy;    // [op][strategy]
   VEC(ir_index *) position;  // of tokens: cut as a causal prefix, or reduced by lse, in some op
+  VEC(ir_index *) table;     // looked up, or classes of a loss, in some op
   VEC(ir_index *) stream;    // of what goes from layer to layer: of x[batch, seq, hidden] both
   sh_memo *memo;
 } sh_rules;
@@ -75,6 +76,9 @@ typedef struct sh_env {
   // Text that is equal where the axes before it were solved in equal ways: what is found is kept
   // and found again by it and all of the above. NULL: nothing is kept.
   const char *behind;
+  // Codes of the graph's values, of which those of weights are as they say: where another function
+  // has them. All searches of a graph in one domain have the same. NULL: they are found.
+  const signed char *weights;
 } sh_env;
 
 // A conversion that is made.
@@ -110,8 +114,9 @@ sh_result *sh_solve(arena *a, const sh_rules *r, const sh_env *e, const double *
 
 // Whether x is a position of tokens.
 bool sh_is_position(const sh_rules *r, const ir_index *x);
-// Whether an index can be cut in `n` parts: it divides, or the padding is less than 1/64 of it.
-bool sh_divides(const ir_index *x, int64_t n);
+// Whether an index can be cut in `n` parts: it divides, or it is that of tables, of which the last
+// part is padded (passes/distribute_padding.c), and the padding is less than 1/64 of it.
+bool sh_divides(const sh_rules *r, const ir_index *x, int64_t n);
 // The fraction of an index that a rank holds: ceil(size / n) / size.
 double sh_part(const ir_index *x, int64_t n);
 // "kv_heads/tensor", "partial/tensor", or "" when replicated.

@@ -399,10 +399,11 @@ bool sh_is_position(const sh_rules *r, const ir_index *x) {
   return false;
 }
 
-// Positions: what some op reads as a causal prefix of another index, and that index, which is
-// reduced by lse there.
+// Tables; and positions: what some op reads as a causal prefix of another index, and that index,
+// which is reduced by lse there.
 static void note_positions(const labels *l, sh_rules *r) {
   for (int i = 0; i < l->n; i++) {
+    if (l->kind[i] == KIND_TABLE) vec_push(l->a, &r->table, l->index[i]);
     if (l->kind[i] != KIND_PREFIX && l->kind[i] != KIND_LSE) continue;
     if (!sh_is_position(r, l->index[i])) vec_push(l->a, &r->position, l->index[i]);
   }

@@ -6,13 +6,15 @@
     tests/e2e/ranks.py build/dsmc gpt2 tensor           # lines that have all these words
 
 For each line of ranks.txt: `dsmc build` for this-host:RANKS with the pins, `mpirun -n RANKS`, ten
-steps; every loss within 1e-4 of PyTorch's in float64, every gradient norm within 1e-3; the arena of
+steps, evaluating after each five; every loss within 1e-4 of PyTorch's in float64, every gradient norm
+within 1e-3; the arena of
 each rank is the planned one (the executable's own, to the byte), and bytes sent are those that
 `info` says the program sends.
 """
 import json
 import os
 import random
+import re
 import shutil
 import struct
 import sys
@@ -87,10 +89,22 @@ def shorter_data(source, target):
         f.write(struct.pack("<Q", len(text)) + text + b"".join(parts))
 
 
+def parts_of(model):
+    """Name of the oracle's model, whether its sizes can be cut, and more settings."""
+    name, _, more = model.partition(":")
+    return name.split("-")[0], name.endswith("-even"), more
+
+
+def by_pytorch(model):
+    """Whether there are losses of PyTorch for it."""
+    _, even, more = parts_of(model)
+    return not even and not more
+
+
 def data_of(model, folder):
-    name = model.split("-")[0]
+    name, even, _ = parts_of(model)
     data = os.path.join(exe.ORACLE, name, "data")
-    if not model.endswith("-even"):
+    if not even:
         return data
     even = os.path.join(folder, "data-" + name)
     if not os.path.isdir(even):
@@ -101,9 +115,10 @@ def data_of(model, folder):
 
 
 def settings_of(model):
-    name, even = model.split("-")[0], model.endswith("-even")
+    name, even, more = parts_of(model)
     job = exe.expected(name)
-    return name, job, exe.job_settings(job) + ("," + EVEN[name] if even else "")
+    settings = exe.job_settings(job) + ("," + EVEN[name] if even else "")
+    return name, job, settings + ("," + more if more else "")
 
 
 def build(dsmc, model, ranks, pins, program):
@@ -116,28 +131,30 @@ def build(dsmc, model, ranks, pins, program):
 
 
 def train(program, model, ranks, log, more=()):
-    folder = os.path.join(exe.ORACLE, model.split("-")[0])
+    folder = os.path.join(exe.ORACLE, parts_of(model)[0])
     data = data_of(model, os.path.dirname(log))
     if os.path.exists(log):
         os.remove(log)
-    if not model.endswith("-even"):
+    if by_pytorch(model):
         more = [*more, "--load", os.path.join(folder, "init.safetensors")]
-    exe.run([*(mpirun(ranks) if ranks > 1 else []), program, "train", "--data",
-             data, "--steps", str(STEPS), "--threads", "1", "--seed", "1",
-             "--log", log, *more])
-    return exe.read_log(log)
+    said = exe.run([*(mpirun(ranks) if ranks > 1 else []), program, "train", "--data",
+             data, "--steps", str(STEPS), "--threads", "1", "--seed", "1", "--eval", data,
+             "--eval-every", "5", "--log", log, *more])
+    evals = [float(x) for x in re.findall(r"eval loss (\S+)", said)]
+    return exe.read_log(log), evals
 
 
 def wanted(dsmc, folder, model, known):
-    """Losses and norms of the model: PyTorch's, or one rank's."""
-    name, job, _ = settings_of(model)
-    if not model.endswith("-even"):
-        return job["losses_f64"][:STEPS], job["grad_norms"][:STEPS]
+    """Losses and norms of the model, PyTorch's or one rank's, and one rank's losses of evaluation."""
     if model not in known:
         program = os.path.join(folder, "one")
         build(dsmc, model, 1, "", program)
-        steps = train(program, model, 1, os.path.join(folder, "one.jsonl"))
-        known[model] = [s["loss"] for s in steps], [s["grad_norm"] for s in steps]
+        steps, evals = train(program, model, 1, os.path.join(folder, "one.jsonl"))
+        job = settings_of(model)[1]
+        if by_pytorch(model):
+            known[model] = job["losses_f64"][:STEPS], job["grad_norms"][:STEPS], evals
+        else:
+            known[model] = [s["loss"] for s in steps], [s["grad_norm"] for s in steps], evals
     return known[model]
 
 
@@ -145,11 +162,12 @@ def check_row(dsmc, folder, checks, row, known):
     model, ranks, pins = row
     name = "%s on %d: %s" % row
     program = os.path.join(folder, "program")
-    losses, norms = wanted(dsmc, folder, model, known)
+    losses, norms, evals = wanted(dsmc, folder, model, known)
     build(dsmc, model, ranks, pins, program)
-    steps = train(program, model, ranks, os.path.join(folder, "log.jsonl"))
+    steps, got = train(program, model, ranks, os.path.join(folder, "log.jsonl"))
     checks.close(name + ": losses", [s["loss"] for s in steps], losses, 1e-4)
     checks.close(name + ": norms", [s["grad_norm"] for s in steps], norms, 1e-3)
+    checks.close(name + ": losses of evaluation", got, evals, 2e-4)
 
 
 def main():
