@@ -155,7 +155,7 @@ static status *prepare(training *t) {
   data_seed(t->data, r->seed);
   if (t->eval_data) data_seed(t->eval_data, r->seed);
   if (t->save_dir) STATUS_DO(file_make_dirs(r->env->io, t->save_dir));
-  if (o->log && r->comm) {
+  if (o->has_log && r->comm) {  // `log` itself is rank 0's alone
     t->sent = ledger_new(r->prog);
     if (!t->sent) return status_error("out of memory");
   }
