@@ -22,6 +22,7 @@ MESHES = {  # name -> ranks, plan
     "tensor": (2, "tensor=2,zero=0"),
     "both": (4, "data=2,tensor=2,zero=1"),
     "stages": (2, "pipeline=2,micro_batch=4"),
+    "turns": (2, "pipeline=2,micro_batch=4,order=interleaved(2)"),
 }
 ap = argparse.ArgumentParser()
 ap.add_argument("dsmc")
@@ -54,7 +55,7 @@ def build(name, precision):
     ranks, pins = MESHES[name]
     exe = os.path.join(work, f"{name}.{precision}")
     cmd = [args.dsmc, "build", os.path.join(root, "examples/tiny.dsm"), "-o", exe, "--set",
-           f"tiny.layers=2,tiny.hidden=32,tiny.context=32,train.seq=32,train.batch=16,train.steps={STEPS},"
+           f"tiny.layers=4,tiny.hidden=32,tiny.context=32,train.seq=32,train.batch=16,train.steps={STEPS},"
            f"train.precision={precision}"]
     if ranks > 1:
         cmd += ["--cluster", f"this-host:{ranks}", "--pin", pins]
