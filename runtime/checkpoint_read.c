@@ -299,19 +299,43 @@ static status *verify(piece *x, uint64_t low, uint64_t high) {
   return NULL;
 }
 
-static status *verify_slice(const ck_slice *w, source *src) {
+// Sets n bits from bit `at` on; false: one of them is set already.
+static bool mark(unsigned char *bits, int64_t at, int64_t n) {
+  for (int64_t end = at + n, k; at < end; at += k) {
+    k = 8 - at % 8 < end - at ? 8 - at % 8 : end - at;
+    unsigned char mask = (unsigned char)(((1u << k) - 1) << at % 8);
+    if (bits[at / 8] & mask) return false;
+    bits[at / 8] |= mask;
+  }
+  return true;
+}
+
+// `seen`: a bit for each element that was found; NULL: they cannot be found twice.
+static status *verify_pieces(const ck_slice *w, source *src, unsigned char *seen) {
   int64_t found = 0;
-  for (int i = 0; i < src->pieces.n; i++) {
+  bool once = true;
+  for (int i = 0; once && i < src->pieces.n; i++) {
     piece *x = &src->pieces.at[i];
     uint64_t unit = x->t->bytes / (uint64_t)(elements(x->t) ? elements(x->t) : 1);
     int64_t at = 0, bt = 0, local;
-    for (part_run r; part_common(&w->part, &at, &x->part, &bt, &r, &local); found += r.n)
+    for (part_run r; once && part_common(&w->part, &at, &x->part, &bt, &r, &local); found += r.n) {
+      once = !seen || mark(seen, r.local, r.n);
       STATUS_DO(verify(x, (uint64_t)local * unit, (uint64_t)(local + r.n) * unit));
+    }
   }
-  if (found != part_elements(&w->part))
+  if (!once || found != part_elements(&w->part))
     return status_error("%s: some elements of %s are there twice and some are missing",
                         src->pieces.at[0].path, w->name);
   return NULL;
+}
+
+static status *verify_slice(const ck_slice *w, source *src) {
+  unsigned char *seen = NULL;
+  if (src->pieces.n > 1 && !(seen = calloc((size_t)part_elements(&w->part) / 8 + 1, 1)))
+    return status_error("out of memory");
+  status *s = verify_pieces(w, src, seen);
+  free(seen);
+  return s;
 }
 
 // n elements of a file to those of a copy, by way of its weight's type.

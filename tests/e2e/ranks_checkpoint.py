@@ -21,6 +21,8 @@ MESHES = {  # name -> ranks, plan
     "zero3": (4, "data=4,zero=3"),
     "tensor": (2, "tensor=2,zero=0"),
     "both": (4, "data=2,tensor=2,zero=1"),
+    "stages": (2, "pipeline=2,micro_batch=4"),
+    "turns": (2, "pipeline=2,micro_batch=4,order=interleaved(2)"),
 }
 ap = argparse.ArgumentParser()
 ap.add_argument("dsmc")
@@ -53,7 +55,7 @@ def build(name, precision):
     ranks, pins = MESHES[name]
     exe = os.path.join(work, f"{name}.{precision}")
     cmd = [args.dsmc, "build", os.path.join(root, "examples/tiny.dsm"), "-o", exe, "--set",
-           f"tiny.layers=2,tiny.hidden=32,tiny.context=32,train.seq=32,train.batch=16,train.steps={STEPS},"
+           f"tiny.layers=4,tiny.hidden=32,tiny.context=32,train.seq=32,train.batch=16,train.steps={STEPS},"
            f"train.precision={precision}"]
     if ranks > 1:
         cmd += ["--cluster", f"this-host:{ranks}", "--pin", pins]
@@ -254,7 +256,8 @@ def survives(exe):
 try:
     exes = meshes_agree("f32", 1e-4)
     meshes_agree("bf16", 5e-3)
-    survives(exes["zero1"])
+    if "zero1" in exes:
+        survives(exes["zero1"])
 finally:
     shutil.rmtree(work)
 print(f"{passed} checks passed, {failures} failed")
