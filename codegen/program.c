@@ -138,8 +138,9 @@ static void add_states(writer *w, const cg_image *image) {
   for (int i = 0; i < m->states.n; i++) {
     const ir_state *st = m->states.at[i];
     const sched_place *p = &w->s->state_place[i];
-    prog_state r = {.name = intern(w, st->name),
-                    .of = intern(w, st->of),
+    const ir_state *of = st->of ? ir_state_find(m, st->of) : NULL;
+    prog_state r = {.name = intern(w, st->range_of ? st->range_of : st->name),
+                    .of = intern(w, of && of->range_of ? of->range_of : st->of),
                     .cls = (uint32_t)st->cls,
                     .dtype = (uint32_t)st->type.dtype,
                     .init = (uint32_t)st->init,

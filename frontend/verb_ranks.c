@@ -23,8 +23,7 @@ static const char *not_built(arena *a, const plan_choice *x) {
       return arena_printf(a, "%s=%lld", plan_axis_name(missing[i]), (long long)x->size[missing[i]]);
   if (x->zero && x->zero_group != x->size[PLAN_DATA] * x->size[PLAN_ULYSSES] * x->size[PLAN_RING])
     return arena_printf(a, "zero=%d:%lld", x->zero, (long long)x->zero_group);
-  if (x->interleave > 1) return arena_printf(a, "interleave=%lld", (long long)x->interleave);
-  if (x->size[PLAN_PIPELINE] > 1 && x->pipe != PIPE_ONE_F_ONE_B && x->pipe != PIPE_GPIPE)
+  if (x->size[PLAN_PIPELINE] > 1 && x->pipe == PIPE_ZERO_BUBBLE)
     return arena_printf(a, "order=%s", pipe_kind_name(x->pipe));
   if (x->also != PLAN_KEEP) return "recompute of some layers alone";
   for (int i = 0; i < PLAN_CLASSES; i++)

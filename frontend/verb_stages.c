@@ -6,10 +6,12 @@
 
 bool stages_wanted(const compiled *k) { return k->mesh && mesh_axis(k->mesh, "pipeline") >= 0; }
 
-// The first layer of each stage, as the plan cuts them; without stages there, as even as can be.
-static const int64_t *first_layers(arena *a, const compiled *k, int64_t layers, int stages) {
+// The first layer of each part: as the plan cuts the stages, or, where a stage has several or the
+// plan does not say, as even as can be.
+static const int64_t *first_layers(arena *a, const compiled *k, int64_t layers, int stages,
+                                   int chunks) {
   const plan_candidate *p = k->plan;
-  if (!p || p->nstages != stages) return cut_evenly(a, layers, stages);
+  if (!p || p->nstages != stages || chunks > 1) return cut_evenly(a, layers, stages * chunks);
   int64_t *first = arena_new(a, int64_t, stages + 1);
   for (int s = 0; s < stages; s++) {
     const plan_stage *st = &p->stage[s];
@@ -25,7 +27,9 @@ const char *stages_run(compiled *k, const pass_options *o, cg_library library) {
   if (why || stopped) return why;
   int n = (int)k->mesh->axis[mesh_axis(k->mesh, "pipeline")].size;
   ir_module **module = arena_new(m->arena, ir_module *, n);
-  cut_job how = {.stages = n, .first = first_layers(m->arena, k, cut_layers(m), n)};
+  int chunks = k->plan ? (int)k->plan->choice.interleave : 1;
+  cut_job how = {
+      .stages = n, .chunks = chunks, .first = first_layers(m->arena, k, cut_layers(m), n, chunks)};
   why = cut_stages(m, &how, module);
   if (why) return why;
   k->nstages = n;

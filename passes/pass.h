@@ -41,10 +41,10 @@ typedef struct pass_options {
   bool nesterov;
   int64_t batch;               // samples of a step, of all ranks; for orders
   const struct ir_mesh *mesh;  // axes of space among ranks (ir/place.h); NULL: one rank
-  int pipe_order;       // of stages: pipe_kind of passes/plan/pipeline.h, one_f_one_b or gpipe
-  int64_t micro_batch;  // samples per micro-batch; 0: the whole batch at once
-  int zero;             // what is shared among the ranks of `zero_axes` (passes/zero.c): 0 .. 3
-  unsigned zero_axes;   // bits of the mesh's axes
+  int pipe_order;              // of stages: pipe_kind of passes/plan/pipeline.h, but zero_bubble
+  int64_t micro_batch;         // samples per micro-batch; 0: the whole batch at once
+  int zero;            // what is shared among the ranks of `zero_axes` (passes/zero.c): 0 .. 3
+  unsigned zero_axes;  // bits of the mesh's axes
   const struct distribution *distribution;  // axes inside a stage (passes/distribute.h); NULL: none
   recompute_mode recompute;
   int64_t recompute_bytes;  // RECOMPUTE_BYTES: most that the saved stacks of a micro-batch may take

@@ -251,18 +251,23 @@ static int64_t neighbour(const job *j) {
   return to < 0 ? to + j->ranks : to;
 }
 
+// Messages that go up the axis and those that go down do not wait for each other, though with two
+// ranks both are between the same ones: stages of a pipeline send what goes forward up.
+static int direction_tag(const job *j, bool up) {
+  return comm_tag(TAG_SEND, j->x->axes, up ? 0 : 1);
+}
+
 static status *send_one(job *j) {
   int64_t to = neighbour(j), bytes = j->x->run * j->unit;
   comm_buffer *b = &j->c->buffers[j->x - j->c->prog->exchanges];
   if (b->busy) STATUS_DO(comm_wait(j->c, b->lane));
   memcpy(b->at, j->in, (size_t)bytes);
   b->busy = true;
-  return comm_post_send(j->c, b->lane, peer(j, to), comm_tag(TAG_SEND, j->x->axes, 0), b->at,
-                        bytes);
+  return comm_post_send(j->c, b->lane, peer(j, to), direction_tag(j, j->x->step > 0), b->at, bytes);
 }
 
 static status *receive_one(job *j) {
-  j->tag = comm_tag(TAG_SEND, j->x->axes, 0);
+  j->tag = direction_tag(j, j->x->step < 0);
   STATUS_DO(receive_from(j, neighbour(j), j->out, j->x->run));
   return comm_wait(j->c, COMM_IN);
 }

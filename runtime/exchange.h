@@ -30,7 +30,9 @@
 // A send does not wait until it has been received, or two ranks that send to each other would for
 // ever: it copies what it sends to a buffer of the runtime, one for each record, and waits only
 // while the record's last message is still there. `step` counts round the axis: rank c of n sends
-// to (c + step) mod n and receives from (c + step) mod n.
+// to (c + step) mod n and receives from (c + step) mod n. Messages with a positive step and those
+// with a negative one do not wait for each other; among those of one sort the first that was sent
+// is the first that is received.
 #ifndef DSM_EXCHANGE_H
 #define DSM_EXCHANGE_H
 

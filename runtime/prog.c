@@ -495,7 +495,8 @@ int64_t prog_state_slices(const prog_state *s) { return s->layers > 0 ? s->layer
 
 const prog_state *prog_weight_of(const prog *p, const prog_state *s) {
   for (uint32_t i = 0; i < p->nstates; i++)
-    if (p->states[i].cls == PROG_WEIGHT &&
+    if (p->states[i].cls == PROG_WEIGHT && p->states[i].first == s->first &&
+        p->states[i].layers == s->layers &&
         str_eq(prog_text(p, p->states[i].name), prog_text(p, s->of)))
       return &p->states[i];
   return NULL;
