@@ -269,9 +269,13 @@ static void follow(dist *d, ir_region *r, ir_op *op) {
       op->in[k] = d->stands[v->id];
     if (value >= 0 && d->g->value.at[value].weight)
       set_cut(d, v, dist_cut_axes(d, dist_made(d, value)));
-    if (left && op->code != IR_all_reduce) {
-      op->in[k] = completed(d, r, op, op->in[k], left);
-      left = 0;
+    // Ranks that have the same weights are asked once, by the sum that is there among data ranks. A
+    // part that tensor ranks have of it is summed before.
+    unsigned apart = d->axis[0] ? left & 1u << d->d->axis[0] : 0;
+    if (op->code != IR_all_reduce) apart = left;
+    if (apart) {
+      op->in[k] = completed(d, r, op, op->in[k], apart);
+      left &= ~apart;
     }
     partial |= left;
     if (cut_of(d, op->in[k])) cut |= cut_of(d, op->in[k]), like = op->in[k];
@@ -361,10 +365,15 @@ const char *pass_distribute(ir_module *m, const pass_options *o) {
   arena_init(&scratch);
   scratch.oom = m->arena->oom;
   scratch.oom_ctx = m->arena->oom_ctx;
+  // The planner's graph, and so its answer, is that of one sample.
+  ir_index *batch = m->batch ? ir_root(m->batch) : NULL;
+  int64_t samples = batch ? batch->size : 0;
+  if (batch) batch->size = 1;
   dist d = {.m = m, .scratch = &scratch, .d = o->distribution, .extents = {.arena = m->arena}};
   dist e = d;
   const char *why = answer(&d, f, NULL);
   if (!why && eval) why = answer(&e, eval, &d);
+  if (batch) batch->size = samples;
   if (!why) why = distribute(&d, f);
   e.extents = d.extents;
   if (!why && eval) why = distribute(&e, eval);

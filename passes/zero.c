@@ -22,6 +22,9 @@
 //   yield %d                                %p = reduce_scatter(%d)
 //                                           yield accumulate(%p)
 //
+// A gradient that some of these ranks have whole already is summed among the others, and each takes
+// its part of it.
+//
 // A layer's elements are shared as they lie, ceil(n / ranks) each, so that the last ranks may have
 // fewer; behind them is 0, which no update changes and no norm sees. A weight that only the update
 // reads, because products read its rounded copy, is not gathered: its part is the state.
@@ -124,8 +127,7 @@ static bool gradient_is_simple(const zero *z, const ir_op *update, ir_op **sum) 
   const ir_value *g = update->in[1];
   const ir_region *r = z->f->body;
   *sum = NULL;
-  if (!g->def || g->def->code != IR_all_reduce || ir_exchange_axes(z->m, g->def) != z->axes)
-    return false;
+  if (!g->def) return false;
   for (int i = 0; i < r->ops.n; i++) {
     ir_op *op = r->ops.at[i];
     for (int k = 0; k < op->nin; k++) {
@@ -280,13 +282,17 @@ static void share_update(zero *z, ir_op *op, ir_state *w, ir_op *sum) {
   // Then the weight stays whole.
   bool kept = z->stage < 3 && read_elsewhere(z->m, w->name, op);
   ir_op *all = op->in[1]->def;
-  ir_value *g = z->stage > 1 ? reduced_early(z, all, &s) : NULL;
-  if (!g)
+  bool scatters = all->code == IR_all_reduce && ir_exchange_axes(z->m, all) == z->axes;
+  ir_value *g = scatters && z->stage > 1 ? reduced_early(z, all, &s) : NULL, *sums = op->in[1];
+  if (!g && scatters)
     g = exchange(z, pass_number_of(all), IR_reduce_scatter, all->in[0],
                  as(s.part, all->in[0]->type.dtype), &s);
+  else if (!g)
+    g = exchange(z, pass_number_of(sum ? sum : op), IR_part, sums, as(s.part, sums->type.dtype),
+                 &s);
   op->in[1] = g;
   if (sum) sum_part(z, sum, g);
-  pass_take_out(r, pass_number_of(all));
+  if (scatters) pass_take_out(r, pass_number_of(all));
   if (kept)
     op->in[0] = exchange(z, pass_number_of(op), IR_part, op->in[0], s.part, &s);
   else

@@ -31,10 +31,11 @@ void bl_state_add(bl_state *to, const bl_state *s, double times) {
   to->master += times * s->master;
   to->optimizer += times * s->optimizer;
   to->gradient += times * s->gradient;
+  for (int i = 1; i < 4; i++) to->whole[i] += times * s->whole[i];
 }
 
-// The states of a weight, for `part` of a slice.
-static bl_state state_of(const pg_value *w, double part) {
+// The states of a weight, for `part` of a slice; whole: which ranks have its gradient whole.
+static bl_state state_of(const pg_value *w, double part, int whole) {
   double n = w->elements * part, own = n * ir_dtype_bytes(w->weight->type.dtype);
   bl_state s = {.elements = n, .logical = w->elements, .parameter = own};
   if (w->copy) {
@@ -43,6 +44,7 @@ static bl_state state_of(const pg_value *w, double part) {
   }
   if (w->weight->trained) {
     s.gradient = n * 4;  // sums are f32
+    if (whole) s.whole[whole] = s.gradient;
     s.optimizer = n * w->moments;
   }
   return s;
@@ -423,11 +425,28 @@ static void keep_weight(arena *a, bl_block *b, const bl_weight *x) {
   vec_push(a, &b->weight, w);
 }
 
+// By weight: over which axes (1 ulysses, 2 ring) its gradient is no part of a sum.
+static int *find_whole(const maker *k) {
+  int *whole = arena_new(k->scratch, int, k->g->value.n + 1);
+  for (int i = 0; i < k->g->op.n; i++) {
+    const pg_op *p = &k->g->op.at[i];
+    if (p->kind != PG_UPDATE || p->in[0] < 0 || p->out[0] < 0) continue;
+    for (int x = 1; x < BL_INNER; x++) {
+      const sh_result *s = k->b->axis[x];
+      if (!s->strategy) continue;
+      int code = k->r->strategy[i][s->strategy[i]].code[0];
+      if ((code < 0 ? s->code[p->in[0]] : code) != SH_PARTIAL) whole[p->out[0]] |= x;
+    }
+  }
+  return whole;
+}
+
 // Weights by the pieces that read them. A view above the repeats is read where its readers are.
 static void add_weights(maker *k) {
   const pg_graph *g = k->g;
   VEC(bl_weight) all = {0};
   int *number = arena_new(k->scratch, int, g->value.n + 1);  // of its bl_weight + 1; a stack: 1
+  const int *whole = find_whole(k);
   for (int i = 0; i < g->op.n; i++) {
     const pg_op *p = &g->op.at[i];
     if (p->kind != PG_OP || p->view) continue;
@@ -438,7 +457,7 @@ static void add_weights(maker *k) {
       if (!w || !w->weight) continue;
       bool stack = w->layers > 1;  // only its repeat reads it
       if (!number[v]) {
-        bl_state s = state_of(w, k->b->value_part[v]);
+        bl_state s = state_of(w, k->b->value_part[v], whole[v]);
         number[v] = 1;
         if (stack) bl_state_add(&k->b->piece[p->piece].layer, &s, 1);
         if (stack) continue;

@@ -53,6 +53,7 @@ typedef struct bl_state {
   double master;     // f32 weights behind rounded copies
   double optimizer;  // m, v, momentum
   double gradient;
+  double whole[4];  // of these bytes, gradients that each ulysses (1), ring (2) rank has whole
 } bl_state;
 void bl_state_add(bl_state *to, const bl_state *s, double times);
 

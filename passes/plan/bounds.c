@@ -6,11 +6,16 @@
 
 #include "passes/plan/evaluate_impl.h"
 
-// The least of two states in everything.
+// The least of two states in everything, of parts of gradients too.
 static bl_state least_state(const bl_state *x, const bl_state *y) {
-  return (bl_state){fmin(x->elements, y->elements),   fmin(x->logical, y->logical),
-                    fmin(x->parameter, y->parameter), fmin(x->master, y->master),
-                    fmin(x->optimizer, y->optimizer), fmin(x->gradient, y->gradient)};
+  bl_state s = {.elements = fmin(x->elements, y->elements),
+                .logical = fmin(x->logical, y->logical),
+                .parameter = fmin(x->parameter, y->parameter),
+                .master = fmin(x->master, y->master),
+                .optimizer = fmin(x->optimizer, y->optimizer),
+                .gradient = fmin(x->gradient, y->gradient)};
+  for (int i = 1; i < 4; i++) s.whole[i] = fmax(x->whole[i], y->whole[i]);
+  return s;
 }
 
 // States of all layers and of all other weights together, at least.
@@ -48,8 +53,9 @@ static behind behind_mean(const ev_point *p, const ev_rates *r, const bl_state *
   if (ev_replicas(c) == 1) return out;
   if (c->zero < 2)
     out.reduce =
-        ev_over_group(p, r, c->zero ? CL_REDUCE_SCATTER : CL_ALL_REDUCE, mean->gradient).seconds;
-  if (ev_has_groups(c)) out.reduce += ev_across_groups(p, r, mean->gradient).seconds;
+        ev_over_group(p, r, c->zero ? CL_REDUCE_SCATTER : CL_ALL_REDUCE, ev_partial_bytes(mean))
+            .seconds;
+  if (ev_has_groups(c)) out.reduce += ev_across_groups(p, r, ev_partial_bytes(mean)).seconds;
   if (c->zero == 1 || c->zero == 2)
     out.rest += ev_over_group(p, r, CL_ALL_GATHER, mean->parameter).seconds;
   return out;

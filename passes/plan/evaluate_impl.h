@@ -68,6 +68,11 @@ double ev_exposed(const bl_phase *f);  // seconds of its collectives that are wa
 int64_t ev_replicas(const plan_choice *c);
 bool ev_has_groups(const plan_choice *c);
 cl_cost ev_over_group(const ev_point *p, const ev_rates *r, cl_collective k, double bytes);
+// Bytes of gradients of which all ranks with the same weights have parts.
+double ev_partial_bytes(const bl_state *s);
+// Sums of gradients that ulysses (whole 1) or ring ranks (2) have whole, over the others; how many.
+cl_cost ev_over_others(const ev_point *p, const ev_rates *r, int whole, double bytes,
+                       int64_t *ranks, plan_axis *axis);
 cl_cost ev_across_groups(const ev_point *p, const ev_rates *r, double gradient);
 void ev_count(plan_bytes *b, plan_axis axis, cl_collective k, const cl_cost *cost, double times);
 

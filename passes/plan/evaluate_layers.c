@@ -59,6 +59,22 @@ cl_cost ev_across_groups(const ev_point *p, const ev_rates *r, double gradient) 
   return cl_collective_cost(r->k.net, CL_ALL_REDUCE, p->stride[PLAN_DATA] * data,
                             c->size[PLAN_DATA] / data, gradient / (double)c->zero_group);
 }
+
+double ev_partial_bytes(const bl_state *s) {
+  double bytes = s->gradient - s->whole[1] - s->whole[2] - s->whole[3];
+  return bytes > 0 ? bytes : 0;
+}
+
+cl_cost ev_over_others(const ev_point *p, const ev_rates *r, int whole, double bytes,
+                       int64_t *ranks, plan_axis *axis) {
+  const plan_choice *c = p->c;
+  int64_t ulysses = whole & 1 ? 1 : c->size[PLAN_ULYSSES],
+          ring = whole & 2 ? 1 : c->size[PLAN_RING];
+  *ranks = c->size[PLAN_DATA] * ulysses * ring;
+  *axis = *ranks == ulysses ? PLAN_ULYSSES : *ranks == ring ? PLAN_RING : PLAN_DATA;
+  return over_ranks(p, r, CL_ALL_REDUCE, ulysses * ring, c->size[PLAN_DATA], bytes);
+}
+
 bool ev_has_groups(const plan_choice *c) { return c->zero && c->zero_group < ev_replicas(c); }
 
 void ev_count(plan_bytes *b, plan_axis axis, cl_collective k, const cl_cost *cost, double times) {

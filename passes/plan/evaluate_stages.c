@@ -211,11 +211,21 @@ ev_once ev_once_of(const ev_point *p, const bl_state *s, const stages_cut *cut, 
     layers += (double)(cut->first[part + 1] - cut->first[part]);
   if (ev_replicas(c) > 1) {
     cl_collective k = c->zero == 0 ? CL_ALL_REDUCE : CL_REDUCE_SCATTER;
-    cl_cost cost = ev_over_group(p, r, k, s->gradient);
+    double parts = ev_partial_bytes(s);
+    cl_cost cost = ev_over_group(p, r, k, parts);
     ev_count(b, PLAN_DATA, k, &cost, c->zero >= 2 ? (double)c->micro_batches : 1);
     if (c->zero < 2) o.reduce = cost.seconds;
+    for (int i = 1; i < 4; i++) {
+      int64_t ranks;
+      plan_axis axis;
+      if (s->whole[i] <= 0) continue;
+      cost = ev_over_others(p, r, i, s->whole[i], &ranks, &axis);
+      if (ranks == 1) continue;
+      o.reduce += cost.seconds;
+      ev_count(b, axis, CL_ALL_REDUCE, &cost, 1);
+    }
     if (ev_has_groups(c)) {
-      cost = ev_across_groups(p, r, s->gradient);
+      cost = ev_across_groups(p, r, parts);
       ev_count(b, PLAN_DATA, CL_ALL_REDUCE, &cost, 1);
       o.reduce += cost.seconds;
     }

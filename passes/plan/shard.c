@@ -632,6 +632,39 @@ static const double **find_costs(const solver *s, arena *scratch) {
   return cost;
 }
 
+// Whether anything but `leave` reads a value in this placement.
+static bool read_so(const solver *s, const sh_result *out, int v, int code, int leave) {
+  for (int i = 0; i < s->g->op.n; i++)
+    for (int k = 0; k < s->g->op.at[i].nin; k++)
+      if (i != leave && s->g->op.at[i].in[k] == v &&
+          s->r->strategy[i][out->strategy[i]].code[k] == code)
+        return true;
+  return false;
+}
+
+// What leaves a repeat is the value behind its last layer, which no layer reads: where it leaves in
+// another placement than it is carried in, that is one more conversion, behind the layers.
+static void move_leaving(const solver *s, sh_result *out) {
+  const pg_graph *g = s->g;
+  for (int i = 0; i < g->op.n; i++) {
+    const pg_op *p = &g->op.at[i];
+    if (p->kind != PG_LEAVE || p->in[0] < 0) continue;
+    int v = p->in[0], code = s->r->strategy[i][out->strategy[i]].code[0];
+    for (int k = 0; k < out->moves.n; k++) {
+      sh_move m = out->moves.at[k];
+      if (m.value != v || m.to != code) continue;
+      m.times = 1;
+      m.piece = p->phase == PG_FORWARD ? p->piece + 1 : p->piece - 1;
+      m.prefetched = false;
+      if (read_so(s, out, v, code, i))
+        vec_push(s->result, &out->moves, m);
+      else
+        out->moves.at[k] = m;
+      break;
+    }
+  }
+}
+
 static void record(solver *s, sh_result *out, const int *value) {
   const pg_graph *g = s->g;
   for (int i = 0; i < g->op.n; i++) {
@@ -675,6 +708,7 @@ static void record(solver *s, sh_result *out, const int *value) {
       vec_push(s->result, &out->moves, m);
     }
   }
+  move_leaving(s, out);
   // Of values that are free the placement is that of whoever reads them.
   for (int i = 0; i < g->op.n; i++)
     for (int k = 0; k < g->op.at[i].nin; k++) {
