@@ -64,3 +64,13 @@ prog_exchange cg_exchange_of(const ir_module *m, const ir_op *op) {
   r.scratch = comm_scratch_bytes(&r, (int)parts);
   return r;
 }
+
+prog_exchange cg_exchange_by(const ir_module *m, const sched_instr *in) {
+  prog_exchange r = cg_exchange_of(m, in->op);
+  if (!in->nmore) return r;
+  IR_CHECK(r.kind == PROG_ALL_REDUCE);
+  for (int k = 1; k < sched_ops(in); k++) r.run += ir_elements(&sched_op(in, k)->in[0]->type);
+  r.values = (uint32_t)sched_ops(in);
+  r.scratch = comm_scratch_bytes(&r, mesh_parts(m->mesh, ir_exchange_axes(m, in->op)));
+  return r;
+}

@@ -37,7 +37,7 @@ const char *cg_select(void *ctx, sched *s, skip_set skip) {
       if (in->op->code == IR_set || in->op->code == IR_zeros) continue;  // opcodes of the VM
       if (ir_is_exchange(in->op->code)) {
         in->scratch_bytes = arena_new(a, int64_t, 1);
-        in->scratch_bytes[0] = cg_exchange_of(s->m, in->op).scratch;
+        in->scratch_bytes[0] = cg_exchange_by(s->m, in).scratch;
         in->nscratch = in->scratch_bytes[0] > 0;
         in->scratch_base = arena_new(a, int64_t, 1);
         continue;
@@ -372,19 +372,40 @@ static void add_launches(writer *w, const sched_instr *in) {
   }
 }
 
-// Operands: the result, what is moved, and bytes for what is on its way.
+static prog_str note_of_exchange(writer *w, const sched_instr *in) {
+  sb s = {.arena = w->arena};
+  for (int k = 0; k < sched_ops(in); k++) {
+    if (k) sb_puts(&s, "; ");
+    add_note(&s, sched_op(in, k));
+  }
+  return intern(w, sb_str(&s));
+}
+
+// Operands: the result, what is moved (of a bucket, those of each value in turn), and bytes for
+// what is on its way.
 static void add_exchange(writer *w, const sched_instr *in) {
   const ir_op *op = in->op;
-  prog_exchange e = cg_exchange_of(w->s->m, op);
+  prog_exchange e = cg_exchange_by(w->s->m, in);
   e.axes = axes_of(w->s->m, ir_exchange_axes(w->s->m, op));
   const ir_value *v = op->nout ? op->out[0] : op->in[0];
   e.name = intern(w, v->name ? v->name : op->path);
   uint32_t first = w->operands.count, n = 0;
-  if (op->nout) add_operand(w, sched_place_of(w->s, op->out[0]), false, true), n++;
-  if (op->nin) add_operand(w, sched_place_of(w->s, op->in[0]), true, false), n++;
+  for (int k = 0; k < sched_ops(in); k++) {
+    const ir_op *one = sched_op(in, k);
+    if (one->nout) add_operand(w, sched_place_of(w->s, one->out[0]), false, true), n++;
+    if (one->nin) add_operand(w, sched_place_of(w->s, one->in[0]), true, false), n++;
+  }
+  e.first_operand = first;
   sched_place scratch = {.base = in->scratch_base[0], .bytes = in->scratch_bytes[0]};
   if (e.scratch) add_operand(w, &scratch, true, true), n++;
-  add_instr(w, RTOP_exchange, table_add(w, &w->exchanges, &e, sizeof e), first, n, op, NULL);
+  prog_instr r = {.op = RTOP_exchange,
+                  .kernel = table_add(w, &w->exchanges, &e, sizeof e),
+                  .first_operand = first,
+                  .operands = n,
+                  .note = note_of_exchange(w, in),
+                  .flags = (op->recompute ? PROG_RECOMPUTE : 0u) | (in->last ? PROG_LAST : 0u),
+                  .stream = (uint32_t)in->stream};
+  table_add(w, &w->instrs, &r, sizeof r);
 }
 
 static void add_task(writer *w, const sched_task *t) {
@@ -397,7 +418,7 @@ static void add_task(writer *w, const sched_task *t) {
       continue;
     }
     r.flops += ir_op_flops(in->op);
-    r.bytes += ir_op_bytes(in->op);
+    for (int k = 0; k < sched_ops(in); k++) r.bytes += ir_op_bytes(sched_op(in, k));
     if (in->op->code == IR_set) {
       add_set(w, in->op);
     } else if (ir_is_exchange(in->op->code)) {

@@ -286,9 +286,9 @@ struct ir_module {
   map state_by_name;
   ir_index *batch;  // the sample axis: an index by its root; NULL in a module without one
   const struct ir_mesh
-      *mesh;               // LOCAL: the axes that placements name (ir/place.h); NULL: one device
+      *mesh;  // LOCAL: the axes that placements name (ir/place.h); NULL: one device
   int pipe_stage, pipe_stages;  // LOCAL: of which stage of a pipeline this is; 0 stages: the whole
-  struct sched *schedule;  // SCHEDULE: tasks, orders, places (ir/schedule.h)
+  struct sched *schedule;       // SCHEDULE: tasks, orders, places (ir/schedule.h)
   int next_value, next_index;
   void *index_log;  // changes of the running trials, owned by ir/index.c
 };

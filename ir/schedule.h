@@ -29,11 +29,21 @@
 //     record event 1                      ; on copies
 //     wait   event 1                      ; on compute
 //
-// The host itself is a machine with one stream, on which everything is at home already: its
-// schedules have none of these.
+// On the host everything is at home already: its schedules have no moves, and a second stream only
+// for what ranks exchange, which is begun when its operand is made and waited for where its result
+// is read (pass `overlap`):
 //
-// Made by pass `order`, moved between homes by `homes`, given kernels by `select` (which asks
-// codegen), placed by `layout`.
+//     einsum     %dw <- ...
+//     record     event 0                  ; on compute
+//     wait       event 0                  ; on communication
+//     all_reduce %dw_1, %db_1 <- %dw, %db ; on communication: a bucket of two
+//     record     event 1                  ; on communication
+//     ...
+//     wait       event 1                  ; on compute
+//     adamw      ... <- %dw_1
+//
+// Made by pass `order`, moved between homes by `homes`, put on streams by `overlap`, given kernels
+// by `select` (which asks codegen), placed by `layout`.
 #ifndef DSM_IR_SCHEDULE_H
 #define DSM_IR_SCHEDULE_H
 
@@ -49,7 +59,7 @@ enum { SCHED_CALL_BYTES = 32 };
 typedef enum sched_stream {
   STREAM_COMPUTE,
   STREAM_COPIES,         // between homes
-  STREAM_COMMUNICATION,  // between devices: nothing so far
+  STREAM_COMMUNICATION,  // between ranks
   STREAM_COUNT
 } sched_stream;  // ORDER STREAM (runtime/program.h)
 
@@ -79,7 +89,12 @@ typedef struct sched_instr {
   const ir_value *moved;  // a root; NULL: the call and its arguments
   int64_t micros;         // of a move: all of them are moved
   ir_op *op;              // of SCHED_OP, else NULL
-  int position;           // in the entry's order; all ops of a repeat body share one
+  int nmore;              // of an exchange: further ones that are done with it, a bucket
+  ir_op **more;
+  bool last;     // in the last micro-batch only
+  bool within;   // of an exchange on STREAM_COMMUNICATION in a body: waited for in the same layer,
+  int until;     // before instruction `until` of the task; else before this position of the entry
+  int position;  // in the entry's order; all ops of a repeat body share one
   int nscratch;
   int64_t *scratch_bytes, *scratch_base;
   void *launches;       // owned by codegen
@@ -158,6 +173,13 @@ typedef struct sched {
 
 // The most micro-batches that have begun turn `first` and have not ended turn `last` (passes/cut.h).
 int64_t sched_on_their_way(const sched *s, const sched_entry *e, int first, int last);
+// The ops of an instruction: sched_ops of them, 0 when it is none.
+static inline int sched_ops(const sched_instr *in) { return in->op ? 1 + in->nmore : 0; }
+static inline ir_op *sched_op(const sched_instr *in, int k) { return k ? in->more[k - 1] : in->op; }
+// True for an exchange that goes on beside kernels.
+static inline bool sched_beside(const sched_instr *in) {
+  return in->op && in->stream == STREAM_COMMUNICATION;
+}
 // True for the first run of its task in the entry's order; a pipeline has several. False for a
 // loop.
 bool sched_first_run(const sched_entry *e, int run);

@@ -276,8 +276,8 @@ static void layout_entry(sched *s, int entry, skip_set skip) {
     for (int i = 0; i < t->instrs.n; i++) {
       sched_instr *in = &t->instrs.at[i];
       for (int k = 0; k < in->nscratch; k++)
-        in->scratch_base[k] =
-            lay_item(&l, "scratch", in->scratch_bytes[k], in->position, in->position);
+        in->scratch_base[k] = lay_item(&l, "scratch", in->scratch_bytes[k], in->position,
+                                       sched_beside(in) ? in->until : in->position);
     }
   }
   stash(&l);
@@ -300,7 +300,8 @@ static void layout_entry(sched *s, int entry, skip_set skip) {
     for (int i = 0; i < t->instrs.n; i++)
       for (int k = 0; k < t->instrs.at[i].nscratch; k++) {
         int64_t *base = &t->instrs.at[i].scratch_base[k];
-        *base = t->loop ? t->transient_base + *base : transient + s->items.at[*base].base;
+        bool body = t->loop && !loops_scratch_apart(t, &t->instrs.at[i]);
+        *base = body ? t->transient_base + *base : transient + s->items.at[*base].base;
       }
   }
   for (int i = 0; i < n; i++)

@@ -62,6 +62,8 @@ int lay_segment(const lay *l, int segment);
 const ir_value *lay_target(const ir_value *v);
 
 // ---- layout_lives.c ----
+// Whether result k of a top-level op is a sum over micro-batches, which may be reduced in place.
+bool lives_sums(const ir_op *op, int k);
 void lives_find(lay *l);
 // Binds what is `set` to the state itself where that overwrites nothing that is read afterwards.
 void lives_bind_sets(lay *l);
@@ -74,6 +76,9 @@ const ir_value *lives_tail(const lay *l, const ir_value *v);
 // ---- layout_loops.c ----
 void loops_frames(lay *l);
 void loops_bind(lay *l, ir_op *repeat);
+// Whether the scratch of an instruction of a body is no part of the body's transients: it is used
+// by an exchange that is on its way longer.
+bool loops_scratch_apart(const sched_task *t, const sched_instr *in);
 void loops_bind_body(lay *l, sched_task *t);
 
 #endif

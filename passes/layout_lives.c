@@ -27,8 +27,35 @@
 
 // ---- lifetimes at the top level -----------------------------------------------------------------
 
+bool lives_sums(const ir_op *op, int k) {
+  ir_value *v = op->code == IR_repeat ? op->region[0]->yield.at[k] : op->out[k];
+  v = ir_storage_of(v);
+  return v->def && v->def->parent == (op->code == IR_repeat ? op->region[0] : op->parent) &&
+         ir_accumulates(v->def);
+}
+
 static bool in_loop(const lay *l, const ir_op *op) {
   return (op->segment & 1) && l->e->batch / l->e->micro_batch > 1;
+}
+
+static void reach(lay *l, const ir_value *v, int until) {
+  if (l->last[v->id] < until) l->last[v->id] = until;
+}
+
+// What an exchange reads and writes is there until it has been waited for: of a body, the stacks of
+// the repeat.
+static void extend(lay *l, const sched_task *t, const sched_instr *in) {
+  if (!sched_beside(in) || in->within) return;
+  const ir_region *body = t->loop ? t->loop->region[0] : NULL;
+  for (int n = 0; n < sched_ops(in); n++) {
+    const ir_op *op = sched_op(in, n);
+    const ir_value *read = ir_storage_of(op->in[0]), *made = ir_storage_of(op->out[0]);
+    if (!body) reach(l, read, in->until), reach(l, made, in->until);
+    for (int j = 0; body && j < body->yield.n; j++) {
+      const ir_value *y = ir_storage_of(body->yield.at[j]);
+      if (y == read || y == made) reach(l, t->loop->out[j], in->until);
+    }
+  }
 }
 
 // Positions of top-level ops go to op->mark; ops without an instruction get the end.
@@ -50,7 +77,8 @@ void lives_find(lay *l) {
     for (int i = 0; i < t->instrs.n; i++) {
       if (t->instrs.at[i].code != SCHED_OP) continue;
       int p = t->instrs.at[i].position;
-      if (!t->loop) t->instrs.at[i].op->mark = p;
+      for (int k = 0; k < sched_ops(&t->instrs.at[i]) && !t->loop; k++)
+        sched_op(&t->instrs.at[i], k)->mark = p;
       if (t->loop) t->loop->mark = p;
       int segment = lay_segment(l, t->segment);
       if (p < seg_first[segment]) seg_first[segment] = p;
@@ -64,8 +92,7 @@ void lives_find(lay *l) {
       ir_value *v = op->out[k];
       l->first[v->id] = op->mark;
       // A sum over micro-batches lives while they run, wherever it is made.
-      const ir_op *maker = op->code == IR_repeat ? op->region[0]->yield.at[k]->def : op;
-      if (maker && ir_accumulates(maker) && repeats) l->first[v->id] = seg_first[lay_segment(l, op->segment)];
+      if (lives_sums(op, k) && repeats) l->first[v->id] = seg_first[lay_segment(l, op->segment)];
     }
     if (ir_is_view(op)) continue;
     // Every use of a view or of what was updated in place is a use of its storage.
@@ -85,6 +112,11 @@ void lives_find(lay *l) {
     for (int k = 0; k < op->nout; k++)
       if (l->last[op->out[k]->id] < l->first[op->out[k]->id])
         l->last[op->out[k]->id] = l->first[op->out[k]->id];
+  }
+  for (int ri = 0; ri < l->e->runs.n; ri++) {
+    if (l->e->runs.at[ri].kind == SCHED_LOOP) continue;
+    const sched_task *t = &s->tasks.at[l->e->runs.at[ri].task];
+    for (int i = 0; i < t->instrs.n; i++) extend(l, t, &t->instrs.at[i]);
   }
 }
 
@@ -179,9 +211,19 @@ static int yield_number(const ir_region *body, const ir_value *v) {
 static void find_body_lifetimes(lay *l, const sched_task *t) {
   const ir_region *body = t->loop->region[0];
   for (int i = 0; i < t->instrs.n; i++) {
-    const ir_op *op = t->instrs.at[i].op;
-    for (int k = 0; k < op->nout; k++) l->first[op->out[k]->id] = l->last[op->out[k]->id] = i;
-    for (int k = 0; k < op->nin; k++) l->last[ir_storage_of(op->in[k])->id] = i;
+    const sched_instr *in = &t->instrs.at[i];
+    for (int n = 0; n < sched_ops(in); n++) {
+      const ir_op *op = sched_op(in, n);
+      for (int k = 0; k < op->nout; k++) l->first[op->out[k]->id] = l->last[op->out[k]->id] = i;
+      for (int k = 0; k < op->nin; k++) l->last[ir_storage_of(op->in[k])->id] = i;
+    }
+  }
+  for (int i = 0; i < t->instrs.n; i++) {
+    const sched_instr *in = &t->instrs.at[i];
+    for (int n = 0; sched_beside(in) && in->within && n < sched_ops(in); n++) {
+      reach(l, ir_storage_of(sched_op(in, n)->in[0]), in->until);
+      reach(l, ir_storage_of(sched_op(in, n)->out[0]), in->until);
+    }
   }
   for (int k = 0; k < body->yield.n; k++)
     l->last[ir_storage_of(body->yield.at[k])->id] = t->instrs.n;
@@ -200,7 +242,7 @@ static bool may_follow(const lay *l, const ir_op *loop, int i, const ir_value *u
 static void chain_body(lay *l, const sched_task *t) {
   for (int i = 0; i < t->instrs.n; i++) {
     const ir_op *op = t->instrs.at[i].op;
-    for (int j = 0; j < op->nout; j++) {
+    for (int j = 0; op && j < op->nout; j++) {
       const ir_value *best = NULL;
       for (int k = 0; k < op->nin; k++) {
         const ir_value *v = ir_storage_of(op->in[k]);

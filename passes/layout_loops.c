@@ -50,11 +50,19 @@ static int saved_ring(const ir_op *repeat, int j) {
   return y->def ? -1 : y->pos - 1;
 }
 
-// Whether stacked result `j` gets storage of its own: it does not when an op of the body updates
-// an outer value (a cache) in place.
+// The value of the body that has the storage of what is yielded: another one when ranks reduce it
+// in place. NULL: it lies outside, since an op of the body updates a cache.
+static const ir_value *stored_as(const ir_op *repeat, int j) {
+  ir_value *y = repeat->region[0]->yield.at[j];
+  if (!lay_target(y)) return y;
+  y = ir_storage_of(y);
+  return y->def && y->def->parent == repeat->region[0] ? y : NULL;
+}
+
+// Whether stacked result `j` gets storage of its own.
 static bool has_storage(const ir_op *repeat, int j) {
-  const ir_value *y = repeat->region[0]->yield.at[j];
-  return y->def && !lay_target(y);
+  const ir_value *y = stored_as(repeat, j);
+  return y && y->def;
 }
 
 // ---- frames -------------------------------------------------------------------------------------
@@ -250,8 +258,9 @@ void loops_bind(lay *l, ir_op *op) {
   for (int k = carried; k < op->nin; k++)
     lay_bind_alias(l, body->args.at[1 + k], ir_view_of(op->in[k]).root, k < carried + stacked);
   for (int j = carried; j < op->nout; j++) {
-    const ir_value *y = body->yield.at[j], *out = op->out[j];
+    const ir_value *y = stored_as(op, j), *out = op->out[j];
     if (lay_bound(l, out)) continue;  // a ring that is the stack
+    if (!y) y = body->yield.at[j];
     const ir_value *cache = lay_target(y);
     if (cache && !cache->def && cache->region == body && cache->pos >= 1 + carried) {
       lay_bind_alias(l, out, ir_view_of(op->in[cache->pos - 1]).root, false);
@@ -276,10 +285,26 @@ void loops_bind(lay *l, ir_op *op) {
 
 // ---- values that die within one execution of a body ---------------------------------------------
 
+bool loops_scratch_apart(const sched_task *t, const sched_instr *in) {
+  return t->loop && sched_beside(in) && !in->within;
+}
+
+// Results of an instruction; those of a bucket are one an op.
+static int outs(const sched_instr *in) {
+  return in->nmore ? sched_ops(in) : in->op ? in->op->nout : 0;
+}
+static const ir_value *out_of(const sched_instr *in, int k) {
+  return in->nmore ? sched_op(in, k)->out[0] : in->op->out[k];
+}
+
 void loops_bind_body(lay *l, sched_task *t) {
   sched *s = l->s;
   int most = 0;
-  for (int i = 0; i < t->instrs.n; i++) most += t->instrs.at[i].nscratch + t->instrs.at[i].op->nout;
+  for (int i = 0; i < t->instrs.n; i++) {
+    const sched_instr *in = &t->instrs.at[i];
+    most += in->nscratch;
+    for (int m = 0; m < sched_ops(in); m++) most += sched_op(in, m)->nout;
+  }
   arena scratch;
   arena_init(&scratch);
   scratch.oom = s->m->arena->oom;
@@ -290,11 +315,18 @@ void loops_bind_body(lay *l, sched_task *t) {
   for (int i = 0; i < t->instrs.n; i++) {
     sched_instr *in = &t->instrs.at[i];
     for (int k = 0; k < in->nscratch; k++) {
-      in->scratch_base[k] = n;  // a local item until the packer has run
-      local[n++] = (sched_item){.bytes = in->scratch_bytes[k], .first = i, .last = i};
+      // An item's number until the packer has run.
+      if (loops_scratch_apart(t, in)) {
+        in->scratch_base[k] =
+            lay_item(l, "scratch", in->scratch_bytes[k], t->loop->mark, in->until);
+        continue;
+      }
+      in->scratch_base[k] = n;
+      local[n++] = (sched_item){
+          .bytes = in->scratch_bytes[k], .first = i, .last = sched_beside(in) ? in->until : i};
     }
-    for (int k = 0; k < in->op->nout; k++) {
-      const ir_value *v = in->op->out[k], *target = lay_target(v);
+    for (int k = 0; k < outs(in); k++) {
+      const ir_value *v = out_of(in, k), *target = lay_target(v);
       if (target) lay_bind_alias(l, v, target, false);
       if (lay_bound(l, v)) continue;
       const ir_value *head = lives_head(l, v), *tail = lives_tail(l, v);
@@ -321,9 +353,10 @@ void loops_bind_body(lay *l, sched_task *t) {
   int item = lay_item(l, t->name, t->transient_bytes, t->loop->mark, t->loop->mark);
   for (int i = 0; i < t->instrs.n; i++) {
     sched_instr *in = &t->instrs.at[i];
-    for (int k = 0; k < in->nscratch; k++) in->scratch_base[k] = local[in->scratch_base[k]].base;
-    for (int k = 0; k < in->op->nout; k++) {
-      const ir_value *v = in->op->out[k];
+    for (int k = 0; k < in->nscratch && !loops_scratch_apart(t, in); k++)
+      in->scratch_base[k] = local[in->scratch_base[k]].base;
+    for (int k = 0; k < outs(in); k++) {
+      const ir_value *v = out_of(in, k);
       if (number[v->id]) lay_bind_item(l, v, item, local[number[v->id] - 1].base);
     }
   }

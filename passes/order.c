@@ -35,6 +35,19 @@ static bool silent(const ir_op *op) {
   }
 }
 
+<<<<<<< HEAD
+=======
+// Is it left out but in the last micro-batch?
+static bool last(const ir_op *op) { return ir_attr_int(op, "last", 0) != 0; }
+
+// Does an exchange among stages make it a phase's own?
+static bool goes(const ir_op *op, int phase) {
+  if (op->code != IR_send && op->code != IR_receive) return false;
+  bool up = (ir_attr_int(op, "step", 0) > 0) == (op->code == IR_send);
+  return phase == PHASE_BACKWARD || ((op->segment & 1) && up);
+}
+
+>>>>>>> 87e7aa8 (Overlap: exchanges beside kernels on a stream of their own, gradients reduced layer by layer, small ones in buckets)
 static void mark_ancestors(ir_region *r, const char *output, int phase) {
   for (int i = r->ops.n - 1; i >= 0; i--) {
     ir_op *op = r->ops.at[i];
@@ -257,7 +270,8 @@ static void build_entry(sched *s, ir_func *f, const pass_options *o) {
       for (int k = 0; k < body->ops.n; k++)
         if (!silent(body->ops.at[k]))
           vec_push(m->arena, &s->tasks.at[t].instrs,
-                   (sched_instr){.op = body->ops.at[k], .position = position});
+                   (sched_instr){
+                       .op = body->ops.at[k], .position = position, .last = last(body->ops.at[k])});
       int64_t n = ir_attr_int(op, "count", 1);
       bool reverse = ir_attr_int(op, "reverse", 0) != 0;
       sched_run run = {.kind = SCHED_RUN,
@@ -282,7 +296,8 @@ static void build_entry(sched *s, ir_func *f, const pass_options *o) {
           (sched_run){.kind = SCHED_RUN, .task = task, .layers = 1, .dir = 1, .number_step = 1});
       if (loop_run >= 0) e.runs.at[loop_run].task++;
     }
-    vec_push(m->arena, &s->tasks.at[task].instrs, (sched_instr){.op = op, .position = position});
+    vec_push(m->arena, &s->tasks.at[task].instrs,
+             (sched_instr){.op = op, .position = position, .last = last(op)});
   }
   if (f->turns > 1) order_pipeline(s, &e, (pipe_kind)o->pipe_order);
   vec_push(m->arena, &s->entries, e);

@@ -112,20 +112,24 @@ static void put_instr(sb *s, const sched *sc, const sched_instr *in) {
   }
   sb_printf(s, "    %-14s", in->library ? "gemm" : ir_info(op->code)->name);
   if (op->code == IR_set) sb_printf(s, " %s", ir_attr_str(op, "name", ""));
-  for (int k = 0; k < op->nout; k++) {
-    sb_puts(s, k ? ", " : " ");
-    put_value(s, sc, op->out[k]);
-  }
-  for (int k = 0; k < op->nin; k++) {
-    sb_puts(s, k ? ", " : " <- ");
-    put_value(s, sc, op->in[k]);
-  }
+  for (int n = 0; n < sched_ops(in); n++)
+    for (int k = 0; k < sched_op(in, n)->nout; k++) {
+      sb_puts(s, k + n ? ", " : " ");
+      put_value(s, sc, sched_op(in, n)->out[k]);
+    }
+  for (int n = 0; n < sched_ops(in); n++)
+    for (int k = 0; k < sched_op(in, n)->nin; k++) {
+      sb_puts(s, k + n ? ", " : " <- ");
+      put_value(s, sc, sched_op(in, n)->in[k]);
+    }
   for (int k = 0; k < in->nscratch; k++) {
     sb_printf(s, "%s %lld bytes", k ? "," : "  scratch", (long long)in->scratch_bytes[k]);
     if (sc->place) sb_printf(s, "@%lld", (long long)in->scratch_base[k]);
   }
   bool first = true;
   if (in->library) sb_printf(s, "  ; %s", in->library), first = false;
+  if (sched_beside(in)) sb_printf(s, "%s on communication", first ? "  ;" : ","), first = false;
+  if (in->last) sb_printf(s, "%s last micro-batch", first ? "  ;" : ","), first = false;
   if (op->recompute) sb_printf(s, "%s recompute", first ? "  ;" : ","), first = false;
   if (op->span.line) sb_printf(s, "%s line %d", first ? "  ;" : ",", op->span.line);
   put_shared(s, sc, op);

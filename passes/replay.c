@@ -69,7 +69,7 @@ typedef struct replay {
   bool *state_used;
   const sched_task *task;  // what is being executed
   const ir_op *op;
-  int64_t layer, micro;
+  int64_t layer, micro, last_micro;
   // Of a stage of a pipeline: values that a micro-batch has for itself, and by micro-batch what
   // they hold while another one is looked at.
   VEC(int) own;
@@ -267,23 +267,34 @@ static void check_overlap(replay *r, const range *a, const char *what, const ran
                          b->name ? b->name : ""));
 }
 
+// What is written, result `out` of `by` (NULL: scratch), against what `op` reads.
+static void check_operands(replay *r, const range *w, const ir_op *by, int out, const ir_op *op) {
+  for (int k = 0; k < op->nin; k++) {
+    const ir_value *root = ir_view_of(op->in[k]).root;
+    if (!stored(root)) continue;
+    range read = range_of(r, root);
+    bool same = read.lo == w->lo && read.hi == w->hi;
+    if (by == op && same && (k == ir_updated(op) || ir_may_overwrite(op, out, k))) continue;
+    check_overlap(r, w, "operand", &read);
+  }
+}
+
 static void check_written(replay *r, const sched_instr *in) {
-  const ir_op *op = in->op;
-  int updated = ir_updated(op), n = 0;
-  range *w = arena_new(r->arena, range, op->nout + in->nscratch + 1);
-  for (int j = 0; j < op->nout; j++) w[n++] = range_of(r, op->out[j]);
+  int n = 0, most = in->nscratch;
+  for (int m = 0; m < sched_ops(in); m++) most += sched_op(in, m)->nout;
+  range *w = arena_new(r->arena, range, most + 1);
   for (int j = 0; j < in->nscratch; j++)
     w[n++] = (range){in->scratch_base[j], in->scratch_base[j] + in->scratch_bytes[j], "scratch"};
-  for (int j = 0; j < n; j++) {
+  for (int m = 0; m < sched_ops(in); m++)
+    for (int j = 0; j < sched_op(in, m)->nout; j++) w[n++] = range_of(r, sched_op(in, m)->out[j]);
+  for (int j = 0; j < n; j++)
     for (int i = 0; i < j; i++) check_overlap(r, &w[j], "result", &w[i]);
-    for (int k = 0; k < op->nin; k++) {
-      const ir_value *root = ir_view_of(op->in[k]).root;
-      if (!stored(root)) continue;
-      range read = range_of(r, root);
-      bool result = j < op->nout, same = read.lo == w[j].lo && read.hi == w[j].hi;
-      if (result && same && (k == updated || ir_may_overwrite(op, j, k))) continue;
-      check_overlap(r, &w[j], "operand", &read);
-    }
+  for (int m = 0; m < sched_ops(in); m++) {
+    const ir_op *op = sched_op(in, m);
+    for (int j = 0; j < in->nscratch; j++) check_operands(r, &w[j], NULL, 0, op);
+    for (int by = 0, at = in->nscratch; by < sched_ops(in); by++)
+      for (int j = 0; j < sched_op(in, by)->nout; j++)
+        check_operands(r, &w[at++], sched_op(in, by), j, op);
   }
 }
 
@@ -322,6 +333,35 @@ static void run_move(replay *r, const sched_instr *in) {
   r->home = HOME_DEVICE;
 }
 
+static void read_operands(replay *r, const ir_op *op) {
+  r->op = op;
+  for (int k = 0; k < op->nin && !r->error; k++) {
+    const ir_value *root = ir_view_of(op->in[k]).root;
+    if (stored(root)) read_value(r, root);
+  }
+  // The first micro-batch sets the sum, the others add to it.
+  if (ir_accumulates(op) && r->micro) read_value(r, op->out[0]);
+}
+
+static void write_results(replay *r, const ir_op *op) {
+  r->op = op;
+  for (int j = 0; j < op->nout; j++) {
+    const ir_value *v = op->out[j];
+    int64_t bytes = ir_bytes(&v->type), at = address(r, &r->s->place[v->id], r->micro);
+    int updated = ir_updated(op);
+    if (updated >= 0 && at != range_of(r, ir_view_of(op->in[updated]).root).lo)
+      fail(r, "updates an operand in place, but its result lies elsewhere");
+    r->held[v->id] = whole(new_version(r, v->name, v->id, r->layer), bytes);
+    put(r, at, bytes, r->held[v->id].one);
+  }
+}
+
+// What is done in the last micro-batch only: a sum that will be reduced in place goes on.
+static void left_out(replay *r, const ir_op *op) {
+  int k = ir_updated(op);
+  if (k >= 0) r->held[op->out[0]->id] = r->held[ir_view_of(op->in[k]).root->id];
+}
+
 static void run_instr(replay *r, const sched_instr *in) {
   r->op = NULL;
   r->stream = in->stream;
@@ -336,18 +376,16 @@ static void run_instr(replay *r, const sched_instr *in) {
     case SCHED_EVICT: run_move(r, in); return;
     case SCHED_OP: break;
   }
-  const ir_op *op = r->op = in->op;
   // A launch is told where the call lies.
   if (r->s->device)
     check_piece(r, "the call", r->s->call_base, SCHED_CALL_BYTES, (piece){r->call, 0});
-  for (int k = 0; k < op->nin && !r->error; k++) {
-    const ir_value *root = ir_view_of(op->in[k]).root;
-    if (stored(root)) read_value(r, root);
+  if (in->last && r->micro != r->last_micro) {
+    for (int n = 0; n < sched_ops(in); n++) left_out(r, sched_op(in, n));
+    return;
   }
-  // The first micro-batch sets the sum, the others add to it.
-  if (ir_accumulates(op) && r->micro) read_value(r, op->out[0]);
+  for (int n = 0; n < sched_ops(in) && !r->error; n++) read_operands(r, sched_op(in, n));
   if (r->error) return;
-  if (op->code == IR_set) {
+  if (in->op->code == IR_set) {
     run_set(r);
     return;
   }
@@ -355,15 +393,7 @@ static void run_instr(replay *r, const sched_instr *in) {
   for (int k = 0; k < in->nscratch; k++)
     put(r, in->scratch_base[k], in->scratch_bytes[k],
         (piece){new_version(r, "scratch", -1, r->layer), 0});
-  for (int j = 0; j < op->nout; j++) {
-    const ir_value *v = op->out[j];
-    int64_t bytes = ir_bytes(&v->type), at = address(r, &r->s->place[v->id], r->micro);
-    int updated = ir_updated(op);
-    if (updated >= 0 && at != range_of(r, ir_view_of(op->in[updated]).root).lo)
-      fail(r, "updates an operand in place, but its result lies elsewhere");
-    r->held[v->id] = whole(new_version(r, v->name, v->id, r->layer), bytes);
-    put(r, at, bytes, r->held[v->id].one);
-  }
+  for (int n = 0; n < sched_ops(in); n++) write_results(r, sched_op(in, n));
 }
 
 static void run_repeat(replay *r, const sched_run *run) {
@@ -392,7 +422,7 @@ static void run_repeat(replay *r, const sched_run *run) {
     }
     // This layer's sum over micro-batches goes on from where the last one left it.
     for (int j = carried; j < op->nout && r->micro; j++) {
-      const ir_value *y = body->yield.at[j];
+      const ir_value *y = ir_storage_of(body->yield.at[j]);
       if (y->def && ir_accumulates(y->def))
         r->held[y->id] = slice_of(&r->held[op->out[j]->id], r->layer, count, ir_bytes(&y->type));
     }
@@ -467,7 +497,10 @@ static void begin(replay *r) {
       r->home = HOME_DEVICE;
     }
   }
-  if (!s->device) return;
+  if (!s->device) {  // every call begins when all streams are done
+    if (s->events) r->races = races_new(r->arena, STREAM_COUNT, s->events);
+    return;
+  }
   r->home = HOME_HOST;
   put(r, s->call_base, s->call_bytes, (piece){r->call, 0});
   r->home = HOME_DEVICE;
@@ -519,9 +552,11 @@ static void find_own(replay *r) {
     const ir_op *op = body->ops.at[i];
     if (!(op->segment & 1)) continue;
     for (int k = 0; k < op->nout; k++) {
-      const ir_op *by = op->code == IR_repeat ? op->region[0]->yield.at[k]->def : op;
+      ir_value *v = op->code == IR_repeat ? op->region[0]->yield.at[k] : op->out[k];
+      const ir_op *by = v->def, *sum = ir_storage_of(v)->def;
       bool given = op->code == IR_input || op->code == IR_state || op->code == IR_arg;
-      if (!given && !(by && ir_accumulates(by))) vec_push(r->arena, &r->own, op->out[k]->id);
+      bool shared = (sum && ir_accumulates(sum)) || (by && ir_attr_int(by, "last", 0));
+      if (!given && !shared) vec_push(r->arena, &r->own, op->out[k]->id);
     }
   }
   r->aside = arena_new(r->arena, content *, micros);
@@ -552,6 +587,7 @@ static const char *replay_entry(const sched *s, const sched_entry *e, arena *scr
     }
     // Two are enough where they come one after the other: the rest is like the second.
     int64_t most = r.own.n || run->micros < 2 ? run->micros : 2;
+    r.last_micro = r.own.n ? e->batch / e->micro_batch - 1 : most - 1;
     for (int64_t m = 0; m < most && !r.error; m++)
       for (int k = 1; k <= run->task && !r.error; k++) {
         look_at(&r, run->micro_first + m + run[k].micro_add);

@@ -217,6 +217,33 @@ static status *all_reduce(job *j) {
   return comm_wait(j->c, COMM_OUT);
 }
 
+// ---- buckets ------------------------------------------------------------------------------------
+
+static int64_t value_bytes(const job *j, uint32_t k) {
+  return j->c->prog->operands[j->x->first_operand + 2 * k].bytes;
+}
+
+// Reduces the values of a bucket, out and in of each in turn, as one array: where they lie, or,
+// when they are not behind one another, gathered in scratch.
+static status *reduce_bucket(job *j, unsigned char *const *buf) {
+  const prog_exchange *x = j->x;
+  bool beside = true;
+  for (uint32_t k = 0; k + 1 < x->values; k++)
+    for (uint32_t i = 0; i < 2; i++)
+      beside = beside && buf[2 * k + 2 + i] == buf[2 * k + i] + value_bytes(j, k);
+  if (beside) return all_reduce(j);
+  unsigned char *bucket = j->scratch, *at = bucket;
+  for (uint32_t k = 0; k < x->values; at += value_bytes(j, k++))
+    memcpy(at, buf[2 * k + 1], (size_t)value_bytes(j, k));
+  j->in = j->out = bucket;
+  j->scratch = bucket + exchange_bucket(x);
+  STATUS_DO(all_reduce(j));
+  at = bucket;
+  for (uint32_t k = 0; k < x->values; at += value_bytes(j, k++))
+    memcpy(buf[2 * k], at, (size_t)value_bytes(j, k));
+  return NULL;
+}
+
 // ---- one to one ---------------------------------------------------------------------------------
 
 static int64_t neighbour(const job *j) {
@@ -262,7 +289,8 @@ static void clear_padding(job *j) {
   }
 }
 
-static status *carry_out(job *j) {
+static status *carry_out(job *j, unsigned char *const *buf) {
+  if (j->x->values > 1) return reduce_bucket(j, buf);
   if (j->x->kind == PROG_REDUCE_SCATTER || j->x->kind == PROG_PART) clear_padding(j);
   switch (j->x->kind) {
     case PROG_ALL_GATHER:
@@ -290,9 +318,9 @@ status *comm_exchange(comm *c, const prog_exchange *x, unsigned char *const *buf
   int k = 0;
   if (x->kind != PROG_SEND) j.out = buf[k++];
   if (x->kind != PROG_RECEIVE) j.in = buf[k++];
-  if (x->scratch) j.scratch = buf[k];
+  if (x->scratch) j.scratch = buf[x->values > 1 ? 2 * (int)x->values : k];
   comm_take_off(c, index, call);
-  status *s = carry_out(&j);
+  status *s = carry_out(&j, buf);
   comm_land(c);
   if (s) return status_context(s, "%s of %s", exchange_name(x->kind), prog_text(p, x->name));
   c->count[index].bytes += exchange_sent_bytes(x, j.ranks, j.me);

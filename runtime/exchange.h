@@ -11,7 +11,7 @@
 //
 // An instruction's operands, in this order, absent ones left out:
 //
-//   out      what is written        not of a send
+//   out      what is written        not of a send      (a bucket: out and in of each of its values)
 //   in       what is read           not of a receive
 //   scratch  `scratch` bytes        when that is not 0
 //
@@ -99,6 +99,11 @@ static inline int64_t exchange_round(int64_t bytes) {
   return (bytes + EXCHANGE_ALIGN - 1) / EXCHANGE_ALIGN * EXCHANGE_ALIGN;
 }
 
+// Bytes of scratch in which the values of a bucket are gathered.
+static inline int64_t exchange_bucket(const prog_exchange *x) {
+  return x->values > 1 ? exchange_round(x->run * exchange_unit(x->dtype)) : 0;
+}
+
 // What the record's field `scratch` has to be (or more) for groups of `ranks`: a piece that is sent
 // and one that is received where they do not lie in one block, and all pieces of the others where
 // they are added up.
@@ -112,8 +117,9 @@ static inline int64_t comm_scratch_bytes(const prog_exchange *x, int64_t ranks) 
     case PROG_ALL_GATHER:
     case PROG_ALL_TO_ALL: return pack + unpack;
     case PROG_REDUCE_SCATTER: return pack + (ranks - 1) * piece;
-    case PROG_ALL_REDUCE:
-      return (ranks - 1) * exchange_round(exchange_share(x, ranks, 0, &begin) * each_bytes);
+    case PROG_ALL_REDUCE:  // values of a bucket are gathered in front of the pieces
+      return exchange_bucket(x) +
+             (ranks - 1) * exchange_round(exchange_share(x, ranks, 0, &begin) * each_bytes);
     default: return 0;
   }
 }

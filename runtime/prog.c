@@ -202,7 +202,8 @@ static status *check_tables(const prog *p) {
   }
   for (uint32_t i = 0; i < p->ninstrs; i++) {
     const prog_instr *in = &p->instrs[i];
-    if (in->op >= RTOP_COUNT || !text_ok(p, in->note) || (in->flags & ~(uint32_t)PROG_RECOMPUTE))
+    if (in->op >= RTOP_COUNT || !text_ok(p, in->note) ||
+        (in->flags & ~(uint32_t)(PROG_RECOMPUTE | PROG_LAST)))
       BAD("instruction %u has no meaning", i);
     if (in->operands > p->noperands || in->first_operand > p->noperands - in->operands)
       BAD("instruction %u has operands outside the table", i);

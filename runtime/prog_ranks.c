@@ -115,6 +115,9 @@ static status *check_exchange(const prog *p, uint32_t index) {
   if (reach(x, x->in_stride, x->in_step, ranks) < 0 ||
       reach(x, x->out_stride, x->out_step, ranks) < 0)
     BAD("%s %u has bad strides", kind, index);
+  if (x->values > 1 && (x->kind != PROG_ALL_REDUCE || x->values > p->noperands / 2 ||
+                        x->first_operand > p->noperands - 2 * x->values))
+    BAD("%s %u is no bucket", kind, index);
   if (x->scratch < comm_scratch_bytes(x, ranks) || x->scratch > PROG_MAX_BYTES)
     BAD("%s %u has too little scratch", kind, index);
   return NULL;
@@ -129,9 +132,28 @@ static status *check_operand(const prog *p, const prog_instr *in, uint32_t k, ui
   return NULL;
 }
 
+// The values of a bucket have `run` elements together.
+static status *check_bucket(const prog *p, const prog_instr *in, int64_t unit) {
+  const prog_exchange *x = &p->exchanges[in->kernel];
+  int64_t n = 0;
+  uint32_t operands = 2 * x->values + (x->scratch > 0);
+  if (in->operands != operands || x->first_operand != in->first_operand)
+    BAD("bucket %u has other operands than its values", in->kernel);
+  for (uint32_t k = 0; k < x->values; k++) {
+    const prog_operand *o = &p->operands[in->first_operand + 2 * k];
+    STATUS_DO(check_operand(p, in, 2 * k, 2, 0, unit));
+    STATUS_DO(check_operand(p, in, 2 * k + 1, 1, 0, unit));
+    if (o[0].bytes != o[1].bytes || o[0].bytes % unit || !add(n, o[0].bytes / unit, &n))
+      BAD("value %u of bucket %u has a bad size", k, in->kernel);
+  }
+  if (n != x->run) BAD("bucket %u has not the elements of its values", in->kernel);
+  return x->scratch ? check_operand(p, in, 2 * x->values, 3, x->scratch, 8) : NULL;
+}
+
 static status *check_instr(const prog *p, const prog_instr *in) {
   const prog_exchange *x = &p->exchanges[in->kernel];
   int64_t ranks = ranks_of(p, x->axes), unit = exchange_unit(x->dtype);
+  if (x->values > 1) return check_bucket(p, in, unit);
   bool plain = x->kind == PROG_ALL_REDUCE || x->kind >= PROG_SEND;
   uint32_t k = 0;
   if (x->kind != PROG_SEND) {

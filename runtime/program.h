@@ -192,7 +192,9 @@ typedef struct prog_gemm {
 // or empty, `whole` is how many there are; else 0. Behind the elements of a piece that is written
 // (reduce_scatter, part) are zeros then, which count nowhere.
 // An instruction's operands: what is written, what is read (send: only this; receive: only the
-// former), and `scratch` bytes for what is on its way.
+// former), and `scratch` bytes for what is on its way. A *bucket* is an all_reduce of several
+// values at once: written and read of the first, of the second, ...; `run` counts the elements of
+// all.
 enum {
   PROG_ALL_GATHER,
   PROG_REDUCE_SCATTER,
@@ -207,6 +209,8 @@ enum { PROG_SUM, PROG_MAX, PROG_REDUCTIONS };
 typedef struct prog_exchange {
   prog_str name;  // of what is moved
   uint32_t kind, axes, dtype, reduce;
+  uint32_t values;         // of an all_reduce: above 1, a bucket of so many
+  uint32_t first_operand;  // of the instruction it belongs to
   uint32_t pad;
   int64_t size[3], in_stride[3], out_stride[3], run, in_step, out_step;
   int64_t whole, step, scratch;
@@ -266,7 +270,10 @@ enum { PROG_DEVICE_HOME, PROG_HOST_HOME, PROG_HOMES };  // ORDER HOME (ir/schedu
 enum { PROG_COMPUTE, PROG_COPIES, PROG_COMMUNICATION, PROG_STREAMS };  // ORDER STREAM
 
 // Flags of an instruction: it runs again in backward what forward ran before (pass recompute).
-enum { PROG_RECOMPUTE = 1 };
+enum {
+  PROG_RECOMPUTE = 1,
+  PROG_LAST = 2,  // inside a loop over micro-batches: in the last one only
+};
 
 // Opcodes: runtime/rtops.def. `kernel` of an exchange is its record.
 typedef struct prog_instr {

@@ -4,7 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { JOBS = 64, STACK = 16 << 20 };
+enum { JOBS = 256, STACK = 16 << 20 };
 
 typedef struct job {
   const prog_instr *in;

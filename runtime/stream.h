@@ -6,10 +6,10 @@
 // addresses lie in the arena, instructions in the program, the call is copied.
 //
 //   STATUS_DO(stream_open(p, comm, code, &s));        // NULL when the program has no such
-//   instruction stream_give(s, in, buf, &call);                   // returns at once, unless 64 are
-//   waiting stream_wait(s, event);                            // until `event`, recorded last, has
-//   come STATUS_DO(stream_finish(s));                      // all is done; the first failure since
-//   stream_close(s);
+//   instruction stream_give(s, in, buf, &call);                   // returns at once, unless 256
+//   are waiting stream_wait(s, event);                            // until `event`, recorded last,
+//   has come STATUS_DO(stream_finish(s));                      // all is done; the first failure
+//   since stream_close(s);
 //
 // One thread gives. Waiting sleeps.
 #ifndef DSM_STREAM_H

@@ -376,7 +376,9 @@ static void run_instr(vm *m, const prog_instr *in, const dsm_call *call) {
   }
 }
 
-static void run_one(vm *m, const prog_run *r, bool loop, dsm_call *call, int64_t sample) {
+// `last`: outside loops over micro-batches, and in the last one.
+static void run_one(vm *m, const prog_run *r, bool loop, bool last, dsm_call *call,
+                    int64_t sample) {
   const prog_task *t = &m->prog->tasks[r->task];
   vm_where at = {.run = r, .loop = loop, .task = r->task, .call = call, .buf = m->buf};
   for (int64_t i = 0, layer = r->layer_first; i < r->layer_count; i++, layer += r->layer_dir) {
@@ -385,6 +387,7 @@ static void run_one(vm *m, const prog_run *r, bool loop, dsm_call *call, int64_t
     for (uint32_t k = 0; k < t->instrs; k++) {
       at.instr = t->first_instr + k;
       const prog_instr *in = &m->prog->instrs[at.instr];
+      if ((in->flags & PROG_LAST) && !last) continue;
       find_operands(m, in, call, layer);
       tell(m, VM_INSTR_BEGIN, &at);
       if (m->gpu)
@@ -412,14 +415,15 @@ status *vm_call_part(vm *m, const prog_entry *e, const vm_step *s, uint32_t from
   }
   while (r < end) {
     if (r->kind == PROG_RUN) {
-      run_one(m, r++, false, &call, 0);
+      run_one(m, r++, false, true, &call, 0);
       continue;
     }
     for (int64_t k = r->micro_first; k < r->micro_first + r->micro_count; k++) {
       for (uint32_t i = 1; i <= r->task; i++) {
         call.micro = k + r[i].micro_add;
         call.sample0 = s->sample0 + call.micro * e->micro_batch;
-        run_one(m, r + i, true, &call, call.micro * e->micro_batch);
+        bool last = call.micro + 1 == e->batch / e->micro_batch;
+        run_one(m, r + i, true, last, &call, call.micro * e->micro_batch);
       }
     }
     call.micro = 0;
