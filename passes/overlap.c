@@ -227,8 +227,9 @@ static bool in_body(over *v, flight *f) {
     behind = behind && stacked(v, f->task, storage(op->in[0]), &g, &read) &&
              stacked(v, f->task, storage(op->out[0]), &g, &read);
   }
-  if (behind && read && same_turn(v, f->task, g.wait_task, in->last)) *f = g;
-  return worth(v, f);
+  if (!behind || !read || !same_turn(v, f->task, g.wait_task, in->last)) return worth(v, f);
+  *f = g;
+  return ir_attr_int(t->loop, "count", 1) > 1 || worth(v, f);
 }
 
 static bool at_top(over *v, flight *f) {

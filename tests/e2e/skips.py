@@ -7,7 +7,7 @@ Trains the tiny example, reduced, and the oracle's other models for a few steps 
 `dsmc help skip` left out in turn, and with all of them: losses, gradient norms, the final weights and
 what is generated with them must be the same bytes. With and without the weights' rounded copies
 (`narrow`) a run that is stopped and resumed must end so too, and `eval` must agree. Each name must change the code or the schedule of
-some job (or the test would test nothing), or the kernels for a GPU. `recompute` does nothing without a pin: recompute.py skips it.
+some job (or the test would test nothing), or the kernels for a GPU. What is for ranks overlap.py runs. `recompute` does nothing without a pin: recompute.py skips it.
 """
 import glob
 import os
@@ -61,6 +61,8 @@ def made(program):
 
 def test(dsmc, folder, checks, chosen):
     names = names_of(dsmc)
+    among_ranks = [n for n in names if re.search(r"^  %s  +(among ranks|\w+: among ranks)" % n, exe.run([dsmc, "help", "skip"]), re.M)]
+    names = [n for n in names if n not in among_ranks]  # tests/e2e/overlap.py runs them
     for_gpus = {n for n in names if re.search(r"^  %s  +\w+: for a GPU" % n, exe.run([dsmc, "help", "skip"]), re.M)}
     names = [n for n in names if n not in for_gpus]
     checks.check("`dsmc help skip` names passes and choices",

@@ -426,6 +426,61 @@ static void test_in_place(void **state) {
   assert_int_equal(with_threads(&w, run_in_place), 0);
 }
 
+// Values of a bucket: behind one another or apart, in place or not; each element as it was alone.
+enum { BUCKET = 4 };
+static const int64_t bucket_size[BUCKET] = {7, 1, 30, 5};
+
+static int run_bucket(comm *c, const world *w) {
+  int me = comm_rank(c), n = comm_ranks(c), wrong = 0;
+  for (int way = 0; way < 4; way++) {
+    bool apart = way & 1, in_place = way & 2;
+    static _Thread_local float in[64], out[64], scratch[512];
+    unsigned char *buf[2 * BUCKET + 1];
+    int64_t at = 0, begin[BUCKET];
+    for (int k = 0; k < BUCKET; k++) {
+      begin[k] = at;
+      buf[2 * k + 1] = (unsigned char *)(in + at);
+      buf[2 * k] = in_place ? buf[2 * k + 1] : (unsigned char *)(out + at);
+      at += bucket_size[k] + (apart ? 3 : 0);
+    }
+    buf[2 * BUCKET] = (unsigned char *)scratch;
+    for (int i = 0; i < 64; i++) in[i] = 1.0f / (float)(1 + i + 10 * me), out[i] = -1;
+    status_free(comm_exchange(c, &w->x[0], buf, NULL));
+    const float *got = in_place ? in : out;
+    for (int k = 0; k < BUCKET; k++)
+      for (int64_t i = begin[k]; i < begin[k] + bucket_size[k]; i++) {
+        float sum = 1.0f / (float)(1 + i);
+        for (int r = 1; r < n; r++) sum += 1.0f / (float)(1 + i + 10 * r);
+        wrong += got[i] != sum;
+      }
+    for (int64_t i = bucket_size[0]; apart && i < bucket_size[0] + 3; i++)  // between two values
+      wrong += got[i] != (in_place ? 1.0f / (float)(1 + i + 10 * me) : -1);
+  }
+  return wrong;
+}
+
+static void test_bucket(void **state) {
+  (void)state;
+  static world w;
+  static prog_operand o[2 * BUCKET + 1];
+  for (size_t m = 0; m < sizeof meshes / sizeof *meshes; m++) {
+    make_world(&w, &meshes[m], 1);
+    int64_t ranks = comm_group_size(&w.p, 1);
+    if (meshes[m].n > 1) continue;
+    w.x[0] = (prog_exchange){.kind = PROG_ALL_REDUCE, .axes = 1, .size = {1, 1, 1}};
+    w.x[0].values = BUCKET;
+    for (int k = 0; k < BUCKET; k++) {
+      w.x[0].run += bucket_size[k];
+      o[2 * k].bytes = o[2 * k + 1].bytes = 4 * bucket_size[k];
+    }
+    w.x[0].scratch = comm_scratch_bytes(&w.x[0], ranks);
+    assert_true(w.x[0].scratch >= 4 * w.x[0].run && w.x[0].scratch <= 2048);
+    w.p.operands = o;
+    w.p.noperands = 2 * BUCKET + 1;
+    assert_int_equal(with_threads(&w, run_bucket), 0);
+  }
+}
+
 // ---- control messages ---------------------------------------------------------------------------
 
 static int run_control(comm *c, const world *w) {
@@ -534,9 +589,9 @@ static int with_mpi(void) {
 int main(int argc, char **argv) {
   if (argc > 1 && strcmp(argv[1], "--mpi") == 0) return with_mpi();
   const struct CMUnitTest tests[] = {
-      cmocka_unit_test(test_groups),   cmocka_unit_test(test_exchanges),
-      cmocka_unit_test(test_in_place), cmocka_unit_test(test_nan),
-      cmocka_unit_test(test_control),
+      cmocka_unit_test(test_groups), cmocka_unit_test(test_exchanges),
+      cmocka_unit_test(test_bucket), cmocka_unit_test(test_in_place),
+      cmocka_unit_test(test_nan),    cmocka_unit_test(test_control),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -356,6 +356,15 @@ static void test_refuses(void **state) {
   PATCH(exchanges, prog_exchange, 0, whole, 5, "shares its elements badly");
   PATCH(exchanges, prog_exchange, 0, scratch, 64, "too little scratch");
   PATCH(exchanges, prog_exchange, 0, kind, PROG_SEND, "does not hold what it moves");
+  PATCH(exchanges, prog_exchange, 0, values, 1u << 30, "is no bucket");
+  prog_exchange *first = (prog_exchange *)(void *)(t->blob + h->exchanges.offset);
+  int64_t scratch = first->scratch;
+  first->scratch = 1 << 20;
+  PATCH(exchanges, prog_exchange, 0, values, 2, "other operands than its values");
+  first->values = 2;
+  PATCH(exchanges, prog_exchange, 0, first_operand, UINT32_MAX, "is no bucket");
+  first->values = 0;
+  first->scratch = scratch;
   prog_exchange *x = (prog_exchange *)(void *)(t->blob + h->exchanges.offset) + 1;
   prog_exchange old = *x;
   x->kind = PROG_ALL_TO_ALL, x->scratch = 0, x->in_step = 0, x->out_step = INT64_MAX / 2;
