@@ -21,7 +21,7 @@ MESHES = {  # name -> ranks, plan
     "zero3": (4, "data=4,zero=3"),
     "tensor": (2, "tensor=2,zero=0"),
     "both": (4, "data=2,tensor=2,zero=1"),
-    "stages": (2, "pipeline=2,micro_batch=4"),
+    "stages": (2, "pipeline=2,micro_batch=4,order=one_f_one_b"),
     "turns": (2, "pipeline=2,micro_batch=4,order=interleaved(2)"),
 }
 ap = argparse.ArgumentParser()
