@@ -47,7 +47,7 @@ typedef struct stages {
   bool *forward, *norm;
   op_class *cls;
   int *home;
-  stage_set *at;             // of each op: who computes it
+  stage_set *at;     // of each op: who computes it
   int turns, *turn;  // of each op of the loop by number * n + stage: when that stage does it
   info *v;           // by value id
   ir_value **whole, **part;  // by value id * n + stage
@@ -169,8 +169,8 @@ static void set_result(stages *c, int i, op_class cls, int home, stage_set parts
   }
 }
 
-// In forward an op is where the last of its operands is, in backward where the first is; operands of
-// forward have been there before.
+// In forward an op is where the last of its operands is, in backward where the first is; operands
+// of forward have been there before.
 static void find_class(stages *c, int i) {
   const ir_op *op = c->r->ops.at[i];
   bool anywhere = true, input = op->code == IR_input, state = op->code == IR_state, parts = false;
@@ -313,8 +313,8 @@ static int turn_of(const stages *c, int part, bool forward) {
 
 static int *turn_at(const stages *c, int op, int s) { return &c->turn[op * c->n + s]; }
 
-// What is at home is done in the turn of its part, a part of a sum when all that the stage has of it
-// is there, and what can be done anywhere when it is first needed.
+// What is at home is done in the turn of its part, a part of a sum when all that the stage has of
+// it is there, and what can be done anywhere when it is first needed.
 static void find_turns(stages *c) {
   const ir_region *r = c->r;
   c->turns = c->f->kind == ENTRY_TRAIN ? 2 * c->chunks : c->chunks;
@@ -380,8 +380,8 @@ static ir_op *exchange(stages *c, ir_opcode code, int s, ir_value *in, const ir_
 }
 
 // `v` as stage `from` has it goes to the stage `step` further; returns what is received there.
-static ir_value *pass_on(stages *c, const ir_value *v, ir_value *has, int from, int step,
-                         int sent, int received) {
+static ir_value *pass_on(stages *c, const ir_value *v, ir_value *has, int from, int step, int sent,
+                         int received) {
   exchange(c, IR_send, from, has, NULL, sent, step);
   int to = (from + step + c->n) % c->n;
   return exchange(c, IR_receive, to, NULL, v, received, -step)->out[0];
@@ -439,13 +439,14 @@ static void carry(stages *c, const ir_value *v) {
   for (int p = x->home; missing(c, v); p += step) {
     int next = p + step, from = stage_of(c, p);
     if (next < 0 || next >= c->n * c->chunks) {
-      refuse(c, v->def, x->forward ? "an earlier stage needs what it makes in forward"
-                                   : "a later stage needs what it makes in backward");
+      refuse(c, v->def,
+             x->forward ? "an earlier stage needs what it makes in forward"
+                        : "a later stage needs what it makes in backward");
       return;
     }
-    *whole_at(c, v, stage_of(c, next)) = pass_on(
-        c, v, *whole_at(c, v, from), from, step, c->loop + 2 * turn_of(c, p, x->forward),
-        c->loop + 2 * turn_of(c, next, x->forward));
+    *whole_at(c, v, stage_of(c, next)) =
+        pass_on(c, v, *whole_at(c, v, from), from, step, c->loop + 2 * turn_of(c, p, x->forward),
+                c->loop + 2 * turn_of(c, next, x->forward));
   }
 }
 
@@ -460,8 +461,8 @@ static void complete(stages *c, const ir_value *v, int segment) {
     reduce_to_all(c, v, segment);
     return;
   }
-  int from = x->parts ? gather_parts(c, v, x->parts, lowest(x->need), segment)
-                      : stage_of(c, x->home);
+  int from =
+      x->parts ? gather_parts(c, v, x->parts, lowest(x->need), segment) : stage_of(c, x->home);
   for (int s = 0; s < c->n; s++)
     if (s != from && to & bit(s))
       *whole_at(c, v, s) = pass_on(c, v, *whole_at(c, v, from), from, s - from, segment, segment);
@@ -642,7 +643,11 @@ const char *cut_stages(ir_module *m, const cut_job *j, ir_module **out) {
   IR_CHECK(axis >= 0 && m->mesh->axis[axis].size == j->stages);
   const char *why = cut_repeats(m, j);
   if (why) return why;
-  stages c = {.m = m, .n = j->stages, .chunks = j->chunks ? j->chunks : 1, .out = out, .micro = mesh_axis(m->mesh, "micro")};
+  stages c = {.m = m,
+              .n = j->stages,
+              .chunks = j->chunks ? j->chunks : 1,
+              .out = out,
+              .micro = mesh_axis(m->mesh, "micro")};
   c.reads.arena = m->arena;
   new_modules(&c);
   c.to = arena_new(m->arena, ir_region *, c.n);

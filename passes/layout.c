@@ -212,7 +212,8 @@ static void stash(lay *l) {
   const ir_func *f = l->e->func;
   if (l->e->in_flight < 2) return;
   int n = s->m->next_value, first = l->e->positions, last = 0;
-  turn_use *use = arena_new(s->m->arena, turn_use, n), *items = arena_new(s->m->arena, turn_use, s->items.n + 1);
+  turn_use *use = arena_new(s->m->arena, turn_use, n),
+           *items = arena_new(s->m->arena, turn_use, s->items.n + 1);
   for (int i = 0; i < n; i++) use[i] = (turn_use){-1, -1};
   for (int i = 0; i < s->items.n; i++) items[i] = (turn_use){-1, -1};
   for (int ri = 0; ri < l->e->runs.n; ri++) {

@@ -97,8 +97,8 @@ static bool only_reader(const lay *l, const ir_value *stack, const ir_op *reader
 
 // What `forward` stacks for `backward` alone.
 static void find_saved(lay *l, ir_op *forward, const ir_op *backward, saved *out, int *n) {
-  if (lay_segment(l, forward->segment) != lay_segment(l, backward->segment) || count_of(forward) != count_of(backward) ||
-      reversed(forward) == reversed(backward))
+  if (lay_segment(l, forward->segment) != lay_segment(l, backward->segment) ||
+      count_of(forward) != count_of(backward) || reversed(forward) == reversed(backward))
     return;
   for (int j = carried_of(forward); j < forward->nout; j++) {
     if (l->frame[forward->out[j]->id].stride || !only_reader(l, forward->out[j], backward))
