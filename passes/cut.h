@@ -34,12 +34,13 @@
 // meet behind the loop, on the first stage that needs the sum, which gives it to the others that
 // do; what all stages need (the squares of the gradient norm, the loss) is an `all_reduce`.
 //
-// Chunks. Part k is chunk k / stages of stage k % stages, so what goes on from part to part goes round
-// the stages, and comes back to a stage for its next chunk. The loop over micro-batches is several
-// segments of a stage's module then, its *turns*: forward of chunk 0, 1, ..., backward of the last
-// one, ..., of chunk 0; a stage without chunks has two. Pass `order` puts them in the order of the
-// pipeline. A message belongs to the turn that makes what it carries, and to the turn of the next
-// part round; messages of forward (step 1) and of backward (step -1) do not wait for each other.
+// Chunks. Part k is chunk k / stages of stage k % stages, so what goes on from part to part goes
+// round the stages, and comes back to a stage for its next chunk. The loop over micro-batches is
+// several segments of a stage's module then, its *turns*: forward of chunk 0, 1, ..., backward of
+// the last one, ..., of chunk 0; a stage without chunks has two. Pass `order` puts them in the
+// order of the pipeline. A message belongs to the turn that makes what it carries, and to the turn
+// of the next part round; messages of forward (step 1) and of backward (step -1) do not wait for
+// each other.
 //
 // Loss and gradient norm are outputs of every stage, equal on all; each weight counts in the norm
 // once. Entries that generate are left out: their caches and their logits belong to one rank.

@@ -15,8 +15,8 @@
 //   in       what is read           not of a receive
 //   scratch  `scratch` bytes        when that is not 0
 //
-// Where a rank's own piece (of reduce_scatter, part) is shorter than `run`, zeros are written behind
-// it; what others have too little of is not written.
+// Where a rank's own piece (of reduce_scatter, part) is shorter than `run`, zeros are written
+// behind it; what others have too little of is not written.
 //
 // `size` is 1, 1, 1 where there are no boxes: all_reduce, send, receive. `whole` shortens the runs
 // of the pieces of the last ranks and can be had by all but all_to_all, send and receive; an

@@ -346,8 +346,12 @@ static void test_chunks(void **state) {
   w.chunks = 3;
   assert_int_equal(check(&w, "train_step").sends, 6);  // the second part has nothing to do
   wish t5 = {"examples/t5.dsm",
-             "layers=4,hidden=16,batch=2,src=6,dst=5,vocab=24,heads=2,head=8,ffn=24", 2, NULL,
-             RECOMPUTE_NONE, 0, 2};
+             "layers=4,hidden=16,batch=2,src=6,dst=5,vocab=24,heads=2,head=8,ffn=24",
+             2,
+             NULL,
+             RECOMPUTE_NONE,
+             0,
+             2};
   check(&t5, "train_step");
   t5.chunks = 4;
   check(&t5, "train_step");
@@ -513,11 +517,10 @@ static void test_orders_t5(void **state) {
 
 int main(void) {
   const struct CMUnitTest tests[] = {
-      cmocka_unit_test(test_gpt_tied),  cmocka_unit_test(test_recompute),
-      cmocka_unit_test(test_chunks),
-      cmocka_unit_test(test_dropout),   cmocka_unit_test(test_untied),
-      cmocka_unit_test(test_t5),        cmocka_unit_test(test_orders_gpt),
-      cmocka_unit_test(test_orders_t5),
+      cmocka_unit_test(test_gpt_tied),   cmocka_unit_test(test_recompute),
+      cmocka_unit_test(test_chunks),     cmocka_unit_test(test_dropout),
+      cmocka_unit_test(test_untied),     cmocka_unit_test(test_t5),
+      cmocka_unit_test(test_orders_gpt), cmocka_unit_test(test_orders_t5),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }
