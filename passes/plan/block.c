@@ -500,7 +500,7 @@ static void add_boundaries(maker *k) {
     const pg_op *p = &g->op.at[i];
     if ((p->kind != PG_OP && p->kind != PG_LEAVE) || p->phase != PG_FORWARD) continue;
     int here = p->piece + 1;
-    for (int j = 0; j < p->nin && g->piece.at[p->piece].name; j++) {
+    for (int j = 0; j < p->nin && p->piece > 0; j++) {
       int v = p->in[j];
       if (v < 0 || !g->value.at[v].batch || g->value.at[v].carried) continue;
       if (!made_in[v] || made_in[v] == here || read_in[v] == here) continue;

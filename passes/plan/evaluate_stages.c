@@ -158,6 +158,10 @@ void ev_fill_chunks(ev_point *p, const stages_cut *cut, pipe_chunk *chunk, plan_
     if (part + 1 == p->parts || n == 1) continue;
     int64_t next = cut->first[part + 1];
     int piece = next < p->layers ? p->piece_of[next] : p->g->piece.n - 2;
+    // What stands before a layer goes with it: then what enters that crosses.
+    bool before = next < p->layers && piece > 1 && next == p->first_of[piece] &&
+                  !p->g->piece.at[piece - 1].empty;
+    if (before) piece--;
     double bytes = ev_at_stage(p, (part + 1) % n)->b->piece[piece < 0 ? 0 : piece].boundary;
     int64_t sender = p->places ? p->places->from[part % n] : ev_device_of(p, part % n);
     int64_t receiver = p->places ? p->places->to[part % n] : ev_device_of(p, (part + 1) % n);

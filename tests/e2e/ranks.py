@@ -3,13 +3,19 @@
 
     tests/e2e/ranks.py build/dsmc                       # every line of ranks.txt
     tests/e2e/ranks.py build/dsmc --draw 12 20261127    # 12 lines, drawn by seed, of every model some
+    tests/e2e/ranks.py build/dsmc --plan gpt2           # nothing is run, plans are compared
     tests/e2e/ranks.py build/dsmc gpt2 tensor           # lines that have all these words
 
 For each line of ranks.txt: `dsmc build` for this-host:RANKS with the pins, `mpirun -n RANKS`, ten
-steps, evaluating after each five; every loss within 1e-4 of PyTorch's in float64, every gradient norm
-within 1e-3; the arena of
-each rank is the planned one (the executable's own, to the byte), and bytes sent are those that
-`info` says the program sends.
+steps, evaluating after each five; every loss within 1e-4 of PyTorch's in float64, every gradient norm within 1e-3; the arena of
+each stage's ranks is the plan's peak of that stage, to the byte; bytes sent are integers that agree
+three times: `plan --json`, `info --json` (records times runs), `--log` (counted at run time). With
+--plan nothing is run: the plan and `info` only.
+
+State bytes per parameter in fp32 are checked beside: weights 4, moments of AdamW 8, of ZeRO 1 with d
+ranks 8/d (the parts of a tensor are rounded up); gradients are 4 whole, and 4/d once they are
+reduced. In the figures of SYSTEMS.md (fp16) weights and gradients are 2 + 2, and 12/d has a third
+fp32 number, the master weight, which in fp32 is the weight itself: 4 + 12/d becomes 8 + 8/d.
 """
 import json
 import os
@@ -158,16 +164,120 @@ def wanted(dsmc, folder, model, known):
     return known[model]
 
 
+SHARING = ("data", "ulysses", "ring")
+
+
+def row_of(kind, axes, sharing):
+    """A row of the ledger. Plans have what ranks with the same weights exchange under `data`: over
+    the one axis of these that there is, programs do not tell it from other exchanges."""
+    if len(axes) > 1 and all(a in SHARING for a in axes):
+        axes = ["data"]
+    if axes == ["data"] and len(sharing) == 1:
+        axes = sharing
+    return "%s over %s" % (kind, ", ".join(axes))
+
+
+def planned_bytes(stage, ranks, sharing):
+    """By row, of all ranks of the stage; the plan's figures are of one."""
+    rows = {}
+    for axis, kinds in stage["bytes"].items():
+        for kind, n in kinds.items():
+            row = row_of(kind, [axis], sharing)
+            rows[row] = rows.get(row, 0) + (n["intra"] + n["inter"]) * ranks
+    return {r: n for r, n in rows.items() if n}
+
+
+def ledger_bytes(sent, sharing):
+    rows = {}
+    for name, n in sent.items():
+        if name == "scalars":  # losses, norms and counts are not planned: a few bytes
+            continue
+        kind, axes = name.split(" over ")
+        row = row_of(kind, axes.split(", "), sharing)
+        rows[row] = rows.get(row, 0) + n["bytes"]
+    return {r: n for r, n in rows.items() if n}
+
+
+def check_states(checks, name, model, best, stage):
+    """States of a rank where only data ranks share them, by hand from the shapes of the text."""
+    mesh = best["mesh"]
+    if model.split("-")[0] == "t5" or mesh["data"] != best["mesh_ranks"]:
+        return
+    d = mesh["data"] if best["zero"]["stage"] else 1
+    sizes = best["whole_states"]
+    moments = 2 * 4 * sum(layers * -(-n // d) for layers, n in sizes)
+    weights = 4 * sum(layers * n for layers, n in sizes)
+    total = sum(layers * n for layers, n in sizes)
+    if best["zero"]["stage"] < 3:
+        checks.check(name + ": weights are 4 bytes a parameter", stage["weights"] == weights,
+                     "%d, not %d" % (stage["weights"], weights))
+    checks.check(name + ": moments are %.3f bytes a parameter" % (moments / total),
+                 stage["optimizer"] == moments, "%d, not %d" % (stage["optimizer"], moments))
+
+
+def object_of(command):
+    """The JSON object that a command prints, beside its warnings."""
+    text = exe.run(command)
+    return json.JSONDecoder().raw_decode(text[text.index("{"):])[0]
+
+
+def check_plan(dsmc, folder, checks, row, program):
+    """The plan against what `info` says of the program. Returns the latter's ledger."""
+    model, ranks, pins = row
+    name = "%s on %d: %s" % row
+    _, job, settings = settings_of(model)
+    best = object_of([dsmc, "plan", "--json", os.path.join(exe.ROOT, "examples", job["model"]),
+                      "--set", settings, "--cluster", "this-host:%d" % ranks, "--pin", pins])["best"]
+    info = object_of([program, "info", "--json"])
+    own = info["ranks"]
+    sharing = [a["axis"] for a in own["mesh"] if a["axis"] in SHARING]
+    checks.check(name + ": as many stages", len(own["stages"]) == len(best["stages"]))
+    checks.check(name + ": the plan's memory is that of a layout", best["memory_bytes"]["exact"])
+    for i, (is_, was) in enumerate(zip(own["stages"], best["stages"])):
+        checks.check("%s: arena of stage %d" % (name, i), is_["arena"] == was["memory_bytes"]["peak"],
+                     "%d, planned %d" % (is_["arena"], was["memory_bytes"]["peak"]))
+        sent = ledger_bytes(is_["sent"], sharing)
+        plan = planned_bytes(was, len(is_["ranks"]), sharing)
+        checks.check("%s: bytes of stage %d" % (name, i), sent == plan,
+                     "sent %s, planned %s" % (sent, plan))
+    best["mesh_ranks"] = ranks
+    best["whole_states"] = whole_states(dsmc, folder, model)
+    check_states(checks, name, model, best, own["stages"][0])
+    return own["sent"]
+
+
+def whole_states(dsmc, folder, model):
+    """(layers, elements of a layer) of each weight, as one rank has them."""
+    program = os.path.join(folder, "whole-" + model)
+    if not os.path.exists(program):
+        build(dsmc, model, 1, "", program)
+    states = object_of([program, "info", "--json"])["states"]
+    sizes = []
+    for s in states:
+        if s["class"] == "weights":
+            n = 1
+            for extent in s["shape"]:
+                n *= extent
+            sizes.append((max(1, s["layers"]), n))
+    return sizes
+
+
 def check_row(dsmc, folder, checks, row, known):
     model, ranks, pins = row
     name = "%s on %d: %s" % row
     program = os.path.join(folder, "program")
-    losses, norms, evals = wanted(dsmc, folder, model, known)
     build(dsmc, model, ranks, pins, program)
+    sent = check_plan(dsmc, folder, checks, row, program)
+    if known is None:
+        return
+    losses, norms, evals = wanted(dsmc, folder, model, known)
     steps, got = train(program, model, ranks, os.path.join(folder, "log.jsonl"))
     checks.close(name + ": losses", [s["loss"] for s in steps], losses, 1e-4)
     checks.close(name + ": norms", [s["grad_norm"] for s in steps], norms, 1e-3)
     checks.close(name + ": losses of evaluation", got, evals, 2e-4)
+    for s in steps:
+        checks.check("%s: bytes counted in step %d" % (name, s["step"]), s["sent"] == sent,
+                     "%s, not %s" % (s["sent"], sent))
 
 
 def main():
@@ -177,12 +287,14 @@ def main():
         print("skipped: there is no mpirun")
         sys.exit(77)
     dsmc, words = os.path.abspath(sys.argv[1]), sys.argv[2:]
+    plans = words[:1] == ["--plan"]
+    words = words[plans:]
     chosen = list(rows())
     if words[:1] == ["--draw"]:
         chosen = drawn(chosen, int(words[1]), int(words[2]))
     else:
         chosen = [r for r in chosen if all(w in " ".join(map(str, r)) for w in words)]
-    checks, known = exe.Checks(), {}
+    checks, known = exe.Checks(), None if plans else {}
     with tempfile.TemporaryDirectory() as folder:
         for row in chosen:
             try:
