@@ -23,6 +23,7 @@ import random
 import re
 import shutil
 import struct
+import subprocess
 import sys
 import tempfile
 
@@ -226,9 +227,13 @@ def check_states(checks, name, model, best, stage):
 
 
 def object_of(command):
-    """The JSON object that a command prints, beside its warnings."""
-    text = exe.run(command)
-    return json.JSONDecoder().raw_decode(text[text.index("{"):])[0]
+    """The JSON object that a command prints; its warnings go elsewhere."""
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                          universal_newlines=True, timeout=300)
+    if done.returncode:
+        raise RuntimeError("%s\nexit code %d\n%s" % (" ".join(command), done.returncode,
+                                                     done.stderr[-2000:]))
+    return json.loads(done.stdout)
 
 
 def check_plan(dsmc, folder, checks, row, program):
