@@ -22,6 +22,7 @@ import os
 import random
 import shutil
 import struct
+import subprocess
 import sys
 import tempfile
 
@@ -200,9 +201,12 @@ def check_states(checks, name, model, best, stage):
 
 
 def object_of(command):
-    """The JSON object that a command prints, beside its warnings."""
-    text = exe.run(command)
-    return json.JSONDecoder().raw_decode(text[text.index("{"):])[0]
+    """The JSON object that a command prints; its warnings go to stderr."""
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=300,
+                          universal_newlines=True)
+    if done.returncode:
+        raise RuntimeError("%s\n%s" % (" ".join(command), done.stderr[-2000:]))
+    return json.loads(done.stdout)
 
 
 def check_plan(dsmc, folder, checks, row, program):
