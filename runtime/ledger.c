@@ -16,28 +16,38 @@ size_t ledger_bytes(const ledger *l) { return sizeof *l + l->rows * sizeof *l->r
 // A receive sends nothing and a part neither: they have rows, which count exchanges.
 static void add(const prog *p, ledger *l, uint32_t index, int64_t bytes, int64_t times) {
   const prog_exchange *x = &p->exchanges[index];
-  bool scalar = x->size[0] * x->size[1] * x->size[2] * x->run == 1 && !x->whole;
+  int64_t n = x->size[0] * x->size[1] * x->size[2] * x->run;
+  bool scalar = n == (x->values > 1 ? x->values : 1) && !x->whole;
   ledger_row *r = &l->row[scalar ? l->rows - 1 : x->kind << p->naxes | x->axes];
   r->bytes += bytes;
   r->exchanges += times;
 }
 
+// Adds what a run executes for micro-batches first .. first + n - 1 of its own; `last`: the last
+// micro-batch is among them, in which alone some exchanges run.
+static void count_run(const prog *p, const prog_run *run, int64_t n, bool last, int64_t *times) {
+  const prog_task *t = &p->tasks[run->task];
+  for (uint32_t i = 0; i < t->instrs; i++) {
+    const prog_instr *in = &p->instrs[t->first_instr + i];
+    if (in->op == RTOP_exchange)
+      times[in->kernel] += run->layer_count * (in->flags & PROG_LAST ? last : n);
+  }
+}
+
 void ledger_times(const prog *p, const prog_entry *e, int64_t *times) {
-  int64_t micros = 1;
+  int64_t micros = e->batch / e->micro_batch;
+  const prog_run *r = &p->runs[e->first_run], *end = r + e->runs;
   memset(times, 0, p->nexchanges * sizeof *times);
-  for (uint32_t r = 0, loop = 0; r < e->runs; r++) {
-    const prog_run *run = &p->runs[e->first_run + r];
-    if (run->kind == PROG_LOOP) {
-      micros = run->micro_count;
-      loop = run->task;
+  for (; r < end; r++) {
+    if (r->kind == PROG_RUN) {
+      count_run(p, r, 1, true, times);
       continue;
     }
-    const prog_task *t = &p->tasks[run->task];
-    for (uint32_t i = 0; i < t->instrs; i++) {
-      const prog_instr *in = &p->instrs[t->first_instr + i];
-      if (in->op == RTOP_exchange) times[in->kernel] += micros * run->layer_count;
+    for (uint32_t i = 1; i <= r->task; i++) {
+      int64_t first = r->micro_first + r[i].micro_add, behind = first + r->micro_count;
+      count_run(p, r + i, r->micro_count, first < micros && behind >= micros, times);
     }
-    if (loop && --loop == 0) micros = 1;
+    r += r->task;
   }
 }
 

@@ -227,12 +227,11 @@ def check_states(checks, name, model, best, stage):
 
 
 def object_of(command):
-    """The JSON object that a command prints; its warnings go elsewhere."""
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                          universal_newlines=True, timeout=300)
+    """The JSON object that a command prints; its warnings go to stderr."""
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=300,
+                          universal_newlines=True)
     if done.returncode:
-        raise RuntimeError("%s\nexit code %d\n%s" % (" ".join(command), done.returncode,
-                                                     done.stderr[-2000:]))
+        raise RuntimeError("%s\n%s" % (" ".join(command), done.stderr[-2000:]))
     return json.loads(done.stdout)
 
 
