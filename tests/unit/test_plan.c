@@ -75,11 +75,12 @@ static void test_tensor_bytes(void **state) {
   double micro = (double)c->choice.micro_batches, value = 2.0 * SEQ * HIDDEN * 7 / 8;
   // A layer: forward both norms are gathered as bf16, both sums scattered as f32; backward what
   // comes in is f32, what reaches attention bf16, both sums f32, and both norms, which were saved
-  // cut, are gathered again. Around: embeddings, the last norm.
+  // cut, are gathered again. Around: embeddings, the last norm, and backward what leaves the
+  // layers.
   assert_true(sent(c, PLAN_TENSOR, CL_ALL_GATHER) ==
-              micro * value * (LAYERS * (2 + 2 + 4 + 2 + 2 + 2) + 2));
+              micro * value * (LAYERS * (2 + 2 + 4 + 2 + 2 + 2) + 2 + 4));
   assert_true(sent(c, PLAN_TENSOR, CL_REDUCE_SCATTER) == micro * value * (LAYERS * 4 * 4 + 2 * 4));
-  assert_int_equal(c->bytes.calls[PLAN_TENSOR][CL_ALL_GATHER], (int64_t)micro * (6 * LAYERS + 1));
+  assert_int_equal(c->bytes.calls[PLAN_TENSOR][CL_ALL_GATHER], (int64_t)micro * (6 * LAYERS + 2));
   assert_int_equal(c->bytes.calls[PLAN_TENSOR][CL_REDUCE_SCATTER],
                    (int64_t)micro * (4 * LAYERS + 2));
   // The loss over a cut vocabulary: maximum, sum, target's logit of each token. Once a step the
