@@ -274,8 +274,7 @@ static void measure_products(const session *s, host_facts *h) {
   h->matmul_bf16 = ratio * peak;
 }
 
-// ---- attention, elementwise work, norms
-// ----------------------------------------------------------
+// ---- attention, elementwise work, norms ---------------------------------------------------------
 
 // Attention and its gradient by length, causal, over the tokens of a micro-batch, in the FLOPs that
 // plans count: half of the pairs, and twice as many in the gradient as forward.

@@ -66,8 +66,7 @@ static const char *refuse(stages *c, const ir_op *op, const char *why) {
   return c->error;
 }
 
-// ---- the gradient norm
-// ---------------------------------------------------------------------------
+// ---- the gradient norm --------------------------------------------------------------------------
 
 static void open_map(ir_region *r, ir_op *whole) {
   ir_region *fn = whole->region[0];
@@ -114,8 +113,7 @@ static void mark_norm(stages *c) {
   }
 }
 
-// ---- where ops are
-// -------------------------------------------------------------------------------
+// ---- where ops are ------------------------------------------------------------------------------
 
 static bool partial(const stages *c, const ir_value *v) {
   return place_on(v->place, c->micro) == ON_PARTIAL;
@@ -235,8 +233,7 @@ static void settle_pending(stages *c) {
   }
 }
 
-// ---- who needs what
-// ------------------------------------------------------------------------------
+// ---- who needs what -----------------------------------------------------------------------------
 
 // The weight that a state belongs to.
 static const char *owner(const stages *c, const ir_op *op) {
@@ -351,8 +348,7 @@ static int segment_at(const stages *c, int i, int s) {
   return segment < c->loop ? segment : segment + 2 * (c->turns - 1);
 }
 
-// ---- writing
-// -------------------------------------------------------------------------------------
+// ---- writing ------------------------------------------------------------------------------------
 
 static ir_value **whole_at(const stages *c, const ir_value *v, int s) {
   return &c->whole[(size_t)v->id * (size_t)c->n + (size_t)s];
@@ -583,8 +579,7 @@ static void begin_func(stages *c, ir_func *f) {
   if (!c->error) settle_pending(c);
 }
 
-// ---- modules
-// -------------------------------------------------------------------------------------
+// ---- modules ------------------------------------------------------------------------------------
 
 static void new_modules(stages *c) {
   ir_module *m = c->m;

@@ -96,8 +96,7 @@ static const char *refuse(cutter *c, const ir_op *op, const char *why) {
   return c->error;
 }
 
-// ---- which layers there are
-// ----------------------------------------------------------------------
+// ---- which layers there are ---------------------------------------------------------------------
 
 // The layer index of a repeat, from what it reads or writes stacked.
 static ir_index *layer_index(const ir_op *op) {
@@ -175,8 +174,7 @@ static void retype(ir_type *t, const layer_set *l, int k) {
     if (ir_root(t->dim[d]) == l->root) t->dim[d] = l->range[k].index;
 }
 
-// ---- states
-// --------------------------------------------------------------------------------------
+// ---- states -------------------------------------------------------------------------------------
 
 static const char *piece_name(arena *a, const char *name, const range *g) {
   return arena_printf(a, "%s@%lld", name, (long long)g->lo);
@@ -207,8 +205,7 @@ static void cut_states(cutter *c) {
   }
 }
 
-// ---- ops
-// -----------------------------------------------------------------------------------------
+// ---- ops ----------------------------------------------------------------------------------------
 
 static ir_value *whole(const cutter *c, const ir_value *v) { return c->now[v->id]; }
 

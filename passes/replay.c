@@ -540,8 +540,7 @@ static void end(replay *r) {
       check_content(r, s->m->states.at[i]->name, s->state_place[i].base, &r->state_held[i]);
 }
 
-// ---- several micro-batches on their way
-// -----------------------------------------------------------
+// ---- several micro-batches on their way ---------------------------------------------------------
 
 // What the loop makes at the top, but for sums over it.
 static void find_own(replay *r) {

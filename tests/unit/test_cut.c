@@ -21,8 +21,7 @@
 
 enum { MOST = 4 };
 
-// ---- compiling
-// -----------------------------------------------------------------------------------
+// ---- compiling ----------------------------------------------------------------------------------
 
 typedef struct wish {
   const char *path, *settings;
@@ -75,8 +74,7 @@ static void cut(arena *a, const wish *w, ir_module **stage) {
   }
 }
 
-// ---- messages
-// ------------------------------------------------------------------------------------
+// ---- messages -----------------------------------------------------------------------------------
 
 typedef struct message {
   struct message *next;
@@ -157,8 +155,7 @@ static void *run(void *ctx) {
   return NULL;
 }
 
-// ---- numbers
-// -------------------------------------------------------------------------------------
+// ---- numbers ------------------------------------------------------------------------------------
 
 static uint64_t hash(const char *name, int64_t i) {
   uint64_t h = 1469598103934665603u;
@@ -212,8 +209,7 @@ static void assert_near(const char *what, double is, double want, double scale) 
     fail_msg("%s: %.17g, not %.17g", what, is, want);
 }
 
-// ---- the comparison
-// ------------------------------------------------------------------------------
+// ---- the comparison -----------------------------------------------------------------------------
 
 typedef struct counts {
   int sends, reductions;
@@ -390,8 +386,7 @@ static void test_t5(void **state) {
   check(&w, "train_step");
 }
 
-// ---- orders and places
-// ---------------------------------------------------------------------------
+// ---- orders and places --------------------------------------------------------------------------
 
 enum { BATCH = 8 };
 
