@@ -224,8 +224,9 @@ static void stash(lay *l) {
       const sched_instr *in = &t->instrs.at[i];
       if (in->position < first) first = in->position;
       if (in->position > last) last = in->position;
-      const ir_op *op = t->loop ? t->loop : in->op;
-      if (op) use_in_turn(use, op, (t->segment - f->loop) / 2);
+      int turn = (t->segment - f->loop) / 2;
+      if (t->loop) use_in_turn(use, t->loop, turn);
+      for (int k = 0; k < sched_ops(in) && !t->loop; k++) use_in_turn(use, sched_op(in, k), turn);
     }
   }
   for (int i = 0; i < n; i++) {

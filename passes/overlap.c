@@ -7,6 +7,8 @@
 // they are small and nobody reads a result before the last of them is begun (sched_instr.more): a
 // message costs some microseconds however short it is. Each element is summed as it was alone.
 //
+// Weights of a layer that ranks have parts of are gathered one ahead of what reads them.
+//
 // Streams. An exchange goes to STREAM_COMMUNICATION when kernels can run before its result is
 // needed. It begins when all that was given to compute before has been done (an event), and compute
 // waits for it (another) in front of
@@ -133,6 +135,26 @@ static void set_late(over *v, sched_task *t) {
   for (int i = 0; i < late.n; i++) t->instrs.at[kept++] = late.at[i];
   for (int i = 0, k = 0; i < t->instrs.n; i++)
     if (t->instrs.at[i].op) t->instrs.at[i].position = position[k++];
+}
+
+// ---- weights that are gathered ----------------------------------------------------------------
+
+static int reader_of(const sched_task *t, int from, const ir_value *what) {
+  while (from < t->instrs.n && !reads(&t->instrs.at[from], what)) from++;
+  return from;
+}
+
+// In a body that gathers the weights of its layer (ZeRO 3), each is asked for in front of what
+// reads the one before it, so that it comes in while that is computed; two are there at a time.
+static void gather_ahead(sched_task *t) {
+  int to = t->instrs.n;
+  for (int i = 0; i < t->instrs.n; i++) {
+    const sched_instr in = t->instrs.at[i];
+    if (!in.op || in.op->code != IR_all_gather || storage(in.op->in[0])->def) continue;
+    for (int k = i; k > to; k--) t->instrs.at[k] = t->instrs.at[k - 1];
+    if (to < i) t->instrs.at[to] = in;
+    to = reader_of(t, i + 1, storage(in.op->out[0]));
+  }
 }
 
 // ---- where a result is needed -------------------------------------------------------------------
@@ -328,7 +350,10 @@ static void overlap_entry(sched *s, sched_entry *e, skip_set skip) {
     if (sched_first_run(e, i)) vec_push(s->m->arena, &v.order, e->runs.at[i].task);
   for (int k = 0; k < v.order.n; k++) {
     if (!skips(skip, SKIP_buckets)) fill_buckets(&v, task_of(&v, k));
-    if (!task_of(&v, k)->loop) set_late(&v, task_of(&v, k));
+    if (task_of(&v, k)->loop)
+      gather_ahead(task_of(&v, k));
+    else
+      set_late(&v, task_of(&v, k));
   }
   find_flights(&v);
   if (!v.flights.n) return;

@@ -24,6 +24,8 @@ PLANS = [
     ("gpt2-even", 2, "data=2,zero=0,micro_batch=1", "", "body last bucket"),
     ("gpt2-even", 2, "data=2,zero=1", "", "body"),
     ("gpt2-even", 2, "data=2,zero=1,micro_batch=1", "", "body last"),
+    ("gpt2-even", 2, "data=2,zero=2,micro_batch=1", "", "body"),
+    ("gpt2-even", 2, "data=2,zero=3,micro_batch=1", "", "body gather"),
     ("gpt2", 2, "data=2,zero=0,micro_batch=1", "", "bucket"),
     ("llama-even", 4, "data=2,tensor=2,zero=1,micro_batch=1", "", "body"),
     ("llama-even", 4, "data=2,ulysses=2,zero=0", "", "body bucket"),
@@ -72,6 +74,7 @@ def test(dsmc, folder, checks, plan):
     checks.check(name + ": exchanges beside kernels", beside and "on communication" not in texts["overlap"])
     for word in plan[4].split():
         good = {"body": any("+ layer*" in l for l in beside),
+                "gather": any("all_gather" in l and "layer*" in l for l in beside),
                 "last": any("last micro-batch" in l for l in beside),
                 "bucket": texts[""].count("all_reduce") < texts["buckets"].count("all_reduce")}[word]
         checks.check("%s: %s" % (name, word), good)

@@ -13,6 +13,7 @@
 #include "codegen/build.h"
 #include "codegen/program.h"
 #include "frontend/sema.h"
+#include "ir/place.h"
 #include "ir/schedule.h"
 #include "ir/view.h"
 #include "passes/pass.h"
@@ -529,6 +530,98 @@ static void test_streams_say(void **state) {
   arena_free(&b.a);
 }
 
+// One of two ranks with shares of the batch, `zero` shared.
+static void build_rank(built *b, int64_t micro, int zero, const char *skip) {
+  arena_init(&b->a);
+  diags d;
+  diags_init(&d, &b->a);
+  sema_program *p = sema_open(&b->a, &d, "examples/tiny.dsm");
+  static const char sets[] = "layers=4,hidden=32,heads=2,vocab=64,seq=16,batch=4,drop=0";
+  setting_list list =
+      parse_settings(&b->a, &d, source_from_text(&b->a, "--set", sets, strlen(sets)));
+  ir_module *m = sema_lower(p, sema_job(p, p->asked, list), SEMA_TRAIN);
+  assert_non_null(m);
+  static const ir_mesh mesh = {.naxes = 1, .axis = {{.name = "data", .size = 2}}};
+  pass_options o = pass_defaults();
+  o.batch = 4;
+  o.micro_batch = micro;
+  o.mesh = &mesh;
+  o.zero = zero;
+  o.zero_axes = zero ? 1 : 0;
+  o.stage = IR_SCHEDULE;
+  o.select = cg_select;
+  o.select_ctx = cg_context_new(&b->a, m);
+  assert_null(skip_add(&o.skip, skip));
+  const char *why = pass_run(m, &o);
+  if (why) fail_msg("%s", why);
+  b->s = m->schedule;
+}
+
+// Exchanges beside kernels: in bodies, waited for in the same layer, in the last micro-batch only.
+typedef struct beside {
+  int all, body, within, last, ops, most;
+} beside;
+
+static beside count_beside(const sched *s) {
+  beside n = {0};
+  for (int t = 0; t < s->tasks.n; t++)
+    for (int i = 0; i < s->tasks.at[t].instrs.n; i++) {
+      const sched_instr *in = &s->tasks.at[t].instrs.at[i];
+      if (!sched_beside(in)) continue;
+      n.all++;
+      n.body += s->tasks.at[t].loop != NULL;
+      n.within += in->within;
+      n.last += in->last;
+      n.ops += sched_ops(in);
+      if (sched_ops(in) > n.most) n.most = sched_ops(in);
+    }
+  return n;
+}
+
+// Without a wait the replay complains, whichever stream waits.
+static void drop_waits(const sched *s) {
+  int dropped = 0;
+  for (int t = 0; t < s->tasks.n; t++) {
+    sched_task *task = &((sched *)(uintptr_t)s)->tasks.at[t];
+    for (int i = 0; i < task->instrs.n; i++) {
+      sched_instr right = task->instrs.at[i], *in = &task->instrs.at[i];
+      if (right.code != SCHED_WAIT) continue;
+      in->stream = STREAM_COPIES;
+      const char *said = sched_replay(s);
+      if (said) assert_non_null(strstr(said, "no event orders that"));
+      // One that has been waited for already, by a wait for a later one, is not missed.
+      dropped += said != NULL;
+      *in = right;
+    }
+  }
+  assert_true(dropped >= 4);
+  assert_null(sched_replay(s));
+}
+
+static void test_beside(void **state) {
+  (void)state;
+  for (int zero = 0; zero <= 3; zero++)
+    for (int64_t micro = 1; micro <= 2; micro++) {
+      built b, plain;
+      build_rank(&b, micro, zero, NULL);
+      beside n = count_beside(b.s);
+      assert_true(n.body > 0 && n.all > n.body);
+      assert_int_equal(n.last > 0, micro == 1 && zero < 2);
+      assert_int_equal(n.most > 1, zero == 0);   // buckets
+      if (zero == 3) assert_true(n.within > 4);  // the weights of a layer
+      drop_waits(b.s);
+      build_rank(&plain, micro, zero, "overlap");
+      assert_int_equal(count_beside(plain.s).all, 0);
+      assert_int_equal(plain.s->events, 0);
+      arena_free(&plain.a);
+      build_rank(&plain, micro, zero, "buckets");
+      assert_int_equal(count_beside(plain.s).most, 1);
+      assert_true(count_beside(plain.s).ops >= n.ops);
+      arena_free(&plain.a);
+      arena_free(&b.a);
+    }
+}
+
 // The clocks themselves: chains over a third stream, reads beside reads, bytes of one span.
 static void test_races(void **state) {
   (void)state;
@@ -580,6 +673,7 @@ int main(void) {
       cmocka_unit_test(test_replay_meets_overwriting),
       cmocka_unit_test(test_streams),
       cmocka_unit_test(test_streams_say),
+      cmocka_unit_test(test_beside),
       cmocka_unit_test(test_races),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
