@@ -443,9 +443,9 @@ static void add_entry(writer *w, const sched_entry *e) {
                   .micro_batch = e->micro_batch,
                   .transient_bytes = e->transient_bytes,
                   .flops = e->flops};
-  int data = w->s->m->mesh ? mesh_axis(w->s->m->mesh, "data") : -1;
+  unsigned data = mesh_data_axes(w->s->m->mesh);
   bool batched = e->func->kind == ENTRY_TRAIN || e->func->kind == ENTRY_EVAL;
-  if (data >= 0 && batched) r.batch_axes = axes_of(w->s->m, 1u << data);
+  if (data && batched) r.batch_axes = axes_of(w->s->m, data);
   for (int i = 0; i < e->runs.n; i++) {
     const sched_run *run = &e->runs.at[i];
     prog_run p = {.kind = run->kind == SCHED_RUN ? PROG_RUN : PROG_LOOP,

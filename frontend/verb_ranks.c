@@ -21,8 +21,6 @@ static const char *not_built(arena *a, const plan_choice *x) {
   for (size_t i = 0; i < sizeof missing / sizeof *missing; i++)
     if (x->size[missing[i]] > 1)
       return arena_printf(a, "%s=%lld", plan_axis_name(missing[i]), (long long)x->size[missing[i]]);
-  if (x->zero && x->zero_group != x->size[PLAN_DATA] * x->size[PLAN_ULYSSES] * x->size[PLAN_RING])
-    return arena_printf(a, "zero=%d:%lld", x->zero, (long long)x->zero_group);
   if (x->size[PLAN_PIPELINE] > 1 && x->pipe == PIPE_ZERO_BUBBLE)
     return arena_printf(a, "order=%s", pipe_kind_name(x->pipe));
   if (x->also != PLAN_KEEP) return "recompute of some layers alone";
@@ -33,12 +31,25 @@ static const char *not_built(arena *a, const plan_choice *x) {
   return NULL;
 }
 
+// Data ranks that share a state: all, or neighbours.
+static int64_t sharing_data(const plan_choice *x) {
+  return x->zero ? x->zero_group / (x->size[PLAN_ULYSSES] * x->size[PLAN_RING])
+                 : x->size[PLAN_DATA];
+}
+
+static void add_axis(ir_mesh *m, const char *name, int64_t size) {
+  if (size > 1) m->axis[m->naxes++] = (ir_axis){.name = name, .size = size};
+}
+
 static const ir_mesh *mesh_of(arena *a, const plan_choice *x) {
   ir_mesh *m = arena_new(a, ir_mesh, 1);
-  for (int i = 0; i < PLAN_AXES; i++)
-    if (x->size[x->order[i]] > 1)
-      m->axis[m->naxes++] =
-          (ir_axis){.name = plan_axis_name(x->order[i]), .size = x->size[x->order[i]]};
+  for (int i = 0; i < PLAN_AXES; i++) {
+    plan_axis axis = x->order[i];
+    int64_t inner = axis == PLAN_DATA ? sharing_data(x) : x->size[axis];
+    bool factored = inner < x->size[axis];
+    if (factored) add_axis(m, "data0", x->size[axis] / inner);
+    add_axis(m, factored ? "data1" : plan_axis_name(axis), inner);
+  }
   return m;
 }
 
@@ -104,14 +115,14 @@ bool ranks_plan(cli *c, compiled *k, plan_given *given) {
 }
 
 void ranks_options(const compiled *k, pass_options *o) {
-  static const plan_axis sharing[] = {PLAN_DATA, PLAN_ULYSSES, PLAN_RING};
+  static const char *const sharing[] = {"data", "data1", "ulysses", "ring"};
   if (!k->plan || !k->mesh) return;
   o->zero = k->plan->choice.zero;
   o->pipe_order = (int)k->plan->choice.pipe;
   o->distribution = k->distribution;
   if (o->distribution) o->stream = 0;  // nothing in chunks
   for (size_t i = 0; i < sizeof sharing / sizeof *sharing; i++) {
-    int a = mesh_axis(k->mesh, plan_axis_name(sharing[i]));
+    int a = mesh_axis(k->mesh, sharing[i]);
     if (a >= 0) o->zero_axes |= 1u << a;
   }
 }

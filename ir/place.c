@@ -42,9 +42,19 @@ const char *mesh_axes_text(arena *a, const ir_mesh *m, unsigned axes) {
   return sb_str(&s);
 }
 
+unsigned mesh_data_axes(const ir_mesh *m) {
+  unsigned axes = 0;
+  for (int i = 0; m && i < m->naxes; i++) {
+    const char *name = m->axis[i].name;
+    bool factor = str_starts(name, "data") && name[4] >= '0' && name[4] <= '9' && !name[5];
+    if (factor || str_eq(name, "data")) axes |= 1u << i;
+  }
+  return axes;
+}
+
 int64_t mesh_parts(const ir_mesh *m, unsigned axes) {
   int64_t n = 1;
-  for (int i = 0; i < m->naxes; i++)
+  for (int i = 0; m && i < m->naxes; i++)
     if (axes >> i & 1) n *= m->axis[i].size;
   return n;
 }

@@ -60,6 +60,9 @@ int mesh_axis(const ir_mesh *m, const char *name);  // -1 when absent
 // A set of axes, by bits, as exchanges name it: "data.tensor"; 0 when a name is none of them.
 unsigned mesh_axes(const ir_mesh *m, const char *names);
 const char *mesh_axes_text(arena *a, const ir_mesh *m, unsigned axes);
+// The axes over which ranks have samples of their own: `data`, or its factors `data0`, `data1`,
+// outer to inner, where states are shared by some of the data ranks alone. 0: there is none.
+unsigned mesh_data_axes(const ir_mesh *m);
 int64_t mesh_parts(const ir_mesh *m,
                    unsigned axes);       // ranks of a group: the product of their sizes
 int64_t mesh_devices(const ir_mesh *m);  // product of the space axes

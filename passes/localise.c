@@ -29,9 +29,9 @@ typedef VEC(ir_op *) op_list;
 
 typedef struct loc {
   ir_module *m;
-  int axis;   // of the mesh: micro
-  int data;   // -1: there is none
-  int *time;  // by value id: segment that makes it; -1: inputs, available in all
+  int axis;       // of the mesh: micro
+  unsigned data;  // axes over which ranks have samples of their own
+  int *time;      // by value id: segment that makes it; -1: inputs, available in all
   const char *error;
 } loc;
 
@@ -43,8 +43,14 @@ static const ir_place *place_by(loc *c, const ir_place *base, ir_on_axis on, int
                       : place_partial(c->m, base, PARTIAL_SUM, axis);
 }
 
+static const ir_place *place_by_all(loc *c, const ir_place *base, ir_on_axis on, unsigned axes) {
+  for (int a = 0; a < c->m->mesh->naxes; a++)
+    if (axes >> a & 1) base = place_by(c, base, on, a);
+  return base;
+}
+
 static void set_place(loc *c, ir_value *v, ir_on_axis on) {
-  v->place = place_by(c, place_by(c, NULL, on, c->data), on, c->axis);
+  v->place = place_by(c, place_by_all(c, NULL, on, c->data), on, c->axis);
 }
 
 static bool has_sum_kind(const ir_op_info *info) {
@@ -220,15 +226,15 @@ static ir_value *complete(loc *c, ir_region *r, ir_value *v, const ir_op *maker,
   const ir_mesh *mesh = c->m->mesh;
   ir_value *now = v;
   // (A pipeline of one micro-batch still sums behind its loop what stages have parts of.)
-  if (place_convert(mesh, c->axis, v->place, NULL) == CONVERT_ACCUMULATE || c->data < 0) {
+  if (place_convert(mesh, c->axis, v->place, NULL) == CONVERT_ACCUMULATE || !c->data) {
     ir_op *acc = ir_op_raw(r, IR_accumulate, &now, 1, &v->type, 1);
     acc->segment = maker->segment;
     now = acc->out[0];
-    now->place = c->data < 0 ? NULL : place_partial(c->m, NULL, PARTIAL_SUM, c->data);
+    now->place = place_by_all(c, NULL, ON_PARTIAL, c->data);
   }
-  if (c->data >= 0 && place_convert(mesh, c->data, v->place, NULL) == CONVERT_ALL_REDUCE) {
+  if (c->data) {
     ir_op *all = ir_op_raw(r, IR_all_reduce, &now, 1, &v->type, 1);
-    ir_set_attr(c->m, all, ir_attr_s("axes", mesh->axis[c->data].name));
+    ir_set_attr(c->m, all, ir_attr_s("axes", mesh_axes_text(c->m->arena, mesh, c->data)));
     all->segment = maker->segment + 1;
     r->ops.n--;
     vec_push(c->m->arena, later, all);
@@ -246,7 +252,7 @@ static const char *localise_func(ir_module *m, ir_func *f) {
   int n = m->next_value * 6 + 1024, nops = r->ops.n;
   loc c = {.m = m,
            .axis = mesh_axis(m->mesh, "micro"),
-           .data = mesh_axis(m->mesh, "data"),
+           .data = mesh_data_axes(m->mesh),
            .time = arena_new(m->arena, int, n)};
   bool *micro = arena_new(m->arena, bool, nops + 1);
   int *when = arena_new(m->arena, int, nops + 1);
@@ -356,8 +362,7 @@ static const ir_mesh *mesh_of(ir_module *m, const pass_options *o, int64_t micro
 const char *pass_localise(ir_module *m, const pass_options *o) {
   if (!m->batch) return NULL;
   ir_index *batch = ir_root(m->batch);
-  int data = o->mesh ? mesh_axis(o->mesh, "data") : -1;
-  int64_t ranks = data < 0 ? 1 : o->mesh->axis[data].size, mine = batch->size / ranks;
+  int64_t ranks = mesh_parts(o->mesh, mesh_data_axes(o->mesh)), mine = batch->size / ranks;
   int64_t micro = o->micro_batch > 0 && o->micro_batch < mine ? o->micro_batch : mine;
   if (batch->size % ranks)
     return arena_printf(m->arena, "data = %lld does not divide batch = %lld", (long long)ranks,

@@ -54,9 +54,12 @@ static ir_value *yielded(const ir_op *op, const ir_op *loop, const ir_value *v) 
   return cut && ir_elements(part) / layers % block == 0 ? y : NULL;
 }
 
-// The reduction in the loop over micro-batches; else where it was.
+// Whether a reduction may move to where its operand is made. One among stages may not: they go
+// through the loop over micro-batches each in its own order, and would wait for each other in it.
 static bool may_move(const early *e, const ir_op *op) {
   const ir_value *v = op->nin ? op->in[0] : NULL;
+  int pipeline = mesh_axis(e->m->mesh, "pipeline");
+  if (pipeline >= 0 && (ir_exchange_axes(e->m, op) >> pipeline & 1)) return false;
   if (!reduces(op) || (op->segment & 1) || !v->def || v->def->parent != e->r) return false;
   return v->type.rank > 0 && v->mark == 1;
 }

@@ -25,6 +25,9 @@
 // A gradient that some of these ranks have whole already is summed among the others, and each takes
 // its part of it.
 //
+// Where only some of the data ranks share (`data1`), the others hold the same parts, and parts of
+// sums are summed among those.
+//
 // A layer's elements are shared as they lie, ceil(n / ranks) each, so that the last ranks may have
 // fewer; behind them is 0, which no update changes and no norm sees. A weight that only the update
 // reads, because products read its rounded copy, is not gathered: its part is the state.
@@ -282,7 +285,9 @@ static void share_update(zero *z, ir_op *op, ir_state *w, ir_op *sum) {
   // Then the weight stays whole.
   bool kept = z->stage < 3 && read_elsewhere(z->m, w->name, op);
   ir_op *all = op->in[1]->def;
-  bool scatters = all->code == IR_all_reduce && ir_exchange_axes(z->m, all) == z->axes;
+  // Summed over more axes than share it: the parts of its sum are summed over the others.
+  unsigned over = all->code == IR_all_reduce ? ir_exchange_axes(z->m, all) : 0;
+  bool scatters = over && (over & z->axes) == z->axes;
   ir_value *g = scatters && z->stage > 1 ? reduced_early(z, all, &s) : NULL, *sums = op->in[1];
   if (!g && scatters)
     g = exchange(z, pass_number_of(all), IR_reduce_scatter, all->in[0],
@@ -290,6 +295,11 @@ static void share_update(zero *z, ir_op *op, ir_state *w, ir_op *sum) {
   else if (!g)
     g = exchange(z, pass_number_of(sum ? sum : op), IR_part, sums, as(s.part, sums->type.dtype),
                  &s);
+  if (scatters && over != z->axes) {
+    g = ranks_exchange(z->m, r, IR_all_reduce, g, &g->type, over & ~z->axes, 0, 0);
+    g->def->segment = all->segment;
+    pass_move_last(r, pass_number_of(all));
+  }
   op->in[1] = g;
   if (sum) sum_part(z, sum, g);
   if (scatters) pass_take_out(r, pass_number_of(all));

@@ -181,6 +181,7 @@ SHARING = ("data", "ulysses", "ring")
 def row_of(kind, axes, sharing):
     """A row of the ledger. Plans have what ranks with the same weights exchange under `data`: over
     the one axis of these that there is, programs do not tell it from other exchanges."""
+    axes = ["data" if a in ("data0", "data1") else a for a in axes]
     if len(axes) > 1 and all(a in SHARING for a in axes):
         axes = ["data"]
     if axes == ["data"] and len(sharing) == 1:
@@ -214,7 +215,7 @@ def check_states(checks, name, model, best, stage):
     mesh = best["mesh"]
     if model.split("-")[0] == "t5" or mesh["data"] != best["mesh_ranks"]:
         return
-    d = mesh["data"] if best["zero"]["stage"] else 1
+    d = best["zero"]["group"] if best["zero"]["stage"] else 1
     sizes = best["whole_states"]
     moments = 2 * 4 * sum(layers * -(-n // d) for layers, n in sizes)
     weights = 4 * sum(layers * n for layers, n in sizes)
