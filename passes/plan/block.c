@@ -31,6 +31,7 @@ void bl_state_add(bl_state *to, const bl_state *s, double times) {
   to->master += times * s->master;
   to->optimizer += times * s->optimizer;
   to->gradient += times * s->gradient;
+  for (int i = 0; i < 2; i++) to->gathered[i] += times * s->gathered[i];
   for (int i = 1; i < 4; i++) to->whole[i] += times * s->whole[i];
 }
 
@@ -144,12 +145,73 @@ static void add_ops(maker *k) {
   }
 }
 
-// What axes that were solved later cut is smaller for the collectives of those before them too.
+// How operand j of op `at` is asked for on an axis.
+static int asked_on(const maker *k, int at, int j, int axis) {
+  const sh_result *s = k->b->axis[axis];
+  int code = k->r->strategy[at][s->strategy[at]].code[j];
+  return code < 0 ? s->code[k->g->op.at[at].in[j]] : code;
+}
+
+static bool moves_to(const sh_result *s, int value, int code) {
+  for (int i = 0; i < s->moves.n; i++)
+    if (s->moves.at[i].value == value && s->moves.at[i].to == code) return true;
+  return false;
+}
+
+// The fraction of operand j of op `at` that axes inside `inner` leave when `inner` moves it. They
+// have moved it before (passes/distribute_forms.c): what they gathered is whole by then, what they
+// are still to cut too.
+static double part_when_moved(const maker *k, int at, int j, int inner) {
+  int v = k->g->op.at[at].in[j];
+  double part = 1;
+  for (int y = 0; y < inner; y++) {
+    const sh_result *s = k->b->axis[y];
+    if (!s->strategy) continue;
+    int code = asked_on(k, at, j, y);
+    if (code == s->code[v])
+      part *= s->value_part[v];
+    else if (code >= SH_LEAF && s->code[v] != SH_REPLICATED && moves_to(s, v, code))
+      part *= sh_part(k->g->value.at[v].leaf[code - SH_LEAF], k->b->key.size[y]);
+  }
+  return part;
+}
+
+// By move of an axis: the fraction of its value that the axes inside it leave then; 0: nothing is
+// known of who asks.
+static double *parts_when_moved(const maker *k, int inner) {
+  const sh_result *s = k->b->axis[inner];
+  double *part = arena_new(k->scratch, double, s->moves.n + 1);
+  int *first = arena_new(k->scratch, int, k->g->value.n + 1);  // of a value's moves, + 1
+  int *next = arena_new(k->scratch, int, s->moves.n + 1);
+  for (int i = s->moves.n - 1; i >= 0; i--) {
+    next[i] = first[s->moves.at[i].value];
+    first[s->moves.at[i].value] = i + 1;
+  }
+  for (int at = 0; at < k->g->op.n && s->strategy; at++)
+    for (int j = 0; j < k->g->op.at[at].nin; j++) {
+      int v = k->g->op.at[at].in[j];
+      for (int i = v < 0 ? 0 : first[v]; i; i = next[i - 1]) {
+        int code = asked_on(k, at, j, inner), to = s->moves.at[i - 1].to;
+        // What is whole serves those who ask for a part.
+        if (code != to && (to != SH_REPLICATED || code == s->code[v])) continue;
+        double now = part_when_moved(k, at, j, inner);
+        if (now > part[i - 1]) part[i - 1] = now;
+      }
+    }
+  return part;
+}
+
+// Axes are solved from the outer one in, and move values from the inner one out: what those solved
+// later cut, and have not gathered by then, is smaller for the collectives of those before them
+// too.
 static void shrink_moves(maker *k, int inner, const double *before) {
   sh_result *s = k->b->axis[inner];
+  const double *inside = parts_when_moved(k, inner);
   for (int i = 0; i < s->moves.n + s->reduces.n; i++) {
-    sh_move *m = i < s->moves.n ? &s->moves.at[i] : &s->reduces.at[i - s->moves.n];
+    bool moves = i < s->moves.n;
+    sh_move *m = moves ? &s->moves.at[i] : &s->reduces.at[i - s->moves.n];
     double others = k->b->value_part[m->value] / s->value_part[m->value];
+    if (moves && inside[i] > 0) others = before[m->value] * inside[i];
     if (others >= before[m->value]) continue;
     m->bytes *= others / before[m->value];
     m->cost = cl_collective_cost(k->cluster, m->kind, k->b->key.stride[inner],
@@ -422,6 +484,10 @@ static void keep_weight(arena *a, bl_block *b, const bl_weight *x) {
   bl_weight w = *x;
   w.piece = arena_new(a, int, w.npieces);
   memcpy(w.piece, x->piece, sizeof *w.piece * (size_t)w.npieces);
+  for (int i = 0; i < 2; i++) {
+    w.gathers[i] = arena_new(a, double, w.npieces);
+    memcpy(w.gathers[i], x->gathers[i], sizeof *w.gathers[i] * (size_t)w.npieces);
+  }
   vec_push(a, &b->weight, w);
 }
 
@@ -439,6 +505,54 @@ static int *find_whole(const maker *k) {
     }
   }
   return whole;
+}
+
+// By op: which of its operands ranks that share parameters gather there: the first op of a segment
+// that reads an argument of a body, or a state outside of bodies, of which the others then read the
+// same whole (passes/zero.c).
+static uint64_t *find_gathers(const maker *k) {
+  uint64_t *gathers = arena_new(k->scratch, uint64_t, k->g->op.n + 1);
+  uint64_t *seen = arena_new(k->scratch, uint64_t, k->g->m->next_value + 1);  // segments, by bits
+  for (int i = 0; i < k->g->op.n; i++) {
+    const pg_op *p = &k->g->op.at[i];
+    for (int j = 0; j < p->nin && j < 64 && p->kind == PG_OP; j++) {
+      const ir_value *x = p->in[j] < 0 ? NULL : p->op->in[j];
+      if (!x || !k->g->value.at[p->in[j]].weight) continue;
+      uint64_t segment = UINT64_C(1) << (p->op->segment & 63);
+      if (!(seen[x->id] & segment)) gathers[i] |= UINT64_C(1) << j;
+      seen[x->id] |= segment;
+    }
+  }
+  return gathers;
+}
+
+static void count_gather(const maker *k, bl_weight *w, int piece, bool once) {
+  int at = 0;  // a view above the repeats is read elsewhere
+  while (at < w->npieces && w->piece[at] != piece) at++;
+  double n = at < w->npieces ? (double)k->g->piece.at[piece].count : 1;
+  if (at == w->npieces) at = 0;
+  w->gathers[once][at] += n / (double)k->g->piece.at[w->piece[at]].count;
+  w->state.gathered[once] += w->state.parameter * n;
+}
+
+// Counts them for all weights: `all`, by `number` - 1, and those of stacks.
+static void add_gathers(maker *k, bl_weight *all, int n, const int *number) {
+  const uint64_t *gathers = find_gathers(k);
+  for (int w = 0; w < n; w++)
+    for (int i = 0; i < 2; i++) all[w].gathers[i] = arena_new(k->scratch, double, all[w].npieces);
+  for (int i = 0; i < k->g->op.n; i++) {
+    const pg_op *p = &k->g->op.at[i];
+    for (int j = 0; j < p->nin && j < 64 && gathers[i]; j++) {
+      int v = p->in[j];
+      if (!(gathers[i] >> j & 1) || !number[v]) continue;
+      if (k->g->value.at[v].layers > 1) {
+        bl_state s = state_of(&k->g->value.at[v], k->b->value_part[v], 0);
+        k->b->piece[p->piece].layer.gathered[p->once] += s.parameter;
+      } else {
+        count_gather(k, &all[number[v] - 1], p->piece, p->once);
+      }
+    }
+  }
 }
 
 // Weights by the pieces that read them. A view above the repeats is read where its readers are.
@@ -467,6 +581,7 @@ static void add_weights(maker *k) {
       if (!stack) add_piece(k->scratch, &all.at[number[v] - 1], p->piece);
     }
   }
+  add_gathers(k, all.at, all.n, number);
   // A layer that is alone in its repeat has no stacks: what only it reads is its own too.
   for (int w = 0; w < all.n; w++) {
     const bl_weight *x = &all.at[w];

@@ -53,7 +53,9 @@ typedef struct bl_state {
   double master;     // f32 weights behind rounded copies
   double optimizer;  // m, v, momentum
   double gradient;
-  double whole[4];  // of these bytes, gradients that each ulysses (1), ring (2) rank has whole
+  double gathered[2];  // by ranks that share parameters (ZeRO 3): bytes of all gathers, of a
+                       // micro-batch, and once a step
+  double whole[4];     // of these bytes, gradients that each ulysses (1), ring (2) rank has whole
 } bl_state;
 void bl_state_add(bl_state *to, const bl_state *s, double times);
 
@@ -63,6 +65,7 @@ typedef struct bl_weight {
   bl_state state;
   int npieces;
   int *piece;
+  double *gathers[2];  // of each piece: how often one of its layers gathers it, as in bl_state
 } bl_weight;
 
 typedef struct bl_piece {

@@ -249,8 +249,10 @@ ev_once ev_once_of(const ev_point *p, const bl_state *s, const stages_cut *cut, 
       ev_count(b, PLAN_DATA, CL_ALL_GATHER, &cost, 1);
     }
     if (c->zero == 3) {
-      cost = ev_over_group(p, r, CL_ALL_GATHER, s->parameter);
-      ev_count(b, PLAN_DATA, CL_ALL_GATHER, &cost, 2 * (double)c->micro_batches);
+      cost = ev_over_group(p, r, CL_ALL_GATHER, s->gathered[0]);
+      ev_count(b, PLAN_DATA, CL_ALL_GATHER, &cost, (double)c->micro_batches);
+      cost = ev_over_group(p, r, CL_ALL_GATHER, s->gathered[1]);
+      if (s->gathered[1] > 0) ev_count(b, PLAN_DATA, CL_ALL_GATHER, &cost, 1);
     }
   }
   int other = stage;
