@@ -18,6 +18,7 @@ every rank (what was emitted), `mpirun EXE train --trace` (what ran, one file a 
 import json
 import os
 import shutil
+import subprocess
 import sys
 import tempfile
 
@@ -226,6 +227,7 @@ def check_messages(checks, name, programs, traces, pipeline, step, micros):
 
 
 def check_stage(checks, name, done, plan, stage, stages, micros, pins, stash):
+    checks.check(name + ": all micro-batches", {m for _, _, m in done} == set(range(micros)))
     checks.check("%s: %d phases as planned" % (name, len(plan)), done == plan,
                  "ran %s, planned %s" % (done, plan))
     most = most_held(done)
@@ -282,7 +284,7 @@ def main():
         with tempfile.TemporaryDirectory() as folder:
             try:
                 check_plan(os.path.abspath(sys.argv[1]), folder, checks, *plan)
-            except (RuntimeError, OSError, ValueError, KeyError) as e:
+            except (RuntimeError, OSError, ValueError, KeyError, subprocess.TimeoutExpired) as e:
                 checks.check("%s on %d: %s" % plan, False, "%r" % e)
     sys.exit(checks.end())
 
