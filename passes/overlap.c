@@ -68,8 +68,13 @@ static bool small(const sched_instr *in) {
 }
 
 static bool alike(const over *v, const sched_instr *a, const sched_instr *b) {
+  // Each stage of a pipeline has an order of its own: where one could put two together another
+  // could not.
+  int stages = v->s->m->mesh ? mesh_axis(v->s->m->mesh, "pipeline") : -1;
   const ir_op *x = a->op, *y = b->op;
-  return ir_exchange_axes(v->s->m, x) == ir_exchange_axes(v->s->m, y) && a->last == b->last &&
+  unsigned axes = ir_exchange_axes(v->s->m, x);
+  if (stages >= 0 && (axes >> stages & 1)) return false;
+  return axes == ir_exchange_axes(v->s->m, y) && a->last == b->last &&
          x->in[0]->type.dtype == y->in[0]->type.dtype &&
          ir_attr_int(x, "max", 0) == ir_attr_int(y, "max", 0);
 }

@@ -102,15 +102,15 @@ static void put_text(writer *w, const char *text) {
   put(w, "\"");
 }
 
-static void put_thread(writer *w, int thread, const char *name) {
+static void put_thread(writer *w, int rank, int thread, const char *name) {
   put(w,
-      "{\"ph\": \"M\", \"name\": \"thread_name\", \"pid\": 0, \"tid\": %d, "
+      "{\"ph\": \"M\", \"name\": \"thread_name\", \"pid\": %d, \"tid\": %d, "
       "\"args\": {\"name\": \"%s\"}},\n",
-      thread, name);
+      rank, thread, name);
   put(w,
-      "{\"ph\": \"M\", \"name\": \"thread_sort_index\", \"pid\": 0, \"tid\": %d, "
+      "{\"ph\": \"M\", \"name\": \"thread_sort_index\", \"pid\": %d, \"tid\": %d, "
       "\"args\": {\"sort_index\": %d}},\n",
-      thread, thread);
+      rank, thread, thread);
 }
 
 static void put_rates(writer *w, double flops, double bytes, int64_t ns) {
@@ -149,9 +149,9 @@ static void put_us(writer *w, const char *name, int64_t ns) {
   put(w, ", \"%s\": %" PRId64 ".%03d", name, ns / 1000, (int)(ns % 1000));
 }
 
-static void put_event(writer *w, const prog *p, const trace_event *e, int64_t zero) {
+static void put_event(writer *w, const prog *p, int rank, const trace_event *e, int64_t zero) {
   bool compute = e->kind == TRACE_TASK || e->kind == TRACE_INSTR;
-  put(w, "{\"ph\": \"X\", \"pid\": 0, \"tid\": %d", compute ? COMPUTE : DRIVER);
+  put(w, "{\"ph\": \"X\", \"pid\": %d, \"tid\": %d", rank, compute ? COMPUTE : DRIVER);
   put_us(w, "ts", e->begin - zero);
   put_us(w, "dur", e->end - e->begin);
   switch (e->kind) {
@@ -168,7 +168,7 @@ static void put_event(writer *w, const prog *p, const trace_event *e, int64_t ze
   put(w, "\"step\": %" PRId64 "}}", e->step);
 }
 
-status *trace_write(const trace *t, file_out *out) {
+status *trace_write(const trace *t, int rank, file_out *out) {
   writer *w = malloc(sizeof *w);
   if (!w) return status_error("out of memory");
   w->out = out;
@@ -181,17 +181,18 @@ status *trace_write(const trace *t, file_out *out) {
       "{\"displayTimeUnit\": \"ms\",\n\"otherData\": {\"events_left_out\": %" PRId64
       ", \"clock_ns_of_ts_0\": %" PRId64 "},\n\"traceEvents\": [\n",
       t->lost, t->n ? zero : 0);
-  put(w, "{\"ph\": \"M\", \"name\": \"process_name\", \"pid\": 0, \"args\": {\"name\": ");
+  put(w, "{\"ph\": \"M\", \"name\": \"process_name\", \"pid\": %d, \"args\": {\"name\": ", rank);
   put_text(w, prog_text(t->prog, t->prog->header->model));
   put(w, "}},\n");
-  put_thread(w, DRIVER, "driver");
-  put_thread(w, COMPUTE, "compute");
+  put_thread(w, rank, DRIVER, "driver");
+  put_thread(w, rank, COMPUTE, "compute");
   put(w,
-      "{\"ph\": \"M\", \"name\": \"process_labels\", \"pid\": 0, "
-      "\"args\": {\"labels\": \"rank 0\"}}");
+      "{\"ph\": \"M\", \"name\": \"process_labels\", \"pid\": %d, "
+      "\"args\": {\"labels\": \"rank %d\"}}",
+      rank, rank);
   for (int64_t i = 0; i < t->n; i++) {
     put(w, ",\n");
-    put_event(w, t->prog, &t->at[i], zero);
+    put_event(w, t->prog, rank, &t->at[i], zero);
   }
   put(w, "\n]}\n");
   flush(w);

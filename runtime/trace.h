@@ -6,7 +6,7 @@
 //
 //   trace *t = trace_new(p, 3 * trace_events_of(p, e));
 //   trace_add(t, &(trace_event){.kind = TRACE_TASK, .index = task, .begin = t0, .end = t1, ...});
-//   STATUS_DO(trace_write(t, &file));
+//   STATUS_DO(trace_write(t, comm_rank(c), &file));
 #ifndef DSM_TRACE_H
 #define DSM_TRACE_H
 
@@ -35,7 +35,8 @@ void trace_add(trace *t, const trace_event *e);
 int64_t trace_count(const trace *t);
 int64_t trace_lost(const trace *t);  // events that did not fit
 
-// Writes all events as JSON.
-status *trace_write(const trace *t, file_out *out) STATUS_MUST_USE;
+// Writes all events as JSON; process and labels are called by the rank. Files of several ranks can
+// be put together: "clock_ns_of_ts_0" says when each begins, by the clock of its machine.
+status *trace_write(const trace *t, int rank, file_out *out) STATUS_MUST_USE;
 
 #endif

@@ -111,6 +111,14 @@ static int fair_share(const rt *r) {
   return share > 1 ? share : 1;
 }
 
+// "out.json" is "out.3.json" for rank 3, "out" is "out.3".
+static const char *path_of_rank(arena *a, const char *path, int rank) {
+  const char *slash = strrchr(path, '/'), *name = slash ? slash + 1 : path;
+  const char *dot = strrchr(name, '.');
+  if (!dot || dot == name) dot = path + strlen(path);
+  return arena_printf(a, "%.*s.%d%s", (int)(dot - path), path, rank, dot);
+}
+
 // Joins the ranks; all but rank 0 fall silent.
 static status *join_ranks(rt *r) {
   double timeout = r->opt.has_timeout ? r->opt.timeout : 300;
@@ -119,13 +127,15 @@ static status *join_ranks(rt *r) {
   r->comm = r->env->comm;
   if (!r->comm) STATUS_DO(comm_open(r->prog, &r->comm));
   STATUS_DO(comm_watch(r->comm, timeout, r->env->err, r->env->stop));
+  if (r->comm && r->opt.trace)
+    r->opt.trace = path_of_rank(r->arena, r->opt.trace, comm_rank(r->comm));
   if (comm_rank(r->comm) == 0) return NULL;
   r->nowhere = fopen("/dev/null", "we");
   if (!r->nowhere) return status_errno("cannot open /dev/null");
   r->rank_env = *r->env;
   r->rank_env.out = r->rank_env.err = r->nowhere;
   r->env = &r->rank_env;
-  r->opt.log = r->opt.trace = NULL;
+  r->opt.log = NULL;
   return NULL;
 }
 

@@ -46,7 +46,7 @@ void rt_end_step(rt *r) {
 status *rt_write_trace(rt *r) {
   if (r->trace_out.fd < 0) return NULL;
   const trace *t = r->profile->trace;
-  status *s = trace_write(t, &r->trace_out);
+  status *s = trace_write(t, comm_rank(r->comm), &r->trace_out);
   s = status_join(s, file_close(&r->trace_out));
   if (s || r->opt.quiet) return s;
   fprintf(r->env->out, "trace: %" PRId64 " events in %s, for ui.perfetto.dev\n", trace_count(t),

@@ -1,3 +1,4 @@
+#include <inttypes.h>
 #include <locale.h>
 #include <string.h>
 #include <time.h>
@@ -30,7 +31,25 @@ static status *choose_seed(rt *r) {
   return NULL;
 }
 
-static status *run_verb(rt *r) {
+// --rank: another stage of a pipeline has another program, which `other` is opened for.
+static status *choose_rank(rt *r, image *other) {
+  if (!r->opt.has_rank) return NULL;
+  int64_t ranks = comm_program_ranks(r->prog);
+  if (r->opt.rank >= ranks)
+    return status_exit(2, "--rank %" PRId64 ": the program is for %" PRId64 " rank%s, from 0 on",
+                       r->opt.rank, ranks, ranks == 1 ? "" : "s");
+  bool stages = false;
+  for (uint32_t i = 0; i < r->prog->naxes; i++)
+    stages |= str_eq(prog_text(r->prog, r->prog->axes[i].name), "pipeline");
+  if (!stages) return NULL;
+  STATUS_DO(image_open("/proc/self/exe", r->opt.exe, (int)r->opt.rank, other));
+  r->img = other;
+  r->prog = &other->prog;
+  return NULL;
+}
+
+static status *run_verb(rt *r, image *other) {
+  STATUS_DO(choose_rank(r, other));
   STATUS_DO(settings_open(r->arena, r->prog, &r->set));
   if (r->opt.set) STATUS_DO(settings_set(&r->set, r->opt.set));
   STATUS_DO(choose_seed(r));
@@ -67,6 +86,7 @@ static int rt_end(rt *r, status *s, FILE *err) {
 
 int rt_run(const image *img, int argc, char **argv, const rt_env *env) {
   arena a;
+  image other = {0};
   arena_init(&a);
   rt r = {.env = env, .arena = &a, .img = img, .prog = &img->prog, .trace_out = {.fd = -1}};
   status *s = args_parse(&a, argc, argv, &r.opt);
@@ -77,7 +97,7 @@ int rt_run(const image *img, int argc, char **argv, const rt_env *env) {
             (unsigned long long)r.prog->header->source_digest,
             prog_text(r.prog, r.prog->header->compiler));
   } else if (!s) {
-    s = run_verb(&r);
+    s = run_verb(&r, &other);
   }
   profile_free(r.profile);
   vm_close(r.vm);
@@ -86,6 +106,7 @@ int rt_run(const image *img, int argc, char **argv, const rt_env *env) {
   if (!s && (fflush(env->out) != 0 || ferror(env->out)))
     s = status_errno("cannot write the output");
   int code = rt_end(&r, s, env->err);
+  image_close(&other);
   if (r.nowhere) fclose(r.nowhere);
   arena_free(&a);
   return code;

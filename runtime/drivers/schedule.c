@@ -39,6 +39,7 @@ static void print_operand(FILE *out, const prog_operand *o) {
 static void print_run(FILE *out, const prog *p, const prog_run *r, int indent) {
   const char *name = prog_text(p, p->tasks[r->task].name);
   fprintf(out, "%*s", indent, "");
+  if (r->micro_add) fprintf(out, "micro %+" PRId64 "  ", r->micro_add);
   if (r->layer_count == 1) {
     fprintf(out, "layer %" PRId64 "  %s\n", r->layer_first, name);
     return;
@@ -120,6 +121,7 @@ static json_t *instr_json(const prog *p, const prog_instr *in) {
                 prog_stream_name(in->stream), "note", prog_text(p, in->note), "operands", operands);
   if (prog_kernel_of(p, in)) json_object_set_new(j, "kernel", whole(in->kernel));
   if (in->op == RTOP_exchange) json_object_set_new(j, "exchange", whole(in->kernel));
+  if (in->flags & PROG_LAST) json_object_set_new(j, "last", json_true());
   if (in->op == RTOP_record || in->op == RTOP_wait)
     json_object_set_new(j, "event", whole(in->event));
   return j;
@@ -137,10 +139,11 @@ static json_t *run_json(const prog_run *r) {
   if (r->kind == PROG_LOOP)
     return json_pack("{s:I, s:I, s:I}", "loop", (json_int_t)r->task, "micro_first",
                      (json_int_t)r->micro_first, "micro_count", (json_int_t)r->micro_count);
-  return json_pack("{s:I, s:I, s:I, s:I, s:I, s:I}", "task", (json_int_t)r->task, "layer_first",
-                   (json_int_t)r->layer_first, "layer_count", (json_int_t)r->layer_count,
-                   "layer_dir", (json_int_t)r->layer_dir, "number_first",
-                   (json_int_t)r->number_first, "number_step", (json_int_t)r->number_step);
+  return json_pack("{s:I, s:I, s:I, s:I, s:I, s:I, s:I}", "task", (json_int_t)r->task,
+                   "layer_first", (json_int_t)r->layer_first, "layer_count",
+                   (json_int_t)r->layer_count, "layer_dir", (json_int_t)r->layer_dir,
+                   "number_first", (json_int_t)r->number_first, "number_step",
+                   (json_int_t)r->number_step, "micro_add", (json_int_t)r->micro_add);
 }
 
 static json_t *entry_json(const prog *p, const prog_entry *e) {

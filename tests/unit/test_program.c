@@ -537,7 +537,7 @@ static void test_trace_is_full(void **state) {
   assert_int_equal(trace_lost(t), 3);
   file_out out;
   assert_null(file_create(file_io_system(), path(w, "t.json"), &out));
-  assert_null(trace_write(t, &out));
+  assert_null(trace_write(t, 0, &out));
   assert_null(file_close(&out));
   char *text = read_file(path(w, "t.json"));
   has(text, "\"events_left_out\": 3");

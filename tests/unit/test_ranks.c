@@ -190,7 +190,7 @@ static void test_watched(void **state) {
   well(w, 2);
   has(w->seats[0].out, "exchange");
   char path[128];
-  snprintf(path, sizeof path, "%s/trace", w->dir);
+  snprintf(path, sizeof path, "%s/trace.1", w->dir);
   assert_int_equal(access(path, R_OK), 0);
 }
 
