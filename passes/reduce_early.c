@@ -56,12 +56,9 @@ static ir_value *yielded(const ir_op *op, const ir_op *loop, const ir_value *v) 
   return cut && ir_elements(part) / layers % block == 0 ? y : NULL;
 }
 
-// Whether a reduction may move to where its operand is made. One among stages may not: they go
-// through the loop over micro-batches each in its own order, and would wait for each other in it.
+// Whether a reduction may move to where its operand is made.
 static bool may_move(const early *e, const ir_op *op) {
   const ir_value *v = op->nin ? op->in[0] : NULL;
-  int pipeline = mesh_axis(e->m->mesh, "pipeline");
-  if (pipeline >= 0 && (ir_exchange_axes(e->m, op) >> pipeline & 1)) return false;
   if (!reduces(op) || (op->segment & 1) || !v->def || v->def->parent != e->r) return false;
   // Stages come to their last micro-batch at different times, and an earlier one comes there only
   // by the gradient that a later one sends next: who waits for it in between waits for ever.

@@ -639,8 +639,8 @@ static void test_refuses(void **state) {
   PATCH(kernels, prog_kernel, 0, code_offset, (int64_t)t->code_bytes, "outside the code");
   PATCH(kernels, prog_kernel, 0, nbufs, 5, "operands");
   PATCH(instrs, prog_instr, 2, kernel, 77, "unknown kernel");
-  PATCH(instrs, prog_instr, 2, op, 9, "no meaning");
-  PATCH(instrs, prog_instr, 2, flags, 2, "no meaning");
+  PATCH(instrs, prog_instr, 2, op, RTOP_COUNT, "no meaning");
+  PATCH(instrs, prog_instr, 2, flags, 64, "no meaning");
   PATCH(states, prog_state, 0, dtype, 40, "unknown");
   PATCH(states, prog_state, 0, bytes, 12, "dims say");
   PATCH(states, prog_state, 1, layers, 1 << 20, "leaves the arena");
