@@ -29,9 +29,8 @@ enum { LAYER_BYTES = 16 << 10 };
 
 typedef struct early {
   ir_module *m;
-  ir_region *r;     // the function's
-  bool several;     // micro-batches
-  unsigned stages;  // the axis of a pipeline, by bit
+  ir_region *r;  // the function's
+  bool several;  // micro-batches
 } early;
 
 static bool reduces(const ir_op *op) {
@@ -60,9 +59,6 @@ static ir_value *yielded(const ir_op *op, const ir_op *loop, const ir_value *v) 
 static bool may_move(const early *e, const ir_op *op) {
   const ir_value *v = op->nin ? op->in[0] : NULL;
   if (!reduces(op) || (op->segment & 1) || !v->def || v->def->parent != e->r) return false;
-  // Stages come to their last micro-batch at different times, and an earlier one comes there only
-  // by the gradient that a later one sends next: who waits for it in between waits for ever.
-  if (ir_exchange_axes(e->m, op) & e->stages) return false;
   return v->type.rank > 0 && v->mark == 1;
 }
 
@@ -145,8 +141,6 @@ const char *pass_reduce_early(ir_module *m, const pass_options *o) {
   for (int i = 0; i < m->funcs.n; i++) {
     early e = {.m = m, .r = m->funcs.at[i]->body};
     e.several = micro >= 0 && m->mesh->axis[micro].size > 1;
-    int stages = mesh_axis(m->mesh, "pipeline");
-    e.stages = stages >= 0 ? 1u << stages : 0;
     if (m->funcs.at[i]->kind == ENTRY_TRAIN) reduce_early(&e);
   }
   return NULL;

@@ -1,10 +1,13 @@
 #include "runtime/vm.h"
 
+#include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <time.h>
 
+#include "runtime/base/clock.h"
 #include "runtime/base/str.h"
 #include "runtime/cuda.h"
 #include "runtime/dtype.h"
@@ -34,6 +37,8 @@ struct vm {
   size_t map_bytes;
   unsigned char **buf;          // operands of the running instruction, in `arena`
   unsigned char **home;         // the same where they are at home
+  const double *replay;         // seconds of each instruction instead of computing; NULL: computes
+  int64_t busy;                 // replay: until when kernels take the time
   bool shows;                   // to the observer what was written
   const vm_observer *observer;  // NULL: nobody looks on
 };
@@ -347,7 +352,27 @@ static void run_beside(vm *m, const prog_instr *in, const dsm_call *call) {
   if (m->observer) catch_up(m);
 }
 
+void vm_replay(vm *m, const double *seconds) { m->replay = seconds; }
+
+static void sleep_until(int64_t at) {
+  struct timespec t = {.tv_sec = at / 1000000000, .tv_nsec = at % 1000000000};
+  while (clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &t, NULL) == EINTR);
+}
+
+// Kernels add to the time that others wait at the next exchange: a sleep for each would be too long
+// by what it takes to wake up.
+static bool replays(vm *m, const prog_instr *in) {
+  if (!m->replay || in->stream == PROG_COMMUNICATION) return false;
+  if (in->op == RTOP_exchange) sleep_until(m->busy);
+  if (in->op == RTOP_exchange || in->op == RTOP_wait || in->op == RTOP_record) return false;
+  int64_t now = clock_ns();
+  if (m->busy < now - 1000000) m->busy = now;  // it was somewhere else: in an exchange
+  m->busy += (int64_t)(1e9 * m->replay[in - m->prog->instrs]);
+  return true;
+}
+
 static void run_instr(vm *m, const prog_instr *in, const dsm_call *call) {
+  if (replays(m, in)) return;
   if (in->stream == PROG_COMMUNICATION) {
     run_beside(m, in, call);
     return;
@@ -430,6 +455,7 @@ status *vm_call_part(vm *m, const prog_entry *e, const vm_step *s, uint32_t from
     call.sample0 = s->sample0;
     r += r->task + 1;
   }
+  if (m->replay) sleep_until(m->busy);
   catch_up(m);
   if (m->comm && !m->failed) m->failed = comm_drain(m->comm);
   status *failed = m->gpu ? cuda_finish(m->gpu) : m->failed;

@@ -81,6 +81,13 @@ double vm_scalar(const vm *m, const prog_io *io);
 // Writes an argument when the program has it; returns whether.
 bool vm_set_arg(vm *m, const char *name, double value);
 
+// ---- without computing --------------------------------------------------------------------------
+
+// From now on kernels and products take `seconds` (by instruction of the program; must stay) and
+// compute nothing, while exchanges go on as ever: what a step of another machine would take. Values
+// are what the arena held. NULL: computes again. For the host.
+void vm_replay(vm *m, const double *seconds);
+
 // ---- watching ---------------------------------------------------------------------------------
 //
 // One observer may look on while a call runs: it is told of every task and instruction, on the

@@ -164,6 +164,7 @@ status *rt_start(rt *r) {
   STATUS_DO(vm_open(r->prog, r->img->code, r->threads, &r->vm));
   STATUS_DO(vm_join(r->vm, r->comm));
   STATUS_DO(rt_start_profile(r));
+  STATUS_DO(rt_start_replay(r));
   return job_arguments(r);
 }
 

@@ -85,6 +85,11 @@ void rt_print_profile(rt *r, const char *what, bool warm);
 // Writes the trace, if one was begun.
 status *rt_write_trace(rt *r) STATUS_MUST_USE;
 
+// ---- replay.c: train --replay -------------------------------------------------------------------
+
+// Reads the file and has the vm sleep instead of computing. Nothing without the option.
+status *rt_start_replay(rt *r) STATUS_MUST_USE;
+
 // ---- common.c again -----------------------------------------------------------------------------
 
 double rt_now(void);                             // seconds, monotonic

@@ -251,7 +251,8 @@ def check_plan(dsmc, folder, checks, model, n, pins):
     programs = {r: ranks.object_of([program, "schedule", "--rank", str(r), "--json"])
                 for r in range(n)}
     exe.run([*ranks.mpirun(n), program, "train", "--data", ranks.data_of(model, folder), "--steps",
-             str(STEPS), "--threads", "1", "--seed", "1", "-q", "--timeout", "20", "--trace-steps", str(STEPS),
+             str(STEPS), "--threads", "1", "--seed", "1", "-q", "--timeout", "20", "--trace-steps",
+             str(STEPS),
              "--trace", os.path.join(folder, "trace.json")])
     traces = {r: Trace(os.path.join(folder, "trace.%d.json" % r)) for r in range(n)}
     axis = next(a for a in programs[0]["axes"] if a["name"] == "pipeline")

@@ -1,0 +1,88 @@
+#!/usr/bin/env python3
+"""A step of a pipeline over two simulated nodes takes what the simulator says.
+
+    tests/e2e/ranks_replay.py build/dsmc
+
+The cluster is inputs/slow_nodes.dsm: two nodes of two slow devices. `train --replay` sleeps for
+what `dsmc simulate` says kernels take, messages are real and late by what the cluster says of its
+links (DSM_LINK_DELAY). The step then takes what was simulated within 15 %, and less where links are as they
+are, by most of what the simulator says that messages cost.
+"""
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+
+import exe
+import ranks
+
+CLUSTER = os.path.join(exe.HERE, "inputs", "slow_nodes.dsm")
+# Within a node 1 MB/s and 200 us; between nodes 2 ms, and half of a card of 1 MB/s for each device.
+LINKS = "intra=0.0002/1e6,inter=0.002/5e5:2"
+MODEL = "gpt2-even:batch=8,layers=4"
+ORDERS = ["one_f_one_b", "gpipe"]
+STEPS = 5
+
+
+def simulate(dsmc, pins, path):
+    _, job, settings = ranks.settings_of(MODEL)
+    said = ranks.object_of([dsmc, "simulate", os.path.join(exe.ROOT, "examples", job["model"]),
+                            "--set", settings, "--cluster", CLUSTER, "--pin", pins, "--json"])
+    with open(path, "w") as f:
+        json.dump(said, f)
+    return said
+
+
+def step_of(folder, program, plan, links):
+    """Seconds of a step: the median."""
+    log = os.path.join(folder, "log.jsonl")
+    if os.path.exists(log):
+        os.remove(log)
+    env = {k: v for k, v in os.environ.items() if k != "DSM_LINK_DELAY"}
+    if links:
+        env["DSM_LINK_DELAY"] = links
+    exe.run([*ranks.mpirun(4), program, "train", "--data", ranks.data_of(MODEL, folder), "--steps",
+             str(STEPS), "--threads", "1", "--seed", "1", "-q", "--timeout", "20", "--replay", plan,
+             "--log", log], env=env)
+    return sorted(s["step_s"] for s in exe.read_log(log))[STEPS // 2]
+
+
+def check_order(dsmc, folder, checks, order):
+    pins = "pipeline=4,zero=0,micro_batch=1,order=" + order
+    program, plan = os.path.join(folder, "program"), os.path.join(folder, "plan.json")
+    said = simulate(dsmc, pins, plan)
+    ranks.build(dsmc, MODEL, 4, pins, program)
+    want = said["simulated_step_s"]
+    took, fast = (step_of(folder, program, plan, links) for links in (LINKS, ""))
+    # Links of the test are those of the cluster: an activation of 16 positions of 64 numbers.
+    n = 16 * 64 * 4
+    sends = [s["send_s"] for s in said["stages"]]
+    for i, (name, by_hand) in enumerate((("a node", 0.0002 + n / 1e6), ("two", 0.002 + n / 5e5))):
+        checks.check("%s: a message within %s takes %.4f s" % (order, name, by_hand),
+                     abs(sends[i] - by_hand) < 1e-3 * by_hand, "planned %r" % sends[i])
+    checks.check("%s: a step takes %.4f s, simulated %.4f s (%+.1f %%)" % (
+        order, took, want, 100 * (took / want - 1)), abs(took / want - 1) <= 0.15)
+    checks.check("%s: with links as they are %.4f s" % (order, fast), fast < took - sum(sends),
+                 "messages of one way through take %.4f s" % sum(sends))
+
+
+def main():
+    if len(sys.argv) < 2:
+        sys.exit("usage: %s DSMC" % sys.argv[0])
+    if not shutil.which("mpirun"):
+        print("skipped: there is no mpirun")
+        sys.exit(77)
+    checks = exe.Checks()
+    with tempfile.TemporaryDirectory() as folder:
+        for order in ORDERS:
+            try:
+                check_order(os.path.abspath(sys.argv[1]), folder, checks, order)
+            except (RuntimeError, OSError, ValueError, KeyError, subprocess.TimeoutExpired) as e:
+                checks.check(order, False, "%r" % e)
+    sys.exit(checks.end())
+
+
+if __name__ == "__main__":
+    main()
