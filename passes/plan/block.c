@@ -168,6 +168,10 @@ static double part_when_moved(const maker *k, int at, int j, int inner) {
     const sh_result *s = k->b->axis[y];
     if (!s->strategy) continue;
     int code = asked_on(k, at, j, y);
+    // Positions of tokens that both cut are made whole before, and cut again behind.
+    if (code >= SH_LEAF && code == s->code[v] && code == k->b->axis[inner]->code[v] &&
+        sh_is_position(k->r, k->g->value.at[v].leaf[code - SH_LEAF]))
+      continue;
     if (code == s->code[v])
       part *= s->value_part[v];
     else if (code >= SH_LEAF && s->code[v] != SH_REPLICATED && moves_to(s, v, code))
@@ -211,7 +215,7 @@ static void shrink_moves(maker *k, int inner, const double *before) {
     bool moves = i < s->moves.n;
     sh_move *m = moves ? &s->moves.at[i] : &s->reduces.at[i - s->moves.n];
     double others = k->b->value_part[m->value] / s->value_part[m->value];
-    if (moves && inside[i] > 0) others = before[m->value] * inside[i];
+    if (moves) others = fmax(others, before[m->value] * inside[i]);
     if (others >= before[m->value]) continue;
     m->bytes *= others / before[m->value];
     m->cost = cl_collective_cost(k->cluster, m->kind, k->b->key.stride[inner],
@@ -526,13 +530,14 @@ static uint64_t *find_gathers(const maker *k) {
   return gathers;
 }
 
-static void count_gather(const maker *k, bl_weight *w, int piece, bool once) {
+// `bytes`: those of one.
+static void count_gather(const maker *k, bl_weight *w, int piece, bool once, double bytes) {
   int at = 0;  // a view above the repeats is read elsewhere
   while (at < w->npieces && w->piece[at] != piece) at++;
   double n = at < w->npieces ? (double)k->g->piece.at[piece].count : 1;
   if (at == w->npieces) at = 0;
-  w->gathers[once][at] += n / (double)k->g->piece.at[w->piece[at]].count;
-  w->state.gathered[once] += w->state.parameter * n;
+  w->gathers[once][at] += bytes * n / (double)k->g->piece.at[w->piece[at]].count;
+  w->state.gathered[once] += bytes * n;
 }
 
 // Counts them for all weights: `all`, by `number` - 1, and those of stacks.
@@ -545,12 +550,13 @@ static void add_gathers(maker *k, bl_weight *all, int n, const int *number) {
     for (int j = 0; j < p->nin && j < 64 && gathers[i]; j++) {
       int v = p->in[j];
       if (!(gathers[i] >> j & 1) || !number[v]) continue;
-      if (k->g->value.at[v].layers > 1) {
-        bl_state s = state_of(&k->g->value.at[v], k->b->value_part[v], 0);
-        k->b->piece[p->piece].layer.gathered[p->once] += s.parameter;
-      } else {
-        count_gather(k, &all[number[v] - 1], p->piece, p->once);
-      }
+      // Products read a rounded copy, lookups the weight.
+      double bytes = k->g->value.at[v].elements * k->b->value_part[v] *
+                     ir_dtype_bytes(p->op->in[j]->type.dtype);
+      if (k->g->value.at[v].layers > 1)
+        k->b->piece[p->piece].layer.gathered[p->once] += bytes;
+      else
+        count_gather(k, &all[number[v] - 1], p->piece, p->once, bytes);
     }
   }
 }

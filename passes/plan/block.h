@@ -65,7 +65,7 @@ typedef struct bl_weight {
   bl_state state;
   int npieces;
   int *piece;
-  double *gathers[2];  // of each piece: how often one of its layers gathers it, as in bl_state
+  double *gathers[2];  // of each piece: bytes that one of its layers gathers, as in bl_state
 } bl_weight;
 
 typedef struct bl_piece {

@@ -273,11 +273,11 @@ bl_state ev_stage_state(const ev_point *p, const stages_cut *cut, int stage) {
     bl_state_add(&s, &x->state, 1);
     // Only what this stage reads of it.
     for (int once = 0; once < 2; once++) {
-      double times = 0;
+      double bytes = 0;
       for (int part = stage; part < p->parts; part += n)
         for (int i = 0; i < x->npieces; i++)
-          times += x->gathers[once][i] * layers_of_part(p, cut, part, x->piece[i]);
-      s.gathered[once] += x->state.parameter * times - x->state.gathered[once];
+          bytes += x->gathers[once][i] * layers_of_part(p, cut, part, x->piece[i]);
+      s.gathered[once] += bytes - x->state.gathered[once];
     }
   }
   return s;

@@ -115,12 +115,12 @@ static void test_data_bytes(void **state) {
     assert_true(scatter == (zero == 0 ? 0 : zero == 1 ? part * sums : micro * part * sums));
     // Cut weights are gathered for forward and again for backward of each micro-batch, but for
     // biases, which backward does not read, and for what is read outside of layers: positions, the
-    // last norm and the rows of the embedding once, and once a step the embedding as the head has
-    // it.
+    // last norm and the embedding, whose f32 rows are looked up, once; once a step its rounded copy
+    // as the head has it.
     double twice = LAYERS * (2 * 12.0 * HIDDEN * HIDDEN + 4 * 2.0 * HIDDEN);
-    double biases = LAYERS * 4 * 11.0 * HIDDEN, rows = 2.0 * VOCAB * HIDDEN;
-    double always = 2 * twice + biases + 4 * (2.0 * HIDDEN + positions) + rows;
-    double three = part * (micro * always + rows);
+    double biases = LAYERS * 4 * 11.0 * HIDDEN, rows = (double)VOCAB * HIDDEN;
+    double always = 2 * twice + biases + 4 * (2.0 * HIDDEN + positions + rows);
+    double three = part * (micro * always + 2 * rows);
     assert_true(gather == (zero == 0 ? 0 : zero == 3 ? three : part * read));
     assert_int_equal(c->memory[PLAN_M_PARAMETERS], (int64_t)(zero == 3 ? read / 8 : read));
     assert_int_equal(c->memory[PLAN_M_GRADIENTS], (int64_t)(zero >= 2 ? sums / 8 : sums));
