@@ -59,6 +59,10 @@ static ir_value *yielded(const ir_op *op, const ir_op *loop, const ir_value *v) 
 static bool may_move(const early *e, const ir_op *op) {
   const ir_value *v = op->nin ? op->in[0] : NULL;
   if (!reduces(op) || (op->segment & 1) || !v->def || v->def->parent != e->r) return false;
+  // Stages come to their last micro-batch at different times, and an earlier one comes there only
+  // by the gradient that a later one sends next: who waits for it in between waits for ever.
+  int pipeline = mesh_axis(e->m->mesh, "pipeline");
+  if (pipeline >= 0 && (ir_exchange_axes(e->m, op) >> pipeline & 1)) return false;
   return v->type.rank > 0 && v->mark == 1;
 }
 
