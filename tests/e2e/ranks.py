@@ -38,7 +38,7 @@ def rows():
         for line in f:
             words = line.split("#")[0].split()
             if words:
-                yield words[0], int(words[1]), words[2]
+                yield words[0], int(words[1]), words[2] + (" " + words[3] if words[3:] else "")
 
 
 def drawn(all_rows, n, seed):
@@ -238,8 +238,9 @@ def object_of(command):
 
 def check_plan(dsmc, folder, checks, row, program):
     """The plan against what `info` says of the program. Returns the latter's ledger."""
-    model, ranks, pins = row
+    model, ranks, pins = row[0], row[1], row[2].split()[0]
     name = "%s on %d: %s" % row
+    marked, apart = row[2].endswith(" bytes-differ"), False
     _, job, settings = settings_of(model)
     best = object_of([dsmc, "plan", "--json", os.path.join(exe.ROOT, "examples", job["model"]),
                       "--set", settings, "--cluster", "this-host:%d" % ranks, "--pin", pins])["best"]
@@ -253,8 +254,13 @@ def check_plan(dsmc, folder, checks, row, program):
                      "%d, planned %d" % (is_["arena"], was["memory_bytes"]["peak"]))
         sent = ledger_bytes(is_["sent"], sharing)
         plan = planned_bytes(was, len(is_["ranks"]), sharing)
+        apart |= sent != plan
+        if sent != plan and marked:
+            print("known %s: stage %d sent %s, planned %s" % (name, i, sent, plan))
+            continue
         checks.check("%s: bytes of stage %d" % (name, i), sent == plan,
                      "sent %s, planned %s" % (sent, plan))
+    checks.check(name + ": as the table says", apart == marked, "mend the mark bytes-differ")
     best["mesh_ranks"] = ranks
     best["whole_states"] = whole_states(dsmc, folder, model)
     check_states(checks, name, model, best, own["stages"][0])
@@ -278,7 +284,7 @@ def whole_states(dsmc, folder, model):
 
 
 def check_row(dsmc, folder, checks, row, known):
-    model, ranks, pins = row
+    model, ranks, pins = row[0], row[1], row[2].split()[0]
     name = "%s on %d: %s" % row
     program = os.path.join(folder, "program")
     build(dsmc, model, ranks, pins, program)

@@ -649,7 +649,7 @@ static void test_refuses(void **state) {
   PATCH(states, prog_state, 4, of, 0, "copy of no weight");
   PATCH(states, prog_state, 4, cls, PROG_COPY + 2, "unknown class");
   PATCH(states, prog_state, 0, cls, PROG_OPTIMIZER, "copy of no weight");
-  PATCH(states, prog_state, 5, step, 2, "copy of no weight");
+  PATCH(states, prog_state, 5, step, 2, "not the bf16 of weight h.#.bias");
   PATCH(states, prog_state, 5, layers, TOY_L - 1, "copy of no weight");
   PATCH(states, prog_state, 4, dtype, PROG_F16, "not the bf16 of weight wte.weight");
   PATCH(states, prog_state, 4, init_a, (double)NAN, "bad init");
