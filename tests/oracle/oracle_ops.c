@@ -26,6 +26,7 @@
 #include <string.h>
 #include <sys/mman.h>
 
+#include "ir/place.h"
 #include "runtime/base/rng.h"
 #include "tests/oracle/decode_check.h"
 #include "tests/oracle/emulated.h"
@@ -54,13 +55,19 @@ static void see(ir_module *m) {
 }
 
 static int report_unseen(void) {
-  int unseen = 0;
+  int unseen = 0, exchanges = 0;
   for (int i = 0; i < IR_OPCODE_COUNT; i++) {
-    if (seen->met[i]) continue;
+    // What ranks exchange needs ranks: tests/unit/test_comm.c and tests/e2e/ranks.py.
+    if (seen->met[i] || ir_is_exchange((ir_opcode)i) || i == IR_place) {
+      exchanges += !seen->met[i];
+      continue;
+    }
     printf("FAILED coverage: no case meets op `%s`\n", ir_info((ir_opcode)i)->name);
     unseen++;
   }
-  if (!unseen) printf("ok coverage: all %d rows of the op table\n", IR_OPCODE_COUNT);
+  if (!unseen)
+    printf("ok coverage: all %d rows of the op table that one rank can do\n",
+           IR_OPCODE_COUNT - exchanges);
   return unseen;
 }
 
