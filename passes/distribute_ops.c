@@ -3,8 +3,7 @@
 // Ids that look up a cut table are counted from the part's first row: kernels read zeros for rows
 // outside, and skip them when they add. A loss over a cut vocabulary is made of its parts:
 //
-//   nll, lse = nll(x, t)        n, l = nll(x', t')            of this part; t' counts from its
-//   begin
+//   nll, lse = nll(x, t)        n, l = nll(x', t')      of this part; t' counts from its start
 //                               m = all_reduce max(l)
 //                               s = all_reduce(exp(l - m))    lse = m + log(s)
 //                               y = all_reduce(t' in the part ? l - n : 0)    the target's logit
