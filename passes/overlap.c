@@ -13,10 +13,9 @@
 // needed. It begins when all that was given to compute before has been done (an event), and compute
 // waits for it (another) in front of
 //   - the first instruction of the task, or of a later one, that reads the result;
-//   - of a body, whose result is only stacked: the first that reads the stack, behind the repeat,
-//   so
-//     that it goes on while the next layer is computed; the end of the body when the bytes are
-//     used again in the next layer.
+//   - of a body, whose result is only stacked: the first that reads the stack, behind the repeat:
+//     it goes on while the next layer is computed; the end of the body when the bytes are used
+//     again in the next layer.
 // What is read behind a loop over micro-batches may be in flight only from the last one on. Nobody
 // waits for what nobody reads: the call ends when all streams are done.
 //
