@@ -78,7 +78,7 @@ static status *trade(job *j) {
   const prog_exchange *x = j->x;
   int64_t n = j->ranks, unit = exchange_round(exchange_piece(x, 0) * j->unit);
   bool in_block = exchange_dense(x, x->in_stride), out_block = exchange_dense(x, x->out_stride);
-  unsigned char *packed = j->scratch, *arrived = j->scratch + (in_block ? 0 : unit);
+  unsigned char *packed = j->scratch, *arrived = in_block ? packed : packed + unit;
   bool same = x->in_step == 0, rounds = !out_block || !(in_block || same);
   copy_own(j);
   if (!in_block && same) pack(j, packed, j->in, exchange_run(x, j->me));
@@ -169,7 +169,7 @@ static status *reduce_scatter(job *j) {
   const prog_exchange *x = j->x;
   bool in_block = exchange_dense(x, x->in_stride);
   int64_t piece = exchange_round(exchange_piece(x, 0) * j->unit), run = exchange_run(x, j->me);
-  unsigned char *packed = j->scratch, *arrived = j->scratch + (in_block ? 0 : piece);
+  unsigned char *packed = j->scratch, *arrived = in_block ? packed : packed + piece;
   sources s = {element(j, j->in, j->me * x->in_step), arrived, j->me, piece};
   for (int64_t r = 0, slot = 0; r < j->ranks; r++)
     if (r != j->me)
