@@ -18,7 +18,7 @@ behind it. Prints medians in ms a step, and of the rounds' ratios:
 On one host a message is work of the processor: it copies and adds up on the cores that compute, so
 `max` could only be reached with a third core, and `sum` says what is lost besides.
 """
-import argparse, json, os, re, statistics, subprocess, sys, tempfile
+import argparse, array, json, os, random, re, statistics, subprocess, sys, tempfile
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 ROOT = os.path.dirname(HERE)
@@ -55,8 +55,19 @@ def steps_of(log):
     return 1e3 * statistics.median(times[2:])
 
 
+def tokens(folder):
+    """Random tokens below every vocabulary: what is learnt does not matter here."""
+    path = os.path.join(folder, "tokens.bin")
+    if not os.path.exists(path):
+        draw = random.Random(1)
+        with open(path, "wb") as f:
+            array.array("H", (draw.randrange(512) for _ in range(200000))).tofile(f)
+    return path
+
+
 def command(args, program, log, more=()):
-    return [program, "train", "-q", "--threads", "1", "--seed", "1", "--steps", str(args.steps),
+    data = tokens(os.path.dirname(program))
+    return [program, "train", "-q", "--data", data, "--threads", "1", "--seed", "1", "--steps", str(args.steps),
             "--log", log, *more]
 
 
