@@ -47,8 +47,8 @@ static const ir_mesh *mesh_of(arena *a, const plan_choice *x) {
     plan_axis axis = x->order[i];
     int64_t inner = axis == PLAN_DATA ? sharing_data(x) : x->size[axis];
     bool factored = inner < x->size[axis];
-    if (factored) add_axis(m, "data0", x->size[axis] / inner);
-    add_axis(m, factored ? "data1" : plan_axis_name(axis), inner);
+    if (factored) add_axis(m, "data.0", x->size[axis] / inner);
+    add_axis(m, factored ? "data.1" : plan_axis_name(axis), inner);
   }
   return m;
 }
@@ -115,7 +115,7 @@ bool ranks_plan(cli *c, compiled *k, plan_given *given) {
 }
 
 void ranks_options(const compiled *k, pass_options *o) {
-  static const char *const sharing[] = {"data", "data1", "ulysses", "ring"};
+  static const char *const sharing[] = {"data", "data.1", "ulysses", "ring"};
   if (!k->plan || !k->mesh) return;
   o->zero = k->plan->choice.zero;
   o->pipe_order = (int)k->plan->choice.pipe;

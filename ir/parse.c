@@ -254,10 +254,14 @@ static ir_type type(parser *p) {
 // ---- placements --------------------------------------------------------------------------------
 
 static int axis(parser *p) {
-  const char *name = word(p, "an axis of the mesh", false);
-  int a = name && p->m->mesh ? mesh_axis(p->m->mesh, name) : -1;
-  if (a < 0) say(p, arena_printf(p->arena, "the mesh has no axis `%s`", name ? name : ""));
-  return a;
+  space(p);
+  size_t n = 0;
+  int a = p->m->mesh && !p->error ? mesh_axis_at(p->m->mesh, p->at, &n) : -1;
+  p->at += n;
+  if (a >= 0) return a;
+  const char *name = word(p, "an axis of the mesh", true);
+  say(p, arena_printf(p->arena, "the mesh has no axis `%s`", name ? name : ""));
+  return -1;
 }
 
 // An index named in a cut: the type before it has it.
@@ -332,7 +336,7 @@ static const ir_place *place(parser *p, const ir_type *t) {
 static void mesh(parser *p) {
   ir_mesh *m = arena_new(p->arena, ir_mesh, 1);
   do {
-    const char *name = word(p, "the name of an axis", false);
+    const char *name = word(p, "the name of an axis", true);
     if (!name || !need(p, "=")) return;
     if (m->naxes == IR_MAX_AXES || mesh_axis(m, name) >= 0) {
       say(p, "too many axes, or one given twice");
@@ -341,14 +345,6 @@ static void mesh(parser *p) {
     ir_axis *a = &m->axis[m->naxes++];
     a->name = name;
     a->size = integer(p);
-    if (take(p, "("))
-      while (!p->error && !take(p, ")")) {
-        if (a->nfactors == 4) {
-          say(p, "an axis has too many factors");
-          return;
-        }
-        a->factor[a->nfactors++] = integer(p);
-      }
     if (!p->error && a->size < 1) say(p, "an axis must have at least one device");
     a->time = take_word(p, "time");
   } while (take(p, ","));

@@ -1,5 +1,6 @@
 #include "ir/place.h"
 
+#include <ctype.h>
 #include <string.h>
 
 ir_index *place_cut_index(const ir_place *p, int axis) {
@@ -21,16 +22,26 @@ int mesh_axis(const ir_mesh *m, const char *name) {
   return -1;
 }
 
+int mesh_axis_at(const ir_mesh *m, const char *text, size_t *length) {
+  int found = -1;
+  *length = 0;
+  for (int i = 0; i < m->naxes; i++) {
+    size_t n = strlen(m->axis[i].name);
+    unsigned char after = str_starts(text, m->axis[i].name) ? (unsigned char)text[n] : '_';
+    if (n > *length && !isalnum(after) && after != '_') found = i, *length = n;
+  }
+  return found;
+}
+
 unsigned mesh_axes(const ir_mesh *m, const char *names) {
   unsigned axes = 0;
   for (const char *p = names; m && *p;) {
-    size_t n = strcspn(p, ".");
-    int a = 0;
-    while (a < m->naxes && !(strlen(m->axis[a].name) == n && memcmp(m->axis[a].name, p, n) == 0))
-      a++;
-    if (a == m->naxes || m->axis[a].time) return 0;
+    size_t n;
+    int a = mesh_axis_at(m, p, &n);
+    if (a < 0 || m->axis[a].time) return 0;
     axes |= 1u << a;
-    p += n + (p[n] == '.');
+    p += n;
+    if (*p == '.') p++;
   }
   return axes;
 }
@@ -46,8 +57,7 @@ unsigned mesh_data_axes(const ir_mesh *m) {
   unsigned axes = 0;
   for (int i = 0; m && i < m->naxes; i++) {
     const char *name = m->axis[i].name;
-    bool factor = str_starts(name, "data") && name[4] >= '0' && name[4] <= '9' && !name[5];
-    if (factor || str_eq(name, "data")) axes |= 1u << i;
+    if (str_starts(name, "data") && (!name[4] || name[4] == '.')) axes |= 1u << i;
   }
   return axes;
 }

@@ -21,11 +21,10 @@
 #define IR_MAX_AXES 8
 
 typedef struct ir_axis {
-  const char *name;  // data pipeline tensor ulysses ring expert, or micro
+  const char *name;  // data pipeline tensor ulysses ring expert, or micro; of a factor data.0,
+                     // data.1, outer to inner
   int64_t size;
-  bool time;     // coordinates follow each other on the same device
-  int nfactors;  // 0: not factored; else name.0, name.1, ... outer to inner
-  int64_t factor[4];
+  bool time;  // coordinates follow each other on the same device
 } ir_axis;
 
 typedef struct ir_mesh {
@@ -57,11 +56,14 @@ ir_on_axis place_on(const ir_place *p, int axis);
 ir_index *place_cut_index(const ir_place *p, int axis);
 
 int mesh_axis(const ir_mesh *m, const char *name);  // -1 when absent
+// The axis whose name `text` begins with, the longest if there are several, and its length; -1 when
+// there is none: of "data.1.tensor" it is data.1, in a mesh without factors data.
+int mesh_axis_at(const ir_mesh *m, const char *text, size_t *length);
 // A set of axes, by bits, as exchanges name it: "data.tensor"; 0 when a name is none of them.
 unsigned mesh_axes(const ir_mesh *m, const char *names);
 const char *mesh_axes_text(arena *a, const ir_mesh *m, unsigned axes);
-// The axes over which ranks have samples of their own: `data`, or its factors `data0`, `data1`,
-// outer to inner, where states are shared by some of the data ranks alone. 0: there is none.
+// The axes over which ranks have samples of their own: `data`, or its factors, where states are
+// shared by some of the data ranks alone. 0: there is none.
 unsigned mesh_data_axes(const ir_mesh *m);
 int64_t mesh_parts(const ir_mesh *m,
                    unsigned axes);       // ranks of a group: the product of their sizes

@@ -157,14 +157,11 @@ static void place(printer *p, const ir_place *at) {
   sb_put(&p->out, ')');
 }
 
-// "mesh data=8(2 4), micro=8 time"
+// "mesh data.0=2, data.1=4, micro=8 time"
 static void mesh_text(printer *p, const ir_mesh *mesh) {
   for (int i = 0; i < mesh->naxes; i++) {
     const ir_axis *a = &mesh->axis[i];
     sb_printf(&p->out, "%s%s=%lld", i ? ", " : "mesh ", a->name, (long long)a->size);
-    for (int k = 0; k < a->nfactors; k++)
-      sb_printf(&p->out, "%c%lld%s", k ? ' ' : '(', (long long)a->factor[k],
-                k + 1 == a->nfactors ? ")" : "");
     if (a->time) sb_puts(&p->out, " time");
   }
   if (mesh->naxes) sb_put(&p->out, '\n');

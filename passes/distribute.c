@@ -20,8 +20,6 @@
 
 // ---- the answer of the planner ------------------------------------------------------------------
 
-static const sh_domain domain_of[BL_INNER] = {SH_ANY, SH_ACTIVATIONS, SH_SEQUENCE};
-
 static int weight_value(const dist *d, const char *name) {
   const ir_state *s = ir_state_find(d->m, name);
   if (s && s->of && s->cls != STATE_WEIGHT) name = s->of;
@@ -30,8 +28,9 @@ static int weight_value(const dist *d, const char *name) {
   return -1;
 }
 
-// Where the weights of d's function lie that `train` has placed.
+// Where the weights of d's function lie that `train` has placed over axis x.
 static const signed char *weights_as(const dist *d, const dist *train, int x) {
+  if (!train->axis[x]) return NULL;
   signed char *code = arena_new(d->scratch, signed char, d->g->value.n + 1);
   for (int v = 0; v < d->g->value.n; v++) {
     const ir_state *w = d->g->value.at[v].weight;
@@ -41,32 +40,15 @@ static const signed char *weights_as(const dist *d, const dist *train, int x) {
   return code;
 }
 
-// As bl_make asks: the same graph at the same costs has the same answer. Weights lie as `train`, if
-// that is not NULL, has them.
+// Weights lie as `train`, if that is not NULL, has them.
 static const char *solve(dist *d, const dist *train) {
-  int nv = d->g->value.n, no = d->g->op.n;
-  double *value_part = arena_new(d->scratch, double, nv + 1);
-  double *op_part = arena_new(d->scratch, double, no + 1);
-  for (int v = 0; v < nv; v++) value_part[v] = 1;
-  for (int i = 0; i < no; i++) op_part[i] = 1;
-  for (int x = BL_INNER - 1; x >= 0; x--) {
-    const char *why = NULL;
-    if (d->d->key.size[x] == 1) continue;
-    sh_env e = {.cluster = d->d->cluster,
-                .device = cl_device_at(d->d->cluster, 0),
-                .size = d->d->key.size[x],
-                .stride = d->d->key.stride[x],
-                .domain = domain_of[x],
-                .whole_stream = x == 0 && d->d->key.whole_stream,
-                .micro_batch = d->d->key.micro_batch,
-                .micro_batches = 8,
-                .weights = train ? weights_as(d, train, x) : NULL};
-    d->axis[x] = sh_solve(d->scratch, d->rules, &e, value_part, op_part, &why);
-    if (!d->axis[x]) return why;
-    for (int v = 0; v < nv; v++) value_part[v] *= d->axis[x]->value_part[v];
-    for (int i = 0; i < no; i++) op_part[i] *= d->axis[x]->op_part[i];
-  }
-  return NULL;
+  const signed char *weights[BL_INNER] = {0};
+  for (int x = 0; train && x < BL_INNER; x++) weights[x] = weights_as(d, train, x);
+  bl_axes axes;
+  const char *why = bl_solve(d->scratch, d->rules, &d->d->key, d->d->cluster,
+                             cl_device_at(d->d->cluster, 0), weights, &axes);
+  memcpy(d->axis, axes.axis, sizeof d->axis);
+  return why;
 }
 
 // ---- numbers of ops -----------------------------------------------------------------------------

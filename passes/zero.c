@@ -25,7 +25,7 @@
 // A gradient that some of these ranks have whole already is summed among the others, and each takes
 // its part of it.
 //
-// Where only some of the data ranks share (`data1`), the others hold the same parts, and parts of
+// Where only some of the data ranks share (`data.1`), the others hold the same parts, and parts of
 // sums are summed among those.
 //
 // A layer's elements are shared as they lie, ceil(n / ranks) each, so that the last ranks may have

@@ -647,8 +647,48 @@ static sh_result *keep_axis(arena *a, const pg_graph *g, const sh_result *from) 
 
 // ---- all ----------------------------------------------------------------------------------------
 
+// In a step: a share of what happens once is counted with each. Placements are found before the
+// number is known.
+enum { MICRO_BATCHES = 8 };
+
+const char *bl_solve(arena *a, const sh_rules *rules, const bl_key *key, const cl_cluster *cluster,
+                     const cl_device *device, const signed char *const weights[BL_INNER],
+                     bl_axes *out) {
+  static const int order[BL_INNER] = {2, 1, 0};
+  const pg_graph *g = rules->g;
+  *out = (bl_axes){.value_part = arena_new(a, double, g->value.n + 1),
+                   .op_part = arena_new(a, double, g->op.n + 1)};
+  for (int v = 0; v < g->value.n; v++) out->value_part[v] = 1;
+  for (int i = 0; i < g->op.n; i++) out->op_part[i] = 1;
+  const char *behind = "", *why = NULL;
+  for (int n = 0; n < BL_INNER; n++) {
+    int x = order[n];
+    if (key->size[x] == 1) continue;
+    out->before[x] = arena_new(a, double, g->value.n + 1);
+    memcpy(out->before[x], out->value_part, sizeof *out->before[x] * (size_t)g->value.n);
+    sh_env e = {.cluster = cluster,
+                .device = device,
+                .size = key->size[x],
+                .stride = key->stride[x],
+                .domain = domain_of[x],
+                .whole_stream = x == 0 && key->whole_stream,
+                .micro_batch = key->micro_batch,
+                .micro_batches = MICRO_BATCHES,
+                .behind = x ? behind : NULL,  // nothing is solved after the last one
+                .weights = weights ? weights[x] : NULL};
+    sh_result *s = sh_solve(a, rules, &e, out->value_part, out->op_part, &why);
+    if (!s) return why;
+    uint64_t route = cl_route_digest(cluster, key->stride[x], key->size[x]);
+    behind = arena_printf(a, "%s %d %" PRId64 " over %" PRIx64, behind, x, key->size[x], route);
+    for (int i = 0; i < g->op.n; i++) out->op_part[i] *= s->op_part[i];
+    for (int v = 0; v < g->value.n; v++) out->value_part[v] *= s->value_part[v];
+    out->axis[x] = s;
+  }
+  return NULL;
+}
+
 bl_block *bl_make(arena *a, const sh_rules *rules, const bl_key *key, const cl_cluster *cluster,
-                  const cl_device *device, int64_t micro_batches) {
+                  const cl_device *device) {
   const pg_graph *g = rules->g;
   bl_block *b = arena_new(a, bl_block, 1);
   b->key = *key;
@@ -657,56 +697,28 @@ bl_block *bl_make(arena *a, const sh_rules *rules, const bl_key *key, const cl_c
   b->piece = arena_new(a, bl_piece, g->piece.n);
   arena scratch;
   arena_init(&scratch);
-  b->value_part = arena_new(&scratch, double, g->value.n + 1);
+  bl_axes axes;
+  b->why = bl_solve(&scratch, rules, key, cluster, device, NULL, &axes);
+  if (b->why) {
+    b->code = "indivisible";
+    arena_free(&scratch);
+    return b;
+  }
   maker k = {.a = a,
              .scratch = &scratch,
              .r = rules,
              .g = g,
              .b = b,
              .cluster = cluster,
-             .device = device};
-  k.op_part = arena_new(&scratch, double, g->op.n + 1);
-  for (int i = 0; i < g->op.n; i++) k.op_part[i] = 1;
-  for (int v = 0; v < g->value.n; v++) b->value_part[v] = 1;
-  // Sequence axes first: they cut all activations alike, so that what tensor moves is known.
-  static const int order[BL_INNER] = {2, 1, 0};
-  double *before[BL_INNER];
-  const char *behind = "";
-  for (int n = 0; n < BL_INNER; n++) {
-    int x = order[n];
-    before[x] = arena_new(&scratch, double, g->value.n + 1);
-    memcpy(before[x], b->value_part, sizeof *before[x] * (size_t)g->value.n);
-    sh_env e = {.cluster = cluster,
-                .device = device,
-                .size = key->size[x],
-                .stride = key->stride[x],
-                .domain = domain_of[x],
-                .whole_stream = x == 0 && key->whole_stream,
-                .micro_batch = key->micro_batch,
-                .micro_batches = micro_batches,
-                .behind = x ? behind : NULL};  // nothing is solved after the last one
-    if (key->size[x] == 1) {
-      b->axis[x] = arena_new(&scratch, sh_result, 1);
-      continue;
-    }
-    b->axis[x] = sh_solve(&scratch, rules, &e, b->value_part, k.op_part, &b->why);
-    if (!b->axis[x]) {
-      b->code = "indivisible";
-      memset(b->axis, 0, sizeof b->axis);
-      b->value_part = NULL;
-      arena_free(&scratch);
-      return b;
-    }
-    uint64_t route = cl_route_digest(cluster, key->stride[x], key->size[x]);
-    behind =
-        arena_printf(&scratch, "%s %d %" PRId64 " over %" PRIx64, behind, x, key->size[x], route);
-    for (int i = 0; i < g->op.n; i++) k.op_part[i] *= b->axis[x]->op_part[i];
-    for (int v = 0; v < g->value.n; v++) b->value_part[v] *= b->axis[x]->value_part[v];
-  }
+             .device = device,
+             .op_part = axes.op_part};
+  b->value_part = axes.value_part;
+  for (int x = 0; x < BL_INNER; x++)
+    b->axis[x] = axes.axis[x] ? axes.axis[x] : arena_new(&scratch, sh_result, 1);
   add_ops(&k);
   send_nothing(&k);
   for (int x = 0; x < BL_INNER; x++) {
-    shrink_moves(&k, x, before[x]);
+    shrink_moves(&k, x, axes.before[x]);
     add_moves(&k, x, b->axis[x]->moves.at, b->axis[x]->moves.n);
     add_moves(&k, x, b->axis[x]->reduces.at, b->axis[x]->reduces.n);
     hide_prefetched(&k, x);

@@ -91,9 +91,23 @@ typedef struct bl_block {
   const char *code;           // its diagnostic word: "indivisible"
 } bl_block;
 
-// `e`: cluster and device; micro_batches is the number that what happens once is shared by.
+// The placements inside a stage.
+typedef struct bl_axes {
+  sh_result *axis[BL_INNER];     // NULL: it has one rank
+  double *value_part, *op_part;  // fractions that all of them leave a rank of values, of work
+  double *before[BL_INNER];      // value_part without this axis and those that are solved after it
+} bl_axes;
+// Solves the axes one behind another: sequence axes first, for they cut all activations alike, so
+// that what tensor moves is known. The same graph has the same answer, in a plan and in the
+// program made by it (passes/distribute.h). `weights`: sh_env's, of each axis, or NULL. Returns why
+// these cuts are not possible, or NULL. All of it is in `a`.
+const char *bl_solve(arena *a, const sh_rules *rules, const bl_key *key, const cl_cluster *cluster,
+                     const cl_device *device, const signed char *const weights[BL_INNER],
+                     bl_axes *out);
+
+// `device` is one of `cluster`.
 bl_block *bl_make(arena *a, const sh_rules *rules, const bl_key *key, const cl_cluster *cluster,
-                  const cl_device *device, int64_t micro_batches);
+                  const cl_device *device);
 
 // A lower bound on the seconds of all pieces (layers counted) of any block with these cuts: each op
 // by itself at its cheapest, no conversions.

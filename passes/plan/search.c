@@ -45,7 +45,7 @@ const bl_block *plan_block_of(plan_space *s, const plan_choice *c) {
   // What happens once a step is a small share of any micro-batch; 8 stands for their number, so
   // that one block serves all.
   bl_key k = plan_key_of(c);
-  b = bl_make(s->a, s->job->rules[k.recompute], &k, s->cluster, cl_device_at(s->cluster, 0), 8);
+  b = bl_make(s->a, s->job->rules[k.recompute], &k, s->cluster, cl_device_at(s->cluster, 0));
   map_set(s->blocks, arena_strdup(s->a, name), b);
   s->fronts++;
   return b;

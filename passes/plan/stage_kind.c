@@ -286,7 +286,7 @@ static const bl_block *block_at(plan_space *s, const plan_choice *c, const sk_se
   snprintf(name, sizeof name, "%s at %llx", key, (unsigned long long)seat->digest);
   bl_block *b = map_get(s->blocks, name);
   if (b) return b;
-  b = bl_make(s->a, s->job->rules[k.recompute], &k, seat->net, seat->device, 8);
+  b = bl_make(s->a, s->job->rules[k.recompute], &k, seat->net, seat->device);
   map_set(s->blocks, arena_strdup(s->a, name), b);
   s->fronts++;
   return b;

@@ -181,7 +181,7 @@ SHARING = ("data", "ulysses", "ring")
 def row_of(kind, axes, sharing):
     """A row of the ledger. Plans have what ranks with the same weights exchange under `data`: over
     the one axis of these that there is, programs do not tell it from other exchanges."""
-    axes = ["data" if a in ("data0", "data1") else a for a in axes]
+    axes = ["data" if a in ("data.0", "data.1") else a for a in axes]
     if len(axes) > 1 and all(a in SHARING for a in axes):
         axes = ["data"]
     if axes == ["data"] and len(sharing) == 1:

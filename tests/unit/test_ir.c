@@ -645,14 +645,14 @@ static void placements_round_trip(void **state) {
   static const char text[] =
       "module \"m\" local\n"
       "samples batch=4\n"
-      "mesh data=8(2 4), tensor=2, micro=2 time\n"
+      "mesh data.0=2, data.1=4, tensor=2, micro=2 time\n"
       "\n"
       "func f train {\n"
-      "  %x = input() {name=\"x\"} : f32[batch=4, (heads=3 head=4)] cut(batch/data.micro, "
+      "  %x = input() {name=\"x\"} : f32[batch=4, (heads=3 head=4)] cut(batch/data.0.data.1.micro, "
       "heads/tensor)\n"
-      "  %0 = sum(%x) {axes=[0, 1]} : f32 partial(sum/data.tensor.micro)\n"
+      "  %0 = sum(%x) {axes=[0, 1]} : f32 partial(sum/data.0.data.1.tensor.micro)\n"
       "  %1 = input() {name=\"y\"} : f32[(heads=3 head=4), seq=8] cut((heads head)/tensor, "
-      "seq/data zigzag)\n"
+      "seq/data.0 zigzag)\n"
       "}\n";
   ir_module *m = same_again(x, text);
   ir_place *at = (ir_place *)(uintptr_t)m->funcs.at[0]->body->ops.at[0]->out[0]->place;
