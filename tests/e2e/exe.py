@@ -1,6 +1,7 @@
 """What the end-to-end tests share: building, running, comparing, reporting."""
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -11,15 +12,17 @@ ORACLE = os.path.join(ROOT, "tests", "oracle", "data")
 
 
 class Checks:
-    """Prints `ok NAME` or `FAILED NAME: why`, and at the end how many there were."""
+    """Prints `ok NAME` (unless it is quiet) or `FAILED NAME: why`, and at the end how many there
+    were."""
 
-    def __init__(self):
-        self.passed, self.failed = 0, 0
+    def __init__(self, quiet=False):
+        self.passed, self.failed, self.quiet = 0, 0, quiet
 
     def check(self, name, good, why=""):
         if good:
             self.passed += 1
-            print("ok %s" % name, flush=True)
+            if not self.quiet:
+                print("ok %s" % name, flush=True)
         else:
             self.failed += 1
             print("FAILED %s: %s" % (name, why), flush=True)
@@ -51,6 +54,17 @@ def run(command, **more):
         raise RuntimeError("%s\nexit code %d\n%s" % (
             " ".join(command), done.returncode, done.stdout[-4000:]))
     return done.stdout
+
+
+def need_mpirun():
+    """Leaves as skipped where there is none."""
+    if not shutil.which("mpirun"):
+        print("skipped: there is no mpirun")
+        sys.exit(77)
+
+
+def mpirun(ranks, *words):
+    return ["mpirun", "--allow-run-as-root", "--oversubscribe", "-q", "-n", str(ranks), *words]
 
 
 def expected(model):
@@ -93,4 +107,20 @@ def main(test):
     checks = Checks()
     with tempfile.TemporaryDirectory() as folder:
         test(os.path.abspath(sys.argv[1]), folder, checks, sys.argv[2:])
+    sys.exit(checks.end())
+
+
+def each(test, rows, words):
+    """test(dsmc, folder, checks, row) on MPI ranks, for each row whose text has all these words."""
+    need_mpirun()
+    chosen = [r for r in rows if all(w in " ".join(map(str, r)) for w in words)]
+    if not chosen:
+        sys.exit("no row has all of %s" % " ".join(words))
+    checks = Checks()
+    for row in chosen:
+        with tempfile.TemporaryDirectory() as folder:
+            try:
+                test(os.path.abspath(sys.argv[1]), folder, checks, row)
+            except (RuntimeError, OSError, ValueError, KeyError, subprocess.TimeoutExpired) as e:
+                checks.check("%s on %s: %s" % row[:3], False, str(e)[-1500:])
     sys.exit(checks.end())

@@ -12,7 +12,6 @@ import glob
 import os
 import shutil
 import sys
-import tempfile
 
 import exe
 import ranks
@@ -49,8 +48,8 @@ def train(program, plan, folder):
     shutil.rmtree(save, ignore_errors=True)
     if os.path.exists(log):
         os.remove(log)
-    exe.run([*ranks.mpirun(n), program, "train", "-q", "--data", ranks.data_of(model, folder),
-             "--steps", STEPS, "--threads", "1", "--seed", "1", "--log", log, "--save", save])
+    exe.run(exe.mpirun(n, program, "train", "-q", "--data", ranks.data_of(model, folder),
+                       "--steps", STEPS, "--threads", "1", "--seed", "1", "--log", log, "--save", save))
     parts = {}
     for path in sorted(glob.glob(os.path.join(save, "step-*", "*.safetensors"))):
         with open(path, "rb") as f:
@@ -80,24 +79,7 @@ def test(dsmc, folder, checks, plan):
         checks.check("%s: %s" % (name, word), good)
 
 
-def main():
+if __name__ == "__main__":
     if len(sys.argv) < 2:
         sys.exit("usage: %s DSMC [WORD...]" % sys.argv[0])
-    if not shutil.which("mpirun"):
-        print("skipped: there is no mpirun")
-        sys.exit(77)
-    dsmc, words = os.path.abspath(sys.argv[1]), sys.argv[2:]
-    checks = exe.Checks()
-    with tempfile.TemporaryDirectory() as folder:
-        for plan in PLANS:
-            if not all(w in " ".join(map(str, plan)) for w in words):
-                continue
-            try:
-                test(dsmc, folder, checks, plan)
-            except (RuntimeError, OSError, ValueError, KeyError) as e:
-                checks.check("%s on %d: %s" % plan[:3], False, str(e)[-1500:])
-    sys.exit(checks.end())
-
-
-if __name__ == "__main__":
-    main()
+    exe.each(test, PLANS, sys.argv[2:])

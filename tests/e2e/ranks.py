@@ -17,11 +17,12 @@ ranks 8/d (the parts of a tensor are rounded up); gradients are 4 whole, and 4/d
 reduced. In the figures of SYSTEMS.md (fp16) weights and gradients are 2 + 2, and 12/d has a third
 fp32 number, the master weight, which in fp32 is the weight itself: 4 + 12/d becomes 8 + 8/d.
 """
+import functools
 import json
+import math
 import os
 import random
 import re
-import shutil
 import struct
 import subprocess
 import sys
@@ -50,10 +51,6 @@ def drawn(all_rows, n, seed):
         first.append(next(r for r in left if r[0] == model))
     rest = [r for r in left if r not in first]
     return (first + rest)[:n]
-
-
-def mpirun(ranks):
-    return ["mpirun", "--allow-run-as-root", "--oversubscribe", "-n", str(ranks)]
 
 
 # Sizes that can be cut by 2 and 4: vocabularies are larger, sequences shorter than the data's.
@@ -152,27 +149,26 @@ def train(program, model, ranks, log, more=()):
         os.remove(log)
     if by_pytorch(model):
         more = [*more, "--load", os.path.join(exe.ORACLE, parts_of(model)[0], "init.safetensors")]
-    said = exe.run([*(mpirun(ranks) if ranks > 1 else []), program, "train", "--data",
-             data, "--steps", str(STEPS), "--threads", "1", "--seed", "1", "--eval", data,
-             "--eval-every", "5", "--log", log, *more])
+    command = [program, "train", "--data", data, "--steps", str(STEPS), "--threads", "1", "--seed", "1",
+               "--eval", data, "--eval-every", "5", "--log", log, *more]
+    said = exe.run(exe.mpirun(ranks, *command) if ranks > 1 else command)
     evals = [float(x) for x in re.findall(r"eval loss (\S+)", said)]
     return exe.read_log(log), evals
 
 
-def wanted(dsmc, folder, model, known):
+@functools.lru_cache(maxsize=None)
+def wanted(dsmc, model):
     """Losses and norms of the model, PyTorch's or one rank's, and one rank's losses of evaluation."""
-    if model not in known:
+    with tempfile.TemporaryDirectory() as folder:
         program = os.path.join(folder, "one")
         build(dsmc, model, 1, "", program)
         steps, evals = train(program, model, 1, os.path.join(folder, "one.jsonl"))
-        if len(evals) < 2:
-            raise RuntimeError("one rank says %d losses of evaluation" % len(evals))
+    if len(evals) < 2:
+        raise RuntimeError("one rank says %d losses of evaluation" % len(evals))
+    if by_pytorch(model):
         job = settings_of(model)[1]
-        if by_pytorch(model):
-            known[model] = job["losses_f64"][:STEPS], job["grad_norms"][:STEPS], evals
-        else:
-            known[model] = [s["loss"] for s in steps], [s["grad_norm"] for s in steps], evals
-    return known[model]
+        return job["losses_f64"][:STEPS], job["grad_norms"][:STEPS], evals
+    return [s["loss"] for s in steps], [s["grad_norm"] for s in steps], evals
 
 
 SHARING = ("data", "ulysses", "ring")
@@ -236,7 +232,7 @@ def object_of(command):
     return json.loads(done.stdout)
 
 
-def check_plan(dsmc, folder, checks, row, program):
+def check_plan(dsmc, checks, row, program):
     """The plan against what `info` says of the program. Returns the latter's ledger."""
     model, ranks, pins = row[0], row[1], row[2].split()[0]
     name = "%s on %d: %s" % row
@@ -262,36 +258,30 @@ def check_plan(dsmc, folder, checks, row, program):
                      "sent %s, planned %s" % (sent, plan))
     checks.check(name + ": as the table says", apart == marked, "mend the mark bytes-differ")
     best["mesh_ranks"] = ranks
-    best["whole_states"] = whole_states(dsmc, folder, model)
+    best["whole_states"] = whole_states(dsmc, model)
     check_states(checks, name, model, best, own["stages"][0])
     return own["sent"]
 
 
-def whole_states(dsmc, folder, model):
+@functools.lru_cache(maxsize=None)
+def whole_states(dsmc, model):
     """(layers, elements of a layer) of each weight, as one rank has them."""
-    program = os.path.join(folder, "whole-" + model)
-    if not os.path.exists(program):
+    with tempfile.TemporaryDirectory() as folder:
+        program = os.path.join(folder, "whole")
         build(dsmc, model, 1, "", program)
-    states = object_of([program, "info", "--json"])["states"]
-    sizes = []
-    for s in states:
-        if s["class"] == "weights":
-            n = 1
-            for extent in s["shape"]:
-                n *= extent
-            sizes.append((max(1, s["layers"]), n))
-    return sizes
+        states = object_of([program, "info", "--json"])["states"]
+    return [(max(1, s["layers"]), math.prod(s["shape"])) for s in states if s["class"] == "weights"]
 
 
-def check_row(dsmc, folder, checks, row, known):
+def check_row(dsmc, folder, checks, row, run):
     model, ranks, pins = row[0], row[1], row[2].split()[0]
     name = "%s on %d: %s" % row
     program = os.path.join(folder, "program")
     build(dsmc, model, ranks, pins, program)
-    sent = check_plan(dsmc, folder, checks, row, program)
-    if known is None:
+    sent = check_plan(dsmc, checks, row, program)
+    if not run:
         return
-    losses, norms, evals = wanted(dsmc, folder, model, known)
+    losses, norms, evals = wanted(dsmc, model)
     steps, got = train(program, model, ranks, os.path.join(folder, "log.jsonl"))
     checks.close(name + ": losses", [s["loss"] for s in steps], losses, 1e-4)
     checks.close(name + ": norms", [s["grad_norm"] for s in steps], norms, 1e-3)
@@ -303,26 +293,13 @@ def check_row(dsmc, folder, checks, row, known):
 
 def main():
     if len(sys.argv) < 2:
-        sys.exit("usage: %s DSMC [--draw N SEED] [WORD...]" % sys.argv[0])
-    if not shutil.which("mpirun"):
-        print("skipped: there is no mpirun")
-        sys.exit(77)
-    dsmc, words = os.path.abspath(sys.argv[1]), sys.argv[2:]
-    plans = words[:1] == ["--plan"]
-    words = words[plans:]
-    chosen = list(rows())
+        sys.exit("usage: %s DSMC [--plan] [--draw N SEED] [WORD...]" % sys.argv[0])
+    words, chosen = sys.argv[2:], list(rows())
+    run = words[:1] != ["--plan"]
+    words = words if run else words[1:]
     if words[:1] == ["--draw"]:
-        chosen = drawn(chosen, int(words[1]), int(words[2]))
-    else:
-        chosen = [r for r in chosen if all(w in " ".join(map(str, r)) for w in words)]
-    checks, known = exe.Checks(), None if plans else {}
-    with tempfile.TemporaryDirectory() as folder:
-        for row in chosen:
-            try:
-                check_row(dsmc, folder, checks, row, known)
-            except (RuntimeError, OSError, ValueError, KeyError) as e:
-                checks.check("%s on %d: %s" % row, False, str(e)[-1500:])
-    sys.exit(checks.end())
+        chosen, words = drawn(chosen, int(words[1]), int(words[2])), words[3:]
+    exe.each(lambda *more: check_row(*more, run), chosen, words)
 
 
 if __name__ == "__main__":

@@ -10,36 +10,24 @@ Skipped without mpirun.
 """
 import os, re, shutil, signal, subprocess, sys, tempfile, time
 
+from exe import Checks, ROOT, mpirun, need_mpirun
+
 dsmc = os.path.abspath(sys.argv[1])
-if not shutil.which("mpirun"):
-    print("no mpirun: skipped")
-    sys.exit(77)
-root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+need_mpirun()
 work = tempfile.mkdtemp(prefix="dsmc-faults-")
 env = dict(os.environ, DSM_THREADS="1")
 SMALL = "tiny.layers=2,tiny.hidden=32,tiny.context=32,train.seq=32,train.batch=8,train.steps=100000"
 PLAN = ["--cluster", "this-host:2", "--pin", "data=2,zero=1"]
-failures = 0
-
-
-def check(ok, what, text=""):
-    global failures
-    if not ok:
-        failures += 1
-        print("FAILED:", what, "\n" + text, flush=True)
+checks = Checks(quiet=True)
 
 
 def build(name, more, plan):
     exe = os.path.join(work, name)
-    cmd = [dsmc, "build", os.path.join(root, "examples/tiny.dsm"), "-o", exe, "--set", SMALL + more, *plan]
+    cmd = [dsmc, "build", os.path.join(ROOT, "examples/tiny.dsm"), "-o", exe, "--set", SMALL + more, *plan]
     r = subprocess.run(cmd, capture_output=True, text=True)
     if r.returncode:
         sys.exit(r.stdout + r.stderr)
     return exe
-
-
-def mpirun(ranks, *words):
-    return ["mpirun", "--allow-run-as-root", "--oversubscribe", "-q", "-n", str(ranks), *words]
 
 
 def errors(text):
@@ -49,7 +37,7 @@ def errors(text):
 def refused(what, cmd, part, code=1):
     r = subprocess.run(cmd, capture_output=True, text=True, env=env, timeout=60)
     told = errors(r.stdout + r.stderr)
-    check(r.returncode == code and len(told) == 1 and part in told[0], what, f"{r.returncode} {told}\n{r.stderr}")
+    checks.check(what, r.returncode == code and len(told) == 1 and part in told[0], f"{r.returncode} {told}\n{r.stderr}")
 
 
 def ranks_of(exe):
@@ -76,7 +64,7 @@ def signalled(what, cmd, exe, number, rank, limit, code, part):
     while time.time() < until and (not os.path.exists(log) or open(log).read().count("\n") < 3):
         time.sleep(0.1)
     victim = p.pid if rank is None else ranks_of(exe()).get(rank)
-    check(victim is not None, what + ": no such rank")
+    checks.check(what + ": no such rank", victim is not None)
     begin = time.time()
     if victim:
         os.kill(victim, number)
@@ -86,13 +74,13 @@ def signalled(what, cmd, exe, number, rank, limit, code, part):
         p.kill()
         text = p.communicate()[0]
     took = time.time() - begin
-    check(p.returncode in code, what + f": exit code {p.returncode}", text)
-    check(took < limit, what + f": took {took:.1f} s", text)
-    check(sum(part in line for line in text.splitlines()) == 1, what + f": `{part}` not said once", text)
-    check(len(errors(text)) <= 1, what + ": several errors", text)
+    checks.check(what + f": exit code {p.returncode}", p.returncode in code, text)
+    checks.check(what + f": took {took:.1f} s", took < limit, text)
+    checks.check(what + f": `{part}` not said once", sum(part in line for line in text.splitlines()) == 1, text)
+    checks.check(what + ": several errors", len(errors(text)) <= 1, text)
     time.sleep(0.5)
     left = ranks_of(exe())
-    check(not left, what + f": ranks are left: {left}")
+    checks.check(what + f": ranks are left: {left}", not left)
     print(f"{what}: {took:.1f} s", flush=True)
 
 
@@ -112,9 +100,9 @@ signalled("killed 0", mpirun(2, *train), lambda: two, signal.SIGKILL, 0, 10, (13
 signalled("killed 1", mpirun(2, *train), lambda: two, signal.SIGKILL, 1, 10, (137, 70), "rank 1 has died")
 save = os.path.join(work, "save")
 signalled("stopped 1", mpirun(2, *train, "--save", save), lambda: two, signal.SIGTERM, 1, 10, (75,), "saved in")
-check(len(os.listdir(save)) == 1, "one checkpoint")
+checks.check("one checkpoint", len(os.listdir(save)) == 1)
 cache = os.path.join(work, "cache")
-run = [dsmc, "run", os.path.join(root, "examples/tiny.dsm"), "--set", SMALL, *PLAN, "--cache", cache, "-q", "--"]
+run = [dsmc, "run", os.path.join(ROOT, "examples/tiny.dsm"), "--set", SMALL, *PLAN, "--cache", cache, "-q", "--"]
 
 
 def cached():
@@ -124,5 +112,4 @@ def cached():
 signalled("dsmc run stopped", run + ["train", "-q", "--save", save + "2"], cached, signal.SIGTERM, None, 15, (75,),
           "saved in")
 shutil.rmtree(work)
-print("ranks_faults:", "FAILED" if failures else "good")
-sys.exit(1 if failures else 0)
+sys.exit(checks.end())

@@ -17,10 +17,7 @@ every rank (what was emitted), `mpirun EXE train --trace` (what ran, one file a 
 """
 import json
 import os
-import shutil
-import subprocess
 import sys
-import tempfile
 
 import exe
 import ranks
@@ -239,7 +236,8 @@ def check_stage(checks, name, done, plan, stage, stages, micros, pins, stash):
         checks.check(name + ": m", most == micros, str(most))
 
 
-def check_plan(dsmc, folder, checks, model, n, pins):
+def check_plan(dsmc, folder, checks, row):
+    model, n, pins = row
     name = "%s on %d: %s" % (model, n, pins)
     program = os.path.join(folder, "program")
     ranks.build(dsmc, model, n, pins, program)
@@ -250,10 +248,9 @@ def check_plan(dsmc, folder, checks, model, n, pins):
                             "--json", "--trace", simulated])
     programs = {r: ranks.object_of([program, "schedule", "--rank", str(r), "--json"])
                 for r in range(n)}
-    exe.run([*ranks.mpirun(n), program, "train", "--data", ranks.data_of(model, folder), "--steps",
-             str(STEPS), "--threads", "1", "--seed", "1", "-q", "--timeout", "20", "--trace-steps",
-             str(STEPS),
-             "--trace", os.path.join(folder, "trace.json")])
+    exe.run(exe.mpirun(n, program, "train", "--data", ranks.data_of(model, folder), "--steps",
+                       str(STEPS), "--threads", "1", "--seed", "1", "-q", "--timeout", "20",
+                       "--trace-steps", str(STEPS), "--trace", os.path.join(folder, "trace.json")))
     traces = {r: Trace(os.path.join(folder, "trace.%d.json" % r)) for r in range(n)}
     axis = next(a for a in programs[0]["axes"] if a["name"] == "pipeline")
     stages, stride = axis["size"], axis["stride"]
@@ -272,23 +269,7 @@ def check_plan(dsmc, folder, checks, model, n, pins):
                            [first + k * stride for k in range(stages)], step, micros)
 
 
-def main():
+if __name__ == "__main__":
     if len(sys.argv) < 2:
         sys.exit("usage: %s DSMC [WORD...]" % sys.argv[0])
-    if not shutil.which("mpirun"):
-        print("skipped: there is no mpirun")
-        sys.exit(77)
-    checks = exe.Checks()
-    for plan in PLANS:
-        if not all(w in " ".join(map(str, plan)) for w in sys.argv[2:]):
-            continue
-        with tempfile.TemporaryDirectory() as folder:
-            try:
-                check_plan(os.path.abspath(sys.argv[1]), folder, checks, *plan)
-            except (RuntimeError, OSError, ValueError, KeyError, subprocess.TimeoutExpired) as e:
-                checks.check("%s on %d: %s" % plan, False, "%r" % e)
-    sys.exit(checks.end())
-
-
-if __name__ == "__main__":
-    main()
+    exe.each(check_plan, PLANS, sys.argv[2:])

@@ -13,6 +13,8 @@ file and tensor. Last a full disk while saving: a clear error, and the older che
 """
 import argparse, collections, json, os, random, resource, shutil, subprocess, sys, tempfile, time
 
+from exe import Checks, ROOT
+
 ap = argparse.ArgumentParser()
 ap.add_argument("dsmc")
 ap.add_argument("--kills", type=int, default=8)
@@ -20,21 +22,10 @@ ap.add_argument("--flips", type=int, default=40)
 ap.add_argument("--seed", type=int, default=1)
 args = ap.parse_args()
 rng = random.Random(args.seed)
-root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 work = tempfile.mkdtemp(prefix="dsmc-resume-")
 exe = os.path.join(work, "tiny")
 STEPS = 40
-failures = 0
-passed = 0
-
-
-def check(ok, what):
-    global failures, passed
-    if ok:
-        passed += 1
-    else:
-        failures += 1
-        print("FAILED:", what, flush=True)
+checks = Checks(quiet=True)
 
 
 def run(*argv, **kw):
@@ -120,13 +111,13 @@ def kill_until_it_ends(folder, log, whole, hits):
         p.kill()
         err = p.communicate()[1]
         if p.returncode != -9:
-            check(p.returncode == 0, "resumed run exits %d: %s" % (p.returncode, err))
+            checks.check("resumed run exits %d: %s" % (p.returncode, err), p.returncode == 0)
             return kills
         kills += 1
         hits[where_hit(folder, p.pid)] += 1
 
 
-r = run(args.dsmc, "build", os.path.join(root, "examples/tiny.dsm"), "-o", exe, "--set",
+r = run(args.dsmc, "build", os.path.join(ROOT, "examples/tiny.dsm"), "-o", exe, "--set",
         "layers=2,hidden=48,heads=3,seq=48,batch=8,drop=0.1,steps=%d" % STEPS)
 if r.returncode:
     sys.exit("build failed:\n" + r.stdout)
@@ -136,27 +127,27 @@ a = os.path.join(work, "a")
 log = os.path.join(work, "a.jsonl")
 t0 = time.time()
 r = run(*train(a, "--log", log))
-check(r.returncode == 0, "undisturbed run: " + r.stdout)
+checks.check("undisturbed run: " + r.stdout, r.returncode == 0)
 whole = time.time() - t0
 want, want_log = result(a), losses(log)
-check(len(want_log) == STEPS, "undisturbed log has %d lines" % len(want_log))
+checks.check("undisturbed log has %d lines" % len(want_log), len(want_log) == STEPS)
 
 # kill -9 at random moments of the run, resume, until it ends; then anew until there were enough.
 kills, runs, hits = 0, 0, collections.Counter()
 b = os.path.join(work, "b")
 log = os.path.join(work, "b.jsonl")
-while kills < args.kills and not failures:
+while kills < args.kills and not checks.failed:
     shutil.rmtree(b, ignore_errors=True)
     if os.path.exists(log):
         os.unlink(log)
     kills += kill_until_it_ends(b, log, whole, hits)
     runs += 1
-    check(newest(b) is not None and result(b) == want,
-          "the last checkpoint after %d kills differs" % kills)
-    check(losses(log) == want_log, "the log after %d kills differs" % kills)
+    checks.check("the last checkpoint after %d kills differs" % kills,
+                 newest(b) is not None and result(b) == want)
+    checks.check("the log after %d kills differs" % kills, losses(log) == want_log)
 if args.kills >= 50:
     for place in ("inside a save", "between rename and clean-up", "between saves"):
-        check(hits[place] >= args.kills // 50, "only %d kills %s" % (hits[place], place))
+        checks.check("only %d kills %s" % (hits[place], place), hits[place] >= args.kills // 50)
 print("%d kills in %d runs, checkpoints and logs equal; %s" % (
     kills, runs, ", ".join("%s %d" % x for x in sorted(hits.items()))), flush=True)
 
@@ -166,9 +157,9 @@ p = subprocess.Popen(train(c), stdout=subprocess.DEVNULL, stderr=subprocess.DEVN
 time.sleep(0.5 * whole)
 p.terminate()
 p.wait()
-check(p.returncode in (75, 0), "SIGTERM: exit %d" % p.returncode)
+checks.check("SIGTERM: exit %d" % p.returncode, p.returncode in (75, 0))
 r = run(*train(c))
-check(r.returncode == 0 and result(c) == want, "after SIGTERM and resume the checkpoint differs")
+checks.check("after SIGTERM and resume the checkpoint differs", r.returncode == 0 and result(c) == want)
 
 # One damaged byte anywhere, or a cut, is refused and named.
 good = newest(a)
@@ -192,12 +183,12 @@ for i in range(args.flips):
             f.write(bytes([x]))
     r = run(exe, "train", "-q", "--steps", str(STEPS + 2), "--resume", bad)
     ok = r.returncode == 1 and (name in r.stdout or "manifest" in r.stdout)
-    check(ok, "%s of %s: exit %d, %s" % ("truncation" if cut else "flip", name, r.returncode, r.stdout))
+    checks.check("%s of %s: exit %d, %s" % ("truncation" if cut else "flip", name, r.returncode, r.stdout), ok)
 
 # A disk that is full while saving: the older checkpoint stays and loads.
 d = os.path.join(work, "d")
 r = run(exe, "train", "-q", "--steps", "2", "--save", d, "--save-every", "2")
-check(r.returncode == 0, "short run: " + r.stdout)
+checks.check("short run: " + r.stdout, r.returncode == 0)
 limit = os.path.getsize(os.path.join(newest(d), "weights.safetensors")) // 2
 
 
@@ -209,12 +200,11 @@ def small_files():
 
 r = run(exe, "train", "-q", "--steps", "4", "--save", d, "--save-every", "2", "--resume", d,
         preexec_fn=small_files)
-check(r.returncode == 1 and "step-" in r.stdout, "full disk: exit %d, %s" % (r.returncode, r.stdout))
+checks.check("full disk: exit %d, %s" % (r.returncode, r.stdout), r.returncode == 1 and "step-" in r.stdout)
 left = [x for x in os.listdir(d) if not x.startswith("step-")]
-check(not left, "left behind: %s" % left)
+checks.check("left behind: %s" % left, not left)
 r = run(exe, "train", "-q", "--steps", "4", "--save", d, "--resume", d)
-check(r.returncode == 0, "after the full disk: " + r.stdout)
+checks.check("after the full disk: " + r.stdout, r.returncode == 0)
 
 shutil.rmtree(work, ignore_errors=True)
-print("%d passed, %d failed" % (passed, failures))
-sys.exit(1 if failures else 0)
+sys.exit(checks.end())

@@ -7,7 +7,8 @@ Trains the tiny example, reduced, and the oracle's other models for a few steps 
 `dsmc help skip` left out in turn, and with all of them: losses, gradient norms, the final weights and
 what is generated with them must be the same bytes. With and without the weights' rounded copies
 (`narrow`) a run that is stopped and resumed must end so too, and `eval` must agree. Each name must change the code or the schedule of
-some job (or the test would test nothing), or the kernels for a GPU. What is for ranks overlap.py runs. `recompute` does nothing without a pin: recompute.py skips it.
+some job (or the test would test nothing), or the kernels for a GPU. What is for ranks overlap.py runs. `recompute` does
+nothing without a pin: recompute.py skips it.
 """
 import glob
 import os
@@ -31,8 +32,11 @@ JOBS = [("tiny", TINY, ""),
 
 
 def names_of(dsmc):
-    names = re.findall(r"^  (\w+)  +[a-z]", exe.run([dsmc, "help", "skip"]), re.M)
-    return [n for n in names if n != "recompute"]
+    """What `dsmc help skip` names, and those of them that are for a GPU; ranks' are for overlap.py, and recompute does nothing here."""
+    named = dict(re.findall(r"^  (\w+)  +([a-z].*)$", exe.run([dsmc, "help", "skip"]), re.M))
+    here = [n for n, what in named.items() if n != "recompute" and "among ranks:" not in what and not what.startswith("among ranks")]
+    for_gpus = {n for n in here if "for a GPU" in named[n]}
+    return [n for n in here if n not in for_gpus], for_gpus
 
 
 def run(program, more, prompt, stops=("4",)):
@@ -60,11 +64,7 @@ def made(program):
 
 
 def test(dsmc, folder, checks, chosen):
-    names = names_of(dsmc)
-    among_ranks = [n for n in names if re.search(r"^  %s  +(among ranks|\w+: among ranks)" % n, exe.run([dsmc, "help", "skip"]), re.M)]
-    names = [n for n in names if n not in among_ranks]  # tests/e2e/overlap.py runs them
-    for_gpus = {n for n in names if re.search(r"^  %s  +\w+: for a GPU" % n, exe.run([dsmc, "help", "skip"]), re.M)}
-    names = [n for n in names if n not in for_gpus]
+    names, for_gpus = names_of(dsmc)
     checks.check("`dsmc help skip` names passes and choices",
                  {"fuse", "narrow", "frames", "preround", "bands"} <= set(names), str(names))
     prompt = ["--prompt-tokens", "4,10,31"]
