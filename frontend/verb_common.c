@@ -159,7 +159,7 @@ static bool lower_and_optimise(cli *c, compiled *k, const plan_given *pin, int64
   skip_add(&o.skip, cli_get(c, OPT_SKIP));
   timing timer = {.c = c};
   if (cli_has(c, OPT_TIME)) o.report = report_pass, o.report_ctx = &timer;
-  const char *why = stages_wanted(k) ? stages_run(k, &o, pin->matmul) : pass_run(k->module, &o);
+  const char *why = stages_wanted(k) ? stages_compile(k, &o, pin->matmul) : pass_run(k->module, &o);
   k->schedule = k->module->schedule;
   if (why && pin->recompute == RECOMPUTE_BYTES && k->recomputed.after > pin->recompute_bytes)
     return true;  // choose_micro_batch looks at it too

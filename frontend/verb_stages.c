@@ -3,24 +3,24 @@
 #include "ir/place.h"
 #include "passes/cut.h"
 #include "passes/plan/plan.h"
+#include "passes/plan/show.h"
+#include "passes/plan/stages.h"
 
 bool stages_wanted(const compiled *k) { return k->mesh && mesh_axis(k->mesh, "pipeline") >= 0; }
 
-// The first layer of each part: as the plan cuts the stages, or, where a stage has several or the
-// plan does not say, as even as can be.
+// The first layer of each part: as the plan cuts the stages and deals them to chunks, or, where it
+// does not say, as even as can be.
 static const int64_t *first_layers(arena *a, const compiled *k, int64_t layers, int stages,
                                    int chunks) {
   const plan_candidate *p = k->plan;
-  if (!p || p->nstages != stages || chunks > 1) return cut_evenly(a, layers, stages * chunks);
+  if (!p || p->nstages != stages) return cut_evenly(a, layers, stages * chunks);
   int64_t *first = arena_new(a, int64_t, stages + 1);
-  for (int s = 0; s < stages; s++) {
-    const plan_stage *st = &p->stage[s];
-    first[s + 1] = first[s] + (st->layers ? st->layers : st->last_layer - st->first_layer + 1);
-  }
-  return first[stages] == layers ? first : cut_evenly(a, layers, stages);
+  for (int s = 0; s < stages; s++) first[s + 1] = first[s] + plan_stage_layers(&p->stage[s]);
+  if (first[stages] != layers) return cut_evenly(a, layers, stages * chunks);
+  return chunks > 1 ? stages_deal(a, &(stages_cut){.first = first}, stages, chunks) : first;
 }
 
-const char *stages_run(compiled *k, const pass_options *o, cg_library library) {
+const char *stages_compile(compiled *k, const pass_options *o, cg_library library) {
   ir_module *m = k->module;
   bool stopped;
   const char *why = pass_run_front(m, o, &stopped);

@@ -183,7 +183,7 @@ static void read_kinds(reader *r, const char *kinds) {
     if (!name || p[name] != ':') break;
     size_t kind = strcspn(p + name + 1, ", ");
     static const char *const of_operands[] = {
-        "linear:", "updates:", "over:", "epilogue:", "rounds:", "work:", "parts:"};
+        "linear:", "updates:", "over:", "epilogue:", "rounds:", "work:", "parts:", "exchange:"};
     bool index = true;
     for (size_t i = 0; i < sizeof of_operands / sizeof *of_operands; i++)
       index &= !str_starts(p, of_operands[i]);

@@ -7,7 +7,8 @@
 // they are small and nobody reads a result before the last of them is begun (sched_instr.more): a
 // message costs some microseconds however short it is. Each element is summed as it was alone.
 //
-// Weights of a layer that ranks have parts of are gathered one ahead of what reads them.
+// Weights of a layer that ranks have parts of are gathered one ahead of what reads them, and parts
+// of gradients are added up when the next one is made.
 //
 // Streams. An exchange goes to STREAM_COMMUNICATION when kernels can run before its result is
 // needed. It begins when all that was given to compute before has been done (an event), and compute
@@ -120,32 +121,58 @@ static void fill_buckets(over *v, sched_task *t) {
   }
 }
 
-// A state is set at the end of its task when ranks make it: it is there already, or else the copy
-// would wait for it while there is something to compute.
-static void set_late(over *v, sched_task *t) {
-  arena *a = v->s->m->arena;
-  VEC(sched_instr) late = {0};
-  int *position = arena_new(a, int, t->instrs.n + 1), n = 0, kept = 0;
-  for (int i = 0; i < t->instrs.n; i++)
-    if (t->instrs.at[i].op) position[n++] = t->instrs.at[i].position;
-  for (int i = 0; i < t->instrs.n; i++) {
-    const sched_instr in = t->instrs.at[i];
-    const ir_op *def = in.op && in.op->code == IR_set ? in.op->in[0]->def : NULL;
-    if (def && ir_is_exchange(def->code))
-      vec_push(a, &late, in);
-    else
-      t->instrs.at[kept++] = in;
+// ---- later, earlier -----------------------------------------------------------------------------
+
+// Brings instruction `from` to number `to`; each number keeps its position in the entry's order.
+static void move(sched_task *t, int from, int to) {
+  sched_instr *at = t->instrs.at;
+  for (int step = from < to ? 1 : -1; from != to; from += step) {
+    const sched_instr in = at[from];
+    const int here = in.position, there = at[from + step].position;
+    at[from] = at[from + step];
+    at[from + step] = in;
+    at[from].position = here;
+    at[from + step].position = there;
   }
-  for (int i = 0; i < late.n; i++) t->instrs.at[kept++] = late.at[i];
-  for (int i = 0, k = 0; i < t->instrs.n; i++)
-    if (t->instrs.at[i].op) t->instrs.at[i].position = position[k++];
 }
 
-// ---- weights that are gathered ----------------------------------------------------------------
+// A state is set at the end of its task when ranks make it: it is there already, or else the copy
+// would wait for it while there is something to compute.
+static void set_late(sched_task *t) {
+  for (int i = 0, left = t->instrs.n; left > 0; left--) {
+    const sched_instr *in = &t->instrs.at[i];
+    const ir_op *def = in->op && in->op->code == IR_set ? in->op->in[0]->def : NULL;
+    if (def && ir_is_exchange(def->code))
+      move(t, i, t->instrs.n - 1);
+    else
+      i++;
+  }
+}
 
 static int reader_of(const sched_task *t, int from, const ir_value *what) {
   while (from < t->instrs.n && !reads(&t->instrs.at[from], what)) from++;
   return from;
+}
+
+static bool exchanges(const sched_instr *in) { return in->op && ir_is_exchange(in->op->code); }
+
+static bool computes(const sched_instr *in) {
+  return in->op && !ir_is_exchange(in->op->code) && in->op->code != IR_set;
+}
+
+// A part of a gradient (ZeRO 2) is added up in front of the next exchange, so that it is on its way
+// while that one's operand is computed; one is at a time.
+static void accumulate_late(sched_task *t) {
+  for (int i = t->instrs.n - 1; i >= 0; i--) {
+    const ir_op *op = t->instrs.at[i].op;
+    if (!op || op->code != IR_accumulate || !op->in[0]->def) continue;
+    if (!ir_is_exchange(op->in[0]->def->code)) continue;
+    int to = i, end = reader_of(t, i + 1, storage(op->out[0]));
+    bool computed = false;
+    while (to + 1 < end && !exchanges(&t->instrs.at[to + 1]))
+      computed |= computes(&t->instrs.at[++to]);
+    if (computed) move(t, i, to);
+  }
 }
 
 // In a body that gathers the weights of its layer (ZeRO 3), each is asked for in front of what
@@ -155,8 +182,7 @@ static void gather_ahead(sched_task *t) {
   for (int i = 0; i < t->instrs.n; i++) {
     const sched_instr in = t->instrs.at[i];
     if (!in.op || in.op->code != IR_all_gather || storage(in.op->in[0])->def) continue;
-    for (int k = i; k > to; k--) t->instrs.at[k] = t->instrs.at[k - 1];
-    if (to < i) t->instrs.at[to] = in;
+    if (to < i) move(t, i, to);
     to = reader_of(t, i + 1, storage(in.op->out[0]));
   }
 }
@@ -172,10 +198,6 @@ static bool moves(const sched_instr *in) {
     case IR_all_to_all: return true;
     default: return false;
   }
-}
-
-static bool computes(const sched_instr *in) {
-  return in->op && !ir_is_exchange(in->op->code) && in->op->code != IR_set;
 }
 
 // The first instruction from (task, instr) on that reads `what`, a value of the top; of a body, its
@@ -354,10 +376,11 @@ static void overlap_entry(sched *s, sched_entry *e, skip_set skip) {
     if (sched_first_run(e, i)) vec_push(s->m->arena, &v.order, e->runs.at[i].task);
   for (int k = 0; k < v.order.n; k++) {
     if (!skips(skip, SKIP_buckets)) fill_buckets(&v, task_of(&v, k));
+    accumulate_late(task_of(&v, k));
     if (task_of(&v, k)->loop)
       gather_ahead(task_of(&v, k));
     else
-      set_late(&v, task_of(&v, k));
+      set_late(task_of(&v, k));
   }
   find_flights(&v);
   if (!v.flights.n) return;

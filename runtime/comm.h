@@ -101,9 +101,10 @@ int64_t comm_sent(const comm *c);
 // sends a sign of life to the next rank; one whose sign has been missing for 0.8 * timeout_s is
 // named on `err`, and all ranks end with exit code 70. So they do when an exchange takes longer
 // than timeout_s: then every rank says where it is, and one line names the rank that is not where
-// the others are. Once *stop says that this rank was asked to stop (mpirun asks all when one has
+// the others are; with `told` every rank also prints its last exchanges, a line each, oldest first.
+// Once *stop says that this rank was asked to stop (mpirun asks all when one has
 // died), no more than 4 s are waited for a sign of life.
-status *comm_watch(comm *c, double timeout_s, FILE *err,
+status *comm_watch(comm *c, double timeout_s, bool told, FILE *err,
                    const volatile sig_atomic_t *stop) STATUS_MUST_USE;
 
 // A rank that cannot go on while others may wait for it: its error appears once on the terminal,
@@ -111,9 +112,5 @@ status *comm_watch(comm *c, double timeout_s, FILE *err,
 // the engine cannot end this process. An error without text waits to be ended by the one that has
 // it.
 void comm_fail(comm *c, const status *s);
-
-// The last exchanges of this rank, a line each, oldest first; for the curious and for tests.
-enum { COMM_FLIGHTS = 64 };
-void comm_print_flights(comm *c, FILE *out);
 
 #endif

@@ -36,6 +36,7 @@ typedef struct comm_buffer {
   bool busy;
 } comm_buffer;
 
+enum { COMM_FLIGHTS = 64 };
 // An exchange as the flight recorder keeps it. Times are of clock_ns; finished 0: not yet.
 typedef struct flight {
   uint32_t record;

@@ -39,6 +39,7 @@ struct watch {
   comm *c;
   FILE *err;
   const volatile sig_atomic_t *stop;
+  bool told;  // what was exchanged, on an alarm
   int64_t timeout, beat_every;
   pthread_t thread;
   pthread_mutex_t lock;  // around what follows
@@ -81,7 +82,7 @@ static void describe(const comm *c, const flight *f, char *text, size_t cap) {
              f->micro);
 }
 
-void comm_print_flights(comm *c, FILE *out) {
+static void print_flights(comm *c, FILE *out) {
   pthread_mutex_lock(&c->flight_lock);
   int64_t first = c->nflights > COMM_FLIGHTS ? c->nflights - COMM_FLIGHTS : 0;
   for (int64_t i = first; i < c->nflights; i++) {
@@ -89,9 +90,10 @@ void comm_print_flights(comm *c, FILE *out) {
     char text[256];
     describe(c, f, text, sizeof text);
     if (f->finished)
-      fprintf(out, "%s: %.3f ms\n", text, 1e-6 * (double)(f->finished - f->started));
+      fprintf(out, "rank %d: %s: %.3f ms\n", c->engine.rank, text,
+              1e-6 * (double)(f->finished - f->started));
     else
-      fprintf(out, "%s: not finished\n", text);
+      fprintf(out, "rank %d: %s: not finished\n", c->engine.rank, text);
   }
   pthread_mutex_unlock(&c->flight_lock);
 }
@@ -203,6 +205,7 @@ static void tell_failure(watch *w) {
 
 static void answer(watch *w) {
   message m = place_of(w->c);
+  if (w->told) print_flights(w->c, w->err);
   if (w->c->engine.rank == 0)
     w->places[0] = m;
   else
@@ -367,7 +370,8 @@ static status *find_before(watch *w) {
   return s;
 }
 
-status *comm_watch(comm *c, double timeout_s, FILE *err, const volatile sig_atomic_t *stop) {
+status *comm_watch(comm *c, double timeout_s, bool told, FILE *err,
+                   const volatile sig_atomic_t *stop) {
   if (!c || c->engine.ranks < 2) return NULL;
   watch *w = calloc(1, sizeof *w);
   if (w) w->places = calloc((size_t)c->engine.ranks, sizeof *w->places);
@@ -377,6 +381,7 @@ status *comm_watch(comm *c, double timeout_s, FILE *err, const volatile sig_atom
   }
   w->c = c;
   w->err = err;
+  w->told = told;
   w->stop = stop;
   w->timeout = (int64_t)(timeout_s * 1e9);
   w->beat_every = w->timeout / 8 < BEAT_NS ? w->timeout / 8 : BEAT_NS;

@@ -168,18 +168,10 @@ static status *map_part(int fd, const char *path, const prog_part *t, image *img
   return NULL;
 }
 
-// The part of the axis `pipeline` that `rank` has; 0 when the program has no such axis.
-static uint64_t stage_of(const prog *p, int rank) {
-  for (uint32_t i = 0; i < p->naxes; i++)
-    if (str_eq(prog_text(p, p->axes[i].name), "pipeline"))
-      return (uint64_t)(rank / p->axes[i].stride % p->axes[i].size);
-  return 0;
-}
-
 // Ranks compare one number, and each has the program of its own stage: it is that of all programs.
 static status *open_stage(int fd, const char *name, const prog_trailer *t, uint64_t end, int rank,
                           image *img) {
-  uint64_t stage = stage_of(&img->prog, rank);
+  uint64_t stage = (uint64_t)prog_stage(&img->prog, rank);
   prog_part *part = calloc(t->parts, sizeof *part);
   if (!part) return status_error("out of memory");
   status *s = read_at(fd, name, t->parts_offset, part, t->parts * sizeof *part);

@@ -528,6 +528,22 @@ int64_t prog_class_bytes(const prog *p, uint32_t cls) {
   return n;
 }
 
+static const prog_axis *pipeline_of(const prog *p) {
+  for (uint32_t i = 0; i < p->naxes; i++)
+    if (str_eq(prog_text(p, p->axes[i].name), "pipeline")) return &p->axes[i];
+  return NULL;
+}
+
+int64_t prog_stages(const prog *p) {
+  const prog_axis *a = pipeline_of(p);
+  return a ? a->size : 1;
+}
+
+int64_t prog_stage(const prog *p, int rank) {
+  const prog_axis *a = pipeline_of(p);
+  return a ? rank / a->stride % a->size : 0;
+}
+
 int64_t prog_vocab(const prog *p) {
   for (uint32_t i = 0; i < p->nsettings; i++) {
     const char *name = prog_text(p, p->settings[i].name);

@@ -87,6 +87,10 @@ const int64_t *prog_state_dims(const prog_state *s, uint32_t *rank);
 const prog_state *prog_weight_of(const prog *p, const prog_state *s);
 int64_t prog_parameters(const prog *p);  // elements of all weights, whole
 int64_t prog_class_bytes(const prog *p, uint32_t cls);
+// Stages of its pipeline (the axis `pipeline`), each of which has a program of its own; 1 without.
+// And the stage that `rank` is of.
+int64_t prog_stages(const prog *p);
+int64_t prog_stage(const prog *p, int rank);
 // Size of the vocabulary: setting "*.vocab" when there is one, else the last dimension of an
 // output `logits`; 0 when the program has neither.
 int64_t prog_vocab(const prog *p);

@@ -126,7 +126,7 @@ static status *join_ranks(rt *r) {
     return status_exit(2, "--timeout takes 0.5 to 1000000 seconds");
   r->comm = r->env->comm;
   if (!r->comm) STATUS_DO(comm_open(r->prog, &r->comm));
-  STATUS_DO(comm_watch(r->comm, timeout, r->env->err, r->env->stop));
+  STATUS_DO(comm_watch(r->comm, timeout, r->opt.verbose, r->env->err, r->env->stop));
   if (r->comm && r->opt.trace)
     r->opt.trace = path_of_rank(r->arena, r->opt.trace, comm_rank(r->comm));
   if (comm_rank(r->comm) == 0) return NULL;

@@ -6,25 +6,12 @@
 #include "runtime/base/str.h"
 #include "runtime/ledger.h"
 
-// The coordinate of a rank on the axis `pipeline`; 0 when there is none.
-static int64_t stage_of(const prog *p, int rank) {
-  for (uint32_t i = 0; i < p->naxes; i++)
-    if (str_eq(prog_text(p, p->axes[i].name), "pipeline")) return comm_coordinate(p, rank, i);
-  return 0;
-}
-
-static int64_t stages_of(const prog *p) {
-  for (uint32_t i = 0; i < p->naxes; i++)
-    if (str_eq(prog_text(p, p->axes[i].name), "pipeline")) return p->axes[i].size;
-  return 1;
-}
-
 // What all ranks of a stage have in common, and the sum of what they send.
 static json_t *stage_json(const prog *p, int64_t stage, ledger *all) {
   ledger *own = ledger_new(p);
   json_t *ranks = json_array();
   for (int r = 0; own && r < comm_program_ranks(p); r++) {
-    if (stage_of(p, r) != stage) continue;
+    if (prog_stage(p, r) != stage) continue;
     json_array_append_new(ranks, json_integer(r));
     ledger_planned(p, r, own);
   }
@@ -45,8 +32,8 @@ static json_t *stage_json(const prog *p, int64_t stage, ledger *all) {
 static status *add_stage(const rt *r, int64_t stage, json_t *stages, ledger *all) {
   const prog *p = r->prog;
   int rank = 0;
-  while (stage_of(p, rank) != stage) rank++;
-  if (stages_of(p) == 1) {
+  while (prog_stage(p, rank) != stage) rank++;
+  if (prog_stages(p) == 1) {
     json_array_append_new(stages, stage_json(p, 0, all));
     return NULL;
   }
@@ -68,7 +55,7 @@ status *info_ranks_json(const rt *r, json_t **out) {
     json_array_append_new(mesh, json_pack("{s:s, s:I}", "axis", prog_text(p, p->axes[i].name),
                                           "size", (json_int_t)p->axes[i].size));
   status *s = NULL;
-  for (int64_t k = 0; !s && k < stages_of(p); k++) s = add_stage(r, k, stages, all);
+  for (int64_t k = 0; !s && k < prog_stages(p); k++) s = add_stage(r, k, stages, all);
   if (!s)
     *out = json_pack("{s:I, s:O, s:o, s:O}", "count", (json_int_t)comm_program_ranks(p), "mesh",
                      mesh, "sent", ledger_json(p, all), "stages", stages);

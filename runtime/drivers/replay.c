@@ -48,26 +48,19 @@ static void add_entry(shares *s, const prog_entry *e) {
   }
 }
 
-static int64_t stage_of(const rt *r) {
-  const prog *p = r->prog;
-  for (uint32_t i = 0; i < p->naxes; i++)
-    if (str_eq(prog_text(p, p->axes[i].name), "pipeline"))
-      return comm_coordinate(p, comm_rank(r->comm), i);
-  return 0;
-}
-
 static status *read_seconds(const rt *r, int64_t micros, shares *s) {
   static const char *const key[KINDS] = {"forward_s", "backward_s", "outside_s"};
   json_error_t why;
   json_t *root = json_load_file(r->opt.replay, 0, &why);
   if (!root) return status_error("%s:%d: %s", r->opt.replay, why.line, why.text);
-  const json_t *stage = json_array_get(json_object_get(root, "stages"), (size_t)stage_of(r));
+  const int64_t number = prog_stage(r->prog, comm_rank(r->comm));
+  const json_t *stage = json_array_get(json_object_get(root, "stages"), (size_t)number);
   status *bad = NULL;
   for (int k = 0; k < KINDS && !bad; k++) {
     const json_t *v = json_object_get(stage, key[k]);
     if (!json_is_number(v) || json_number_value(v) < 0)
       bad = status_error("%s has no %s of stage %d; `dsmc simulate --json` writes such files",
-                         r->opt.replay, key[k], (int)stage_of(r));
+                         r->opt.replay, key[k], (int)number);
     else
       s->seconds[k] = json_number_value(v) * (k == OUTSIDE ? 1 : (double)micros);
   }

@@ -38,10 +38,7 @@ static status *choose_rank(rt *r, image *other) {
   if (r->opt.rank >= ranks)
     return status_exit(2, "--rank %" PRId64 ": the program is for %" PRId64 " rank%s, from 0 on",
                        r->opt.rank, ranks, ranks == 1 ? "" : "s");
-  bool stages = false;
-  for (uint32_t i = 0; i < r->prog->naxes; i++)
-    stages |= str_eq(prog_text(r->prog, r->prog->axes[i].name), "pipeline");
-  if (!stages) return NULL;
+  if (prog_stages(r->prog) == 1) return NULL;
   STATUS_DO(image_open("/proc/self/exe", r->opt.exe, (int)r->opt.rank, other));
   r->img = other;
   r->prog = &other->prog;

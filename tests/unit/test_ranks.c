@@ -273,13 +273,20 @@ static void test_timeout(void **state) {
   world *w = *state;
   toy_hook = linger;
   int64_t begin = clock_ns();
-  run(w, 2, "train --data @/corpus.txt --timeout 0.6");
+  run(w, 2, "train --data @/corpus.txt --timeout 0.6 -v");
   assert_true(clock_ns() - begin < 5000000000);
   has(w->seats[0].err, "rank 0 waits since 0.6 s in ");
   has(w->seats[0].err, "s in all_reduce of grad (exchange 0), step 4");
   has(w->seats[0].err, "rank 1 is in no exchange since ");
   has(w->seats[0].err,
       "error: no exchange ended within 0.6 s: rank 1 is not where the others wait");
+  // -v: the exchanges before it.
+  const char *recorded =
+      "rank 0: all_reduce of grad (exchange 0), step 4, layer 0, micro-batch 0: ";
+  has(w->seats[0].err, recorded);
+  has(w->seats[0].err, "rank 0: all_reduce of grad (exchange 0), step 3, layer 0, micro-batch 0: ");
+  has(strstr(w->seats[0].err, recorded), "not finished");
+  has(w->seats[1].err, "rank 1: ");
 }
 
 // ---- starting -----------------------------------------------------------------------------------
