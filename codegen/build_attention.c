@@ -16,6 +16,7 @@
 #include <string.h>
 
 #include "ir/place.h"
+#include "ir/rule.h"
 #include "runtime/base/random.h"
 
 // ---- geometry ----------------------------------------------------------------------------------
@@ -101,8 +102,10 @@ void att_begin(att *a, const char *name) {
   b_begin(a->b, "%s_%lldx%lldx%lld", name, (long long)a->s, (long long)a->t, (long long)a->d);
 }
 
-static bool on_queries(att_role r) { return r == AT_Q || r == AT_O || r == AT_DO || r == AT_DQ; }
-static bool per_row(att_role r) { return r == AT_LSE || r == AT_DELTA; }
+static bool on_queries(att_role r) {
+  return r == AT_Q || r == AT_O || r == AT_O_IN || r == AT_DO || r == AT_DQ;
+}
+static bool per_row(att_role r) { return r == AT_LSE || r == AT_LSE_IN || r == AT_DELTA; }
 static int64_t width_of(const att *a, att_role r) {
   return r == AT_Q || r == AT_K || r == AT_DQ || r == AT_DK ? a->d : a->v;
 }
@@ -215,7 +218,7 @@ static void begin_draws(att *a, k_value *batch, k_value *kv, k_value *rep) {
   int64_t room = a->qc.size * a->draw_query + a->kc.size * a->draw_next;
   k_type type = !a->past && end + room < INT32_MAX ? K_I32 : K_I64;
   k_value *head = k_add(k, k_muli(k, kv, step[rest]), k_muli(k, rep, step[rest + 1]));
-  a->draw_row = k_cast(k, b_draw_at(b, k_add(k, row, head)), type);
+  a->draw_row = k_cast(k, b_begin_at(b, k_add(k, row, head)), type);
 }
 
 void att_cell(att *a, k_value *batch, k_value *kv, k_value *rep) {
@@ -375,14 +378,38 @@ static void forward_tile(att *a, k_value *q, k_value *i0, k_value *j0, k_value *
   }
 }
 
+// Where m, l and acc begin: nothing was seen, or what attention_next goes on with, which stands for
+// one key of score lse and value o.
+static void forward_begin(att *a, k_value *i0, k_value **init) {
+  k_kernel *k = a->b->k;
+  int nq = a->qc.size;
+  k_value *hidden = k_const(k, K_F32, -__builtin_inf()), *zero = k_const(k, K_F32, 0);
+  if (a->op->code != IR_attention_next) {
+    init[0] = k_full(k, K_F32, nq, 1, -__builtin_inf());
+    init[1] = k_full(k, K_F32, nq, 1, 0);
+    init[2] = k_full(k, K_F32, nq, (int)a->v, 0);
+    return;
+  }
+  init[0] = att_load(a, AT_LSE_IN, i0, -__builtin_inf());
+  k_value *none = k_scalar(k, IR_eq, init[0], hidden, NULL);
+  init[1] = k_where(k, none, zero, k_const(k, K_F32, 1));
+  init[2] = att_load(a, AT_O_IN, i0, 0);
+}
+
 void cg_build_attention(bld *b) {
   ir_op *op = b->op;
   att a;
-  if (!att_open(&a, b, op->in[0], op->in[1], op->in[2], 3)) return;
-  att_begin(&a, "attention");
-  att_use(&a, AT_Q, op->in[0], K_READ);
-  att_use(&a, AT_K, op->in[1], K_READ);
-  att_use(&a, AT_V, op->in[2], K_READ);
+  int q_at = ir_queries(op);
+  if (!att_open(&a, b, op->in[q_at], op->in[q_at + 1], op->in[q_at + 2], q_at + 3)) return;
+  bool goes_on = op->code == IR_attention_next;
+  att_begin(&a, goes_on ? "attention_next" : "attention");
+  if (goes_on) {
+    att_use(&a, AT_O_IN, op->in[0], K_READ);
+    att_use(&a, AT_LSE_IN, op->in[1], K_READ);
+  }
+  att_use(&a, AT_Q, op->in[q_at], K_READ);
+  att_use(&a, AT_K, op->in[q_at + 1], K_READ);
+  att_use(&a, AT_V, op->in[q_at + 2], K_READ);
   att_use(&a, AT_O, op->out[0], K_WRITE);
   att_use(&a, AT_LSE, op->out[1], K_WRITE);
   if (!att_ready(&a)) return;
@@ -390,10 +417,8 @@ void cg_build_attention(bld *b) {
   k_value *batch = b_grid_of(b, a.batch_n), *kv = k_grid(k, a.kv), *rep = k_grid(k, a.rep);
   k_value *i0 = k_muli(k, k_grid(k, a.qc.count), a.qc.size);
   att_cell(&a, batch, kv, rep);
-  k_value *q = k_stage(k, att_load(&a, AT_Q, i0, 0));
-  int nq = a.qc.size;
-  k_value *init[] = {k_full(k, K_F32, nq, 1, -__builtin_inf()), k_full(k, K_F32, nq, 1, 0),
-                     k_full(k, K_F32, nq, (int)a.v, 0)};
+  k_value *q = k_stage(k, att_load(&a, AT_Q, i0, 0)), *init[3];
+  forward_begin(&a, i0, init);
   k_value *end = a.keys ? a.keys : k_int(k, a.t);
   b_loop l = b_loop_begin(b, k_int(k, 0), end, a.kc.size, a.kc.count, init, 3);
   k_value *some, *all, *next[3];
@@ -418,7 +443,7 @@ void cg_build_attention(bld *b) {
   att_store(&a, AT_LSE, i0, k_where(k, none, k_const(k, K_F32, -__builtin_inf()), lse));
   double pairs = (double)(a.batch_n * a.kv * a.rep) * (double)a.s * (double)a.t;
   k->flops = pairs * (2.0 * (double)a.d + 2.0 * (double)a.v + 12);
-  k->bytes = (double)(ir_bytes(&op->in[0]->type) + ir_bytes(&op->in[1]->type) +
-                      ir_bytes(&op->in[2]->type) + ir_bytes(&op->out[0]->type));
+  k->bytes = (double)ir_bytes(&op->out[0]->type);
+  for (int i = 0; i < q_at + 3; i++) k->bytes += (double)ir_bytes(&op->in[i]->type);
   b_end(b);
 }

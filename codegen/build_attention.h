@@ -12,6 +12,8 @@ typedef enum att_role {
   AT_V,
   AT_O,
   AT_LSE,
+  AT_O_IN,  // what attention_next goes on with
+  AT_LSE_IN,
   AT_DO,
   AT_DQ,
   AT_DK,

@@ -243,7 +243,7 @@ void cg_build_map(bld *b) {
     k_type type = end < INT32_MAX ? K_I32 : K_I64;
     k_value *s = k_add(b->k, k_call(b->k, K_SAMPLE0), affine(b, &grid, n, K_I64));
     // A value without a sample axis draws as sample 0.
-    b_bind_position(e, sampled ? s : k_int(b->k, 0), b_draw_at(b, affine(b, &grid, n + 1, type)));
+    b_bind_position(e, sampled ? s : k_int(b->k, 0), b_begin_at(b, affine(b, &grid, n + 1, type)));
   }
   k_value *in[B_MAX_TENSORS], *result[B_MAX_TENSORS];
   for (int i = 0; i < op->nin; i++) {

@@ -48,13 +48,16 @@ void b_bind_position(b_env *e, k_value *sample, k_value *index) {
   e->index = index;
 }
 
-k_value *b_draw_at(bld *b, k_value *at) {
+k_value *b_begin_at(bld *b, k_value *at) {
   const ir_module *m = cg_module(b->cg);
+  const ir_attr *turn = ir_get_attr(b->op, "turn");
   k_kernel *k = b->k;
   for (int a = 0; m->mesh && a < m->mesh->naxes; a++) {
-    int64_t step = ir_draw_begin(b->op, a);
+    int64_t step = ir_begin(b->op, a);
     if (!step) continue;
-    k_value *begin = k_muli(k, k_call(k, (k_field)(K_COORD + a)), step);
+    k_value *place = k_call(k, (k_field)(K_COORD + a));
+    if (turn) place = k_modi(k, k_addi(k, place, turn->v[a]), m->mesh->axis[a].size);
+    k_value *begin = k_muli(k, place, step);
     at = k_add(k, at, k_cast(k, begin, at->type));
   }
   return at;

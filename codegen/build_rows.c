@@ -519,7 +519,7 @@ void cg_build_nll(bld *b) {
   int64_t classes = ir_attr_int(op, "classes", 0);
   if (classes) {  // the last ranks have fewer than n, or none
     w.padded = grad ? 1 : 0;
-    w.valid = k_sub(b->k, k_int(b->k, classes), b_place(b, n));
+    w.valid = k_sub(b->k, k_int(b->k, classes), b_begin_at(b, k_int(b->k, 0)));
   }
   if (grad) {
     nll_grad(&w, n);

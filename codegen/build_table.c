@@ -4,17 +4,6 @@
 #include "codegen/build_impl.h"
 #include "ir/place.h"
 
-k_value *b_place(bld *b, int64_t scale) {
-  const ir_module *m = cg_module(b->cg);
-  unsigned axes = ir_exchange_axes(m, b->op);
-  k_kernel *k = b->k;
-  k_value *at = k_int(k, 0);
-  for (int a = 0; m->mesh && a < m->mesh->naxes; a++)
-    if (axes >> a & 1)
-      at = k_add(k, k_muli(k, at, m->mesh->axis[a].size), k_call(k, (k_field)(K_COORD + a)));
-  return k_muli(k, at, scale);
-}
-
 // gather(table[v, h...], ids[i...]) -> [i..., h...]: a tile is some ids by some of the row.
 void cg_build_gather(bld *b) {
   ir_op *op = b->op;
@@ -223,8 +212,7 @@ void cg_build_rope(bld *b) {
   k_value *pos = r0;
   // Where nothing came before, `past` is 0.
   if (b->limit->powers || ir_attr_int(op, "past", 0)) pos = k_add(k, pos, k_call(k, K_PAST));
-  if (ir_get_attr(op, "axes"))
-    pos = k_add(k, pos, b_place(b, op->in[0]->type.dim[op->in[0]->type.rank - 2]->size));
+  pos = b_begin_at(b, pos);
   // Backwards is the other way round: a number, so that it is the same function.
   k_value *p = k_mul(k, k_cast(k, k_add(k, pos, k_iota(k, K_I64, nr, 1)), K_F32), b_real(b, turn));
   k_value *turns = k_mul(k, p, th);
@@ -252,7 +240,7 @@ void cg_build_rope(bld *b) {
 void cg_build_place(bld *b) {
   b_begin(b, "place");
   cg_tensor y = b_write(b, b->op->out[0]);
-  k_value *at = b_place(b, ir_attr_int(b->op, "scale", 1));
+  k_value *at = b_begin_at(b, k_int(b->k, 0));
   b_store(b, &y, k_cast(b->k, at, K_I32), (k_access){.base = k_int(b->k, 0)});
   b_end(b);
 }

@@ -54,6 +54,10 @@ prog_exchange cg_exchange_of(const ir_module *m, const ir_op *op) {
       r.kind = PROG_ALL_TO_ALL;
       turn(&r, ir_get_attr(op, "shape")->v, parts, ir_attr_int(op, "turned", 0) != 0);
       break;
+    case IR_permute:
+      r.kind = PROG_PERMUTE;
+      r.step = ir_attr_int(op, "step", 1);
+      break;
     case IR_send:
     case IR_receive:
       r.kind = op->code == IR_send ? PROG_SEND : PROG_RECEIVE;
@@ -61,6 +65,9 @@ prog_exchange cg_exchange_of(const ir_module *m, const ir_op *op) {
       break;
     default: IR_BUG("%s is no exchange", ir_info(op->code)->name);
   }
+  r.of = r.kind;
+  if (op->code == IR_permute)
+    r.of = ir_attr_int(op, "sums", 0) ? PROG_REDUCE_SCATTER : PROG_ALL_GATHER;
   r.scratch = comm_scratch_bytes(&r, (int)parts);
   return r;
 }

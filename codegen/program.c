@@ -443,7 +443,7 @@ static void add_entry(writer *w, const sched_entry *e) {
                   .micro_batch = e->micro_batch,
                   .transient_bytes = e->transient_bytes,
                   .flops = e->flops};
-  unsigned data = mesh_data_axes(w->s->m->mesh);
+  unsigned data = mesh_axes_of(w->s->m->mesh, "data");
   bool batched = e->func->kind == ENTRY_TRAIN || e->func->kind == ENTRY_EVAL;
   if (data && batched) r.batch_axes = axes_of(w->s->m, data);
   for (int i = 0; i < e->runs.n; i++) {

@@ -41,14 +41,19 @@ static void add_axis(ir_mesh *m, const char *name, int64_t size) {
   if (size > 1) m->axis[m->naxes++] = (ir_axis){.name = name, .size = size};
 }
 
-static const ir_mesh *mesh_of(arena *a, const plan_choice *x) {
+// Factors are of the data ranks that do not share a state and that do, of the ring's nodes and of
+// what is inside one.
+static const ir_mesh *mesh_of(arena *a, const plan_candidate *p) {
+  const plan_choice *x = &p->choice;
   ir_mesh *m = arena_new(a, ir_mesh, 1);
   for (int i = 0; i < PLAN_AXES; i++) {
     plan_axis axis = x->order[i];
-    int64_t inner = axis == PLAN_DATA ? sharing_data(x) : x->size[axis];
-    bool factored = inner < x->size[axis];
-    if (factored) add_axis(m, "data.0", x->size[axis] / inner);
-    add_axis(m, factored ? "data.1" : plan_axis_name(axis), inner);
+    const char *name = plan_axis_name(axis);
+    int64_t size = x->size[axis], inner = size;
+    if (axis == PLAN_DATA) inner = sharing_data(x);
+    if (axis == PLAN_RING && p->ring_inner) inner = p->ring_inner;
+    if (inner < size) add_axis(m, arena_printf(a, "%s.0", name), size / inner);
+    add_axis(m, inner < size ? arena_printf(a, "%s.1", name) : name, inner);
   }
   return m;
 }
@@ -60,8 +65,8 @@ static const distribution *distribution_of(arena *a, const cl_cluster *cluster,
   bool any = false;
   *d = (distribution){.cluster = cluster, .key = plan_key_of(x)};
   for (int i = 0; i < BL_INNER; i++) {
-    d->axis[i] = mesh ? mesh_axis(mesh, plan_axis_name(bl_axis_of(i))) : -1;
-    any |= d->axis[i] >= 0;
+    d->axes[i] = mesh_axes_of(mesh, plan_axis_name(bl_axis_of(i)));
+    any |= d->axes[i] != 0;
   }
   return any ? d : NULL;
 }
@@ -73,7 +78,7 @@ bool ranks_take(arena *a, compiled *k, const cl_cluster *cluster, const plan_can
   const char *cpu = cl_device_at(cluster, 0)->arch;
   if (!cpu || !str_eq(cpu, "cpu") || not_built(a, &x->choice)) return false;
   k->plan = x;
-  k->mesh = mesh_of(a, &x->choice);
+  k->mesh = mesh_of(a, x);
   if (!k->mesh->naxes) k->mesh = NULL;
   k->distribution = distribution_of(a, cluster, &x->choice, k->mesh);
   given->pins.micro_batch = x->choice.micro_batch;
@@ -115,16 +120,16 @@ bool ranks_plan(cli *c, compiled *k, plan_given *given) {
 }
 
 void ranks_options(const compiled *k, pass_options *o) {
-  static const char *const sharing[] = {"data", "data.1", "ulysses", "ring"};
   if (!k->plan || !k->mesh) return;
   o->zero = k->plan->choice.zero;
   o->pipe_order = (int)k->plan->choice.pipe;
   o->distribution = k->distribution;
   if (o->distribution) o->stream = 0;  // nothing in chunks
-  for (size_t i = 0; i < sizeof sharing / sizeof *sharing; i++) {
-    int a = mesh_axis(k->mesh, sharing[i]);
-    if (a >= 0) o->zero_axes |= 1u << a;
-  }
+  // All that have the same weights, of `data` only the inner factor.
+  int data = mesh_axis(k->mesh, "data.0");
+  o->zero_axes = mesh_axes_of(k->mesh, "data") | mesh_axes_of(k->mesh, "ulysses") |
+                 mesh_axes_of(k->mesh, "ring");
+  if (data >= 0) o->zero_axes &= ~(1u << data);
 }
 
 unsigned ranks_entries(const compiled *k) {

@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "ir/place.h"
+#include "ir/rule.h"
 #include "ir/view.h"
 
 static double elements(const ir_value *v) { return (double)ir_elements(&v->type); }
@@ -49,14 +50,14 @@ double ir_op_flops(const ir_op *op) {
     case IR_einsum:
       return einsum_flops(op) +
              (op->nregions ? region_flops(op->region[0]) * elements(op->out[0]) : 0);
-    case IR_attention: {
-      // scores: b s (h d) * t; values: b s (h e) * t
-      double t = (double)op->in[1]->type.dim[op->in[1]->type.rank - 2]->size;
-      return 2 * t * (elements(op->in[0]) + elements(op->out[0]));
-    }
+    case IR_attention:
+    case IR_attention_next:
     case IR_attention_grad: {
-      double t = (double)op->in[4]->type.dim[op->in[4]->type.rank - 2]->size;
-      return 4 * t * (elements(op->in[3]) + elements(op->in[0]));
+      // scores: b s (h d) * t; values: b s (h e) * t; gradients of both twice
+      const ir_value *q = op->in[ir_queries(op)], *keys = op->in[ir_queries(op) + 1];
+      bool grad = op->code == IR_attention_grad;
+      double t = (double)keys->type.dim[keys->type.rank - 2]->size;
+      return (grad ? 4 : 2) * t * (elements(q) + elements(grad ? op->in[0] : op->out[0]));
     }
     default: {
       // Norms, softmax, losses and reductions: a few operations an element.

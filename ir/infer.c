@@ -28,6 +28,7 @@ static int regions_wanted(const ir_op *op, int *most) {
     case IR_repeat: return *most = 1;
     case IR_sum: return *most = 1, 0;
     case IR_attention:
+    case IR_attention_next:
     case IR_attention_grad:
     case IR_attention_grad_bias:
       return *most = (ir_attr_int(op, "has_mask", 0) != 0) + (ir_attr_int(op, "has_bias", 0) != 0);
@@ -393,16 +394,20 @@ static const char *check_broadcast(const infer *t, const ir_type *out) {
 // What moves between ranks has a type of its own: extents of one rank. They must fit the mesh.
 static const char *infer_exchange(const infer *t, ir_type *o) {
   const ir_op *op = t->op;
+  if (op->code == IR_place) {
+    const ir_attr *begins = ir_get_attr(op, "begins"), *turn = ir_get_attr(op, "turn");
+    int naxes = t->m->mesh ? t->m->mesh->naxes : 0;
+    *o = ir_scalar(DT_i32);
+    if (begins->n == naxes && (!turn || turn->n == naxes)) return NULL;
+    return SAY("place: the mesh has %d axes", naxes);
+  }
   unsigned axes = ir_exchange_axes(t->m, op);
   if (!axes) return SAY("%s: the mesh has no axes `%s`", t->name, ir_attr_str(op, "axes", ""));
   int64_t n = mesh_parts(t->m->mesh, axes), block = ir_attr_int(op, "block", 1);
   if (op->code == IR_send) return NULL;
-  if (op->code == IR_place) {
-    *o = ir_scalar(DT_i32);
-    return NULL;
-  }
   if (op->nout != 1) return SAY("%s: its type has to be given", t->name);
-  *o = op->code == IR_all_reduce ? op->in[0]->type : op->out[0]->type;
+  bool same = op->code == IR_all_reduce || op->code == IR_permute;
+  *o = same ? op->in[0]->type : op->out[0]->type;
   if (op->code == IR_receive) return NULL;
   if (o->dtype != op->in[0]->type.dtype) return SAY("%s: it changes the element type", t->name);
   int64_t in = ir_elements(&op->in[0]->type), out = ir_elements(o);
@@ -416,7 +421,7 @@ static const char *infer_exchange(const infer *t, ir_type *o) {
       fits = s->v[i] > 0 && !__builtin_mul_overflow(have, s->v[i], &have);
     fits = fits && s->n == 5 && have == in && in == out &&
            s->v[ir_attr_int(op, "turned", 0) ? 1 : 3] % n == 0;
-  } else if (op->code != IR_all_reduce) {
+  } else if (!same) {
     int64_t whole = ir_attr_int(op, "whole", 0), boxes = block > 0 ? mine / block : 0;
     bool shares = whole ? block == (whole + n - 1) / n && all / whole == boxes && all % whole == 0
                         : mine <= INT64_MAX / n && all == mine * n;
@@ -480,6 +485,7 @@ static const char *infer_raw(const infer *t, ir_type *out, int *nout) {
     case IR_reduce_scatter:
     case IR_part:
     case IR_all_to_all:
+    case IR_permute:
     case IR_place:
     case IR_send:
     case IR_receive: return infer_exchange(t, o);
@@ -562,8 +568,7 @@ static const char *infer_op(const infer *t, ir_type *out, int *nout) {
   if (!error) error = column_dtypes(&front, out, *nout);
   if (!error && ir_base(op) >= 0) error = check_base(t, ir_base(op), out);
   if (!error && op->code == IR_rope) error = check_rope(t);
-  if (!error && op->code == IR_attention) error = check_attention(t, 3);
-  if (!error && op->code == IR_attention_grad) error = check_attention(t, 6);
+  if (!error && ir_queries(op) >= 0) error = check_attention(t, ir_queries(op) + 3);
   return error;
 }
 

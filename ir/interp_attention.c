@@ -9,6 +9,7 @@
 #include <string.h>
 
 #include "ir/interp_impl.h"
+#include "ir/rule.h"
 #include "ir/scalar_grad.h"
 
 typedef struct scores {
@@ -101,14 +102,19 @@ static double factor(const scores *s, int64_t b, int64_t h, int64_t i, int64_t j
   return interp_dropout_factor(s->f, s->op, s->drop, sample, row * (uint64_t)s->T + (uint64_t)j);
 }
 
-// o = sum_j factor_j exp(score_j - lse) v_j,  lse = log(sum_j exp(score_j)).
+// o = sum_j factor_j exp(score_j - lse) v_j,  lse = log(sum_j exp(score_j)). attention_next: what
+// comes in stands for one more key, of score `lse` and value `o`.
 void interp_attention(interp_frame *f, const ir_op *op) {
-  scores s = scores_of(f, op, 0);
+  bool next = op->code == IR_attention_next;
+  scores s = scores_of(f, op, ir_queries(op));
+  const double *before = next ? interp_in(f, op, 0) : NULL,
+               *had = next ? interp_in(f, op, 1) : NULL;
   double *o = interp_out(f, op, 0), *lse = interp_out(f, op, 1);
   double *x = arena_new(f->arena, double, s.T);
   for (int64_t e = 0; e < s.B * s.H * s.S && !f->error; e++) {
     int64_t b = e / (s.H * s.S), h = e / s.S % s.H, i = e % s.S;
-    double top = -INFINITY, sum = 0, *row = o + ((b * s.S + i) * s.H + h) * s.V;
+    int64_t at = ((b * s.S + i) * s.H + h) * s.V;
+    double top = next ? had[e] : -INFINITY, sum = 0, *row = o + at;
     for (int64_t j = 0; j < s.keys; j++) {
       x[j] = score(&s, b, h, i, j);
       top = x[j] > top ? x[j] : top;
@@ -116,7 +122,9 @@ void interp_attention(interp_frame *f, const ir_op *op) {
     lse[e] = top;
     if (isinf(top)) continue;  // no key is seen: zeros and -inf
     for (int64_t j = 0; j < s.keys; j++) sum += exp(x[j] - top);
+    if (next) sum += exp(had[e] - top);
     lse[e] = top + log(sum);
+    for (int64_t d = 0; next && d < s.V; d++) row[d] = exp(had[e] - lse[e]) * before[at + d];
     for (int64_t j = 0; j < s.keys; j++) {
       double p = exp(x[j] - lse[e]) * factor(&s, b, h, i, j);
       for (int64_t d = 0; d < s.V; d++) row[d] += p * v_at(&s, b, h, j)[d];
@@ -247,7 +255,7 @@ void interp_attention_grad_bias(interp_frame *f, const ir_op *op) {
 
 // The halves of a head are the parts of complex numbers, turned by position * theta^(-2i/n).
 void interp_rope(interp_frame *f, const ir_op *op) {
-  if (ir_get_attr(op, "axes")) interp_fail(f, "rope: of a rank's part of the positions");
+  if (ir_get_attr(op, "begins")) interp_fail(f, "rope: of a rank's part of the positions");
   const ir_type *t = &op->in[0]->type;
   int64_t heads = ir_attr_int(op, "heads", 1), n = t->dim[t->rank - 1]->size / heads, half = n / 2;
   int64_t seq = t->dim[t->rank - 2]->size, rows = ir_elements(t) / n;

@@ -53,11 +53,12 @@ const char *mesh_axes_text(arena *a, const ir_mesh *m, unsigned axes) {
   return sb_str(&s);
 }
 
-unsigned mesh_data_axes(const ir_mesh *m) {
+unsigned mesh_axes_of(const ir_mesh *m, const char *name) {
   unsigned axes = 0;
+  size_t n = strlen(name);
   for (int i = 0; m && i < m->naxes; i++) {
-    const char *name = m->axis[i].name;
-    if (str_starts(name, "data") && (!name[4] || name[4] == '.')) axes |= 1u << i;
+    const char *axis = m->axis[i].name;
+    if (str_starts(axis, name) && (!axis[n] || axis[n] == '.')) axes |= 1u << i;
   }
   return axes;
 }
@@ -184,11 +185,11 @@ int64_t ir_draw_steps(const ir_module *m, const ir_op *op, const int64_t *size, 
     last += (size[i] - 1) * step[i];
   }
   for (int a = 0; m->mesh && a < m->mesh->naxes; a++)
-    last += (m->mesh->axis[a].size - 1) * ir_draw_begin(op, a);
+    last += (m->mesh->axis[a].size - 1) * ir_begin(op, a);
   return last + 1;
 }
 
-int64_t ir_draw_begin(const ir_op *op, int axis) {
+int64_t ir_begin(const ir_op *op, int axis) {
   const ir_attr *begins = ir_get_attr(op, "begins");
   return begins && axis < begins->n ? begins->v[axis] : 0;
 }

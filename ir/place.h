@@ -62,9 +62,9 @@ int mesh_axis_at(const ir_mesh *m, const char *text, size_t *length);
 // A set of axes, by bits, as exchanges name it: "data.tensor"; 0 when a name is none of them.
 unsigned mesh_axes(const ir_mesh *m, const char *names);
 const char *mesh_axes_text(arena *a, const ir_mesh *m, unsigned axes);
-// The axes over which ranks have samples of their own: `data`, or its factors, where states are
-// shared by some of the data ranks alone. 0: there is none.
-unsigned mesh_data_axes(const ir_mesh *m);
+// The axis of that name, or its factors: `data` or data.0 and data.1, where states are shared by
+// some of the data ranks alone; `ring` or ring.0 and ring.1, nodes and what is inside one. 0: none.
+unsigned mesh_axes_of(const ir_mesh *m, const char *name);
 int64_t mesh_parts(const ir_mesh *m,
                    unsigned axes);       // ranks of a group: the product of their sizes
 int64_t mesh_devices(const ir_mesh *m);  // product of the space axes
@@ -97,13 +97,19 @@ unsigned ir_exchange_axes(const ir_module *m, const ir_op *op);
 
 // Where what an op draws at random stands (runtime/base/random.h): the index is the sum of step[i]
 // times the coordinate along i, over the n leaves that are given, outer to inner, without the
-// sample's; and of ir_draw_begin times the rank's coordinate, over the axes of the mesh. Of a whole
+// sample's; and of ir_begin times the rank's coordinate, over the axes of the mesh. Of a whole
 // value the steps are row-major. Returns a bound: every index is below it.
 //
 //   dropout [batch=4, seq=8, hidden=6], hidden cut by tensor=2: sizes 8 3 have steps 6 1, tensor 3
 int64_t ir_draw_steps(const ir_module *m, const ir_op *op, const int64_t *size, int n,
                       int64_t *step);
-int64_t ir_draw_begin(const ir_op *op, int axis);
+
+// Where a rank's part of what the op counts begins, attribute `begins`: this times the rank's
+// coordinate, summed over the axes of the mesh. Axes that cut the same index have each its own
+// step, whichever is the outer one of the mesh.
+//
+//   16 positions, cut by ring=2 and inside it by ulysses=2: begins 8 for ring, 4 for ulysses
+int64_t ir_begin(const ir_op *op, int axis);
 
 // "cut batch/data.micro, partial sum/tensor", or "" when replicated everywhere.
 const char *place_print(arena *a, const ir_mesh *mesh, const ir_place *p);

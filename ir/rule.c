@@ -285,6 +285,16 @@ int ir_parts(const ir_op *op) {
   return how ? how[strlen("parts:")] - '0' : 0;
 }
 
+int ir_queries(const ir_op *op) {
+  switch (op->code) {
+    case IR_attention: return 0;
+    case IR_attention_next: return 2;
+    case IR_attention_grad:
+    case IR_attention_grad_bias: return 3;
+    default: return -1;
+  }
+}
+
 bool ir_is_product(const ir_op *op) {
   return op->nin > 1 && strstr(ir_info(op->code)->kinds, "work:product");
 }

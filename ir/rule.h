@@ -76,6 +76,9 @@ ir_dtype ir_rounds(const ir_op *op, int k);
 // The sums and maxima, each of the size of a result, by which an op whose table index is cut makes
 // its results whole (`parts` in ir/ops.def); 0: none, they are partial.
 int ir_parts(const ir_op *op);
+// The operand that holds the queries of attention, before keys, values and captures; -1: another
+// op.
+int ir_queries(const ir_op *op);
 // True for products of matrices (`work:product` in ir/ops.def) of two operands or more.
 bool ir_is_product(const ir_op *op);
 

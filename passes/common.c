@@ -18,6 +18,7 @@ static bool mergeable(const ir_op *op) {
     case IR_append:
     case IR_accumulate: return false;
     case IR_attention:
+    case IR_attention_next:
     case IR_attention_grad:
     case IR_attention_grad_bias: return ir_attr_float(op, "drop", 0) <= 0;
     default: return true;

@@ -93,7 +93,7 @@ static void complete_scalars(dist *d, ir_region *r, ir_op *op, int number) {
     const sh_strategy *s = &d->rules->strategy[number][d->axis[x]->strategy[number]];
     bool part = s->cuts;
     for (int k = 0; k < op->nin; k++) part |= s->code[k] == SH_PARTIAL;
-    if (part) axes |= 1u << d->d->axis[x];
+    if (part) axes |= d->d->axes[x];
   }
   for (int k = 0; k < op->nout && axes; k++) {
     ir_value *v = op->out[k];
@@ -253,7 +253,7 @@ static void follow(dist *d, ir_region *r, ir_op *op) {
       set_cut(d, v, dist_cut_axes(d, dist_made(d, value)));
     // Ranks that have the same weights are asked once, by the sum that is there among data ranks. A
     // part that tensor ranks have of it is summed before.
-    unsigned apart = d->axis[0] ? left & 1u << d->d->axis[0] : 0;
+    unsigned apart = left & d->d->axes[BL_TENSOR];
     if (op->code != IR_all_reduce) apart = left;
     if (apart) {
       op->in[k] = completed(d, r, op, op->in[k], apart);

@@ -12,11 +12,10 @@
 
 #include "passes/plan/block.h"
 
-// ORDER bl_axis_of: tensor, ulysses, ring.
 typedef struct distribution {
   const cl_cluster *cluster;
-  bl_key key;          // sizes and strides of the axes, micro-batch
-  int axis[BL_INNER];  // their numbers in the mesh; -1: there is none
+  bl_key key;               // sizes and strides of the axes, micro-batch
+  unsigned axes[BL_INNER];  // of the mesh, by bits: each is one, or two factors; 0: there is none
 } distribution;
 
 #endif

@@ -50,7 +50,7 @@ void dist_refuse_state(dist *d, const ir_state *st, const char *why) {
 static unsigned axes_with(const dist *d, codes in, int least, int most) {
   unsigned axes = 0;
   for (int x = 0; x < BL_INNER; x++)
-    if (d->axis[x] && in.on[x] >= least && in.on[x] <= most) axes |= 1u << d->d->axis[x];
+    if (d->axis[x] && in.on[x] >= least && in.on[x] <= most) axes |= d->d->axes[x];
   return axes;
 }
 
@@ -196,7 +196,7 @@ static ir_value *convert(dist *d, ir_region *r, ir_value *v, const ir_type *whol
                          codes *in, int x, int to) {
   extent_list e = extents_of(d, whole, value, *in);
   int from = in->on[x];
-  unsigned axes = 1u << d->d->axis[x];
+  unsigned axes = d->d->axes[x];
   int64_t n = d->d->key.size[x];
   if ((from >= SH_LEAF && cut_inside(d, value, *in, x, from)) ||
       (to >= SH_LEAF && cut_inside(d, value, *in, x, to)))
@@ -357,7 +357,7 @@ void dist_share(dist *d, ir_state *st, int value, codes in) {
     if (dist_pads(d, value, in.on[x], x) && product(&e, layers, at) > 1)
       dist_refuse_state(d, st, "padding of an index that is not the outermost one");
     st->share[st->nshares++] =
-        (ir_share){.axes = 1u << d->d->axis[x],
+        (ir_share){.axes = d->d->axes[x],
                    .block = part_size(e.size[at], n) * product(&e, at + 1, e.n),
                    .whole = product(&e, layers, e.n)};
     now.on[x] = in.on[x];

@@ -74,4 +74,12 @@ void dist_check_padding(dist *d);
 // is the last op of `r`; values it needs are put in front of it. Returns nothing: see d->error.
 void dist_adapt(dist *d, ir_region *r, ir_op *op, int number);
 
+// Masks and biases are functions of the sample, head, query and key, counted in the whole: argument
+// `arg` of them becomes the local number and where the part begins, which is one more capture.
+// Where only some of each group are of the part, `group` of `groups`, others lie between (0: it is
+// a range).
+void dist_shift(ir_module *m, ir_op *op, ir_value *begin, int arg, int64_t group, int64_t groups);
+// Whether a mask or bias asks for that argument.
+bool dist_asks_for(const ir_op *op, int arg);
+
 #endif

@@ -12,6 +12,7 @@
 
 #include "ir/expr.h"
 #include "ir/place.h"
+#include "ir/rule.h"
 #include "passes/distribute_impl.h"
 #include "passes/pass.h"
 #include "passes/ranks.h"
@@ -24,7 +25,7 @@ static unsigned cut_dim(const dist *d, int number, int side, int dim) {
   unsigned axes = 0;
   for (int x = 0; v >= 0 && x < BL_INNER; x++)
     if (d->axis[x] && in.on[x] >= SH_LEAF && d->g->value.at[v].dim[in.on[x] - SH_LEAF] == dim)
-      axes |= 1u << d->d->axis[x];
+      axes |= d->d->axes[x];
   return axes;
 }
 
@@ -45,11 +46,58 @@ static void before_last(ir_region *r, int built) {
   r->ops.at[r->ops.n - 1] = op;
 }
 
-static ir_value *place_value(dist *d, ir_region *r, unsigned axes, int64_t scale, int segment) {
+// What numbers a dim of a part: rows of a table, classes, queries' heads, queries, keys.
+typedef struct counted {
+  int side, dim;    // operand of the op, or behind them result, and its dim
+  unsigned within;  // mesh axes that cut the dim and are meant
+  int64_t size;     // of the part
+} counted;
+
+// How far apart the parts of two neighbours on axis x begin; 0: x does not cut it.
+static int64_t part_step(const dist *d, int number, const counted *c, int x) {
+  if (!d->axis[x] || !(c->within & d->d->axes[x])) return 0;
+  const pg_op *p = &d->g->op.at[number];
+  int value = c->side < p->nin ? p->in[c->side] : p->out[c->side - p->nin];
+  codes in = dist_side(d, number, c->side);
+  int64_t n = c->size;
+  for (int y = 0; y < BL_INNER; y++)
+    if (y != x && d->axis[y] && in.on[y] == in.on[x] && dist_inside(d, value, in.on[x], y, x))
+      n *= d->d->key.size[y];
+  return n;
+}
+
+// Adds to `begins` (ir/place.h) parts along x that are `by` apart.
+static void add_begin(const dist *d, int64_t *begins, int x, int64_t by) {
+  const ir_mesh *m = d->m->mesh;
+  for (int a = m->naxes - 1; a >= 0; a--) {
+    if (!(d->d->axes[x] >> a & 1)) continue;
+    begins[a] += by;
+    by *= m->axis[a].size;
+  }
+}
+
+// Where a rank's parts of `c`, n of them, each with steps of `step` (NULL: 1) numbers of the whole,
+// begin; NULL: at 0.
+static int64_t *begins_of(const dist *d, int number, const counted *c, const int64_t *step, int n) {
+  int64_t *begins = arena_new(d->m->arena, int64_t, d->m->mesh->naxes);
+  bool any = false;
+  for (int i = 0; i < n; i++)
+    for (int x = 0; x < BL_INNER; x++) {
+      int64_t by = part_step(d, number, &c[i], x) * (step ? step[i] : 1);
+      any |= by != 0;
+      add_begin(d, begins, x, by);
+    }
+  return any ? begins : NULL;
+}
+
+static void set_begins(dist *d, ir_op *op, const int64_t *begins) {
+  if (begins) ir_set_attr(d->m, op, ir_attr_v("begins", begins, d->m->mesh->naxes));
+}
+
+static ir_value *place_value(dist *d, ir_region *r, const int64_t *begins, int segment) {
   ir_type t = ir_scalar(DT_i32);
   ir_op *op = ir_op_raw(r, IR_place, NULL, 0, &t, 1);
-  ir_set_attr(d->m, op, ir_attr_s("axes", mesh_axes_text(d->m->arena, d->m->mesh, axes)));
-  ir_set_attr(d->m, op, ir_attr_i("scale", scale));
+  set_begins(d, op, begins);
   op->segment = segment;
   return op->out[0];
 }
@@ -88,11 +136,11 @@ static ir_value *known_rows(dist *d, ir_region *r, ir_value *ids, ir_value *begi
 
 // Ids counted from the first row of a rank's part of the table, which has `all`. What is behind its
 // last row is in no part.
-static ir_value *shifted(dist *d, ir_region *r, ir_value *ids, unsigned axes, int64_t rows,
+static ir_value *shifted(dist *d, ir_region *r, ir_value *ids, int number, const counted *c,
                          int64_t all, int segment) {
-  ir_value *begin = place_value(d, r, axes, rows, segment);
+  ir_value *begin = place_value(d, r, begins_of(d, number, c, NULL, 1), segment);
   ir_builder b = {.m = d->m, .at = r};
-  if (all % rows) return known_rows(d, r, ids, begin, all, segment);
+  if (all % c->size) return known_rows(d, r, ids, begin, all, segment);
   ir_value *now = ir_build2(&b, IR_sub, ids, begin);
   if (!now) IR_BUG("distribute: %s", b.error);
   now->def->segment = segment;
@@ -102,13 +150,14 @@ static ir_value *shifted(dist *d, ir_region *r, ir_value *ids, unsigned axes, in
 
 static void adapt_table(dist *d, ir_region *r, ir_op *op, int number) {
   bool adds = op->code == IR_scatter_add;
-  unsigned axes = adds ? cut_dim(d, number, op->nin, 0) : cut_dim(d, number, 0, 0);
+  int side = adds ? op->nin : 0;
   int64_t rows = adds ? op->out[0]->type.dim[0]->size : op->in[0]->type.dim[0]->size;
   if (adds) ir_set_attr(d->m, op, ir_attr_i("rows", rows));
-  if (!axes) return;
+  counted c = {side, 0, cut_dim(d, number, side, 0), rows};
+  if (!c.within) return;
   int n = r->ops.n;
-  int64_t all = whole_type(d, number, adds ? op->nin : 0).dim[0]->size;
-  op->in[1] = shifted(d, r, op->in[1], axes, rows, all, op->segment);
+  int64_t all = whole_type(d, number, side).dim[0]->size;
+  op->in[1] = shifted(d, r, op->in[1], number, &c, all, op->segment);
   before_last(r, r->ops.n - n);
 }
 
@@ -128,13 +177,12 @@ static const char *instead(arena *a, const char *text, const char *value) {
 
 // How many classes the logits, a side of the op, have in all; where `part` does not divide them, it
 // says so to the kernel.
-static int64_t count_classes(dist *d, ir_op *op, int number, int side, unsigned axes,
-                             int64_t part) {
-  ir_type t = whole_type(d, number, side);
+static int64_t count_classes(dist *d, ir_op *op, int number, const counted *c) {
+  ir_type t = whole_type(d, number, c->side);
   int64_t all = t.dim[t.rank - 1]->size;
-  if (all % part == 0) return all;
+  if (all % c->size == 0) return all;
   ir_set_attr(d->m, op, ir_attr_i("classes", all));
-  ir_set_attr(d->m, op, ir_attr_s("axes", mesh_axes_text(d->m->arena, d->m->mesh, axes)));
+  set_begins(d, op, begins_of(d, number, c, NULL, 1));
   return all;
 }
 
@@ -144,10 +192,11 @@ static void adapt_nll(dist *d, ir_region *r, ir_op *op, int number) {
   if (!axes) return;
   arena *a = d->m->arena;
   int64_t part = x->type.dim[x->type.rank - 1]->size;
-  int64_t all = count_classes(d, op, number, 0, axes, part);
+  counted c = {0, x->type.rank - 1, axes, part};
+  int64_t all = count_classes(d, op, number, &c);
   int n = r->ops.n, seg = op->segment;
   ir_value *target = op->in[1];
-  op->in[1] = shifted(d, r, target, axes, part, all, seg);
+  op->in[1] = shifted(d, r, target, number, &c, all, seg);
   before_last(r, r->ops.n - n);
   const char *counts = counting(d, op, all);
   ir_set_attr(d->m, op, ir_attr_i("has_ignore", 0));
@@ -175,12 +224,13 @@ static void adapt_nll_grad(dist *d, ir_region *r, ir_op *op, int number) {
   unsigned axes = cut_dim(d, number, 1, x->type.rank - 1);
   if (!axes) return;
   int64_t part = x->type.dim[x->type.rank - 1]->size;
-  int64_t all = count_classes(d, op, number, 1, axes, part);
+  counted c = {1, x->type.rank - 1, axes, part};
+  int64_t all = count_classes(d, op, number, &c);
   int n = r->ops.n;
   ir_value *target = op->in[2];
   const char *text = instead(d->m->arena, counting(d, op, all), "g");
   op->in[0] = map_of(d, r, "g, t", text, (ir_value *[]){op->in[0], target}, 2, op->segment);
-  op->in[2] = shifted(d, r, target, axes, part, all, op->segment);
+  op->in[2] = shifted(d, r, target, number, &c, all, op->segment);
   before_last(r, r->ops.n - n);
   ir_set_attr(d->m, op, ir_attr_i("has_ignore", 0));
   ir_set_attr(d->m, op, ir_attr_i("part", 1));
@@ -188,30 +238,25 @@ static void adapt_nll_grad(dist *d, ir_region *r, ir_op *op, int number) {
 
 // ---- masks and biases ---------------------------------------------------------------------------
 
-// Masks and biases are functions of the sample, head, query and key, counted in the whole: argument
-// `arg` of them becomes the local number and where the part begins, which is one more capture.
-// Where only some of each group are of the part, `group` of `groups`, others lie between (0: it is
-// a range).
-static void shift_argument(dist *d, ir_op *op, ir_value *begin, int arg, int64_t group,
-                           int64_t groups) {
+void dist_shift(ir_module *m, ir_op *op, ir_value *begin, int arg, int64_t group, int64_t groups) {
   bool masks = ir_attr_int(op, "has_mask", 0) != 0;
-  int q = op->code == IR_attention ? 3 : 6, ncap = (int)ir_attr_int(op, "ncap_mask", 0);
+  int q = ir_queries(op) + 3, ncap = (int)ir_attr_int(op, "ncap_mask", 0);
   for (int i = 0; i < op->nregions; i++) {
     ir_region *r = op->region[i];
     pass_count_uses(r);
     if (!r->args.at[arg]->mark) continue;
     bool mask = masks && i == 0;
-    ir_value **in = arena_new(d->m->arena, ir_value *, op->nin + 1);
+    ir_value **in = arena_new(m->arena, ir_value *, op->nin + 1);
     int at = mask ? q + ncap : op->nin;
     for (int k = 0; k < op->nin; k++) in[k + (k >= at)] = op->in[k];
     in[at] = begin;
     op->in = in;
     op->nin++;
-    if (mask) ir_set_attr(d->m, op, ir_attr_i("ncap_mask", ++ncap));
+    if (mask) ir_set_attr(m, op, ir_attr_i("ncap_mask", ++ncap));
     ir_value *capture = ir_region_arg(r, begin->type, "begin"), *local = r->args.at[arg];
     ir_replace_uses(r, local, begin);  // which does not occur inside
     int n = r->ops.n;
-    ir_builder b = {.m = d->m, .at = r};
+    ir_builder b = {.m = m, .at = r};
     ir_value *sum = ir_build2(&b, IR_add, local, ir_build1(&b, IR_at, capture));
     if (group) {
       ir_value *before = ir_build2(&b, IR_floordiv, local, ir_const(&b, DT_i32, (double)group));
@@ -224,8 +269,7 @@ static void shift_argument(dist *d, ir_op *op, ir_value *begin, int arg, int64_t
   }
 }
 
-// Whether a mask or bias asks for that argument.
-static bool asks_for(const ir_op *op, int arg) {
+bool dist_asks_for(const ir_op *op, int arg) {
   bool asks = false;
   for (int i = 0; i < op->nregions; i++) {
     pass_count_uses(op->region[i]);
@@ -234,47 +278,18 @@ static bool asks_for(const ir_op *op, int arg) {
   return asks;
 }
 
-// What numbers the queries' heads, queries or keys of a part.
-typedef struct counted {
-  int side, dim;    // operand of the op, and its dim
-  unsigned within;  // mesh axes that cut the dim and are meant
-  int64_t size;     // of the part
-} counted;
-
-// How far apart the parts of two neighbours on axis x begin; 0: x does not cut it.
-static int64_t part_step(const dist *d, int number, const counted *c, int x) {
-  if (!d->axis[x] || !(c->within >> d->d->axis[x] & 1)) return 0;
-  int value = d->g->op.at[number].in[c->side];
-  codes in = dist_side(d, number, c->side);
-  int64_t n = c->size;
-  for (int y = 0; y < BL_INNER; y++)
-    if (y != x && d->axis[y] && in.on[y] == in.on[x] && dist_inside(d, value, in.on[x], y, x))
-      n *= d->d->key.size[y];
-  return n;
-}
-
 // Argument `arg` of masks and biases counts in the whole: parts of `c`, n of them, each with steps
 // of `step` numbers of the whole.
 static void begin_at(dist *d, ir_region *r, ir_op *op, int number, int arg, const counted *c,
                      const int64_t *step, int n, int64_t group, int64_t groups) {
-  if (!asks_for(op, arg)) return;
+  if (!dist_asks_for(op, arg)) return;
+  const int64_t *begins = begins_of(d, number, c, step, n);
+  if (!begins) return;
   int had = r->ops.n;
-  ir_value *begin = NULL;
-  ir_builder b = {.m = d->m, .at = r};
-  for (int i = 0; i < n; i++)
-    for (int x = 0; x < BL_INNER; x++) {
-      int64_t by = part_step(d, number, &c[i], x) * step[i];
-      if (!by) continue;
-      ir_value *more = place_value(d, r, 1u << d->d->axis[x], by, op->segment);
-      if (begin) more = ir_build2(&b, IR_add, begin, more);
-      if (!more) IR_BUG("distribute: %s", b.error);
-      more->def->segment = op->segment;
-      begin = more;
-    }
-  if (!begin) return;
+  ir_value *begin = place_value(d, r, begins, op->segment);
   before_last(r, r->ops.n - had);
   int masked = (int)ir_attr_int(op, "ncap_mask", 0);
-  shift_argument(d, op, begin, arg, group, groups);
+  dist_shift(d->m, op, begin, arg, group, groups);
   // A capture of the bias is counted among all captures.
   int more = (int)ir_attr_int(op, "ncap_mask", 0) - masked;
   if (op->code == IR_attention_grad_bias && more)
@@ -332,7 +347,7 @@ static void set_draws(dist *d, ir_op *op, const drawn *w) {
     draws[2 * i + 1] = step;
     for (int x = 0; x < BL_INNER; x++) {
       if (!w->begin[i][x]) continue;
-      begins[d->d->axis[x]] = w->begin[i][x] * step;
+      add_begin(d, begins, x, w->begin[i][x] * step);
       any = true;
     }
     step *= w->whole[i];
@@ -363,7 +378,7 @@ static void drawn_part(const dist *d, drawn *w, int number, const counted *c, in
 }
 
 static void adapt_attention(dist *d, ir_region *r, ir_op *op, int number) {
-  int q = op->code == IR_attention ? 0 : 3;
+  int q = ir_queries(op);
   const pg_op *p = &d->g->op.at[number];
   const ir_type *tq = &op->in[q]->type, *tk = &op->in[q + 1]->type;
   int64_t kv = ir_attr_int(op, "kv_heads", 1), rep = ir_attr_int(op, "rep", 1);
@@ -422,9 +437,9 @@ void dist_adapt(dist *d, ir_region *r, ir_op *op, int number) {
     case IR_attention_grad:
     case IR_attention_grad_bias: adapt_attention(d, r, op, number); break;
     case IR_rope: {
-      unsigned axes = cut_dim(d, number, 0, op->in[0]->type.rank - 2);
-      if (axes)
-        ir_set_attr(d->m, op, ir_attr_s("axes", mesh_axes_text(d->m->arena, d->m->mesh, axes)));
+      int dim = op->in[0]->type.rank - 2;
+      counted c = {0, dim, cut_dim(d, number, 0, dim), op->in[0]->type.dim[dim]->size};
+      set_begins(d, op, begins_of(d, number, &c, NULL, 1));
       adapt_heads(d, op, number);
       break;
     }

@@ -252,7 +252,7 @@ static const char *localise_func(ir_module *m, ir_func *f) {
   int n = m->next_value * 6 + 1024, nops = r->ops.n;
   loc c = {.m = m,
            .axis = mesh_axis(m->mesh, "micro"),
-           .data = mesh_data_axes(m->mesh),
+           .data = mesh_axes_of(m->mesh, "data"),
            .time = arena_new(m->arena, int, n)};
   bool *micro = arena_new(m->arena, bool, nops + 1);
   int *when = arena_new(m->arena, int, nops + 1);
@@ -362,7 +362,7 @@ static const ir_mesh *mesh_of(ir_module *m, const pass_options *o, int64_t micro
 const char *pass_localise(ir_module *m, const pass_options *o) {
   if (!m->batch) return NULL;
   ir_index *batch = ir_root(m->batch);
-  int64_t ranks = mesh_parts(o->mesh, mesh_data_axes(o->mesh)), mine = batch->size / ranks;
+  int64_t ranks = mesh_parts(o->mesh, mesh_axes_of(o->mesh, "data")), mine = batch->size / ranks;
   int64_t micro = o->micro_batch > 0 && o->micro_batch < mine ? o->micro_batch : mine;
   if (batch->size % ranks)
     return arena_printf(m->arena, "data = %lld does not divide batch = %lld", (long long)ranks,

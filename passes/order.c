@@ -226,7 +226,7 @@ static void build_entry(sched *s, ir_func *f, const pass_options *o) {
   ir_region *r = f->body;
   sched_entry e = {.func = f, .batch = 1, .micro_batch = 1, .in_flight = 1};
   if (m->batch && (f->kind == ENTRY_TRAIN || f->kind == ENTRY_EVAL)) {
-    e.batch = batch / mesh_parts(m->mesh, mesh_data_axes(m->mesh));
+    e.batch = batch / mesh_parts(m->mesh, mesh_axes_of(m->mesh, "data"));
     e.micro_batch = ir_root(m->batch)->size;
   }
   int64_t micros = e.batch / e.micro_batch;

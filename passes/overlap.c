@@ -195,7 +195,8 @@ static bool moves(const sched_instr *in) {
     case IR_all_reduce:
     case IR_reduce_scatter:
     case IR_all_gather:
-    case IR_all_to_all: return true;
+    case IR_all_to_all:
+    case IR_permute: return true;
     default: return false;
   }
 }

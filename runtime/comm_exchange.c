@@ -246,9 +246,24 @@ static status *reduce_bucket(job *j, unsigned char *const *buf) {
 
 // ---- one to one ---------------------------------------------------------------------------------
 
-static int64_t neighbour(const job *j) {
-  int64_t to = (j->me + j->x->step) % j->ranks;
-  return to < 0 ? to + j->ranks : to;
+// The place of the rank `step` further on each axis.
+static int64_t neighbour(const job *j, int64_t step) {
+  const prog *p = j->c->prog;
+  int64_t place = 0;
+  for (uint32_t a = 0; a < p->naxes; a++) {
+    if (!(j->x->axes >> a & 1)) continue;
+    int64_t n = p->axes[a].size, to = (comm_coordinate(p, j->c->engine.rank, a) + step) % n;
+    place = place * n + (to < 0 ? to + n : to);
+  }
+  return place;
+}
+
+static status *permute(job *j) {
+  int64_t to = neighbour(j, j->x->step), from = neighbour(j, -j->x->step);
+  STATUS_DO(receive_from(j, from, j->out, j->x->run));
+  STATUS_DO(send_to(j, to, j->in, j->x->run));
+  STATUS_DO(comm_wait(j->c, COMM_IN));
+  return comm_wait(j->c, COMM_OUT);
 }
 
 // Messages that go up the axis and those that go down do not wait for each other, though with two
@@ -258,7 +273,7 @@ static int direction_tag(const job *j, bool up) {
 }
 
 static status *send_one(job *j) {
-  int64_t to = neighbour(j), bytes = j->x->run * j->unit;
+  int64_t to = neighbour(j, j->x->step), bytes = j->x->run * j->unit;
   comm_buffer *b = &j->c->buffers[j->x - j->c->prog->exchanges];
   if (b->busy) STATUS_DO(comm_wait(j->c, b->lane));
   memcpy(b->at, j->in, (size_t)bytes);
@@ -268,7 +283,7 @@ static status *send_one(job *j) {
 
 static status *receive_one(job *j) {
   j->tag = direction_tag(j, j->x->step < 0);
-  STATUS_DO(receive_from(j, neighbour(j), j->out, j->x->run));
+  STATUS_DO(receive_from(j, neighbour(j, j->x->step), j->out, j->x->run));
   return comm_wait(j->c, COMM_IN);
 }
 
@@ -302,6 +317,7 @@ static status *carry_out(job *j, unsigned char *const *buf) {
     case PROG_ALL_TO_ALL: return trade(j);
     case PROG_REDUCE_SCATTER: return reduce_scatter(j);
     case PROG_ALL_REDUCE: return all_reduce(j);
+    case PROG_PERMUTE: return permute(j);
     case PROG_PART: copy_own(j); return NULL;
     case PROG_SEND: return send_one(j);
     case PROG_RECEIVE: return receive_one(j);

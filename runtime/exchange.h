@@ -18,9 +18,9 @@
 // Where a rank's own piece (of reduce_scatter, part) is shorter than `run`, zeros are written
 // behind it; what others have too little of is not written.
 //
-// `size` is 1, 1, 1 where there are no boxes: all_reduce, send, receive. `whole` shortens the runs
-// of the pieces of the last ranks and can be had by all but all_to_all, send and receive; an
-// all_reduce of `run` elements cuts them by itself.
+// `size` is 1, 1, 1 where there are no boxes: all_reduce, permute, send, receive. `whole` shortens
+// the runs of the pieces of the last ranks and can be had by all but all_to_all, permute, send and
+// receive; an all_reduce of `run` elements cuts them by itself.
 //
 // `in` and `out` may be the same bytes in two cases, and must else be apart: a rank's own piece
 // lies where its result goes (all_gather into the array it has a part of, reduce_scatter to the own
@@ -32,7 +32,8 @@
 // while the record's last message is still there. `step` counts round the axis: rank c of n sends
 // to (c + step) mod n and receives from (c + step) mod n. Messages with a positive step and those
 // with a negative one do not wait for each other; among those of one sort the first that was sent
-// is the first that is received.
+// is the first that is received. A permute is both at once, and waits for both: no buffer, and
+// `step` counts round each of its axes.
 #ifndef DSM_EXCHANGE_H
 #define DSM_EXCHANGE_H
 
@@ -142,14 +143,15 @@ static inline int64_t exchange_sent_bytes(const prog_exchange *x, int64_t ranks,
       default: break;
     }
   }
-  if (x->kind == PROG_SEND) n = x->run;
+  if (x->kind == PROG_SEND || x->kind == PROG_PERMUTE) n = x->run;
   return n * exchange_unit(x->dtype);
 }
 
 // "all_gather", ...
 static inline const char *exchange_name(uint32_t kind) {
-  static const char *const name[PROG_EXCHANGES] = {
-      "all_gather", "reduce_scatter", "all_reduce", "all_to_all", "part", "send", "receive"};
+  static const char *const name[PROG_EXCHANGES] = {"all_gather", "reduce_scatter", "all_reduce",
+                                                   "all_to_all", "permute",        "part",
+                                                   "send",       "receive"};
   return kind < PROG_EXCHANGES ? name[kind] : "unknown";
 }
 

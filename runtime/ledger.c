@@ -18,7 +18,7 @@ static void add(const prog *p, ledger *l, uint32_t index, int64_t bytes, int64_t
   const prog_exchange *x = &p->exchanges[index];
   int64_t n = x->size[0] * x->size[1] * x->size[2] * x->run;
   bool scalar = n == (x->values > 1 ? x->values : 1) && !x->whole;
-  ledger_row *r = &l->row[scalar ? l->rows - 1 : x->kind << p->naxes | x->axes];
+  ledger_row *r = &l->row[scalar ? l->rows - 1 : x->of << p->naxes | x->axes];
   r->bytes += bytes;
   r->exchanges += times;
 }

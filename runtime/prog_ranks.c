@@ -91,16 +91,17 @@ static int64_t reach(const prog_exchange *x, const int64_t stride[3], int64_t st
 
 static status *check_exchange(const prog *p, uint32_t index) {
   const prog_exchange *x = &p->exchanges[index];
-  if (x->name >= p->nstrings || x->kind >= PROG_EXCHANGES || x->dtype >= PROG_DTYPES ||
-      x->reduce >= PROG_REDUCTIONS || x->axes == 0 || !known_axes(p, x->axes))
+  if (x->name >= p->nstrings || x->kind >= PROG_EXCHANGES || x->of >= PROG_EXCHANGES ||
+      x->dtype >= PROG_DTYPES || x->reduce >= PROG_REDUCTIONS || x->axes == 0 ||
+      !known_axes(p, x->axes))
     BAD("exchange %u has no meaning", index);
   const char *kind = exchange_name(x->kind);
   int64_t ranks = ranks_of(p, x->axes), n = x->run;
-  bool one = x->kind == PROG_SEND || x->kind == PROG_RECEIVE,
-       plain = one || x->kind == PROG_ALL_REDUCE;
+  bool one = x->kind == PROG_SEND || x->kind == PROG_RECEIVE, far = one || x->kind == PROG_PERMUTE,
+       plain = far || x->kind == PROG_ALL_REDUCE;
   bool adds = x->kind == PROG_REDUCE_SCATTER || x->kind == PROG_ALL_REDUCE;
   if (adds && !exchange_adds(x->dtype)) BAD("%s %u adds up what has no sum", kind, index);
-  if (one && ((x->axes & (x->axes - 1)) || x->step > ranks || x->step < -ranks))
+  if ((one && (x->axes & (x->axes - 1))) || (far && (x->step > ranks || x->step < -ranks)))
     BAD("%s %u has no neighbour", kind, index);
   if (n < 1 || n > PROG_MAX_BYTES) BAD("%s %u has a bad run", kind, index);
   for (int i = 0; i < 3; i++)
@@ -154,7 +155,7 @@ static status *check_instr(const prog *p, const prog_instr *in) {
   const prog_exchange *x = &p->exchanges[in->kernel];
   int64_t ranks = ranks_of(p, x->axes), unit = exchange_unit(x->dtype);
   if (x->values > 1) return check_bucket(p, in, unit);
-  bool plain = x->kind == PROG_ALL_REDUCE || x->kind >= PROG_SEND;
+  bool plain = x->kind == PROG_ALL_REDUCE || x->kind == PROG_PERMUTE || x->kind >= PROG_SEND;
   uint32_t k = 0;
   if (x->kind != PROG_SEND) {
     int64_t n = plain ? x->run : reach(x, x->out_stride, x->out_step, ranks);

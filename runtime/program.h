@@ -54,7 +54,7 @@
 #include <stdint.h>
 
 #define PROG_MAGIC "DSMPROG\n"
-#define PROG_VERSION 5u
+#define PROG_VERSION 6u
 #define PROG_TRAILER_MAGIC "DSMEXE1\n"
 #define PROG_MAX_RANK 8
 #define PROG_MAX_AXES 8
@@ -186,7 +186,8 @@ typedef struct prog_gemm {
 //   ranks all_to_all      both part            as all_to_all, but only what a rank has for itself:
 //   nothing is sent all_reduce      the whole, `run` elements: pieces of ceil(run / ranks) are
 //   reduced and gathered send, receive   `run` elements, to and from the rank `step` further on the
-//   one axis of `axes`
+//   one axis of `axes`   permute   `run` elements to the rank `step` further on each of `axes`, and
+//   from the rank as far behind
 //
 // Where elements are shared as they come, in pieces of `run` of which the last ones may be shorter
 // or empty, `whole` is how many there are; else 0. Behind the elements of a piece that is written
@@ -200,6 +201,7 @@ enum {
   PROG_REDUCE_SCATTER,
   PROG_ALL_REDUCE,
   PROG_ALL_TO_ALL,
+  PROG_PERMUTE,
   PROG_PART,
   PROG_SEND,
   PROG_RECEIVE,
@@ -211,7 +213,7 @@ typedef struct prog_exchange {
   uint32_t kind, axes, dtype, reduce;
   uint32_t values;         // of an all_reduce: above 1, a bucket of so many
   uint32_t first_operand;  // of the instruction it belongs to
-  uint32_t pad;
+  uint32_t of;             // what it is a hop of, as the ledger counts it; its own kind, if nothing
   int64_t size[3], in_stride[3], out_stride[3], run, in_step, out_step;
   int64_t whole, step, scratch;
 } prog_exchange;

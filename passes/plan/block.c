@@ -9,7 +9,8 @@
 #include "ir/view.h"
 
 plan_axis bl_axis_of(int inner) {
-  static const plan_axis axis[BL_INNER] = {PLAN_TENSOR, PLAN_ULYSSES, PLAN_RING};
+  static const plan_axis axis[BL_INNER] = {
+      [BL_TENSOR] = PLAN_TENSOR, [BL_ULYSSES] = PLAN_ULYSSES, [BL_RING] = PLAN_RING};
   return axis[inner];
 }
 

@@ -10,7 +10,7 @@
 #include "passes/plan/plan.h"
 #include "passes/plan/shard.h"
 
-enum { BL_INNER = 3 };  // axes inside a stage: ORDER bl_axis_of
+enum { BL_TENSOR, BL_ULYSSES, BL_RING, BL_INNER };  // axes inside a stage
 typedef struct bl_key {
   plan_recompute recompute;
   int64_t size[BL_INNER];  // tensor, ulysses, ring

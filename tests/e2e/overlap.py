@@ -30,6 +30,7 @@ PLANS = [
     ("llama-even", 4, "data=2,ulysses=2,zero=0", "", "body bucket"),
     ("t5-even", 2, "data=2,zero=1", "hidden=64", ""),
     ("bert", 2, "data=2,zero=0,micro_batch=1", "", "bucket"),
+    ("gpt2-long", 4, "ring=4,zero=1", "", "body ring"),
     ("gpt2-even", 4, "pipeline=2,data=2,zero=0,micro_batch=1", "", "body last bucket"),
 ]
 
@@ -85,6 +86,7 @@ def test(dsmc, folder, checks, plan):
     for word in plan[4].split():
         good = {"body": any(body for body, _ in beside),
                 "gather": any(body and l.startswith("all_gather") for body, l in beside),
+                "ring": any(body and l.startswith("permute") for body, l in beside),
                 "last": any("last micro-batch" in l for _, l in beside),
                 "bucket": texts[""].count("all_reduce") < texts["buckets"].count("all_reduce")}[word]
         checks.check("%s: %s" % (name, word), good)

@@ -39,7 +39,7 @@ def rows():
         for line in f:
             words = line.split("#")[0].split()
             if words:
-                yield words[0], int(words[1]), words[2] + (" " + words[3] if words[3:] else "")
+                yield words[0], words[1], words[2] + (" " + words[3] if words[3:] else "")
 
 
 def drawn(all_rows, n, seed):
@@ -53,11 +53,24 @@ def drawn(all_rows, n, seed):
     return (first + rest)[:n]
 
 
+def number_of(ranks):
+    """Ranks of the second column: 4, or 2x2, which is two nodes of two."""
+    nodes, _, each = str(ranks).partition("x")
+    return int(nodes) * int(each or 1)
+
+
+def cluster_of(ranks):
+    return os.path.join(exe.HERE, "inputs/nodes.dsm:c" + ranks) if "x" in str(ranks) else "this-host:%s" % ranks
+
+
 # Sizes that can be cut by 2 and 4: vocabularies are larger, sequences shorter than the data's.
 EVEN = {"gpt2": "vocab=64,context=24,seq=16,hidden=64,heads=8",
         "llama": "vocab=64,context=16,seq=8,hidden=64,heads=8,kv_heads=4,ffn=96",
         "t5": "vocab=48,heads=4,src=8,dst=4",
         "bert": "vocab=64"}
+
+# With -long sequences in which ranks gather keys and values rather than what these are made of, and text as data.
+LONG = {name: EVEN[name] + ",vocab=256,context=64,seq=64" for name in ("gpt2", "llama")}
 
 
 # Models of our own, compared with one rank: the text, and whose data and job it has.
@@ -98,20 +111,26 @@ def shorter_data(source, target):
 
 
 def parts_of(model):
-    """Name of the oracle's model, whether its sizes can be cut, and more settings."""
+    """Name of the oracle's model, its sizes ("", "even", "long"), and more settings."""
     name, _, more = model.partition(":")
-    return name.split("-")[0], name.endswith("-even"), more
+    name, _, sizes = name.partition("-")
+    return name, sizes, more
 
 
 def by_pytorch(model):
     """Whether there are losses of PyTorch for it."""
-    name, even, more = parts_of(model)
-    return name not in OWN and not even and not more
+    name, sizes, more = parts_of(model)
+    return name not in OWN and not sizes and not more
 
 
 def data_of(model, folder):
-    name, even, _ = parts_of(model)
-    even |= name in OWN
+    name, sizes, _ = parts_of(model)
+    if sizes == "long":
+        lines = os.path.join(folder, "lines.txt")
+        with open(lines, "w") as f:
+            f.write("".join("%d times %d is %d\n" % (i, i % 7, i * (i % 7)) for i in range(400)))
+        return lines
+    even = sizes == "even" or name in OWN
     name = OWN[name][1] if name in OWN else name
     data = os.path.join(exe.ORACLE, name, "data")
     if not even:
@@ -125,12 +144,12 @@ def data_of(model, folder):
 
 
 def settings_of(model):
-    name, even, more = parts_of(model)
+    name, sizes, more = parts_of(model)
     if name in OWN:
         text, _, settings = OWN[name]
         return name, {"model": text}, settings + ("," + more if more else "")
     job = exe.expected(name)
-    settings = exe.job_settings(job) + ("," + EVEN[name] if even else "")
+    settings = exe.job_settings(job) + ("," + {"even": EVEN, "long": LONG}[sizes][name] if sizes else "")
     return name, job, settings + ("," + more if more else "")
 
 
@@ -138,8 +157,8 @@ def build(dsmc, model, ranks, pins, program):
     name, job, settings = settings_of(model)
     command = [dsmc, "build", os.path.join(exe.ROOT, "examples", job["model"]), "--set", settings,
                "-o", program, "-q"]
-    if ranks > 1:
-        command += ["--cluster", "this-host:%d" % ranks, "--pin", pins]
+    if ranks != 1:
+        command += ["--cluster", cluster_of(ranks), "--pin", pins]
     exe.run(command)
 
 
@@ -177,7 +196,7 @@ SHARING = ("data", "ulysses", "ring")
 def row_of(kind, axes, sharing):
     """A row of the ledger. Plans have what ranks with the same weights exchange under `data`: over
     the one axis of these that there is, programs do not tell it from other exchanges."""
-    axes = ["data" if a in ("data.0", "data.1") else a for a in axes]
+    axes = list(dict.fromkeys(a.split(".")[0] for a in axes))  # factors are of one axis
     if len(axes) > 1 and all(a in SHARING for a in axes):
         axes = ["data"]
     if axes == ["data"] and len(sharing) == 1:
@@ -235,14 +254,14 @@ def object_of(command):
 def check_plan(dsmc, checks, row, program):
     """The plan against what `info` says of the program. Returns the latter's ledger."""
     model, ranks, pins = row[0], row[1], row[2].split()[0]
-    name = "%s on %d: %s" % row
+    name = "%s on %s: %s" % row
     marked, apart = row[2].endswith(" bytes-differ"), False
     _, job, settings = settings_of(model)
     best = object_of([dsmc, "plan", "--json", os.path.join(exe.ROOT, "examples", job["model"]),
-                      "--set", settings, "--cluster", "this-host:%d" % ranks, "--pin", pins])["best"]
+                      "--set", settings, "--cluster", cluster_of(ranks), "--pin", pins])["best"]
     info = object_of([program, "info", "--json"])
     own = info["ranks"]
-    sharing = [a["axis"] for a in own["mesh"] if a["axis"] in SHARING]
+    sharing = list(dict.fromkeys(a for a in (a["axis"].split(".")[0] for a in own["mesh"]) if a in SHARING))
     checks.check(name + ": as many stages", len(own["stages"]) == len(best["stages"]))
     checks.check(name + ": the plan's memory is that of a layout", best["memory_bytes"]["exact"])
     for i, (is_, was) in enumerate(zip(own["stages"], best["stages"])):
@@ -257,7 +276,7 @@ def check_plan(dsmc, checks, row, program):
         checks.check("%s: bytes of stage %d" % (name, i), sent == plan,
                      "sent %s, planned %s" % (sent, plan))
     checks.check(name + ": as the table says", apart == marked, "mend the mark bytes-differ")
-    best["mesh_ranks"] = ranks
+    best["mesh_ranks"] = number_of(ranks)
     best["whole_states"] = whole_states(dsmc, model)
     check_states(checks, name, model, best, own["stages"][0])
     return own["sent"]
@@ -275,14 +294,14 @@ def whole_states(dsmc, model):
 
 def check_row(dsmc, folder, checks, row, run):
     model, ranks, pins = row[0], row[1], row[2].split()[0]
-    name = "%s on %d: %s" % row
+    name = "%s on %s: %s" % row
     program = os.path.join(folder, "program")
     build(dsmc, model, ranks, pins, program)
     sent = check_plan(dsmc, checks, row, program)
     if not run:
         return
     losses, norms, evals = wanted(dsmc, model)
-    steps, got = train(program, model, ranks, os.path.join(folder, "log.jsonl"))
+    steps, got = train(program, model, number_of(ranks), os.path.join(folder, "log.jsonl"))
     checks.close(name + ": losses", [s["loss"] for s in steps], losses, 1e-4)
     checks.close(name + ": norms", [s["grad_norm"] for s in steps], norms, 1e-3)
     checks.close(name + ": losses of evaluation", got, evals, 2e-4)

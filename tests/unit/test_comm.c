@@ -80,6 +80,7 @@ static void make_record(uint64_t *seed, world *w, int i, uint32_t kind) {
   x->run = pick(seed, 1, pick(seed, 0, 3) ? 20 : 2000);
   bool box = kind <= PROG_ALL_TO_ALL || kind == PROG_PART;
   if (kind == PROG_ALL_REDUCE) box = false;
+  if (kind == PROG_PERMUTE) x->step = pick(seed, -2, 2);
   for (int a = 0; a < 3 && box; a++) x->size[a] = pick(seed, 0, 1) ? 1 : pick(seed, 2, 4);
   if (box && kind != PROG_ALL_TO_ALL && pick(seed, 0, 2) == 0)
     x->whole = pick(seed, 1, ranks * x->run);
@@ -213,6 +214,19 @@ static void expect_padding(const prog_exchange *x, int64_t me, int64_t unit, uns
               0, (size_t)unit);
 }
 
+// The rank that `rank` is `step` further than, on each of the axes.
+static int rank_behind(const world *w, int rank, uint32_t axes, int64_t step) {
+  for (int r = 0;; r++) {
+    bool it = true;
+    for (uint32_t a = 0; a < w->p.naxes; a++) {
+      int64_t far = comm_coordinate(&w->p, r, a) - comm_coordinate(&w->p, rank, a);
+      if (axes >> a & 1) far += step;
+      it &= axes >> a & 1 ? far % w->p.axes[a].size == 0 : far == 0;
+    }
+    if (it) return r;
+  }
+}
+
 // `out` as record i must leave it at `rank`: it begins as `out` is.
 static void expect(const world *w, int rank, int i, unsigned char *out) {
   const prog_exchange *x = &w->x[i];
@@ -221,6 +235,11 @@ static void expect(const world *w, int rank, int i, unsigned char *out) {
   if (x->kind == PROG_RECEIVE) {
     int from = rank_at(w, rank, x->axes, ((me + x->step) % n + n) % n);
     for (int64_t e = 0; e < x->run; e++) value(from, i - 1, e, x->dtype, out + e * unit);
+    return;
+  }
+  if (x->kind == PROG_PERMUTE) {
+    int from = rank_behind(w, rank, x->axes, x->step);
+    for (int64_t e = 0; e < x->run; e++) value(from, i, e, x->dtype, out + e * unit);
     return;
   }
   unsigned char all[16][8];
@@ -266,7 +285,7 @@ static int64_t expect_bytes(const world *w, int rank, const prog_exchange *x) {
   int64_t n = comm_group_size(&w->p, x->axes), me = 0, elements = 0;
   while (rank_at(w, rank, x->axes, me) != rank) me++;
   int64_t runs = x->size[0] * x->size[1] * x->size[2];
-  if (x->kind == PROG_SEND) elements = n > 1 ? x->run : 0;
+  if (x->kind == PROG_SEND || x->kind == PROG_PERMUTE) elements = n > 1 ? x->run : 0;
   for (int64_t e = 0; e < n * x->run; e++) {
     int64_t r = e / x->run;  // whose element of a cut array this is
     bool there = !x->whole || e < x->whole;

@@ -476,6 +476,49 @@ static void decoding(void **state) {
   }
 }
 
+// Keys in two parts, one after the other, are all keys at once; the second is hidden from some.
+static void attention_in_parts(void **state) {
+  enum { S = 6, T = 4, W = 8 };
+  fixture *x = *state;
+  static const ir_dtype t[4] = {DT_i32, DT_i32, DT_i32, DT_i32};
+  ir_attr a[] = {ir_attr_i("kv_heads", 1), ir_attr_i("rep", 2),      ir_attr_f("scale", 0.5),
+                 ir_attr_i("has_mask", 1), ir_attr_i("has_bias", 0), ir_attr_i("ncap_mask", 0)};
+  ir_value *q = input(x, "q", 0, 2, S, 2 * W, 0), *k[3], *v[3];
+  static const char *const key[] = {"k", "k0", "k1"}, *const value[] = {"v", "v0", "v1"};
+  static const char *const sees[] = {"j <= i", "j <= i", "j + 4 <= i"};
+  ir_region *mask[3];
+  for (int i = 0; i < 3; i++) {
+    k[i] = input(x, key[i], 0, 2, i ? T : 2 * T, W, 0);
+    v[i] = input(x, value[i], 0, 2, i ? T : 2 * T, W, 0);
+    mask[i] = ir_expr_region(x->m, NULL, "b, h, i, j", sees[i], t);
+  }
+  for (int w = 0; w < 2; w++) {
+    int64_t n;
+    const double *whole = given(x, w ? "v" : "k", &n);
+    for (int part = 0; part < 2; part++) {
+      double *to = given(x, w ? value[1 + part] : key[1 + part], &n);
+      for (int b = 0; b < 2; b++)
+        memcpy(to + b * T * W, whole + (2 * b + part) * T * W, sizeof *to * T * W);
+    }
+  }
+  ir_op *all = ir_build_full(&x->b, IR_attention, (ir_value *[]){q, k[0], v[0]}, 3, a, 6, mask, 1);
+  ir_op *first =
+      ir_build_full(&x->b, IR_attention, (ir_value *[]){q, k[1], v[1]}, 3, a, 6, mask + 1, 1);
+  ir_op *next = ir_build_full(&x->b, IR_attention_next,
+                              (ir_value *[]){first->out[0], first->out[1], q, k[2], v[2]}, 5, a, 6,
+                              mask + 2, 1);
+  if (!all || !next) fail_msg("%s", x->b.error);
+  output(x, "o", all->out[0]);
+  output(x, "lse", all->out[1]);
+  output(x, "o2", next->out[0]);
+  output(x, "lse2", next->out[1]);
+  const double *o = run(x, "o"), *o2 = ir_interp_output(x->x, "o2", NULL),
+               *lse = ir_interp_output(x->x, "lse", NULL),
+               *lse2 = ir_interp_output(x->x, "lse2", NULL);
+  for (int i = 0; i < 2 * S * 2 * W; i++) near(o2[i], o[i], 1e-13);
+  for (int i = 0; i < 2 * 2 * S; i++) near(lse2[i], lse[i], 1e-13);
+}
+
 static void rope_turns_back(void **state) {
   fixture *x = *state;
   ir_value *v = input(x, "x", 0, 2, 5, 12, 0);
@@ -652,6 +695,7 @@ int main(void) {
       T(attention_drops),
       T(attention_draws),
       T(decoding),
+      T(attention_in_parts),
       T(rope_turns_back),
       T(repeat),
       T(states),

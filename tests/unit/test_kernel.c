@@ -795,6 +795,15 @@ static void rows_of(int64_t n, int overwritten[IR_OPCODE_COUNT]) {
   check(&x, nll->out[1], 1e-6);
   ir_value *nin[] = {lg, logits, target, nll->out[1]};
   check(&x, make(&x, IR_nll_grad, nin, 4, ig, 2, NULL, 0)->out[0], 1e-5);
+  if (n <= 256) {
+    ir_attr at[] = {ir_attr_i("kv_heads", 1), ir_attr_i("rep", 1),      ir_attr_f("scale", 0.6),
+                    ir_attr_i("has_mask", 0), ir_attr_i("has_bias", 0), ir_attr_i("ncap_mask", 0)};
+    ir_value *o = n == 33 ? VIEW(&x, 3, 5, n) : INPUT(&x, DT_f32, 0, 3, 5, n),
+             *ain[] = {o, VIEW(&x, 3, 1, 5), VIEW(&x, 3, 5, n), VIEW(&x, 3, 7, n),
+                       VIEW(&x, 3, 7, n)};
+    ir_op *next = make(&x, IR_attention_next, ain, 5, at, 6, NULL, 0);
+    for (int i = 0; i < 2; i++) check(&x, next->out[i], 1e-5);
+  }
   run(&x);
   for (int i = 0; i < IR_OPCODE_COUNT; i++) overwritten[i] += x.overwritten[i];
   end(&x);
@@ -917,6 +926,14 @@ static void attention_of(fixture *x, const attention_case *c, int bias_rank, dou
   check(x, y->out[0], 1e-5);
   check(x, y->out[1], 1e-5);
   if (c->past >= 0) return;
+  if (drop <= 0) {  // on with the same keys and values, as if there were twice as many
+    ir_value *nin[16] = {y->out[0], y->out[1]};
+    memcpy(nin + 2, in, sizeof *in * (size_t)n);
+    REGIONS();
+    ir_op *next = make(x, IR_attention_next, nin, n + 2, a, na, r, nr);
+    check(x, next->out[0], 1e-5);
+    check(x, next->out[1], 1e-5);
+  }
   ir_value *gin[16] = {VIEW(x, c->batch, c->s, heads * c->v), y->out[0], y->out[1]};
   memcpy(gin + 3, in, sizeof *in * (size_t)n);
   REGIONS();

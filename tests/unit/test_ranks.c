@@ -351,6 +351,7 @@ static void test_refuses(void **state) {
   PATCH(axes, prog_axis, 0, name, 1u << 30, "axis 0 has no name");
   PATCH(entries, prog_entry, 0, batch_axes, 2, "unknown axis");
   PATCH(exchanges, prog_exchange, 0, kind, PROG_EXCHANGES, "exchange 0 has no meaning");
+  PATCH(exchanges, prog_exchange, 0, of, PROG_EXCHANGES, "exchange 0 has no meaning");
   PATCH(exchanges, prog_exchange, 0, axes, 0, "exchange 0 has no meaning");
   PATCH(exchanges, prog_exchange, 0, axes, 3, "exchange 0 has no meaning");
   PATCH(exchanges, prog_exchange, 0, reduce, 2, "exchange 0 has no meaning");

@@ -1,0 +1,120 @@
+#!/usr/bin/env python3
+"""Rings: what is handed on, over which factor, and what a double ring saves between nodes.
+
+    tests/e2e/ring.py build/dsmc [WORD...]       # cases whose line has all these words
+
+For rings of n ranks in nodes of w: a body looks at keys n times, once with `attention` and else with
+`attention_next`; keys and values make n - 1 hops each, n/w - 1 of them between nodes, gradients of
+both n - 1 to come home, n/w of them between nodes. A run counts as many messages over each factor.
+At last two nodes are simulated (DSM_LINK_DELAY): a step's messages are late by the hops between nodes, and by no more.
+(That losses are those of one rank is ranks.txt's.)
+"""
+import json
+import os
+import re
+import sys
+
+import exe
+import ranks
+
+LAYERS = 2
+SHORT, LONG = "gpt2-long", "gpt2-long:context=256,seq=256"
+# Model, ranks (nodes x ranks of each), size of the ring, ranks of it in a node, pins.
+CASES = [(SHORT, "4", 4, 4, "ring=4,zero=0"),
+         (SHORT, "8", 4, 4, "ulysses=2,ring=4,zero=0"),
+         (SHORT, "2x2", 4, 2, "ring=4,zero=0"),
+         (LONG, "2x4", 8, 4, "ring=8,zero=0"),
+         (LONG, "4x2", 8, 2, "ring=8,zero=0")]
+LATE = 0.02  # seconds of a message between nodes
+STEPS = 4
+
+
+def compile_as(dsmc, model, ranks_, pins, verb, *options):
+    _, job, settings = ranks.settings_of(model)
+    return exe.run([dsmc, verb, os.path.join(exe.ROOT, "examples", job["model"]), "--set", settings, "--cluster",
+                    ranks.cluster_of(ranks_), "--pin", pins, *options])
+
+
+def bodies(text):
+    """Of train_step's two repeats: the ops in it, and what permutes go over: (axes, sums)."""
+    text = text[text.index("train_step"):]
+    text = text[:text.index("evaluate")] if "evaluate" in text else text
+    for body in re.findall(r"= repeat\(.*?\n    \}\n", text, re.S)[:2]:
+        permutes = re.findall(r"= permute\([^)]*\) \{([^}]*)\}", body)
+        yield (re.findall(r"= (\w+)\(", body),
+               [(re.search(r'axes="([^"]*)"', p).group(1), "sums=1" in p) for p in permutes])
+
+
+def check_hops(checks, name, text, n, w):
+    """Of each body; the first is forward's."""
+    inner, outer = ("ring", None) if n == w else ("ring.1", "ring.0")
+    both = "ring.0.ring.1"
+    for backward, (ops, hops) in enumerate(bodies(text)):
+        body = "%s, %s" % (name, "backward" if backward else "forward")
+        one, more = ("attention_grad", "attention_grad") if backward else ("attention", "attention_next")
+        looks = ops.count(one) + (ops.count(more) if more != one else 0)
+        checks.check(body + ": keys are looked at %d times" % n, looks == n and (backward or ops.count(one) == 1),
+                     "%d times" % looks)
+        want = {(inner, False): 2 * (n - n // w), (outer, False): 2 * (n // w - 1)}
+        if backward and n == w:
+            want[(inner, True)] = 2 * (n - 1)
+        elif backward:
+            want[(inner, True)], want[(both, True)] = 2 * (n - 1 - n // w), 2 * (n // w)
+        want = {k: v for k, v in want.items() if v}
+        got = {k: hops.count(k) for k in set(hops)}
+        checks.check(body + ": hops of keys and values", got == want, "%r, not %r" % (got, want))
+
+
+def times(sent, kind, axes):
+    """What all ranks did together, in a step."""
+    row = sent.get("%s over %s" % (kind, axes.replace(".ring", ", ring")))
+    return row["exchanges"] if row else 0
+
+
+def run(program, model, n, folder, delay="", more=()):
+    """What was sent in a step."""
+    log = os.path.join(folder, "log.jsonl")
+    if os.path.exists(log):
+        os.remove(log)
+    env = {k: v for k, v in os.environ.items() if k != "DSM_LINK_DELAY"}
+    if delay:
+        env["DSM_LINK_DELAY"] = delay
+    exe.run(exe.mpirun(n, program, "train", "-q", "--data", ranks.data_of(model, folder), "--steps", str(STEPS),
+                       "--threads", "1", "--seed", "1", "--log", log, *more), env=env)
+    return exe.read_log(log)[0]["sent"]
+
+
+def check_case(dsmc, folder, checks, case):
+    model, ranks_, n, w, pins = case
+    name = "%s ranks: %s" % (ranks_, pins)
+    check_hops(checks, name, compile_as(dsmc, model, ranks_, pins, "ir", "--after", "ring"), n, w)
+    program = os.path.join(folder, "program")
+    compile_as(dsmc, model, ranks_, pins, "build", "-q", "-o", program)
+    all_ranks = ranks.number_of(ranks_)
+    sent = run(program, model, all_ranks, folder)
+    # Forward and backward of all layers, keys and values; over the whole ring other things are gathered too.
+    for axes, hops in (("ring.1", n - n // w), ("ring.0", n // w - 1)):
+        if n != w:
+            got, want = times(sent, "all_gather", axes), 2 * 2 * LAYERS * hops * all_ranks
+            checks.check("%s: %d hops of keys over %s in a run" % (name, hops, axes), got == want, "%d, not %d" % (got, want))
+    if ranks_ == "2x2":
+        check_delay(folder, checks, name, program, model, n, w)
+
+
+def check_delay(folder, checks, name, program, model, n, w):
+    """Milliseconds that rank 0 waits for hops, with nodes apart."""
+    trace = os.path.join(folder, "trace.json")
+    run(program, model, n, folder, "intra=0,inter=%g:%d" % (LATE, w), ("--trace", trace, "--trace-steps", str(STEPS)))
+    with open(trace.replace(".json", ".0.json")) as f:
+        events = json.load(f)["traceEvents"]
+    took = sum(e["dur"] for e in events if e.get("ph") == "X" and e["name"].startswith("permute")) / 1e6 / STEPS
+    # Keys' and values' of a layer's forward and backward, and their gradients'.
+    want = LATE * LAYERS * 2 * (2 * (n // w - 1) + n // w)
+    checks.check("%s: hops between nodes of %g s each: a step waits %.3f s, %.3f s by count" % (name, LATE, took, want),
+                 abs(took / want - 1) < 0.15)
+
+
+if __name__ == "__main__":
+    if len(sys.argv) < 2:
+        sys.exit("usage: %s DSMC [WORD...]" % sys.argv[0])
+    exe.each(check_case, CASES, sys.argv[2:])
