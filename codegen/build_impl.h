@@ -151,8 +151,10 @@ b_capture b_capture_of(bld *b, ir_value *v);
 k_value *b_bound(b_env *e, const ir_value *v);  // NULL for a captured tensor
 // For dropout: the sample (global) and the position in it, as i64 tiles.
 void b_bind_position(b_env *e, k_value *sample, k_value *index);
-// `at` plus where this rank's part of what the op counts begins (ir_begin, ir/place.h).
+// `at` plus where this rank's part of what the op counts begins (ir_begin, ir/place.h); over some
+// axes alone, by bits.
 k_value *b_begin_at(bld *b, k_value *at);
+k_value *b_begin_over(bld *b, k_value *at, unsigned axes);
 bool b_of_sample(const bld *b, const ir_index *leaf);  // whether it is one of the sample axis
 // Evaluates the ops; yields through `out`.
 void b_region(b_env *e, ir_region *r, k_value **out);

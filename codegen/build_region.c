@@ -48,13 +48,15 @@ void b_bind_position(b_env *e, k_value *sample, k_value *index) {
   e->index = index;
 }
 
-k_value *b_begin_at(bld *b, k_value *at) {
+k_value *b_begin_at(bld *b, k_value *at) { return b_begin_over(b, at, ~0u); }
+
+k_value *b_begin_over(bld *b, k_value *at, unsigned axes) {
   const ir_module *m = cg_module(b->cg);
   const ir_attr *turn = ir_get_attr(b->op, "turn");
   k_kernel *k = b->k;
   for (int a = 0; m->mesh && a < m->mesh->naxes; a++) {
     int64_t step = ir_begin(b->op, a);
-    if (!step) continue;
+    if (!step || !(axes >> a & 1)) continue;
     k_value *place = k_call(k, (k_field)(K_COORD + a));
     if (turn) place = k_modi(k, k_addi(k, place, turn->v[a]), m->mesh->axis[a].size);
     k_value *begin = k_muli(k, place, step);
@@ -313,7 +315,11 @@ static b_range scalar_range(ranges *w, ir_op *op, const b_range *in) {
       if (op->out[0]->type.dtype == DT_bool)
         return (b_range){true, k_scalar(k, IR_and, in[1].lo, in[2].lo, NULL),
                          k_scalar(k, IR_or, in[1].hi, in[2].hi, NULL)};
-      return (b_range){true, k_min(k, in[1].lo, in[2].lo), k_max(k, in[1].hi, in[2].hi)};
+      // One of them alone where it is known which.
+      k_value *lo = k_min(k, in[1].lo, in[2].lo), *hi = k_max(k, in[1].hi, in[2].hi);
+      lo = k_where(k, in[0].lo, in[1].lo, k_where(k, in[0].hi, lo, in[2].lo));
+      hi = k_where(k, in[0].lo, in[1].hi, k_where(k, in[0].hi, hi, in[2].hi));
+      return (b_range){true, lo, hi};
     }
     default: return op->out[0]->type.dtype == DT_bool ? unknown_truth(w) : (b_range){0};
   }

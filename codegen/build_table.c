@@ -212,9 +212,17 @@ void cg_build_rope(bld *b) {
   k_value *pos = r0;
   // Where nothing came before, `past` is 0.
   if (b->limit->powers || ir_attr_int(op, "past", 0)) pos = k_add(k, pos, k_call(k, K_PAST));
-  pos = b_begin_at(b, pos);
+  ir_mirror m = ir_mirror_of(op);
+  pos = b_begin_over(b, pos, ~m.axes);
   // Backwards is the other way round: a number, so that it is the same function.
-  k_value *p = k_mul(k, k_cast(k, k_add(k, pos, k_iota(k, K_I64, nr, 1)), K_F32), b_real(b, turn));
+  k_value *position = k_add(k, pos, k_iota(k, K_I64, nr, 1));
+  if (m.axes) {
+    k_value *begin = b_begin_over(b, k_int(k, 0), m.axes);
+    k_value *gap = k_sub(k, k_int(k, 2 * m.half * (m.n - 1)), k_muli(k, begin, 2));
+    k_value *late = k_scalar(k, IR_ge, position, k_int(k, m.half), NULL);
+    position = k_add(k, position, k_add(k, begin, k_where(k, late, gap, k_int(k, 0))));
+  }
+  k_value *p = k_mul(k, k_cast(k, position, K_F32), b_real(b, turn));
   k_value *turns = k_mul(k, p, th);
   k_value *error = k_fma(k, p, th, k_scalar(k, IR_neg, turns, NULL, NULL));
   k_value *whole = k_scalar(k, IR_floor, k_add(k, turns, k_const(k, K_F32, 0.5)), NULL, NULL);
@@ -240,7 +248,7 @@ void cg_build_rope(bld *b) {
 void cg_build_place(bld *b) {
   b_begin(b, "place");
   cg_tensor y = b_write(b, b->op->out[0]);
-  k_value *at = b_begin_at(b, k_int(b->k, 0));
+  k_value *at = b_begin_at(b, k_int(b->k, ir_attr_int(b->op, "base", 0)));
   b_store(b, &y, k_cast(b->k, at, K_I32), (k_access){.base = k_int(b->k, 0)});
   b_end(b);
 }

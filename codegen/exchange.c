@@ -4,14 +4,19 @@
 #include "runtime/exchange.h"
 
 // Pieces of `block` elements, some times over: each rank's own on the one side, all beside each
-// other on the other.
+// other on the other. Mirrored, a piece is of two runs, which lie apart where all do.
 static void box(prog_exchange *r, const ir_op *op, int64_t mine, int64_t parts, bool gathers) {
   int64_t block = ir_attr_int(op, "block", 1), whole = ir_attr_int(op, "whole", 0);
-  r->run = block;
+  int64_t *own = gathers ? r->in_stride : r->out_stride,
+          *all = gathers ? r->out_stride : r->in_stride;
+  r->mirror = ir_attr_int(op, "mirror", 0) != 0;
+  r->run = r->mirror ? block / 2 : block;
   r->size[0] = mine / block;
-  *(gathers ? r->in_stride : r->out_stride) = block;
-  *(gathers ? r->out_stride : r->in_stride) = whole ? whole : block * parts;
-  *(gathers ? &r->out_step : &r->in_step) = block;
+  r->size[2] = r->mirror ? 2 : 1;
+  own[0] = block;
+  own[2] = r->mirror ? r->run : 0;
+  all[0] = whole ? whole : block * parts;
+  *(gathers ? &r->out_step : &r->in_step) = r->run;
   r->whole = whole;
 }
 

@@ -426,6 +426,7 @@ static const char *infer_exchange(const infer *t, ir_type *o) {
     bool shares = whole ? block == (whole + n - 1) / n && all / whole == boxes && all % whole == 0
                         : mine <= INT64_MAX / n && all == mine * n;
     fits = boxes > 0 && mine % block == 0 && shares;
+    if (ir_attr_int(op, "mirror", 0)) fits &= block % 2 == 0 && !whole;
   }
   return fits ? NULL
               : SAY("%s: %s of %lld ranks is no %s", t->name, infer_text_of(t, 0), (long long)n,

@@ -193,3 +193,9 @@ int64_t ir_begin(const ir_op *op, int axis) {
   const ir_attr *begins = ir_get_attr(op, "begins");
   return begins && axis < begins->n ? begins->v[axis] : 0;
 }
+
+ir_mirror ir_mirror_of(const ir_op *op) {
+  const ir_attr *a = ir_get_attr(op, "mirror");
+  if (!a || a->n != 3) return (ir_mirror){0};
+  return (ir_mirror){a->v[0], a->v[1], (unsigned)a->v[2]};
+}

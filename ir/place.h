@@ -110,6 +110,18 @@ int64_t ir_draw_steps(const ir_module *m, const ir_op *op, const int64_t *size, 
 //
 //   16 positions, cut by ring=2 and inside it by ulysses=2: begins 8 for ring, 4 for ulysses
 int64_t ir_begin(const ir_op *op, int axis);
+// Zigzag: of n ranks along axes z and 2n pieces of an index, place p has pieces p and 2n - 1 - p,
+// so that of a causal sequence each has as much to look at. With B the sum of begins over z and I
+// that over the other axes, number u of a rank's part (half the part is `half`) stands at
+//
+//   u + I + B,  and from half on,  u + I >= half,  at  u + I + B + 2 half (n - 1) - 2 B
+//
+// which is attribute `mirror` of an op: half, n, z by bits.
+typedef struct ir_mirror {
+  int64_t half, n;
+  unsigned axes;  // 0: not mirrored
+} ir_mirror;
+ir_mirror ir_mirror_of(const ir_op *op);
 
 // "cut batch/data.micro, partial sum/tensor", or "" when replicated everywhere.
 const char *place_print(arena *a, const ir_mesh *mesh, const ir_place *p);

@@ -335,6 +335,7 @@ static const char *answer(dist *d, const ir_func *f, const dist *train) {
   d->rules = sh_rules_of(d->scratch, d->g);
   const char *why = solve(d, train);
   if (!why) dist_check_padding(d);
+  if (!why) dist_find_mirrored(d);
   return why ? why : d->error;
 }
 

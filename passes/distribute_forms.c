@@ -222,10 +222,12 @@ static ir_value *convert(dist *d, ir_region *r, ir_value *v, const ir_type *whol
     if (product(&e, 0, at) > 1)
       dist_refuse(d, maker(v), "a part with padding of an index that is not the outermost one");
   }
-  if (to == SH_REPLICATED)
-    return ranks_exchange(d->m, r, IR_all_gather, v, &t, axes, e.size[at] * inner, all);
-  ir_opcode code = from == SH_PARTIAL ? IR_reduce_scatter : IR_part;
-  return ranks_exchange(d->m, r, code, v, &t, axes, part_size(e.size[at], n) * inner, all);
+  bool gathers = to == SH_REPLICATED, mirrors = dist_mirrors(d, value, gathers ? from : to, x);
+  ir_opcode code = gathers ? IR_all_gather : from == SH_PARTIAL ? IR_reduce_scatter : IR_part;
+  int64_t mine = gathers ? e.size[at] : part_size(e.size[at], n);
+  ir_value *now = ranks_exchange(d->m, r, code, v, &t, axes, mine * inner, all);
+  if (mirrors) ir_set_attr(d->m, now->def, ir_attr_i("mirror", 1));
+  return now;
 }
 
 static bool moves_to(const dist *d, int x, int value, int to) {

@@ -28,7 +28,8 @@ typedef struct dist {
   int nwhole;
   unsigned *cut;  // by value id, of what comes behind forward and backward: mesh axes that cut it
   int ncut;
-  map extents;  // local indices that were made, by what they are a part of
+  VEC(const ir_index *) mirrored;  // leaves that the ring cuts in zigzag
+  map extents;                     // local indices that were made, by what they are a part of
   VEC(made_form) forms;
   VEC(ir_value *) sums;  // of gradients, behind forward and backward
   ir_value **stands;     // by value id: what its readers read in its place; NULL: itself
@@ -64,6 +65,10 @@ void dist_share(dist *d, ir_state *st, int value, codes in);
 void dist_refuse(dist *d, const ir_op *op, const char *why);
 void dist_refuse_state(dist *d, const ir_state *st, const char *why);
 
+// Whether the ring, which is axis x, cuts the leaf of `code` in zigzag: where attention is causal a
+// rank has early and late positions. Found by dist_find_mirrored, before anything is written.
+bool dist_mirrors(const dist *d, int value, int code, int x);
+void dist_find_mirrored(dist *d);
 // Whether axis x, where it cuts the leaf of `code`, leaves the last ranks less than the others
 // (distribute_padding.c).
 bool dist_pads(const dist *d, int value, int code, int x);
@@ -78,7 +83,12 @@ void dist_adapt(dist *d, ir_region *r, ir_op *op, int number);
 // `arg` of them becomes the local number and where the part begins, which is one more capture.
 // Where only some of each group are of the part, `group` of `groups`, others lie between (0: it is
 // a range).
-void dist_shift(ir_module *m, ir_op *op, ir_value *begin, int arg, int64_t group, int64_t groups);
+typedef struct dist_count {
+  ir_value *begin;
+  ir_value *edge, *gap;  // zigzag: from local number `edge` on it is `gap` more; NULL: no
+  int64_t group, groups;
+} dist_count;
+void dist_shift(ir_module *m, ir_op *op, const dist_count *c, int arg);
 // Whether a mask or bias asks for that argument.
 bool dist_asks_for(const ir_op *op, int arg);
 

@@ -66,6 +66,16 @@ static int64_t part_step(const dist *d, int number, const counted *c, int x) {
   return n;
 }
 
+// Whether the ring cuts it in zigzag.
+static ir_mirror mirror_of(const dist *d, int number, const counted *c) {
+  const pg_op *p = &d->g->op.at[number];
+  int value = c->side < p->nin ? p->in[c->side] : p->out[c->side - p->nin];
+  int code = dist_side(d, number, c->side).on[BL_RING];
+  unsigned axes = d->d->axes[BL_RING] & c->within;
+  if (!axes || code < SH_LEAF || !dist_mirrors(d, value, code, BL_RING)) return (ir_mirror){0};
+  return (ir_mirror){part_step(d, number, c, BL_RING) / 2, d->d->key.size[BL_RING], axes};
+}
+
 // Adds to `begins` (ir/place.h) parts along x that are `by` apart.
 static void add_begin(const dist *d, int64_t *begins, int x, int64_t by) {
   const ir_mesh *m = d->m->mesh;
@@ -84,6 +94,7 @@ static int64_t *begins_of(const dist *d, int number, const counted *c, const int
   for (int i = 0; i < n; i++)
     for (int x = 0; x < BL_INNER; x++) {
       int64_t by = part_step(d, number, &c[i], x) * (step ? step[i] : 1);
+      if (by && mirror_of(d, number, &c[i]).axes && x == BL_RING) by /= 2;
       any |= by != 0;
       add_begin(d, begins, x, by);
     }
@@ -92,6 +103,12 @@ static int64_t *begins_of(const dist *d, int number, const counted *c, const int
 
 static void set_begins(dist *d, ir_op *op, const int64_t *begins) {
   if (begins) ir_set_attr(d->m, op, ir_attr_v("begins", begins, d->m->mesh->naxes));
+}
+
+static void set_mirror(ir_module *m, ir_op *op, const ir_mirror *x) {
+  int64_t *v = arena_new(m->arena, int64_t, 3);
+  v[0] = x->half, v[1] = x->n, v[2] = x->axes;
+  ir_set_attr(m, op, ir_attr_v("mirror", v, 3));
 }
 
 static ir_value *place_value(dist *d, ir_region *r, const int64_t *begins, int segment) {
@@ -238,33 +255,45 @@ static void adapt_nll_grad(dist *d, ir_region *r, ir_op *op, int number) {
 
 // ---- masks and biases ---------------------------------------------------------------------------
 
-void dist_shift(ir_module *m, ir_op *op, ir_value *begin, int arg, int64_t group, int64_t groups) {
-  bool masks = ir_attr_int(op, "has_mask", 0) != 0;
-  int q = ir_queries(op) + 3, ncap = (int)ir_attr_int(op, "ncap_mask", 0);
+// One more value that region number i of attention sees; its argument.
+static ir_value *captured(ir_module *m, ir_op *op, int i, ir_value *v, const char *name) {
+  bool mask = i == 0 && ir_attr_int(op, "has_mask", 0);
+  int64_t ncap = ir_attr_int(op, "ncap_mask", 0);
+  ir_value **in = arena_new(m->arena, ir_value *, op->nin + 1);
+  int at = mask ? ir_queries(op) + 3 + (int)ncap : op->nin;
+  for (int k = 0; k < op->nin; k++) in[k + (k >= at)] = op->in[k];
+  in[at] = v;
+  op->in = in;
+  op->nin++;
+  if (mask) ir_set_attr(m, op, ir_attr_i("ncap_mask", ncap + 1));
+  return ir_region_arg(op->region[i], v->type, name);
+}
+
+void dist_shift(ir_module *m, ir_op *op, const dist_count *c, int arg) {
   for (int i = 0; i < op->nregions; i++) {
     ir_region *r = op->region[i];
     pass_count_uses(r);
     if (!r->args.at[arg]->mark) continue;
-    bool mask = masks && i == 0;
-    ir_value **in = arena_new(m->arena, ir_value *, op->nin + 1);
-    int at = mask ? q + ncap : op->nin;
-    for (int k = 0; k < op->nin; k++) in[k + (k >= at)] = op->in[k];
-    in[at] = begin;
-    op->in = in;
-    op->nin++;
-    if (mask) ir_set_attr(m, op, ir_attr_i("ncap_mask", ++ncap));
-    ir_value *capture = ir_region_arg(r, begin->type, "begin"), *local = r->args.at[arg];
-    ir_replace_uses(r, local, begin);  // which does not occur inside
+    ir_value *begin = captured(m, op, i, c->begin, "begin"), *local = r->args.at[arg];
+    ir_value *edge = c->gap ? captured(m, op, i, c->edge, "edge") : NULL;
+    ir_value *gap = c->gap ? captured(m, op, i, c->gap, "gap") : NULL;
+    ir_replace_uses(r, local, c->begin);  // which does not occur inside
     int n = r->ops.n;
     ir_builder b = {.m = m, .at = r};
-    ir_value *sum = ir_build2(&b, IR_add, local, ir_build1(&b, IR_at, capture));
-    if (group) {
-      ir_value *before = ir_build2(&b, IR_floordiv, local, ir_const(&b, DT_i32, (double)group));
-      ir_value *gap = ir_const(&b, DT_i32, (double)(groups - group));
-      sum = ir_build2(&b, IR_add, sum, ir_build2(&b, IR_mul, before, gap));
+    ir_value *sum = ir_build2(&b, IR_add, local, ir_build1(&b, IR_at, begin));
+    if (c->group) {
+      ir_value *before = ir_build2(&b, IR_floordiv, local, ir_const(&b, DT_i32, (double)c->group));
+      ir_value *left_out = ir_const(&b, DT_i32, (double)(c->groups - c->group));
+      sum = ir_build2(&b, IR_add, sum, ir_build2(&b, IR_mul, before, left_out));
+    }
+    if (gap) {
+      ir_value *late = ir_build2(&b, IR_ge, local, ir_build1(&b, IR_at, edge));
+      ir_value *more =
+          ir_build3(&b, IR_where, late, ir_build1(&b, IR_at, gap), ir_const(&b, DT_i32, 0));
+      sum = ir_build2(&b, IR_add, sum, more);
     }
     if (!sum) IR_BUG("distribute: %s", b.error);
-    ir_replace_uses(r, begin, sum);
+    ir_replace_uses(r, c->begin, sum);
     for (int k = 0, put = r->ops.n - n; k < put; k++) pass_move_last(r, 0);
   }
 }
@@ -285,11 +314,26 @@ static void begin_at(dist *d, ir_region *r, ir_op *op, int number, int arg, cons
   if (!dist_asks_for(op, arg)) return;
   const int64_t *begins = begins_of(d, number, c, step, n);
   if (!begins) return;
-  int had = r->ops.n;
-  ir_value *begin = place_value(d, r, begins, op->segment);
+  int had = r->ops.n, naxes = d->m->mesh->naxes;
+  ir_mirror m = mirror_of(d, number, c);
+  dist_count how = {
+      .begin = place_value(d, r, begins, op->segment), .group = group, .groups = groups};
+  if (m.axes) {
+    int64_t *inside = arena_new(d->m->arena, int64_t, naxes),
+            *mirrored = arena_new(d->m->arena, int64_t, naxes);
+    for (int a = 0; a < naxes; a++) {
+      bool of_ring = m.axes >> a & 1;
+      inside[a] = of_ring ? 0 : -begins[a];
+      mirrored[a] = of_ring ? -2 * begins[a] : 0;
+    }
+    how.edge = place_value(d, r, inside, op->segment);
+    ir_set_attr(d->m, how.edge->def, ir_attr_i("base", m.half));
+    how.gap = place_value(d, r, mirrored, op->segment);
+    ir_set_attr(d->m, how.gap->def, ir_attr_i("base", 2 * m.half * (m.n - 1)));
+  }
   before_last(r, r->ops.n - had);
   int masked = (int)ir_attr_int(op, "ncap_mask", 0);
-  dist_shift(d->m, op, begin, arg, group, groups);
+  dist_shift(d->m, op, &how, arg);
   // A capture of the bias is counted among all captures.
   int more = (int)ir_attr_int(op, "ncap_mask", 0) - masked;
   if (op->code == IR_attention_grad_bias && more)
@@ -440,6 +484,8 @@ void dist_adapt(dist *d, ir_region *r, ir_op *op, int number) {
       int dim = op->in[0]->type.rank - 2;
       counted c = {0, dim, cut_dim(d, number, 0, dim), op->in[0]->type.dim[dim]->size};
       set_begins(d, op, begins_of(d, number, &c, NULL, 1));
+      ir_mirror m = mirror_of(d, number, &c);
+      if (m.axes) set_mirror(d->m, op, &m);
       adapt_heads(d, op, number);
       break;
     }

@@ -27,6 +27,8 @@
 // round begins: of the n - 1 hops only n/w - 1 are between nodes of w ranks. A gradient goes on to
 // the next node when it has been round in one.
 //
+// Parts in zigzag (passes/distribute_zigzag.c) are handed on as they are.
+//
 // What else reads what was gathered (the gradient of a bias) needs all of it at once: then it is
 // gathered. So it is where probabilities are dropped, whose draws count keys from the first.
 #include "ir/place.h"
@@ -157,19 +159,21 @@ static void ask_for_next(ring *g, int64_t s, ir_value *keys, ir_value *values) {
     }
 }
 
-// Where the keys of step s begin: this rank's place, some steps further round each factor.
-static ir_value *begin_of(ring *g, int64_t s, int64_t rows) {
+// What counts the keys of step s: the place of the rank some steps further round each factor, times
+// `step`, plus `base`.
+static ir_value *place_at(ring *g, int64_t s, int64_t step, int64_t base) {
   ir_type t = ir_scalar(DT_i32);
   ir_op *op = ir_op_raw(g->r, IR_place, NULL, 0, &t, 1);
   int n = g->m->mesh->naxes;
   int64_t *begins = arena_new(g->m->arena, int64_t, n), *turn = arena_new(g->m->arena, int64_t, n);
   for (int a = 0; a < n; a++) {
     bool inner = g->inner >> a & 1, outer = g->outer >> a & 1;
-    begins[a] = inner ? rows : outer ? rows * g->w : 0;
+    begins[a] = inner ? step : outer ? step * g->w : 0;
     turn[a] = inner ? s % g->w : outer ? s / g->w : 0;
   }
   ir_set_attr(g->m, op, ir_attr_v("begins", begins, n));
   if (s) ir_set_attr(g->m, op, ir_attr_v("turn", turn, n));
+  if (base) ir_set_attr(g->m, op, ir_attr_i("base", base));
   return put(g, op->out[0]);
 }
 
@@ -177,8 +181,14 @@ static ir_value *begin_of(ring *g, int64_t s, int64_t rows) {
 static ir_op *step(ring *g, ir_op *op, int64_t s, const ir_op *before) {
   int q = ir_queries(op);
   ir_value *k = parts_of(g, op->in[q + 1])->part[s], *v = parts_of(g, op->in[q + 2])->part[s];
-  bool asks = dist_asks_for(op, 3);
-  ir_value *begin = asks ? begin_of(g, s, k->type.dim[k->type.rank - 2]->size) : NULL;
+  dist_count keys = {0};
+  if (dist_asks_for(op, 3)) {
+    int64_t rows = k->type.dim[k->type.rank - 2]->size;
+    bool mirrored = ir_attr_int(op->in[q + 1]->def, "mirror", 0);
+    keys.begin = place_at(g, s, mirrored ? rows / 2 : rows, 0);
+    keys.edge = mirrored ? place_at(g, s, 0, rows / 2) : NULL;
+    keys.gap = mirrored ? place_at(g, s, -rows, rows * (g->n - 1)) : NULL;
+  }
   ir_op *now = ir_clone_op(g->r, op);
   for (int i = 0; i < op->nout; i++) op->out[i]->mapped = NULL;
   now->in[q + 1] = k;
@@ -197,7 +207,7 @@ static ir_op *step(ring *g, ir_op *op, int64_t s, const ir_op *before) {
     now->in = in;
     now->nin += 2;
   }
-  if (begin) dist_shift(g->m, now, begin, 3, 0, 0);
+  if (keys.begin) dist_shift(g->m, now, &keys, 3);
   put(g, now->out[0]);
   return now;
 }

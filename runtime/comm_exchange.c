@@ -44,14 +44,28 @@ static unsigned char *element(const job *j, unsigned char *base, int64_t at) {
       for (int64_t c_ = 0, at = a_ * (stride)[0] + b_ * (stride)[1]; c_ < (x)->size[2]; \
            c_++, number++, at += (stride)[2])
 
-// A box to runs that lie behind one another, and back.
-static void pack(const job *j, unsigned char *to, unsigned char *from, int64_t run) {
-  EACH_RUN(j->x, j->x->in_stride, n, at)
+// Strides of what is read, or written, for the piece of a place.
+static void in_strides(const job *j, int64_t place, int64_t stride[3]) {
+  exchange_strides(j->x, j->x->in_stride, j->x->in_step, j->ranks, place, stride);
+}
+
+static void out_strides(const job *j, int64_t place, int64_t stride[3]) {
+  exchange_strides(j->x, j->x->out_stride, j->x->out_step, j->ranks, place, stride);
+}
+
+// The box of a place's piece to runs that lie behind one another, and back.
+static void pack(const job *j, int64_t place, unsigned char *to, unsigned char *from, int64_t run) {
+  int64_t stride[3];
+  in_strides(j, place, stride);
+  EACH_RUN(j->x, stride, n, at)
   memcpy(element(j, to, n * run), element(j, from, at), (size_t)(run * j->unit));
 }
 
-static void unpack(const job *j, unsigned char *to, unsigned char *from, int64_t run) {
-  EACH_RUN(j->x, j->x->out_stride, n, at)
+static void unpack(const job *j, int64_t place, unsigned char *to, unsigned char *from,
+                   int64_t run) {
+  int64_t stride[3];
+  out_strides(j, place, stride);
+  EACH_RUN(j->x, stride, n, at)
   memcpy(element(j, to, at), element(j, from, n * run), (size_t)(run * j->unit));
 }
 
@@ -60,12 +74,13 @@ static void copy_own(const job *j) {
   const prog_exchange *x = j->x;
   unsigned char *from = element(j, j->in, j->me * x->in_step);
   unsigned char *to = element(j, j->out, j->me * x->out_step);
-  int64_t run = exchange_run(x, j->me);
+  int64_t run = exchange_run(x, j->me), is[3], os[3];
+  in_strides(j, j->me, is);
+  out_strides(j, j->me, os);
   for (int64_t a = 0; a < x->size[0]; a++)
     for (int64_t b = 0; b < x->size[1]; b++)
       for (int64_t c = 0; c < x->size[2]; c++) {
-        int64_t i = a * x->in_stride[0] + b * x->in_stride[1] + c * x->in_stride[2];
-        int64_t o = a * x->out_stride[0] + b * x->out_stride[1] + c * x->out_stride[2];
+        int64_t i = a * is[0] + b * is[1] + c * is[2], o = a * os[0] + b * os[1] + c * os[2];
         unsigned char *source = element(j, from, i), *target = element(j, to, o);
         if (source != target) memmove(target, source, (size_t)(run * j->unit));
       }
@@ -81,17 +96,17 @@ static status *trade(job *j) {
   unsigned char *packed = j->scratch, *arrived = in_block ? packed : packed + unit;
   bool same = x->in_step == 0, rounds = !out_block || !(in_block || same);
   copy_own(j);
-  if (!in_block && same) pack(j, packed, j->in, exchange_run(x, j->me));
+  if (!in_block && same) pack(j, j->me, packed, j->in, exchange_run(x, j->me));
   for (int64_t k = 1; k < n; k++) {
     int64_t to = (j->me + k) % n, from = (j->me + n - k) % n;
     unsigned char *source = element(j, j->in, to * x->in_step);
     unsigned char *target = element(j, j->out, from * x->out_step);
-    if (!in_block && !same) pack(j, packed, source, x->run);
+    if (!in_block && !same) pack(j, to, packed, source, x->run);
     STATUS_DO(receive_from(j, from, out_block ? target : arrived, exchange_piece(x, from)));
     STATUS_DO(send_to(j, to, in_block ? source : packed, exchange_piece(x, j->me)));
     if (!rounds) continue;
     STATUS_DO(comm_wait(j->c, COMM_IN));
-    if (!out_block) unpack(j, target, arrived, exchange_run(x, from));
+    if (!out_block) unpack(j, from, target, arrived, exchange_run(x, from));
     STATUS_DO(comm_wait(j->c, COMM_OUT));
   }
   STATUS_DO(comm_wait(j->c, COMM_IN));
@@ -177,16 +192,18 @@ static status *reduce_scatter(job *j) {
   for (int64_t k = 1; k < j->ranks; k++) {
     int64_t to = (j->me + k) % j->ranks;
     unsigned char *from = element(j, j->in, to * x->in_step);
-    if (!in_block) pack(j, packed, from, exchange_run(x, to));
+    if (!in_block) pack(j, to, packed, from, exchange_run(x, to));
     STATUS_DO(send_to(j, to, in_block ? from : packed, exchange_piece(x, to)));
     // Others have asked for theirs by now, or will without waiting for us.
     if (!in_block) STATUS_DO(comm_wait(j->c, COMM_OUT));
   }
   STATUS_DO(comm_wait(j->c, COMM_IN));
   STATUS_DO(comm_wait(j->c, COMM_OUT));
+  int64_t stride[3];
+  in_strides(j, j->me, stride);
   EACH_RUN(x, x->out_stride, n, at) {
     int64_t a = n / (x->size[1] * x->size[2]), b = n / x->size[2] % x->size[1], c = n % x->size[2];
-    int64_t own = a * x->in_stride[0] + b * x->in_stride[1] + c * x->in_stride[2];
+    int64_t own = a * stride[0] + b * stride[1] + c * stride[2];
     add_up(x->dtype, x->reduce, j->ranks, &s, n * run * j->unit, own * j->unit,
            element(j, j->out, at), run);
   }

@@ -22,6 +22,11 @@
 // the runs of the pieces of the last ranks and can be had by all but all_to_all, permute, send and
 // receive; an all_reduce of `run` elements cuts them by itself.
 //
+// With `mirror` (all_gather, reduce_scatter, part) `size[2]` is 2: where pieces lie beside each
+// other there are 2n runs, of n places, and place p has number p and number 2n - 1 - p of them:
+// positions of a sequence of which each rank has as many early as late ones. exchange_strides says
+// where they are; `step` is a run, and that side's stride[2] is 0.
+//
 // `in` and `out` may be the same bytes in two cases, and must else be apart: a rank's own piece
 // lies where its result goes (all_gather into the array it has a part of, reduce_scatter to the own
 // piece, part to where it lies already), or an all_reduce is of one array. Scratch is apart from
@@ -96,6 +101,13 @@ static inline bool exchange_dense(const prog_exchange *x, const int64_t stride[3
   }
   // With shorter runs there are gaps behind them.
   return !x->whole || x->size[0] * x->size[1] * x->size[2] == 1;
+}
+
+// Strides of a side for the piece of a place: those of the record, but where it is mirrored.
+static inline void exchange_strides(const prog_exchange *x, const int64_t stride[3], int64_t step,
+                                    int64_t ranks, int64_t place, int64_t out[3]) {
+  for (int i = 0; i < 3; i++) out[i] = stride[i];
+  if (x->mirror && step) out[2] = (2 * ranks - 1 - 2 * place) * x->run;
 }
 
 static inline int64_t exchange_round(int64_t bytes) {

@@ -75,6 +75,12 @@ static status *check_cuts(const prog *p, const prog_state *s) {
 // Elements that pieces reach over when they begin `step` apart, for places 0 .. last; -1: too many.
 static int64_t reach(const prog_exchange *x, const int64_t stride[3], int64_t step, int64_t ranks) {
   int64_t box = 0, end, t, last = ranks - 1;
+  if (x->mirror && step) {  // 2 ranks runs, some times over
+    if (step != x->run || stride[2] != 0 || stride[0] < 0 || stride[1] < 0) return -1;
+    bool good = mul(x->size[0] - 1, stride[0], &box) && mul(x->size[1] - 1, stride[1], &t) &&
+                add(box, t, &box) && mul(2 * ranks, x->run, &t) && add(box, t, &box);
+    return good && box <= PROG_MAX_BYTES ? box : -1;
+  }
   for (int i = 0; i < 3; i++)
     if (stride[i] < 0 || !mul(x->size[i] - 1, stride[i], &t) || !add(box, t, &box) ||
         box > PROG_MAX_BYTES)
@@ -108,6 +114,10 @@ static status *check_exchange(const prog *p, uint32_t index) {
     if (x->size[i] < 1 || !mul(n, x->size[i], &n) || n > PROG_MAX_BYTES ||
         (plain && x->size[i] != 1))
       BAD("%s %u has a bad box", kind, index);
+  bool halves =
+      x->kind == PROG_ALL_GATHER || x->kind == PROG_REDUCE_SCATTER || x->kind == PROG_PART;
+  if (x->mirror > 1 || (x->mirror && (!halves || x->size[2] != 2 || x->whole)))
+    BAD("%s %u mirrors what has no halves", kind, index);
   int64_t all;
   if (!mul(n, ranks, &all) || all > PROG_MAX_BYTES) BAD("%s %u moves too much", kind, index);
   if (x->whole < 0 || x->whole > ranks * x->run ||

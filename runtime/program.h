@@ -214,6 +214,8 @@ typedef struct prog_exchange {
   uint32_t values;         // of an all_reduce: above 1, a bucket of so many
   uint32_t first_operand;  // of the instruction it belongs to
   uint32_t of;             // what it is a hop of, as the ledger counts it; its own kind, if nothing
+  uint32_t mirror;         // 1: a piece is two runs, place p's of n are numbers p and 2n - 1 - p
+  uint32_t pad;
   int64_t size[3], in_stride[3], out_stride[3], run, in_step, out_step;
   int64_t whole, step, scratch;
 } prog_exchange;

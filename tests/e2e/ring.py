@@ -6,7 +6,8 @@
 For rings of n ranks in nodes of w: a body looks at keys n times, once with `attention` and else with
 `attention_next`; keys and values make n - 1 hops each, n/w - 1 of them between nodes, gradients of
 both n - 1 to come home, n/w of them between nodes. A run counts as many messages over each factor.
-At last two nodes are simulated (DSM_LINK_DELAY): a step's messages are late by the hops between nodes, and by no more.
+Positions are cut in zigzag: by the masks and places of the program each rank of the ring sees as many pairs of query and
+key as the others, exactly, and all together see each once. At last two nodes are simulated (DSM_LINK_DELAY): a step's messages are late by the hops between nodes, and by no more.
 (That losses are those of one rank is ranks.txt's.)
 """
 import json
@@ -65,6 +66,59 @@ def check_hops(checks, name, text, n, w):
         checks.check(body + ": hops of keys and values", got == want, "%r, not %r" % (got, want))
 
 
+def places(text, mesh):
+    """By name, what `place` gives at the coordinates of `mesh`: [(size, coordinate)]."""
+    found = {}
+    for name, attrs in re.findall(r"(%[\w.]+) = place\(\) \{([^}]*)\}", text):
+        lists = {k: [int(x) for x in v.split(",")] for k, v in re.findall(r"(begins|turn)=\[([^]]*)\]", attrs)}
+        base = re.search(r"base=(-?\d+)", attrs)
+        turn = lists.get("turn", [0] * len(mesh))
+        found[name] = int(base.group(1) if base else 0) + sum(
+            by * ((at + more) % size) for by, more, (size, at) in zip(lists["begins"], turn, mesh))
+    return found
+
+
+OPS = {"add": lambda a, b: a + b, "sub": lambda a, b: a - b, "ge": lambda a, b: a >= b, "le": lambda a, b: a <= b,
+       "where": lambda c, a, b: a if c else b, "at": lambda a: a}
+
+
+def pairs_seen(body, mesh):
+    """Pairs of positions (query, key) that the masks of a forward body let a rank see; the last op says each position's number."""
+    at, seen = places(body, mesh), []
+    for op in re.finditer(r"= attention(_next)?\((.*?)\) \{.*?seq[.\d]*=(\d+).*?region\((.*?)\) \{\n(.*?)yield (%[\w.]+)", body, re.S):
+        captures = [at[v] for v in op.group(2).split(", ")[5 if op.group(1) else 3:]]
+        names = [a.split(" : ")[0] for a in op.group(4).split(", ")]
+        lines = re.findall(r"(%[\w.]+) = (\w+)\((.*?)\)(?: \{([^}]*)\})?", op.group(5))
+        rows = int(op.group(3))
+        for i in range(rows):
+            for j in range(rows):
+                env = dict(zip(names, [0, 0, i, j] + captures))
+                for name, code, args, attrs in lines:
+                    env[name] = (int(re.search(r"value=(-?\d+)", attrs).group(1)) if code == "const"
+                                 else OPS[code](*(env[a] for a in args.split(", "))))
+                if env[op.group(6)]:
+                    compared = next(args for _, code, args, _ in lines if code == "le").split(", ")
+                    seen.append((env[compared[1]], env[compared[0]]))
+    return seen
+
+
+def check_balance(checks, name, text, n):
+    body = re.search(r"= repeat\(.*?\n    \}\n", text[text.index("train_step"):], re.S).group(0)
+    sizes = [(a, int(s)) for a, s in re.findall(r"([\w.]+)=(\d+)", re.search(r"^mesh (.*)$", text, re.M).group(1))]
+    seen = []
+    for rank in range(n):
+        left, mesh = rank, []
+        for a, size in reversed(sizes):
+            ours = a.startswith("ring")
+            mesh.insert(0, (size, left % size if ours else 0))
+            left = left // size if ours else left
+        seen.append(pairs_seen(body, mesh))
+    counts, positions = {len(s) for s in seen}, len({q for s in seen for q, _ in s})
+    checks.check("%s: each rank sees as many pairs as the others" % name, len(counts) == 1, repr(counts))
+    everything = [p for s in seen for p in s]
+    checks.check("%s: together each once" % name, sorted(everything) == [(i, j) for i in range(positions) for j in range(i + 1)])
+
+
 def times(sent, kind, axes):
     """What all ranks did together, in a step."""
     row = sent.get("%s over %s" % (kind, axes.replace(".ring", ", ring")))
@@ -87,7 +141,9 @@ def run(program, model, n, folder, delay="", more=()):
 def check_case(dsmc, folder, checks, case):
     model, ranks_, n, w, pins = case
     name = "%s ranks: %s" % (ranks_, pins)
-    check_hops(checks, name, compile_as(dsmc, model, ranks_, pins, "ir", "--after", "ring"), n, w)
+    text = compile_as(dsmc, model, ranks_, pins, "ir", "--after", "ring")
+    check_hops(checks, name, text, n, w)
+    check_balance(checks, name, text, n)
     program = os.path.join(folder, "program")
     compile_as(dsmc, model, ranks_, pins, "build", "-q", "-o", program)
     all_ranks = ranks.number_of(ranks_)

@@ -67,6 +67,16 @@ static int64_t lay_out(uint64_t *seed, const prog_exchange *x, int64_t stride[3]
   return at;
 }
 
+// The side where all pieces lie, of a record whose pieces are mirrored. Returns its elements.
+static int64_t lay_mirrored(const prog_exchange *x, int64_t stride[3], int64_t ranks,
+                            int64_t *step) {
+  *step = x->run;
+  stride[2] = 0;
+  stride[1] = 2 * ranks * x->run;
+  stride[0] = x->size[1] * stride[1];
+  return x->size[0] * stride[0];
+}
+
 static void make_record(uint64_t *seed, world *w, int i, uint32_t kind) {
   static const uint32_t summed[] = {PROG_F32, PROG_BF16, PROG_F16, PROG_F64, PROG_I32, PROG_I64};
   prog_exchange *x = &w->x[i];
@@ -84,12 +94,16 @@ static void make_record(uint64_t *seed, world *w, int i, uint32_t kind) {
   for (int a = 0; a < 3 && box; a++) x->size[a] = pick(seed, 0, 1) ? 1 : pick(seed, 2, 4);
   if (box && kind != PROG_ALL_TO_ALL && pick(seed, 0, 2) == 0)
     x->whole = pick(seed, 1, ranks * x->run);
+  x->mirror = box && kind != PROG_ALL_TO_ALL && !x->whole && pick(seed, 0, 2) == 0;
+  if (x->mirror) x->size[2] = 2;
   bool plain = pick(seed, 0, 1);
   int64_t from = kind == PROG_ALL_GATHER || !box ? 0 : ranks;
   int64_t to = kind == PROG_REDUCE_SCATTER || kind == PROG_PART || !box ? 0 : ranks;
   w->in_elements[i] = lay_out(seed, x, x->in_stride, from, &x->in_step, plain);
   if (kind != PROG_ALL_TO_ALL) plain = pick(seed, 0, 1);
   w->out_elements[i] = lay_out(seed, x, x->out_stride, to, &x->out_step, plain);
+  if (x->mirror && from) w->in_elements[i] = lay_mirrored(x, x->in_stride, ranks, &x->in_step);
+  if (x->mirror && to) w->out_elements[i] = lay_mirrored(x, x->out_stride, ranks, &x->out_step);
   x->scratch = comm_scratch_bytes(x, ranks);
 }
 
@@ -227,6 +241,14 @@ static int rank_behind(const world *w, int rank, uint32_t axes, int64_t step) {
   }
 }
 
+// Where run c of the piece of a place begins: of mirrored ones, number `place` or the one that is
+// as far from the end.
+static int64_t run_at(const prog_exchange *x, const int64_t stride[3], int64_t step, int64_t n,
+                      int64_t place, int64_t c) {
+  if (!x->mirror || !step) return place * step + c * stride[2];
+  return (c ? 2 * n - 1 - place : place) * x->run;
+}
+
 // `out` as record i must leave it at `rank`: it begins as `out` is.
 static void expect(const world *w, int rank, int i, unsigned char *out) {
   const prog_exchange *x = &w->x[i];
@@ -264,10 +286,10 @@ static void expect(const world *w, int rank, int i, unsigned char *out) {
       for (int64_t b = 0; b < x->size[1]; b++)
         for (int64_t c = 0; c < x->size[2]; c++)
           for (int64_t e = 0; e < (sums || part ? x->run : run); e++) {
-            int64_t from = me * x->in_step + a * x->in_stride[0] + b * x->in_stride[1] +
-                           c * x->in_stride[2] + e;
-            int64_t to = (sums ? 0 : r * x->out_step) + a * x->out_stride[0] +
-                         b * x->out_stride[1] + c * x->out_stride[2] + e;
+            int64_t from = a * x->in_stride[0] + b * x->in_stride[1] + e +
+                           run_at(x, x->in_stride, x->in_step, n, me, c);
+            int64_t to = a * x->out_stride[0] + b * x->out_stride[1] + e +
+                         run_at(x, x->out_stride, x->out_step, n, sums ? 0 : r, c);
             for (int k = sums ? 0 : (int)r; k < (sums ? n : r + 1); k++)
               value(rank_at(w, rank, x->axes, k), i, from, x->dtype, all[k]);
             if (e >= run)
@@ -395,7 +417,7 @@ static int with_threads(const world *w, int (*work)(comm *, const world *)) {
 static void test_exchanges(void **state) {
   (void)state;
   static world w;
-  int kinds[PROG_EXCHANGES] = {0}, types[PROG_DTYPES] = {0}, ragged = 0;
+  int kinds[PROG_EXCHANGES] = {0}, types[PROG_DTYPES] = {0}, ragged = 0, mirrored = 0;
   for (uint64_t seed = 1; seed <= 3; seed++)
     for (size_t m = 0; m < sizeof meshes / sizeof *meshes; m++) {
       make_world(&w, &meshes[m], seed * 100 + m);
@@ -404,11 +426,12 @@ static void test_exchanges(void **state) {
         kinds[w.x[i].kind]++;
         types[w.x[i].dtype]++;
         ragged += w.x[i].whole > 0;
+        mirrored += w.x[i].mirror > 0;
       }
     }
   for (int k = 0; k < PROG_EXCHANGES; k++) assert_true(kinds[k] > 100);
   for (int k = 0; k < PROG_DTYPES; k++) assert_true(types[k] > 20);
-  assert_true(ragged > 200);
+  assert_true(ragged > 200 && mirrored > 200);
 }
 
 // Own pieces that lie where they go.
