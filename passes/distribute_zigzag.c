@@ -44,11 +44,15 @@ static const ir_index *causal_positions(const dist *d, const pg_op *p) {
   return q == k ? q : NULL;
 }
 
+static bool draws(const ir_op *op) {
+  return pass_draws(op) || (ir_queries(op) >= 0 && ir_attr_float(op, "drop", 0) > 0);
+}
+
 void dist_find_mirrored(dist *d) {
   int64_t ranks = d->d->key.size[BL_RING];
   if (!d->axis[BL_RING]) return;
   for (int i = 0; i < d->g->op.n; i++)
-    if (d->g->op.at[i].kind == PG_OP && pass_draws(d->g->op.at[i].op)) return;
+    if (d->g->op.at[i].kind == PG_OP && draws(d->g->op.at[i].op)) return;
   for (int i = 0; i < d->g->op.n; i++) {
     const ir_index *x = causal_positions(d, &d->g->op.at[i]);
     if (x && x->size % (2 * ranks) == 0) vec_push(d->scratch, &d->mirrored, x);
