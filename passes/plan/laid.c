@@ -12,12 +12,17 @@ typedef enum use { USE_OTHER, USE_SAVED, USE_GRADIENT } use;
 // Of values: the phases they are made in and read in.
 enum { MADE_FORWARD = 1, MADE_BACKWARD = 2, READ_BACKWARD = 4, READ_UPDATE = 8 };
 
+// Gradients of weights are part of backward, in turns of their own or not.
+static bool goes_backward(const char *phase) {
+  return str_eq(phase, "backward") || str_eq(phase, "weights");
+}
+
 static unsigned made_in(const char *phase) {
-  return str_eq(phase, "forward") ? MADE_FORWARD : str_eq(phase, "backward") ? MADE_BACKWARD : 0;
+  return str_eq(phase, "forward") ? MADE_FORWARD : goes_backward(phase) ? MADE_BACKWARD : 0;
 }
 
 static unsigned read_in(const char *phase) {
-  return str_eq(phase, "backward") ? READ_BACKWARD : str_eq(phase, "update") ? READ_UPDATE : 0;
+  return goes_backward(phase) ? READ_BACKWARD : str_eq(phase, "update") ? READ_UPDATE : 0;
 }
 
 static void mark_op(unsigned *mark, const ir_op *op, const char *phase) {
