@@ -102,7 +102,8 @@ typedef struct sched_instr {
 } sched_instr;
 
 typedef struct sched_task {
-  const char *name, *phase;  // phase: forward, backward, update, fetch, evict
+  const char *name, *phase;  // phase: forward, backward, weights (what backward is without
+                             // where it is cut in two: passes/cut.h), update, fetch, evict
   ir_op *loop;               // the repeat whose body this is, or NULL
   int segment;
   VEC(sched_instr) instrs;
