@@ -141,7 +141,7 @@ def phases(trace, step, stages, parts):
 
 def most_held(done):
     """Micro-batches of any chunk that have begun and not ended, at most."""
-    ends = max(phase for phase, _, _ in done)  # W, or B where there is none
+    ends = "W" if any(phase == "W" for phase, _, _ in done) else "B"
     held = most = 0
     for phase, _, _ in done:
         held += (phase == "F") - (phase == ends)
