@@ -415,6 +415,8 @@ static void look_at(const ir_module *m, int phases, int chunks, seen *phase) {
     for (int k = 0; k < op->nin && is >= 0; k++)
       assert_true(!late[op->in[k]->id] || is == CUT_WEIGHTS);
     if (is < 0) continue;
+    for (int k = 0; k < ir_attr_int(op, "carried", 0) && is == CUT_BACKWARD && phases == 3; k++)
+      assert_false(cut_is_partial(op->region[0]->args.at[1 + k], mesh_axis(m->mesh, "micro")));
     look(&phase[is], op);
     for (int k = 0; k < op->nregions; k++) pass_walk(op->region[k], look, &phase[is]);
     for (int k = 0; k < op->nout; k++) late[op->out[k]->id] = is == CUT_WEIGHTS;
