@@ -21,8 +21,6 @@ static const char *not_built(arena *a, const plan_choice *x) {
   for (size_t i = 0; i < sizeof missing / sizeof *missing; i++)
     if (x->size[missing[i]] > 1)
       return arena_printf(a, "%s=%lld", plan_axis_name(missing[i]), (long long)x->size[missing[i]]);
-  if (x->size[PLAN_PIPELINE] > 1 && x->pipe == PIPE_ZERO_BUBBLE)
-    return arena_printf(a, "order=%s", pipe_kind_name(x->pipe));
   if (x->also != PLAN_KEEP) return "recompute of some layers alone";
   for (int i = 0; i < PLAN_CLASSES; i++)
     if (x->home[i] != PLAN_DEVICE)
@@ -122,7 +120,7 @@ bool ranks_plan(cli *c, compiled *k, plan_given *given) {
 void ranks_options(const compiled *k, pass_options *o) {
   if (!k->plan || !k->mesh) return;
   o->zero = k->plan->choice.zero;
-  o->pipe_order = (int)k->plan->choice.pipe;
+  o->pipe = &k->plan->pipe;
   o->distribution = k->distribution;
   if (o->distribution) o->stream = 0;  // nothing in chunks
   // All that have the same weights, of `data` only the inner factor.

@@ -64,20 +64,23 @@ static void print_json(cli *c, const planning *p, const pipe_result *r) {
   for (int i = 0; i < x->nstages; i++) {
     sb_puts(&s, i ? ", {\"name\": " : "{\"name\": ");
     diag_json_string(&s, stage_name(a, x, i));
-    // Of one micro-batch, all chunks of the stage together: what `train --replay` sleeps.
+    // Of one micro-batch, all chunks of the stage together: what `train --replay` sleeps. What
+    // backward takes for the weights is a phase of its own in some orders.
     pipe_chunk sum = {0};
     for (int v = 0; v < x->pipe.chunks; v++) {
       const pipe_chunk *one = &x->pipe.chunk[i * x->pipe.chunks + v];
       sum.forward += one->forward, sum.backward += one->backward;
       sum.send += one->send, sum.send_back += one->send_back;
+      if (x->pipe.kind == PIPE_ZERO_BUBBLE) sum.weight += one->weight;
     }
     double outside =
         (x->pipe.before ? x->pipe.before[i] : 0) + (x->pipe.after ? x->pipe.after[i] : 0);
-    sb_printf(&s,
-              ", \"stash\": %lld, \"peak\": %lld, \"forward_s\": %.17g, \"backward_s\": %.17g, "
-              "\"send_s\": %.17g, \"send_back_s\": %.17g, \"outside_s\": %.17g}",
-              (long long)x->stage[i].stash, (long long)x->stage[i].peak, sum.forward, sum.backward,
-              sum.send, sum.send_back, outside);
+    sb_printf(
+        &s,
+        ", \"stash\": %lld, \"peak\": %lld, \"forward_s\": %.17g, \"backward_s\": %.17g, "
+        "\"weights_s\": %.17g, \"send_s\": %.17g, \"send_back_s\": %.17g, \"outside_s\": %.17g}",
+        (long long)x->stage[i].stash, (long long)x->stage[i].peak, sum.forward,
+        sum.backward - sum.weight, sum.weight, sum.send, sum.send_back, outside);
   }
   sb_puts(&s, "]}\n");
   fputs(sb_str(&s), stdout);

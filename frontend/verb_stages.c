@@ -28,8 +28,10 @@ const char *stages_compile(compiled *k, const pass_options *o, cg_library librar
   int n = (int)k->mesh->axis[mesh_axis(k->mesh, "pipeline")].size;
   ir_module **module = arena_new(m->arena, ir_module *, n);
   int chunks = k->plan ? (int)k->plan->choice.interleave : 1;
-  cut_job how = {
-      .stages = n, .chunks = chunks, .first = first_layers(m->arena, k, cut_layers(m), n, chunks)};
+  cut_job how = {.stages = n,
+                 .chunks = chunks,
+                 .first = first_layers(m->arena, k, cut_layers(m), n, chunks),
+                 .weights = k->plan && k->plan->choice.pipe == PIPE_ZERO_BUBBLE};
   why = cut_stages(m, &how, module);
   if (why) return why;
   k->nstages = n;

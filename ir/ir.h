@@ -219,8 +219,9 @@ struct ir_func {
   const char *name;  // "train_step", "evaluate", "prefill", "decode"
   ir_entry_kind kind;
   ir_region *body;
-  int loop, turns;  // of a stage of a pipeline (passes/cut.h): segments loop, loop + 2, ... are the
-                    // turns of one loop over micro-batches; no turns: of another module
+  // Of a stage of a pipeline (passes/cut.h): segments loop, loop + 2, ... are the turns of one loop
+  // over micro-batches, `chunks` of them for each phase; no turns: of another module.
+  int loop, turns, chunks;
 };
 
 // ---- states ------------------------------------------------------------------------------------

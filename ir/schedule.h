@@ -102,8 +102,10 @@ typedef struct sched_instr {
 } sched_instr;
 
 typedef struct sched_task {
-  const char *name, *phase;  // phase: forward, backward, update, fetch, evict
-  ir_op *loop;               // the repeat whose body this is, or NULL
+  // phase: forward, backward, weights (their gradients, where backward is cut in two:
+  // passes/cut.h), update, fetch, evict.
+  const char *name, *phase;
+  ir_op *loop;  // the repeat whose body this is, or NULL
   int segment;
   VEC(sched_instr) instrs;
   int64_t transient_base, transient_bytes;  // of a body: values that die within one execution

@@ -1,5 +1,5 @@
 // The second step of a cut: every op gets the stages that compute it, then one module a stage is
-// written.
+// written. (The third, on demand, is cut_weights.c.)
 //
 // needs: repeats of one part each (cut_layers.c). keeps: values, but for the order of sums of which
 // several stages have parts. breaks: nothing.
@@ -38,6 +38,7 @@ typedef struct info {  // of a value
 typedef struct stages {
   ir_module *m;
   int n, chunks, micro;
+  bool weights;  // gradients of weights have turns
   ir_module **out;
   map reads;  // weight -> set of stages that read it (or its copy)
   // Of the function at hand.
@@ -115,9 +116,7 @@ static void mark_norm(stages *c) {
 
 // ---- where ops are ------------------------------------------------------------------------------
 
-static bool partial(const stages *c, const ir_value *v) {
-  return place_on(v->place, c->micro) == ON_PARTIAL;
-}
+static bool partial(const stages *c, const ir_value *v) { return cut_is_partial(v, c->micro); }
 
 static bool definite(const info *v) { return v->home >= 0 || v->parts; }
 
@@ -304,8 +303,7 @@ static void find_needs(stages *c, bool sets) {
 
 // The turn of a part of the layers, forward or backward.
 static int turn_of(const stages *c, int part, bool forward) {
-  int chunk = part / c->n;
-  return forward ? chunk : 2 * c->chunks - 1 - chunk;
+  return cut_turn(forward ? CUT_FORWARD : CUT_BACKWARD, part / c->n, c->chunks);
 }
 
 static int *turn_at(const stages *c, int op, int s) { return &c->turn[op * c->n + s]; }
@@ -314,7 +312,6 @@ static int *turn_at(const stages *c, int op, int s) { return &c->turn[op * c->n 
 // it is there, and what can be done anywhere when it is first needed.
 static void find_turns(stages *c) {
   const ir_region *r = c->r;
-  c->turns = c->f->kind == ENTRY_TRAIN ? 2 * c->chunks : c->chunks;
   c->turn = arena_new(c->m->arena, int, r->ops.n * c->n + 1);
   for (int i = 0; i < r->ops.n; i++)
     for (int s = 0; s < c->n; s++) {
@@ -553,7 +550,6 @@ static void write_func(stages *c) {
       if (c->cls[i] == OP_HOME && op->segment == c->loop && !made_by_loop(c, op->out[k]))
         carry(c, op->out[k]);
   }
-  for (int s = 0; s < c->n; s++) sort_ops(c->m->arena, c->to[s]);
 }
 
 static bool has(const ir_module *m, const char *state) {
@@ -564,6 +560,7 @@ static void begin_func(stages *c, ir_func *f) {
   arena *a = c->m->arena;
   c->f = f;
   c->r = f->body;
+  c->turns = (f->kind != ENTRY_TRAIN ? 1 : c->weights ? 3 : 2) * c->chunks;
   c->loop = -1;
   for (int i = 0; i < c->r->ops.n; i++)
     if (c->r->ops.at[i]->segment % 2) c->loop = c->r->ops.at[i]->segment;
@@ -641,6 +638,7 @@ const char *cut_stages(ir_module *m, const cut_job *j, ir_module **out) {
   stages c = {.m = m,
               .n = j->stages,
               .chunks = j->chunks ? j->chunks : 1,
+              .weights = j->weights,
               .out = out,
               .micro = mesh_axis(m->mesh, "micro")};
   c.reads.arena = m->arena;
@@ -660,13 +658,20 @@ const char *cut_stages(ir_module *m, const cut_job *j, ir_module **out) {
     ir_func **f = arena_new(m->arena, ir_func *, c.n);
     for (int s = 0; s < c.n; s++) {
       f[s] = ir_func_new(out[s], m->funcs.at[i]->name, m->funcs.at[i]->kind);
+      f[s]->loop = of[i].loop;
+      f[s]->turns = of[i].turns;
+      f[s]->chunks = c.chunks;
       c.to[s] = f[s]->body;
     }
     write_func(&of[i]);
     if (of[i].error) return of[i].error;
-    for (int s = 0; s < c.n; s++) f[s]->loop = of[i].loop, f[s]->turns = of[i].turns;
+    for (int s = 0; s < c.n; s++) {
+      if (c.weights && f[s]->kind == ENTRY_TRAIN) cut_weights(f[s]);
+      sort_ops(m->arena, f[s]->body);
+    }
   }
   add_states(&c);
+  for (int s = 0; s < c.n && c.weights; s++) pass_dead(out[s], NULL);
   for (int s = 0; s < c.n; s++) out[s]->next_index = m->next_index;
   return NULL;
 }

@@ -4,7 +4,7 @@
 // A stage has a range of the layers, and what stands before, between and behind them where it is
 // used: a tail of the step, whole repeats and a head. It runs between pass `recompute` (what
 // backward saves is decided) and `epilogue`, on a step that `localise` has cut into micro-batches,
-// in two steps:
+// in two steps, and a third one on demand:
 //
 //   cut_repeats   Layers are dealt out to *parts*. A repeat whose layers are of several parts
 //   becomes
@@ -19,6 +19,14 @@
 //
 //   cut_stages    That, and then every op is given the stages that compute it, and what one stage
 //                 makes and another needs becomes a `send` and a `receive`.
+//
+//   cut_weights   In each stage's module backward falls in two: what other stages wait for, the
+//                 gradients of activations, and what nobody does, those of weights.
+//
+//     %dx, %dw.0, %dw.1 = repeat(%dy, ...)       repeat of backward
+//       becomes
+//     %dx, %s = repeat(%dy, ...)                 stacks what the other one reads
+//     %dw.0, %dw.1 = repeat(%s, ...)
 //
 // Who computes what. Parts of repeats are at home on their stage, and what follows from them is: in
 // forward where the last of its operands is, in backward where the first is. What follows from
@@ -36,11 +44,12 @@
 //
 // Chunks. Part k is chunk k / stages of stage k % stages, so what goes on from part to part goes
 // round the stages, and comes back to a stage for its next chunk. The loop over micro-batches is
-// several segments of a stage's module then, its *turns*: forward of chunk 0, 1, ..., backward of
-// the last one, ..., of chunk 0; a stage without chunks has two. Pass `order` puts them in the
-// order of the pipeline. A message belongs to the turn that makes what it carries, and to the turn
-// of the next part round; messages of forward (step 1) and of backward (step -1) do not wait for
-// each other.
+// several segments of a stage's module then, its *turns*, phase by phase: forward of chunk 0, 1,
+// ..., backward of the last one, ..., of chunk 0, and, where they are cut off, the weights'
+// gradients of the last one, ..., of chunk 0; a stage without chunks has two or three. Pass `order`
+// puts them in the order of the pipeline. A message belongs to the turn that makes what it carries,
+// and to the turn of the next part round; messages of forward (step 1) and of backward (step -1) do
+// not wait for each other, and turns of weights' gradients have none.
 //
 // Loss and gradient norm are outputs of every stage, equal on all; each weight counts in the norm
 // once. Entries that generate are left out: their caches and their logits belong to one rank.
@@ -60,6 +69,7 @@ typedef struct cut_job {
   int chunks;            // parts of a stage (interleaving); 1, or 0: one
   const int64_t *first;  // [stages * chunks + 1] part k takes layers first[k] .. first[k + 1] - 1,
                          // counted over all repeats of the forward pass; the last is cut_layers(m)
+  bool weights;          // gradients of weights have turns of their own
 } cut_job;
 
 // Layers of all repeats of the forward pass of train_step (or of evaluate, without it).
@@ -80,6 +90,15 @@ static inline int cut_turn_of(const ir_func *f, const ir_op *op) {
   return (op->segment & 1) && op->segment >= f->loop && turn < f->turns ? turn : -1;
 }
 
+// The phase of a turn, and of which chunk it is; the turn of a phase of a chunk.
+typedef enum cut_phase { CUT_FORWARD, CUT_BACKWARD, CUT_WEIGHTS } cut_phase;
+static inline cut_phase cut_phase_of(const ir_func *f, int turn) {
+  return (cut_phase)(turn / f->chunks);
+}
+static inline int cut_turn(cut_phase phase, int chunk, int chunks) {
+  return phase == CUT_FORWARD ? chunk : ((int)phase + 1) * chunks - 1 - chunk;
+}
+
 // ---- inside ------------------------------------------------------------------------------------
 
 // By the number of an op at the top of `f`: whether the loss follows from it; of a function that
@@ -87,5 +106,13 @@ static inline int cut_turn_of(const ir_func *f, const ir_op *op) {
 bool *cut_forward(arena *a, const ir_func *f);
 // True for a repeat over layers (and not over chunks of an index).
 bool cut_is_layers(const ir_op *op);
+// The layer index of a repeat, from what it reads or writes stacked; NULL: it stacks nothing.
+ir_index *cut_layer_index(const ir_op *op);
+// True for a value of which each micro-batch has a part, a sum; micro: axis of the mesh, or -1.
+bool cut_is_partial(const ir_value *v, int micro);
+// The third step, of a stage's train_step: what turns of backward have and no other stage waits for
+// goes to those of the weights' gradients. Ops must stand behind what they read, whatever their
+// segments. Leaves dead results.
+void cut_weights(ir_func *f);
 
 #endif

@@ -98,8 +98,7 @@ static const char *refuse(cutter *c, const ir_op *op, const char *why) {
 
 // ---- which layers there are ---------------------------------------------------------------------
 
-// The layer index of a repeat, from what it reads or writes stacked.
-static ir_index *layer_index(const ir_op *op) {
+ir_index *cut_layer_index(const ir_op *op) {
   int carried = (int)ir_attr_int(op, "carried", 0), stacked = (int)ir_attr_int(op, "stacked", 0);
   if (stacked) return ir_root(op->in[carried]->type.dim[0]);
   return op->nout > carried ? ir_root(op->out[carried]->type.dim[0]) : NULL;
@@ -141,7 +140,7 @@ static void find_layers(cutter *c, const ir_func *f, layer_set **out) {
     const ir_op *op = r->ops.at[i];
     if (!cut_is_layers(op)) continue;
     int64_t count = ir_attr_int(op, "count", 1);
-    ir_index *root = layer_index(op);
+    ir_index *root = cut_layer_index(op);
     layer_set *l = NULL;
     if (forward[i]) {
       l = layers_of(c, root);
@@ -294,9 +293,11 @@ static void shift_layer(ir_module *m, ir_region *body, int64_t lo) {
   sum->in[0] = layer;
 }
 
-static bool partial(const cutter *c, const ir_value *v) {
-  return c->micro >= 0 && place_on(v->place, c->micro) == ON_PARTIAL;
+bool cut_is_partial(const ir_value *v, int micro) {
+  return micro >= 0 && place_on(v->place, micro) == ON_PARTIAL;
 }
+
+static bool partial(const cutter *c, const ir_value *v) { return cut_is_partial(v, c->micro); }
 
 static void cut_repeat(cutter *c, ir_op *op, const layer_set *l) {
   ir_module *m = c->m;

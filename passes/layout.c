@@ -184,7 +184,7 @@ static bool uses_caches(const sched *s, const sched_entry *e) {
   return false;
 }
 
-// ---- what waits for backward --------------------------------------------------------------------
+// ---- what waits for a later turn ----------------------------------------------------------------
 
 int lay_segment(const lay *l, int segment) {
   const ir_func *f = l->e->func;

@@ -7,8 +7,9 @@
 // backward, and so is what is made of the norm and arguments alone, such as the factor that clips:
 // it changes no state, and can share a launch with the norm. The rest is update.
 //
-// Of a stage of a pipeline, turns say which phase it is (passes/cut.h). They are put in the order
-// of the pipeline (passes/plan/pipe_order.h), the one that the planner counts with.
+// Of a stage of a pipeline, turns say which phase it is (passes/cut.h): one more, weights, where
+// their gradients have turns. Turns are put in the order of the pipeline (passes/plan/pipeline.h),
+// the one that the planner counts with: `pipe_order_of` of the same pipeline, seconds and all.
 
 #include <string.h>
 
@@ -18,10 +19,10 @@
 #include "ir/view.h"
 #include "passes/cut.h"
 #include "passes/pass.h"
-#include "passes/plan/pipe_order.h"
+#include "passes/plan/pipeline.h"
 
-enum { PHASE_UPDATE, PHASE_BACKWARD, PHASE_FORWARD };
-static const char *const phase_name[] = {"update", "backward", "forward"};
+enum { PHASE_UPDATE, PHASE_WEIGHTS, PHASE_BACKWARD, PHASE_FORWARD, PHASES };
+static const char *const phase_name[] = {"update", "weights", "backward", "forward"};
 
 // Ops that need no instruction.
 static bool silent(const ir_op *op) {
@@ -82,9 +83,9 @@ static void set_phases(ir_module *m, ir_func *f) {
   mark_followers(m, r, "grad_norm", PHASE_BACKWARD);
   mark_ancestors(r, "loss", PHASE_FORWARD);
   for (int i = 0; i < r->ops.n; i++) {
+    static const int phase[] = {PHASE_FORWARD, PHASE_BACKWARD, PHASE_WEIGHTS};  // ORDER cut_phase
     int turn = cut_turn_of(f, r->ops.at[i]);
-    if (turn >= f->turns / 2) r->ops.at[i]->mark = PHASE_BACKWARD;
-    if (turn >= 0 && turn < f->turns / 2) r->ops.at[i]->mark = PHASE_FORWARD;
+    if (turn >= 0) r->ops.at[i]->mark = phase[cut_phase_of(f, turn)];
   }
 }
 
@@ -142,25 +143,39 @@ static bool follows_on(const moment *t, int64_t i, int64_t by, int64_t n) {
   return i + by < n && t[i + by].turn == t[i].turn && t[i + by].micro == t[i].micro + 1;
 }
 
-// Moments as loops: a turn of several micro-batches is one, and so are two turns, forward and
-// backward, that go on together. The last of several forwards begins the pairs.
-static void write_loops(turns *t, const moment *at, int64_t n, int forward) {
+// How many moments from number i on go through the phases, one of each at most: a round.
+static int64_t round_at(const ir_func *f, const moment *t, int64_t i, int64_t n) {
+  int64_t k = 1;
+  while (i + k < n && cut_phase_of(f, t[i + k].turn) > cut_phase_of(f, t[i + k - 1].turn)) k++;
+  return k;
+}
+
+// Whether the round from number i on is followed by the same one of the next micro-batches.
+static bool goes_on(const moment *t, int64_t i, int64_t round, int64_t n) {
+  bool on = true;
+  for (int64_t k = 0; k < round; k++) on = on && follows_on(t, i + k, round, n);
+  return on;
+}
+
+// Moments as loops: a turn of several micro-batches is one, and so are rounds that go on together.
+// The last of several forwards begins a round. A loop counts as the last turn of its rounds does,
+// which is behind the others.
+static void write_loops(turns *t, const moment *at, int64_t n) {
+  const ir_func *f = t->e->func;
   for (int64_t i = 0; i < n;) {
-    int64_t same = 1, pairs = 1;
+    int64_t same = 1, rounds = 1;
     while (follows_on(at, i + same - 1, 1, n)) same++;
-    bool pair = i + same < n && at[i].turn < forward && at[i + same].turn >= forward;
-    if (pair) same--;
+    if (round_at(f, at, i + same - 1, n) > 1) same--;
     if (same) {
       add_turn(t, open_loop(t, at[i].micro, same), at[i].turn, 0);
       i += same;
       continue;
     }
-    while (follows_on(at, i + 2 * pairs - 2, 2, n) && follows_on(at, i + 2 * pairs - 1, 2, n))
-      pairs++;
-    int loop = open_loop(t, at[i + 1].micro, pairs);
-    add_turn(t, loop, at[i].turn, at[i].micro - at[i + 1].micro);
-    add_turn(t, loop, at[i + 1].turn, 0);
-    i += 2 * pairs;
+    int64_t round = round_at(f, at, i, n), last = at[i + round - 1].micro;
+    while (goes_on(at, i + (rounds - 1) * round, round, n)) rounds++;
+    int loop = open_loop(t, last, rounds);
+    for (int64_t k = 0; k < round; k++) add_turn(t, loop, at[i + k].turn, at[i + k].micro - last);
+    i += rounds * round;
   }
 }
 
@@ -188,7 +203,7 @@ int64_t sched_on_their_way(const sched *s, const sched_entry *e, int first, int 
 
 // The loops of the turns, one behind the other so far, become the order of the pipeline; that of
 // its forwards where nothing goes backward.
-static void order_pipeline(sched *s, sched_entry *e, pipe_kind kind) {
+static void order_pipeline(sched *s, sched_entry *e, const pipeline *planned) {
   arena *a = s->m->arena;
   int n = e->func->turns, from = -1, to = -1;
   turns t = {.s = s, .e = e, .runs = arena_alloc(a, sizeof *t.runs * (size_t)n)};
@@ -208,14 +223,24 @@ static void order_pipeline(sched *s, sched_entry *e, pipe_kind kind) {
   for (int i = to; i < e->runs.n; i++) vec_push(a, &rest, e->runs.at[i]);
   e->runs.n = from;
   bool trains = e->func->kind == ENTRY_TRAIN;
-  int chunks = trains ? n / 2 : n;
-  pipeline p = {.kind = kind, .stages = s->m->pipe_stages, .chunks = chunks, .micro = micros};
+  int chunks = e->func->chunks;
+  pipeline p = {.kind = PIPE_ONE_F_ONE_B};
+  if (planned) p = *planned;
+  p.stages = s->m->pipe_stages;
+  p.chunks = chunks;
+  p.micro = micros;
+  pipe_list order = pipe_order_of(a, &p, s->m->pipe_stage);
   moment *at = arena_new(a, moment, n * micros);
   int64_t count = 0;
-  for (pipe_cursor c = pipe_cursor_of(&p, s->m->pipe_stage); c.left; pipe_cursor_next(&c))
-    if (trains || c.phase == PIPE_F)
-      at[count++] = (moment){c.phase == PIPE_F ? c.chunk : n - 1 - c.chunk, c.micro};
-  write_loops(&t, at, count, chunks);
+  for (int64_t i = 0; i < order.n; i++) {
+    static const cut_phase phase[] = {CUT_FORWARD, CUT_BACKWARD, CUT_WEIGHTS};  // ORDER pipe_phase
+    const pipe_run *r = &order.at[i];
+    int turn = cut_turn(phase[r->phase], r->chunk, chunks);
+    for (int64_t k = 0; k < r->count && (trains || r->phase == PIPE_F); k++)
+      at[count++] = (moment){turn, r->micro + k};
+  }
+  IR_CHECK(count == n * micros);
+  write_loops(&t, at, count);
   for (int i = 0; i < rest.n; i++) vec_push(a, &e->runs, rest.at[i]);
   e->in_flight = sched_on_their_way(s, e, 0, n - 1);
 }
@@ -231,7 +256,7 @@ static void build_entry(sched *s, ir_func *f, const pass_options *o) {
   }
   int64_t micros = e.batch / e.micro_batch;
   set_phases(m, f);
-  int count[3] = {0, 0, 0}, loops = 0;
+  int count[PHASES] = {0}, loops = 0;
   int task = -1, phase = -1, segment = -1, loop_run = -1;
   for (int i = 0; i < r->ops.n; i++) {
     ir_op *op = r->ops.at[i];
@@ -288,7 +313,7 @@ static void build_entry(sched *s, ir_func *f, const pass_options *o) {
     vec_push(m->arena, &s->tasks.at[task].instrs,
              (sched_instr){.op = op, .position = position, .last = last(op)});
   }
-  if (f->turns > 1) order_pipeline(s, &e, (pipe_kind)o->pipe_order);
+  if (f->turns > 1) order_pipeline(s, &e, o->pipe);
   vec_push(m->arena, &s->entries, e);
 }
 

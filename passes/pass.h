@@ -39,10 +39,10 @@ typedef struct pass_options {
   pass_optimizer optimizer;
   bool momentum;  // SGD keeps a velocity
   bool nesterov;
-  int64_t batch;               // samples of a step, of all ranks; for orders
-  const struct ir_mesh *mesh;  // axes of space among ranks (ir/place.h); NULL: one rank
-  int pipe_order;              // of stages: pipe_kind of passes/plan/pipeline.h, but zero_bubble
-  int64_t micro_batch;         // samples per micro-batch; 0: the whole batch at once
+  int64_t batch;                // samples of a step, of all ranks; for orders
+  const struct ir_mesh *mesh;   // axes of space among ranks (ir/place.h); NULL: one rank
+  const struct pipeline *pipe;  // of stages, as planned (passes/plan/pipeline.h); NULL: 1f1b
+  int64_t micro_batch;          // samples per micro-batch; 0: the whole batch at once
   int zero;            // what is shared among the ranks of `zero_axes` (passes/zero.c): 0 .. 3
   unsigned zero_axes;  // bits of the mesh's axes
   const struct distribution *distribution;  // axes inside a stage (passes/distribute.h); NULL: none

@@ -288,7 +288,7 @@ typedef struct prog_instr {
 } prog_instr;
 
 typedef struct prog_task {
-  prog_str name, phase;  // phase: forward, backward_input, ..., update
+  prog_str name, phase;  // phase: of sched_task (ir/schedule.h)
   uint32_t first_instr, instrs;
   double flops, bytes;  // of one execution
 } prog_task;

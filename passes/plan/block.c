@@ -476,6 +476,68 @@ static void add_kept(maker *k) {
   }
 }
 
+// Of a value that a piece makes or keeps.
+typedef struct reads {
+  int root;             // the value that it is a view of
+  int weights;          // the piece in which gradients of weights read it, + 1; 0: none do
+  bool chain;           // something else reads it that goes backward
+  bool kept, backward;  // it waits for backward; it is made there
+} reads;
+
+// Not of the update, nor inside a stream, which is no turn of backward.
+static bool in_turn(const pg_graph *g, const pg_op *p) {
+  bool stream = p->kind == PG_OP && !g->piece.at[p->piece].name && p->op->parent->owner;
+  return !p->once && !stream;
+}
+
+static void note_reads(const pg_graph *g, const pg_op *p, reads *v) {
+  bool layers = g->piece.at[p->piece].name != NULL, weights = makes_gradient(g, p);
+  if (p->kind == PG_STORE && p->phase == PG_FORWARD && g->value.at[p->out[0]].saved)
+    v[p->out[0]].kept = true;
+  for (int j = 0; j < p->nout && p->kind == PG_OP; j++) {
+    if (p->out[j] < 0) continue;
+    reads *out = &v[p->out[j]];
+    if (p->view)
+      out->root = p->in[0] < 0 ? out->root : v[p->in[0]].root;
+    else if (p->phase == PG_BACKWARD)
+      out->backward = !weights;
+    else
+      out->kept |= !layers;
+  }
+  for (int j = 0; j < p->nin && p->kind == PG_OP && p->phase == PG_BACKWARD && !p->view; j++) {
+    if (p->in[j] < 0) continue;
+    reads *in = &v[v[p->in[j]].root];
+    if (weights)
+      in->weights = p->piece + 1;
+    else
+      in->chain = true;
+  }
+}
+
+// What gradients of weights need when they have turns of their own (passes/cut_weights.c). What
+// backward makes waits for them when something else reads it too; what does not may go with them.
+static void add_late(maker *k) {
+  const pg_graph *g = k->g;
+  reads *v = arena_new(k->scratch, reads, g->value.n + 1);
+  for (int i = 0; i < g->value.n; i++) v[i].root = i;
+  for (int i = 0; i < g->op.n; i++)
+    if (in_turn(g, &g->op.at[i])) note_reads(g, &g->op.at[i], v);
+  for (int i = 0; i < g->op.n; i++) {
+    const pg_op *p = &g->op.at[i];
+    bl_piece *q = &k->b->piece[p->piece];
+    for (int j = 0; j < p->nout && in_turn(g, p); j++) {
+      reads *r = p->out[j] >= 0 ? &v[p->out[j]] : NULL;
+      if (!r || r->weights != p->piece + 1 || !g->value.at[p->out[j]].batch) continue;
+      bool late = p->kind == PG_OP && p->phase == PG_BACKWARD && r->backward && r->chain;
+      bool longer = p->kind == (g->piece.at[p->piece].name ? PG_STORE : PG_OP) &&
+                    p->phase == PG_FORWARD && r->kept;
+      if (!late && !longer) continue;
+      *(late ? &q->late : &q->kept_longer) += local_bytes(k, p->out[j]);
+      r->weights = 0;  // it is counted
+    }
+  }
+}
+
 static void add_piece(arena *a, bl_weight *w, int piece) {
   for (int i = 0; i < w->npieces; i++)
     if (w->piece[i] == piece) return;
@@ -728,6 +790,7 @@ bl_block *bl_make(arena *a, const sh_rules *rules, const bl_key *key, const cl_c
   sort_ops(&k);
   add_transients(&k);
   add_kept(&k);
+  add_late(&k);
   add_weights(&k);
   add_boundaries(&k);
   for (int x = 0; x < BL_INNER; x++) b->axis[x] = keep_axis(a, g, b->axis[x]);

@@ -72,7 +72,10 @@ typedef struct bl_piece {
   bl_phase phase[2];              // PG_FORWARD, PG_BACKWARD
   const bl_sent *once[BL_INNER];  // once a step: gradients of weights that an axis does not cut
   double kept;                    // bytes that wait for backward
-  bl_state layer;                 // of stacked weights, a layer
+  // What gradients of weights wait with when they are done apart: of `kept`, and of what backward
+  // makes.
+  double kept_longer, late;
+  bl_state layer;   // of stacked weights, a layer
   double boundary;  // bytes that enter it from the piece or layer before: carried values, and what
                     // an earlier piece made for all layers
 } bl_piece;

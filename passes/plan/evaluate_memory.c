@@ -13,6 +13,22 @@ typedef struct moment {
   const char *at;
 } moment;
 
+// Micro-batches that wait on a stage at most: for backward with what it reads of forward, and,
+// where gradients of weights are done apart, for those with what they read of forward and of
+// backward.
+typedef struct waiting {
+  double back, weights, late;
+} waiting;
+
+static waiting waiting_of(const ev_point *p, const pipeline *line, int stage, int64_t stash) {
+  waiting w = {.back = (double)stash, .weights = (double)stash};
+  if (line->kind == PIPE_ZERO_BUBBLE) {
+    w.back = (double)pipe_held(p->a, line, stage, PIPE_F, PIPE_B);
+    w.late = (double)pipe_held(p->a, line, stage, PIPE_B, PIPE_W);
+  }
+  return w;
+}
+
 static void fuller(moment *most, double kept, double gradients, const bl_phase *f, bool one) {
   double work = one ? f->transient_one : f->transient;
   if (most->at && kept + gradients + work <= most->kept + most->gradients + most->work) return;
@@ -31,20 +47,26 @@ static int made_at(const ev_point *p, const stages_cut *cut, int part, const bl_
 // the micro-batch that is worked on lie those in flight. Gradients of earlier micro-batches are
 // there from the beginning; with one micro-batch those of a layer come where its activations were
 // (frames, passes/layout_loops.c), so the fullest moment is the first or the last layer of a piece.
-static moment fullest(const ev_point *p, const stages_cut *cut, int stage, double in_flight,
+static moment fullest(const ev_point *p, const stages_cut *cut, int stage, const waiting *wait,
                       double all_gradients) {
   const bl_block *b = ev_at_stage(p, stage)->b;
-  bool one = p->c->micro_batches == 1;
+  bool one = p->c->micro_batches == 1, apart = p->c->pipe == PIPE_ZERO_BUBBLE;
   moment most = {0};
-  double kept = 0, later = 0, all = 0;
+  double kept = 0, later = 0, all = 0, longer = 0, late = 0;
   int n = ev_recomputes(p);  // slow layers of a piece come before fast ones
   int first = n * ev_first_piece(p, cut, stage), runs = n * ev_end_piece(p, cut, stage);
   for (int r = first; r < runs; r++) {
     int i = r / n, slow = n - 1 - r % n;
-    all += ev_layers_of_kind(p, cut, stage, i, slow) *
-           ev_saved_here(p->c, ev_of_layers(p, stage, slow)->b->piece[i].kept);
+    double count = ev_layers_of_kind(p, cut, stage, i, slow);
+    const bl_piece *q = &ev_of_layers(p, stage, slow)->b->piece[i];
+    all += count * ev_saved_here(p->c, q->kept);
+    longer += count * ev_saved_here(p->c, q->kept_longer);
+    late += count * q->late;
   }
-  double others = (in_flight - 1) * all;
+  double others = (wait->back - 1) * all + (wait->weights - wait->back) * longer;
+  // (Of the one that is worked on too, when there are others: layout.c, stash.)
+  double waits = wait->weights > 1 ? wait->late * late : 0;
+  others += waits;
   for (int r = first; r < runs; r++) {
     int i = r / n, slow = n - 1 - r % n;
     double count = ev_layers_of_kind(p, cut, stage, i, slow);
@@ -74,7 +96,10 @@ static moment fullest(const ev_point *p, const stages_cut *cut, int stage, doubl
         later += ev_gradients_here(p->c, &b->weight.at[w].state);
     kept = before;
   }
-  static const bl_phase end = {.transient_at = "update"};
+  static const bl_phase end = {.transient_at = "update"}, weights = {.transient_at = "weights"};
+  if (apart)
+    fuller(&most, others + longer + late - fmin(late, waits), one ? 0 : all_gradients, &weights,
+           one);
   if (one) fuller(&most, others, later, &end, one);
   return most;
 }
@@ -113,10 +138,11 @@ void ev_stage_memory(const ev_point *p, const stages_cut *cut, int stage, const 
     }
   }
   out->stash = pipe_stash(p->a, line, stage, NULL);
+  const waiting wait = waiting_of(p, line, stage, out->stash);
   hm_kept full = hm_kept_of(c, s);
   double saved = pipe_stash_bytes(p->a, line, stage, kept);
   if (v == 1)
-    most = fullest(p, cut, stage, (double)out->stash, h.device[PLAN_GRADIENTS]);
+    most = fullest(p, cut, stage, &wait, h.device[PLAN_GRADIENTS]);
   else
     most.kept = ev_saved_here(c, saved);
   h.device[PLAN_GRADIENTS] = most.gradients;

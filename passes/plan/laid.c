@@ -9,25 +9,28 @@
 
 typedef enum use { USE_OTHER, USE_SAVED, USE_GRADIENT } use;
 
-// Of values: the phases they are made in and read in.
-enum { MADE_FORWARD = 1, MADE_BACKWARD = 2, READ_BACKWARD = 4, READ_UPDATE = 8 };
+// Phases, in the order of a step; of values: those they are made in and read in.
+static const char *const phases[] = {"forward", "backward", "weights", "update"};
+enum { FORWARD = 1, BACKWARD = 2, WEIGHTS = 4, UPDATE = 8, PHASES = 4 };
 
-static unsigned made_in(const char *phase) {
-  return str_eq(phase, "forward") ? MADE_FORWARD : str_eq(phase, "backward") ? MADE_BACKWARD : 0;
+typedef struct uses {
+  unsigned made, read;
+} uses;
+
+static unsigned bit_of(const char *phase) {
+  for (int i = 0; i < PHASES; i++)
+    if (str_eq(phase, phases[i])) return 1u << i;
+  return 0;
 }
 
-static unsigned read_in(const char *phase) {
-  return str_eq(phase, "backward") ? READ_BACKWARD : str_eq(phase, "update") ? READ_UPDATE : 0;
-}
-
-static void mark_op(unsigned *mark, const ir_op *op, const char *phase) {
-  for (int i = 0; i < op->nin; i++) mark[ir_storage_of(op->in[i])->id] |= read_in(phase);
-  for (int i = 0; i < op->nout; i++) mark[op->out[i]->id] |= made_in(phase);
+static void mark_op(uses *mark, const ir_op *op, const char *phase) {
+  for (int i = 0; i < op->nin; i++) mark[ir_storage_of(op->in[i])->id].read |= bit_of(phase);
+  for (int i = 0; i < op->nout; i++) mark[op->out[i]->id].made |= bit_of(phase);
 }
 
 // By value id, of values at the top of the entry's function.
-static unsigned *marks_of(arena *a, const sched *s, const sched_entry *e) {
-  unsigned *mark = arena_new(a, unsigned, s->m->next_value);
+static uses *marks_of(arena *a, const sched *s, const sched_entry *e) {
+  uses *mark = arena_new(a, uses, s->m->next_value);
   for (int r = 0; r < e->runs.n; r++) {
     if (!sched_first_run(e, r)) continue;
     const sched_task *t = &s->tasks.at[e->runs.at[r].task];
@@ -38,10 +41,13 @@ static unsigned *marks_of(arena *a, const sched *s, const sched_entry *e) {
   return mark;
 }
 
-static use use_of(const unsigned *mark, const sched_item *it) {
-  unsigned m = it->value ? mark[it->value->id] : 0;
-  if (m & MADE_BACKWARD && m & READ_UPDATE) return USE_GRADIENT;
-  return m & MADE_FORWARD && m & READ_BACKWARD ? USE_SAVED : USE_OTHER;
+// What one phase makes and the next ones read is saved, but for gradients of weights.
+static use use_of(const uses *mark, const sched_item *it) {
+  const uses u = it->value ? mark[it->value->id] : (uses){0};
+  if (u.made & (BACKWARD | WEIGHTS) && u.read & UPDATE) return USE_GRADIENT;
+  bool saved = (u.made & FORWARD && u.read & (BACKWARD | WEIGHTS)) ||
+               (u.made & BACKWARD && u.read & WEIGHTS);
+  return saved ? USE_SAVED : USE_OTHER;
 }
 
 // ---- the fullest moment -------------------------------------------------------------------------
@@ -114,7 +120,7 @@ void laid_read(arena *a, const sched *s, laid *out) {
   arena scratch;
   arena_init(&scratch);
   const sched_entry *e = &s->entries.at[train];
-  const unsigned *mark = marks_of(&scratch, s, e);
+  const uses *mark = marks_of(&scratch, s, e);
   use *is = arena_new(&scratch, use, s->items.n + 1);
   bytes *room = arena_new(&scratch, bytes, s->items.n + 1);
   for (int i = 0; i < s->items.n; i++)

@@ -249,21 +249,20 @@ pipe_result pipe_zero_bubble(arena *a, const pipeline *p, pipe_list *orders) {
 
 // ---- what a stage holds -------------------------------------------------------------------------
 
-// The most micro-batches at one moment of an order with weights' gradients: held until W, not B.
-static int64_t most_held(pipe_list l) {
+int64_t pipe_held(arena *scratch, const pipeline *p, int stage, pipe_phase from, pipe_phase to) {
+  const pipe_list l = pipe_order_of(scratch, p, stage);
   int64_t held = 0, most = 0;
   for (int64_t r = 0; r < l.n; r++) {
-    if (l.at[r].phase == PIPE_F) held += l.at[r].count;
-    if (l.at[r].phase == PIPE_W) held -= l.at[r].count;
+    if (l.at[r].phase == from) held += l.at[r].count;
+    if (l.at[r].phase == to) held -= l.at[r].count;
     if (held > most) most = held;
   }
   return most;
 }
 
 int64_t pipe_stash(arena *scratch, const pipeline *p, int stage, int64_t *each) {
-  if (p->kind == PIPE_ZERO_BUBBLE) {
-    int64_t most = p->micro < p->stages ? p->micro : p->stages;
-    if (scratch) most = most_held(pipe_order_of(scratch, p, stage));
+  if (p->kind == PIPE_ZERO_BUBBLE && scratch) {
+    int64_t most = pipe_held(scratch, p, stage, PIPE_F, PIPE_W);
     if (each) each[0] = most;
     return most;
   }

@@ -76,8 +76,11 @@ pipe_list pipe_order_of(arena *a, const pipeline *p, int stage);
 // counts each chunk's). 1f1b: min(m, p-i). And the same for each chunk when `each` is not NULL
 // ([chunks]; at the first moment when the sum is largest). Activations are held until their last
 // phase is over: B, or W where it exists. Only zero_bubble needs the scratch arena; without one
-// (NULL) the answer is the most that any of its orders holds, min(m, p).
+// (NULL) the answer is the least that any of its orders holds, that of 1f1b.
 int64_t pipe_stash(arena *scratch, const pipeline *p, int stage, int64_t *each);
+// The most micro-batches that have begun phase `from` and not ended phase `to` behind it; of a
+// stage without chunks. From F to the last phase it is pipe_stash.
+int64_t pipe_held(arena *scratch, const pipeline *p, int stage, pipe_phase from, pipe_phase to);
 // The same in bytes, when a micro-batch of chunk c holds bytes[c]: the highest sum over the moments
 // of the order, which for unlike chunks need not be the moment of the largest count.
 double pipe_stash_bytes(arena *scratch, const pipeline *p, int stage, const double *bytes);

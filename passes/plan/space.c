@@ -354,6 +354,16 @@ const char *plan_why_illegal(arena *a, const plan_space *s, const char **code) {
     return arena_printf(a, "micro_batch = %lld does not divide batch = %lld",
                         (long long)s->pins.micro_batch, (long long)s->job->batch);
   *code = "infeasible";
+  if (s->pins.schedule >= 0 && s->pins.interleave) {
+    // (Whether micro-batches divide is asked of each point.)
+    const int stages = s->pins.size[PLAN_PIPELINE] ? (int)s->pins.size[PLAN_PIPELINE] : 1;
+    const pipeline line = {.kind = (pipe_kind)s->pins.schedule,
+                           .stages = stages,
+                           .chunks = (int)s->pins.interleave,
+                           .micro = stages};
+    const char *why = pipe_check(a, &line);
+    if (why) return why;
+  }
   if (s->pins.also > PLAN_KEEP && devices == 1)
     return "an executable of one device recomputes all layers alike";
   if (s->pins.also > PLAN_KEEP && s->pins.home[PLAN_ACTIVATIONS] == PLAN_HOST)

@@ -2,9 +2,9 @@
 // nothing.
 //
 // The file has, for each stage of the pipeline, the seconds of forward and backward of one
-// micro-batch and of what stands outside of the loop over micro-batches. Each of the three is
-// shared out among its kernels by their FLOPs, so that what is sent in between leaves when it
-// would.
+// micro-batch (of the weights' gradients too, where they are done apart) and of what stands outside
+// of the loop over micro-batches. Each of these is shared out among its kernels by their FLOPs, so
+// that what is sent in between leaves when it would.
 #include <jansson.h>
 #include <stdlib.h>
 #include <string.h>
@@ -12,7 +12,7 @@
 #include "runtime/base/str.h"
 #include "runtime/drivers/driver.h"
 
-enum { FORWARD, BACKWARD, OUTSIDE, KINDS };
+enum { FORWARD, BACKWARD, WEIGHTS, OUTSIDE, KINDS };
 
 typedef struct shares {
   const prog *prog;
@@ -28,8 +28,9 @@ static double flops_of(const prog *p, const prog_instr *in) {
 
 static void add_run(shares *s, const prog_run *r, bool loop, int64_t times) {
   const prog_task *t = &s->prog->tasks[r->task];
-  bool forward = str_eq(prog_text(s->prog, t->phase), "forward");
-  int kind = !loop ? OUTSIDE : forward ? FORWARD : BACKWARD;
+  const char *phase = prog_text(s->prog, t->phase);
+  int kind = str_eq(phase, "forward") ? FORWARD : str_eq(phase, "weights") ? WEIGHTS : BACKWARD;
+  if (!loop) kind = OUTSIDE;
   s->kind[r->task] = kind;
   for (uint32_t i = 0; i < t->instrs; i++)
     s->flops[kind] +=
@@ -49,7 +50,7 @@ static void add_entry(shares *s, const prog_entry *e) {
 }
 
 static status *read_seconds(const rt *r, int64_t micros, shares *s) {
-  static const char *const key[KINDS] = {"forward_s", "backward_s", "outside_s"};
+  static const char *const key[KINDS] = {"forward_s", "backward_s", "weights_s", "outside_s"};
   json_error_t why;
   json_t *root = json_load_file(r->opt.replay, 0, &why);
   if (!root) return status_error("%s:%d: %s", r->opt.replay, why.line, why.text);

@@ -91,6 +91,10 @@ def round_trip(dsmc, folder, checks):
     refused("a factor that is not", 'cut = "data"', 'cut = "data.1"', 1, "no factor")
     refused("another cluster", "data(2)", "data(2)", 3, "--cluster asks for another", "--cluster",
             "dgx-a100-80g:16")
+    rc, out, err = call(dsmc, "build", GPT2, "--cluster", "this-host:2", "--pin",
+                        "pipeline=2,order=zero_bubble,interleave=2", "-o", os.path.join(folder, "x"))
+    checks.check("no chunks for zero bubble", rc == 3 and "zero_bubble has one chunk" in out + err,
+                 "%d: %s%s" % (rc, out, err))
     rc, _, err = call(dsmc, "build", GPT2, "--plan", path, "-o", os.path.join(folder, "x"))
     checks.check("no executable for a cluster of GPUs", rc == 1 and "ranks run on this-host:N" in err, err)
     rc, out, _ = call(dsmc, "plan", GPT2, "--plan", path, "--pin", "micro_batch=3")

@@ -264,6 +264,10 @@ def check_plan(dsmc, checks, row, program):
     sharing = list(dict.fromkeys(a for a in (a["axis"].split(".")[0] for a in own["mesh"]) if a in SHARING))
     checks.check(name + ": as many stages", len(own["stages"]) == len(best["stages"]))
     checks.check(name + ": the plan's memory is that of a layout", best["memory_bytes"]["exact"])
+    memory = best["memory_bytes"]
+    if best["zero"]["stage"] < 2:  # (then two layers are on their way, which few layers are not)
+        checks.check(name + ": the load is no more", memory["load"] <= memory["peak"],
+                     "%d, laid out %d" % (memory["load"], memory["peak"]))
     for i, (is_, was) in enumerate(zip(own["stages"], best["stages"])):
         checks.check("%s: arena of stage %d" % (name, i), is_["arena"] == was["memory_bytes"]["peak"],
                      "%d, planned %d" % (is_["arena"], was["memory_bytes"]["peak"]))

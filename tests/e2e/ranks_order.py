@@ -9,11 +9,13 @@ every rank (what was emitted), `mpirun EXE train --trace` (what ran, one file a 
 
   - every instruction that a rank ran, with its task, layer and micro-batch, is the next one of its
     program, step by step: launches, products, sends, receives, collectives
-  - the forwards and backwards of a stage, with chunk and micro-batch, come as the planner has them
+  - the forwards and backwards of a stage, and where they are apart those of the weights, with chunk
+    and micro-batch, come as the planner has them
   - what a stage sends its neighbour receives: in the same order, for the same micro-batch, and not
     before it was sent
   - the most micro-batches that have begun and not ended at a stage is min(m, p - i) for 1F1B, m for
-    GPipe, and what the planner says of any order
+    GPipe, for zero bubble no more than the first stage has in 1F1B, and what the planner says of any
+    order
 """
 import json
 import os
@@ -37,6 +39,12 @@ PLANS = [
     ("gpt2-even:batch=8,layers=4", 4, "data=2,pipeline=2,zero=1,micro_batch=1,order=one_f_one_b"),
     ("gpt2-even:batch=4,layers=4", 4,
      "pipeline=2,tensor=2,zero=0,micro_batch=1,order=one_f_one_b,recompute=full"),
+    ("gpt2-even:batch=4", 2, "pipeline=2,zero=0,micro_batch=1,order=zero_bubble"),
+    ("gpt2-even:batch=8,layers=4", 4, "pipeline=4,zero=0,micro_batch=1,order=zero_bubble"),
+    ("gpt2-even:batch=2,layers=4", 4, "pipeline=4,zero=0,micro_batch=1,order=zero_bubble"),
+    ("gpt2-even:batch=8,layers=4", 4, "data=2,pipeline=2,zero=1,micro_batch=1,order=zero_bubble"),
+    ("gpt2-even:batch=4,layers=4", 4,
+     "pipeline=2,tensor=2,zero=0,micro_batch=1,order=zero_bubble,recompute=full"),
 ]
 
 
@@ -111,18 +119,21 @@ class Trace:
         return self.zero + 1000 * (e["ts"] + e["dur"])
 
 
+PHASE = {"forward": "F", "backward": "B", "weights": "W"}
+
+
 def phases(trace, step, stages, parts):
-    """The phases of a stage, from the tasks that compute layers: ("F" or "B", chunk, micro-batch),
-    `parts[layer]` being the part of the model a layer is of."""
+    """The phases of a stage, from the tasks that compute layers: ("F", "B" or "W", chunk,
+    micro-batch), `parts[layer]` being the part of the model a layer is of."""
     out = []
     for t in trace.tasks:
         words = t["name"].split(".")
         if t["args"]["step"] != step or words[1:2] != ["h"]:
             continue
-        if t["args"]["phase"] not in ("forward", "backward"):
+        if t["args"]["phase"] not in PHASE:
             raise RuntimeError("%s has phase %s" % (t["name"], t["args"]["phase"]))
-        phase = ("F" if t["args"]["phase"] == "forward" else "B",
-                 parts[t["args"]["layer"]] // stages, t["args"]["micro_batch"])
+        phase = (PHASE[t["args"]["phase"]], parts[t["args"]["layer"]] // stages,
+                 t["args"]["micro_batch"])
         if not out or out[-1] != phase:
             out.append(phase)
     return out
@@ -130,9 +141,10 @@ def phases(trace, step, stages, parts):
 
 def most_held(done):
     """Micro-batches of any chunk that have begun and not ended, at most."""
+    ends = "W" if any(phase == "W" for phase, _, _ in done) else "B"
     held = most = 0
     for phase, _, _ in done:
-        held += 1 if phase == "F" else -1
+        held += (phase == "F") - (phase == ends)
         most = max(most, held)
     return most
 
@@ -145,7 +157,7 @@ def planned(path):
         events = json.load(f)
     out = {}
     for e in events:
-        if e["ph"] == "X" and e["tid"] == 0 and e["name"][0] in "FB":
+        if e["ph"] == "X" and e["tid"] == 0 and e["name"][0] in "FBW":
             out.setdefault(e["pid"], []).append((e["ts"], e["name"][0], e["args"]["chunk"],
                                                  e["args"]["micro-batch"]))
     return {s: [x[1:] for x in sorted(list_)] for s, list_ in out.items()}
@@ -234,6 +246,8 @@ def check_stage(checks, name, done, plan, stage, stages, micros, pins, stash):
         checks.check(name + ": min(m, p - i)", most == min(micros, stages - stage), str(most))
     if "order=gpipe" in pins:
         checks.check(name + ": m", most == micros, str(most))
+    if "order=zero_bubble" in pins:
+        checks.check(name + ": at most min(m, p)", most <= min(micros, stages), str(most))
 
 
 def check_plan(dsmc, folder, checks, row):

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """A step of a pipeline over two simulated nodes takes what the simulator says.
 
-    tests/e2e/ranks_replay.py build/dsmc          # both orders
+    tests/e2e/ranks_replay.py build/dsmc          # all orders
     tests/e2e/ranks_replay.py build/dsmc gpipe
 
 The cluster is inputs/slow_nodes.dsm: two nodes of two slow devices. `train --replay` sleeps for
@@ -21,7 +21,7 @@ CLUSTER = os.path.join(exe.HERE, "inputs", "slow_nodes.dsm")
 LINKS = "intra=0.0002/1e6,inter=0.002/5e5:2"
 MODEL = "gpt2-even:batch=8,layers=4"
 # Model, ranks, pins, what it is called.
-ROWS = [(MODEL, 4, "pipeline=4,zero=0,micro_batch=1,order=" + x, x) for x in ("one_f_one_b", "gpipe")]
+ROWS = [(MODEL, 4, "pipeline=4,zero=0,micro_batch=1,order=" + x, x) for x in ("one_f_one_b", "gpipe", "zero_bubble")]
 STEPS = 5
 
 

@@ -13,10 +13,11 @@
 
 #include "ir/interp.h"
 #include "ir/place.h"
+#include "ir/rule.h"
 #include "ir/schedule.h"
 #include "ir/verify.h"
 #include "passes/cut.h"
-#include "passes/plan/pipe_order.h"
+#include "passes/plan/pipeline.h"
 #include "tests/unit/step_fixture.h"
 
 enum { MOST = 4 };
@@ -30,6 +31,7 @@ typedef struct wish {
   recompute_mode recompute;
   int64_t micro_batch;  // 0: all at once
   int chunks;           // 0: one
+  bool weights;         // their gradients have turns
 } wish;
 
 // LOCAL of a step, as a pipeline is cut from.
@@ -65,7 +67,7 @@ static void cut(arena *a, const wish *w, ir_module **stage) {
   int parts = w->stages * (w->chunks ? w->chunks : 1);
   int64_t *first = cut_evenly(a, cut_layers(m), parts);
   for (int s = 0; s < parts && w->layers; s++) first[s + 1] = first[s] + w->layers[s];
-  cut_job how = {.stages = w->stages, .chunks = w->chunks, .first = first};
+  cut_job how = {.stages = w->stages, .chunks = w->chunks, .first = first, .weights = w->weights};
   const char *why = cut_stages(m, &how, stage);
   if (why) fail_msg("%s: %s", w->path, why);
   for (int s = 0; s < w->stages; s++) {
@@ -386,19 +388,121 @@ static void test_t5(void **state) {
   check(&w, "train_step");
 }
 
+// ---- gradients of weights by themselves ---------------------------------------------------------
+
+typedef struct seen {  // in a turn
+  int sums, exchanges, ops;
+} seen;
+
+static void look(void *ctx, ir_op *op) {
+  seen *s = ctx;
+  s->ops++;
+  s->sums += ir_accumulates(op);
+  s->exchanges += ir_is_exchange(op->code);
+}
+
+// What the phases of a stage have, and that what turns of weights make is read behind the loop
+// alone.
+static void look_at(const ir_module *m, int phases, int chunks, seen *phase) {
+  const ir_func *f = ir_func_find((ir_module *)(uintptr_t)m, "train_step");
+  const ir_region *r = f->body;
+  bool *late = arena_new(m->arena, bool, m->next_value + 1);
+  assert_int_equal(f->turns, phases * chunks);
+  assert_int_equal(f->chunks, chunks);
+  for (int i = 0; i < r->ops.n; i++) {
+    ir_op *op = r->ops.at[i];
+    int turn = cut_turn_of(f, op), is = turn < 0 ? -1 : (int)cut_phase_of(f, turn);
+    for (int k = 0; k < op->nin && is >= 0; k++)
+      assert_true(!late[op->in[k]->id] || is == CUT_WEIGHTS);
+    if (is < 0) continue;
+    for (int k = 0; k < ir_attr_int(op, "carried", 0) && is == CUT_BACKWARD && phases == 3; k++)
+      assert_false(cut_is_partial(op->region[0]->args.at[1 + k], mesh_axis(m->mesh, "micro")));
+    look(&phase[is], op);
+    for (int k = 0; k < op->nregions; k++) pass_walk(op->region[k], look, &phase[is]);
+    for (int k = 0; k < op->nout; k++) late[op->out[k]->id] = is == CUT_WEIGHTS;
+  }
+}
+
+// All sums over micro-batches that backward has otherwise are in turns of weights; messages stay.
+static void check_apart(wish w) {
+  arena a;
+  arena_init(&a);
+  ir_module *together[MOST], *apart[MOST];
+  int chunks = w.chunks ? w.chunks : 1, all = 0;
+  cut(&a, &w, together);
+  w.weights = true;
+  cut(&a, &w, apart);
+  for (int s = 0; s < w.stages; s++) {
+    seen two[3] = {0}, three[3] = {0};
+    look_at(together[s], 2, chunks, two);
+    look_at(apart[s], 3, chunks, three);
+    assert_int_equal(three[CUT_WEIGHTS].sums, two[CUT_BACKWARD].sums);
+    assert_int_equal(three[CUT_BACKWARD].sums, 0);
+    assert_int_equal(three[CUT_WEIGHTS].exchanges, 0);
+    assert_int_equal(three[CUT_BACKWARD].exchanges, two[CUT_BACKWARD].exchanges);
+    all += three[CUT_WEIGHTS].sums;
+  }
+  assert_true(all > 0);
+  int sends = compare(&a, &w, "train_step", together).sends;
+  assert_int_equal(compare(&a, &w, "train_step", apart).sends, sends);
+  arena_free(&a);
+  check(&w, "evaluate");
+}
+
+static void test_weights(void **state) {
+  (void)state;
+  wish w = {"examples/tiny.dsm", TINY, 2, NULL, RECOMPUTE_NONE, 0, 0};
+  check_apart(w);
+  w.recompute = RECOMPUTE_FULL;
+  check_apart(w);
+  w.recompute = RECOMPUTE_SELECTIVE;
+  w.settings = TINY ",drop=0.3";
+  w.stages = 4;
+  check_apart(w);
+  const int64_t layers[] = {0, 1, 4, 0};  // the first stage has an embedding, the last one a loss
+  w.layers = layers;
+  check_apart(w);
+  wish two = {"examples/tiny.dsm", TINY, 2, NULL, RECOMPUTE_NONE, 0, 2};
+  check_apart(two);
+}
+
+// Sums that a repeat carries: of the bias of all layers' attention, and of the encoder's output,
+// which the encoder waits for.
+static void test_weights_t5(void **state) {
+  (void)state;
+  wish w = {"examples/t5.dsm",
+            "layers=4,hidden=16,batch=2,src=6,dst=5,vocab=24,heads=2,head=8,ffn=24",
+            2,
+            NULL,
+            RECOMPUTE_NONE,
+            0};
+  check_apart(w);
+  w.stages = 4;
+  check_apart(w);
+  const int64_t layers[] = {3, 2, 1, 2};
+  w.layers = layers;
+  w.recompute = RECOMPUTE_FULL;
+  check_apart(w);
+  wish llama = {"examples/llama.dsm",
+                "layers=4,hidden=16,batch=2,seq=6,vocab=24,context=6,heads=2,kv_heads=1,ffn=24", 4,
+                NULL, RECOMPUTE_NONE};
+  check_apart(llama);
+}
+
 // ---- orders and places --------------------------------------------------------------------------
 
 enum { BATCH = 8 };
 
 // SCHEDULE of every stage for eight samples in micro-batches.
-static void schedule(arena *a, wish w, pipe_kind kind, int64_t micros, ir_module **stage) {
-  w.micro_batch = BATCH / micros;
+static void schedule(arena *a, wish w, const pipeline *p, ir_module **stage) {
+  w.micro_batch = BATCH / p->micro;
+  w.weights = p->kind == PIPE_ZERO_BUBBLE;
   cut(a, &w, stage);
   for (int s = 0; s < w.stages; s++) {
     pass_options o = pass_defaults();
     o.batch = BATCH;
     o.micro_batch = w.micro_batch;
-    o.pipe_order = kind;
+    o.pipe = p;
     o.stage = IR_SCHEDULE;
     const char *why = pass_run_back(stage[s], &o);  // its replay proves the places
     if (why) fail_msg("stage %d: %s", s, why);
@@ -414,14 +518,14 @@ static const sched_entry *train_entry(const sched *s) {
 
 // The turns that the runs of a stage's loops execute are those of the pipeline's order, and as many
 // micro-batches as it says are on their way.
-static void check_order(const sched *s, pipe_kind kind, int stage, int stages, int chunks,
-                        int64_t micros) {
+static void check_order(const sched *s, const pipeline *p, int stage) {
+  static const char *const phase[] = {"forward", "backward", "weights"};
   const sched_entry *e = train_entry(s);
-  pipeline p = {.kind = kind, .stages = stages, .chunks = chunks, .micro = micros};
-  pipe_cursor c = pipe_cursor_of(&p, stage);
-  int last = -1;
-  int64_t last_micro = -1;
-  assert_int_equal(e->func->turns, 2 * chunks);
+  const pipe_list order = pipe_order_of(s->m->arena, p, stage);
+  const bool apart = p->kind == PIPE_ZERO_BUBBLE;
+  int last = -1, chunks = p->chunks;
+  int64_t last_micro = -1, run = 0, within = 0;
+  assert_int_equal(e->func->turns, (apart ? 3 : 2) * chunks);
   for (int i = 0; i < e->runs.n; i++) {
     const sched_run *r = &e->runs.at[i];
     if (r->kind != SCHED_LOOP) continue;
@@ -434,20 +538,22 @@ static void check_order(const sched *s, pipe_kind kind, int stage, int stages, i
         if (turn == last && micro == last_micro) continue;  // more of the same turn
         last = turn;
         last_micro = micro;
-        bool forward = turn < chunks;
-        assert_int_equal(str_eq(t->phase, "forward"), forward);
-        assert_true(c.left > 0);
-        assert_int_equal(forward ? PIPE_F : PIPE_B, c.phase);
-        assert_int_equal(forward ? turn : 2 * chunks - 1 - turn, c.chunk);
-        assert_int_equal(micro, c.micro);
-        pipe_cursor_next(&c);
+        assert_true(run < order.n);
+        const pipe_run *want = &order.at[run];
+        assert_string_equal(t->phase, phase[want->phase]);
+        assert_int_equal(turn, want->phase == PIPE_F   ? want->chunk
+                               : want->phase == PIPE_B ? 2 * chunks - 1 - want->chunk
+                                                       : 3 * chunks - 1 - want->chunk);
+        assert_int_equal(micro, want->micro + within);
+        if (++within == want->count) run++, within = 0;
       }
     i += r->task;
   }
-  assert_int_equal(c.left, 0);
-  int64_t stash = micros < stages - stage ? micros : stages - stage;
-  if (kind == PIPE_ONE_F_ONE_B) assert_int_equal(e->in_flight, stash);
-  if (kind == PIPE_GPIPE) assert_int_equal(e->in_flight, micros);
+  assert_int_equal(run, order.n);
+  int64_t micros = p->micro, behind = p->stages - stage, stash = micros < behind ? micros : behind;
+  if (p->kind == PIPE_ONE_F_ONE_B) assert_int_equal(e->in_flight, stash);
+  if (p->kind == PIPE_GPIPE) assert_int_equal(e->in_flight, micros);
+  if (apart) assert_int_equal(e->in_flight, pipe_stash(s->m->arena, p, stage, NULL));
 }
 
 // What is saved has a place for each micro-batch on its way; with a place less than that, forward
@@ -472,26 +578,44 @@ static void check_stash(sched *s, int64_t in_flight) {
 }
 
 static void check_orders(const char *path, const char *settings) {
-  static const struct {
-    pipe_kind kind;
-    int stages, chunks;
-    int64_t micros;
-  } cases[] = {
-      {PIPE_ONE_F_ONE_B, 2, 1, 2}, {PIPE_ONE_F_ONE_B, 2, 1, 8}, {PIPE_ONE_F_ONE_B, 4, 1, 2},
-      {PIPE_ONE_F_ONE_B, 4, 1, 4}, {PIPE_ONE_F_ONE_B, 4, 1, 8}, {PIPE_GPIPE, 2, 1, 4},
-      {PIPE_GPIPE, 4, 1, 8},       {PIPE_GPIPE, 2, 2, 4},       {PIPE_INTERLEAVED, 2, 2, 2},
-      {PIPE_INTERLEAVED, 2, 2, 4}, {PIPE_INTERLEAVED, 2, 2, 8}, {PIPE_INTERLEAVED, 2, 4, 4},
-      {PIPE_INTERLEAVED, 4, 2, 4}, {PIPE_INTERLEAVED, 4, 2, 8},
+  // Weights' gradients wait for a gap, or come at once where none is as long.
+  static const pipe_chunk gaps[] = {{1, 2, 0.5, 0, 0},
+                                    {1, 2, 0.5, 0, 0},
+                                    {1, 2, 0.5, 0, 0},
+                                    {2, 4, 1, 0, 0}},
+                          none[] = {
+                              {1, 2, 1, 0, 0}, {1, 2, 1, 0, 0}, {1, 2, 1, 0, 0}, {1, 2, 1, 0, 0}};
+  static const pipeline cases[] = {
+      {PIPE_ONE_F_ONE_B, 2, 1, 2},
+      {PIPE_ONE_F_ONE_B, 2, 1, 8},
+      {PIPE_ONE_F_ONE_B, 4, 1, 2},
+      {PIPE_ONE_F_ONE_B, 4, 1, 4},
+      {PIPE_ONE_F_ONE_B, 4, 1, 8},
+      {PIPE_GPIPE, 2, 1, 4},
+      {PIPE_GPIPE, 4, 1, 8},
+      {PIPE_GPIPE, 2, 2, 4},
+      {PIPE_INTERLEAVED, 2, 2, 2},
+      {PIPE_INTERLEAVED, 2, 2, 4},
+      {PIPE_INTERLEAVED, 2, 2, 8},
+      {PIPE_INTERLEAVED, 2, 4, 4},
+      {PIPE_INTERLEAVED, 4, 2, 4},
+      {PIPE_INTERLEAVED, 4, 2, 8},
+      {PIPE_ZERO_BUBBLE, 2, 1, 2, gaps},
+      {PIPE_ZERO_BUBBLE, 2, 1, 8, gaps},
+      {PIPE_ZERO_BUBBLE, 4, 1, 2, gaps},
+      {PIPE_ZERO_BUBBLE, 4, 1, 8, gaps},
+      {PIPE_ZERO_BUBBLE, 2, 1, 4, none},
+      {PIPE_ZERO_BUBBLE, 4, 1, 8, none},
   };
   for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
     arena a;
     arena_init(&a);
     ir_module *stage[MOST];
-    int n = cases[i].stages;
-    wish w = {path, settings, n, NULL, RECOMPUTE_NONE, 0, cases[i].chunks};
-    schedule(&a, w, cases[i].kind, cases[i].micros, stage);
-    for (int s = 0; s < n; s++) {
-      check_order(stage[s]->schedule, cases[i].kind, s, n, cases[i].chunks, cases[i].micros);
+    const pipeline *p = &cases[i];
+    wish w = {path, settings, p->stages, NULL, RECOMPUTE_NONE, 0, p->chunks};
+    schedule(&a, w, p, stage);
+    for (int s = 0; s < p->stages; s++) {
+      check_order(stage[s]->schedule, p, s);
       check_stash(stage[s]->schedule, train_entry(stage[s]->schedule)->in_flight);
     }
     arena_free(&a);
@@ -515,6 +639,7 @@ int main(void) {
       cmocka_unit_test(test_gpt_tied),   cmocka_unit_test(test_recompute),
       cmocka_unit_test(test_chunks),     cmocka_unit_test(test_dropout),
       cmocka_unit_test(test_untied),     cmocka_unit_test(test_t5),
+      cmocka_unit_test(test_weights),    cmocka_unit_test(test_weights_t5),
       cmocka_unit_test(test_orders_gpt), cmocka_unit_test(test_orders_t5),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);

@@ -132,7 +132,12 @@ static void orders_run(void **state) {
       if (k == PIPE_GPIPE) assert_int_equal(most[i], m * v);
       // Zero bubble: no stage more than the first one of 1f1b.
       if (k == PIPE_ZERO_BUBBLE) assert_true(most[i] <= (m < p ? m : p));
-      if (k == PIPE_ZERO_BUBBLE) assert_true(most[i] <= pipe_stash(NULL, &q, i, NULL));
+      if (k == PIPE_ZERO_BUBBLE) {
+        assert_int_equal(pipe_stash(NULL, &q, i, NULL), formula);
+        assert_int_equal(pipe_held(&a, &q, i, PIPE_F, PIPE_B), formula);
+        int64_t late = pipe_held(&a, &q, i, PIPE_B, PIPE_W);
+        assert_true(late >= 1 && most[i] >= formula && most[i] <= formula + late);
+      }
       // A list for one stage is that of all stages.
       pipe_list one = pipe_order_of(&a, &q, i), all = pipe_orders(&a, &q)[i];
       assert_int_equal(one.n, all.n);
