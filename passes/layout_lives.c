@@ -91,8 +91,10 @@ void lives_find(lay *l) {
     for (int k = 0; k < op->nout; k++) {
       ir_value *v = op->out[k];
       l->first[v->id] = op->mark;
-      // A sum over micro-batches lives while they run, wherever it is made.
-      if (lives_sums(op, k) && repeats) l->first[v->id] = seg_first[lay_segment(l, op->segment)];
+      // A sum over micro-batches lives while they run, wherever it is made, and read.
+      if (!lives_sums(op, k) || !repeats) continue;
+      l->first[v->id] = seg_first[lay_segment(l, op->segment)];
+      reach(l, v, seg_last[lay_segment(l, op->segment)]);
     }
     if (ir_is_view(op)) continue;
     // Every use of a view or of what was updated in place is a use of its storage.

@@ -226,7 +226,8 @@ static ir_value *complete(loc *c, ir_region *r, ir_value *v, const ir_op *maker,
   const ir_mesh *mesh = c->m->mesh;
   ir_value *now = v;
   // (A pipeline of one micro-batch still sums behind its loop what stages have parts of.)
-  if (place_convert(mesh, c->axis, v->place, NULL) == CONVERT_ACCUMULATE || !c->data) {
+  bool stages = mesh_axis(mesh, "pipeline") >= 0;
+  if (stages || !c->data || place_convert(mesh, c->axis, v->place, NULL) == CONVERT_ACCUMULATE) {
     ir_op *acc = ir_op_raw(r, IR_accumulate, &now, 1, &v->type, 1);
     acc->segment = maker->segment;
     now = acc->out[0];

@@ -295,6 +295,7 @@ const char *pass_ring(ir_module *m, const pass_options *o) {
   g.w = mesh_parts(m->mesh, g.inner);
   for (int f = 0; f < m->funcs.n; f++) {
     ir_region *top = m->funcs.at[f]->body;
+    pass_clear_mapped(top);  // of earlier passes
     for (int i = 0; i < top->ops.n; i++)
       if (top->ops.at[i]->code == IR_repeat) stream_region(&g, top->ops.at[i]->region[0]);
     stream_region(&g, top);
