@@ -204,12 +204,20 @@ def row_of(kind, axes, sharing):
     return "%s over %s" % (kind, ", ".join(axes))
 
 
-def planned_bytes(stage, ranks, sharing):
+def sharing_axes(mesh):
+    """Axes of ranks with the same weights; and the one whose ranks share states, where it is one and not data."""
+    axes = [a["axis"] for a in mesh]
+    sharing = list(dict.fromkeys(a for a in (x.split(".")[0] for x in axes) if a in SHARING))
+    alone = [a for a in sharing if a != "data"]
+    return sharing, alone[0] if len(alone) == 1 and "data.0" in axes and "data.1" not in axes else None
+
+
+def planned_bytes(stage, ranks, sharing, one):
     """By row, of all ranks of the stage; the plan's figures are of one."""
     rows = {}
     for axis, kinds in stage["bytes"].items():
         for kind, n in kinds.items():
-            row = row_of(kind, [axis], sharing)
+            row = row_of(kind, [one if one and axis == "data" and kind != "all_reduce" else axis], sharing)
             rows[row] = rows.get(row, 0) + (n["intra"] + n["inter"]) * ranks
     return {r: n for r, n in rows.items() if n}
 
@@ -261,7 +269,7 @@ def check_plan(dsmc, checks, row, program):
                       "--set", settings, "--cluster", cluster_of(ranks), "--pin", pins])["best"]
     info = object_of([program, "info", "--json"])
     own = info["ranks"]
-    sharing = list(dict.fromkeys(a for a in (a["axis"].split(".")[0] for a in own["mesh"]) if a in SHARING))
+    sharing, one = sharing_axes(own["mesh"])
     checks.check(name + ": as many stages", len(own["stages"]) == len(best["stages"]))
     checks.check(name + ": the plan's memory is that of a layout", best["memory_bytes"]["exact"])
     memory = best["memory_bytes"]
@@ -272,7 +280,7 @@ def check_plan(dsmc, checks, row, program):
         checks.check("%s: arena of stage %d" % (name, i), is_["arena"] == was["memory_bytes"]["peak"],
                      "%d, planned %d" % (is_["arena"], was["memory_bytes"]["peak"]))
         sent = ledger_bytes(is_["sent"], sharing)
-        plan = planned_bytes(was, len(is_["ranks"]), sharing)
+        plan = planned_bytes(was, len(is_["ranks"]), sharing, one)
         apart |= sent != plan
         if sent != plan and marked:
             print("known %s: stage %d sent %s, planned %s" % (name, i, sent, plan))
