@@ -15,7 +15,7 @@
 #include "runtime/dtype.h"
 #include "runtime/init.h"
 #include "runtime/safetensors.h"
-#include "tests/unit/toy_program.h"
+#include "tests/unit/toy_refuse.h"
 
 // ---- a disk that fails ------------------------------------------------------------------------
 
@@ -249,10 +249,6 @@ static const char *refused(world *w) {
   snprintf(text, sizeof text, "%s", s->message);
   status_free(s);
   return text;
-}
-
-static void has(const char *text, const char *part) {
-  if (!strstr(text, part)) fail_msg("`%s` is missing in:\n%s", part, text);
 }
 
 static int leftovers(world *w) {

@@ -18,7 +18,7 @@
 #include "runtime/checkpoint.h"
 #include "runtime/drivers/driver.h"
 #include "runtime/init.h"
-#include "tests/unit/toy_program.h"
+#include "tests/unit/toy_refuse.h"
 
 typedef struct world {
   char dir[64];
@@ -118,10 +118,6 @@ static int run(world *w, const char *line) {
 static void expect(world *w, int code, const char *line) {
   int got = run(w, line);
   if (got != code) fail_msg("`%s` gave %d, expected %d\n%s%s", line, got, code, w->out, w->err);
-}
-
-static void has(const char *text, const char *part) {
-  if (!strstr(text, part)) fail_msg("`%s` is missing in:\n%s", part, text);
 }
 
 // The losses of a log, as text.
@@ -598,25 +594,6 @@ static void test_flipped_bits(void **state) {
   flip_bits(TOY_DEVICE);
   flip_bits(TOY_RANKS);
 }
-
-static void refuse(toy *t, const char *part) {
-  prog p;
-  toy_seal(t);
-  status *s = prog_open(t->blob, t->n, t->code_bytes, &p);
-  assert_non_null(s);
-  has(s->message, part);
-  status_free(s);
-}
-
-#define PATCH(table_name, T, index, field, value, part)               \
-  do {                                                                \
-    T *at_ = (T *)(void *)(t->blob + h->table_name.offset) + (index); \
-    T old_ = *at_;                                                    \
-    at_->field = (value);                                             \
-    refuse(t, part);                                                  \
-    *at_ = old_;                                                      \
-    toy_seal(t);                                                      \
-  } while (0)
 
 static void test_refuses(void **state) {
   world *w = *state;

@@ -14,7 +14,7 @@
 #include "runtime/base/str.h"
 #include "runtime/drivers/driver.h"
 #include "tests/unit/thread_engine.h"
-#include "tests/unit/toy_program.h"
+#include "tests/unit/toy_refuse.h"
 
 enum { MAX_WORDS = 32 };
 
@@ -112,10 +112,6 @@ static void run(world *w, int ranks, const char *line) {
   }
   for (int r = 0; r < ranks; r++) pthread_join(w->seats[r].thread, NULL);
   if (h) hub_free(h);
-}
-
-static void has(const char *text, const char *part) {
-  if (!strstr(text, part)) fail_msg("`%s` is missing in:\n%s", part, text);
 }
 
 static void has_not(const char *text, const char *part) {
@@ -321,25 +317,6 @@ static void test_wrong_start(void **state) {
 }
 
 // ---- damaged programs ---------------------------------------------------------------------------
-
-static void refuse(toy *t, const char *part) {
-  prog p;
-  toy_seal(t);
-  status *s = prog_open(t->blob, t->n, t->code_bytes, &p);
-  assert_non_null(s);
-  has(s->message, part);
-  status_free(s);
-}
-
-#define PATCH(table_name, T, index, field, value, part)               \
-  do {                                                                \
-    T *at_ = (T *)(void *)(t->blob + h->table_name.offset) + (index); \
-    T old_ = *at_;                                                    \
-    at_->field = (value);                                             \
-    refuse(t, part);                                                  \
-    *at_ = old_;                                                      \
-    toy_seal(t);                                                      \
-  } while (0)
 
 static void test_refuses(void **state) {
   toy *t = ((world *)*state)->two;
