@@ -47,8 +47,10 @@ static const char *solve(dist *d, const dist *train) {
   bl_axes axes;
   const char *why = bl_solve(d->scratch, d->rules, &d->d->key, d->d->cluster,
                              cl_device_at(d->d->cluster, 0), weights, &axes);
+  if (why) return why;
   memcpy(d->axis, axes.axis, sizeof d->axis);
-  return why;
+  d->ways = steps_ways_of(d->scratch, d->rules, d->axis);
+  return NULL;
 }
 
 // ---- numbers of ops -----------------------------------------------------------------------------

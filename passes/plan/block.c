@@ -7,6 +7,7 @@
 
 #include "ir/rule.h"
 #include "ir/view.h"
+#include "passes/plan/steps.h"
 
 plan_axis bl_axis_of(int inner) {
   static const plan_axis axis[BL_INNER] = {PLAN_TENSOR, PLAN_ULYSSES, PLAN_RING};
@@ -31,21 +32,34 @@ void bl_state_add(bl_state *to, const bl_state *s, double times) {
   to->master += times * s->master;
   to->optimizer += times * s->optimizer;
   to->gradient += times * s->gradient;
+  to->updated += times * s->updated;
+  to->late += times * s->late;
   for (int i = 0; i < 2; i++) to->gathered[i] += times * s->gathered[i];
   for (int i = 1; i < 4; i++) to->whole[i] += times * s->whole[i];
 }
 
-// The states of a weight, for `part` of a slice; whole: which ranks have its gradient whole.
-static bl_state state_of(const pg_value *w, double part, int whole) {
+// What is said of a weight by those who read or update it.
+typedef struct uses {
+  int whole;    // over which axes (1 ulysses, 2 ring) its gradient is no part of a sum
+  bool late;    // tensor ranks bring its gradient to where it lies
+  bool master;  // something reads the weight behind a rounded copy: a lookup
+} uses;
+
+// The states of a weight, for `part` of a slice.
+static bl_state state_of(const pg_value *w, double part, uses of) {
   double n = w->elements * part, own = n * ir_dtype_bytes(w->weight->type.dtype);
   bl_state s = {.elements = n, .logical = w->elements, .parameter = own};
   if (w->copy) {
     s.parameter = n * w->copy;
     s.master = own;
   }
+  s.updated = of.master ? own : s.parameter;
   if (w->weight->trained) {
     s.gradient = n * 4;  // sums are f32
-    if (whole) s.whole[whole] = s.gradient;
+    if (of.whole)
+      s.whole[of.whole] = s.gradient;
+    else if (of.late)
+      s.late = s.gradient;
     s.optimizer = n * w->moments;
   }
   return s;
@@ -495,20 +509,29 @@ static void keep_weight(arena *a, bl_block *b, const bl_weight *x) {
   vec_push(a, &b->weight, w);
 }
 
-// By weight: over which axes (1 ulysses, 2 ring) its gradient is no part of a sum.
-static int *find_whole(const maker *k) {
-  int *whole = arena_new(k->scratch, int, k->g->value.n + 1);
+// By weight.
+static uses *find_uses(const maker *k) {
+  uses *of = arena_new(k->scratch, uses, k->g->value.n + 1);
   for (int i = 0; i < k->g->op.n; i++) {
     const pg_op *p = &k->g->op.at[i];
+    for (int j = 0; j < p->nin && p->kind == PG_OP; j++) {
+      const pg_value *w = p->in[j] < 0 ? NULL : &k->g->value.at[p->in[j]];
+      if (w && w->weight && w->copy)
+        of[p->in[j]].master |= ir_dtype_bytes(p->op->in[j]->type.dtype) > w->copy;
+    }
     if (p->kind != PG_UPDATE || p->in[0] < 0 || p->out[0] < 0) continue;
-    for (int x = 1; x < BL_INNER; x++) {
+    for (int x = 0; x < BL_INNER; x++) {
       const sh_result *s = k->b->axis[x];
       if (!s->strategy) continue;
-      int code = k->r->strategy[i][s->strategy[i]].code[0];
-      if ((code < 0 ? s->code[p->in[0]] : code) != SH_PARTIAL) whole[p->out[0]] |= x;
+      int code = k->r->strategy[i][s->strategy[i]].code[0], made = s->code[p->in[0]];
+      if (code < 0) code = made;
+      if (x == 0)
+        of[p->out[0]].late |= code != made;
+      else if (code != SH_PARTIAL)
+        of[p->out[0]].whole |= x;
     }
   }
-  return whole;
+  return of;
 }
 
 // By op: which of its operands ranks that share parameters gather there: the first op of a segment
@@ -566,7 +589,7 @@ static void add_weights(maker *k) {
   const pg_graph *g = k->g;
   VEC(bl_weight) all = {0};
   int *number = arena_new(k->scratch, int, g->value.n + 1);  // of its bl_weight + 1; a stack: 1
-  const int *whole = find_whole(k);
+  const uses *of = find_uses(k);
   for (int i = 0; i < g->op.n; i++) {
     const pg_op *p = &g->op.at[i];
     if (p->kind != PG_OP || p->view) continue;
@@ -577,7 +600,7 @@ static void add_weights(maker *k) {
       if (!w || !w->weight) continue;
       bool stack = w->layers > 1;  // only its repeat reads it
       if (!number[v]) {
-        bl_state s = state_of(w, k->b->value_part[v], whole[v]);
+        bl_state s = state_of(w, k->b->value_part[v], of[v]);
         number[v] = 1;
         if (stack) bl_state_add(&k->b->piece[p->piece].layer, &s, 1);
         if (stack) continue;
@@ -717,6 +740,9 @@ bl_block *bl_make(arena *a, const sh_rules *rules, const bl_key *key, const cl_c
     b->axis[x] = axes.axis[x] ? axes.axis[x] : arena_new(&scratch, sh_result, 1);
   add_ops(&k);
   send_nothing(&k);
+  steps_gathers asides =
+      steps_aside(&scratch, steps_ways_of(&scratch, rules, b->axis), key, cluster);
+  for (int i = 0; i < asides.n; i++) add_moves(&k, asides.at[i].axis, &asides.at[i].move, 1);
   for (int x = 0; x < BL_INNER; x++) {
     shrink_moves(&k, x, axes.before[x]);
     add_moves(&k, x, b->axis[x]->moves.at, b->axis[x]->moves.n);

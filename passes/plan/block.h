@@ -53,9 +53,13 @@ typedef struct bl_state {
   double master;     // f32 weights behind rounded copies
   double optimizer;  // m, v, momentum
   double gradient;
+  double updated;      // what is gathered after an update made of parts: as products read them, or
+                       // masters that others read too
   double gathered[2];  // by ranks that share parameters (ZeRO 3): bytes of all gathers, of a
                        // micro-batch, and once a step
-  double whole[4];     // of these bytes, gradients that each ulysses (1), ring (2) rank has whole
+  double late;  // of gradients, those that tensor ranks complete once a step: they are parts only
+                // then, with ZeRO 2 too
+  double whole[4];  // of these bytes, gradients that each ulysses (1), ring (2) rank has whole
 } bl_state;
 void bl_state_add(bl_state *to, const bl_state *s, double times);
 

@@ -124,8 +124,8 @@ void ev_layer_seconds(const ev_point *p, ev_rates *r) {
     bl_state own = zero >= 2 || away ? ev_piece_state(p, r->b, i) : q->layer;
     if (zero == 3 && own.parameter > 0)
       gather = ev_over_group(p, r, CL_ALL_GATHER, own.parameter).seconds;
-    if (zero >= 2 && own.gradient > 0)
-      scatter = ev_over_group(p, r, CL_REDUCE_SCATTER, own.gradient).seconds;
+    if (zero >= 2 && own.gradient > own.late)
+      scatter = ev_over_group(p, r, CL_REDUCE_SCATTER, own.gradient - own.late).seconds;
     r->shared[PG_FORWARD][i] = gather;
     r->shared[PG_BACKWARD][i] = gather + scatter;
     r->forward[i] = fmax(f, gather);
@@ -283,27 +283,48 @@ bl_state ev_stage_state(const ev_point *p, const stages_cut *cut, int stage) {
   return s;
 }
 
-// Bytes of gradients of weights that lie on several stages, this one among them.
-double ev_tied_bytes(const ev_point *p, const stages_cut *cut, int stage, int *other) {
-  double bytes = 0;
-  const bl_block *b = ev_at_stage(p, stage)->b;
-  int n = (int)p->c->size[PLAN_PIPELINE];
-  for (int w = 0; w < b->weight.n; w++) {
-    const bl_weight *x = &b->weight.at[w];
-    int first = -1, last = -1;
-    bool here = false;
-    for (int part = 0; part < p->parts; part++) {
-      bool has = false;
-      for (int i = 0; i < x->npieces && !has; i++) has = ev_part_has(p, cut, part, x->piece[i]);
-      if (!has) continue;
-      int at = part % n;
-      if (first < 0) first = at;
-      last = at;
-      here |= at == stage;
+// The stages that have a weight which is no stack of layers: how many, the first, and whether
+// `stage` is one. `has`: room for a mark of each stage.
+static int stages_with(const ev_point *p, const stages_cut *cut, const bl_weight *x, bool *has,
+                       int *first) {
+  int n = (int)p->c->size[PLAN_PIPELINE], count = 0;
+  for (int i = 0; i < n; i++) has[i] = false;
+  for (int part = 0; part < p->parts; part++)
+    for (int i = 0; i < x->npieces && !has[part % n]; i++)
+      has[part % n] = ev_part_has(p, cut, part, x->piece[i]);
+  *first = n;
+  for (int i = n - 1; i >= 0; i--)
+    if (has[i]) count++, *first = i;
+  return count;
+}
+
+// Gradients of weights that lie on several stages, this one among them, are summed. All stages
+// reduce them; two send each other theirs; of more the first one gets those of the others and sends
+// them the sum (passes/cut.c).
+double ev_tied(const ev_point *p, const stages_cut *cut, int stage, plan_bytes *b) {
+  const bl_block *own = ev_at_stage(p, stage)->b;
+  int n = (int)p->c->size[PLAN_PIPELINE], first;
+  double seconds = 0;
+  if (n == 1) return 0;
+  bool *has = arena_new(p->a, bool, n);
+  for (int w = 0; w < own->weight.n; w++) {
+    double bytes = own->weight.at[w].state.gradient;
+    int count = stages_with(p, cut, &own->weight.at[w], has, &first);
+    if (count < 2 || !has[stage] || bytes <= 0) continue;
+    if (count == n) {
+      cl_cost all =
+          cl_collective_cost(p->s->cluster, CL_ALL_REDUCE, p->stride[PLAN_PIPELINE], n, bytes);
+      ev_count(b, PLAN_PIPELINE, CL_ALL_REDUCE, &all, 1);
+      seconds += all.seconds;
+      continue;
     }
-    if (!here || first == last) continue;
-    bytes += x->state.gradient;
-    *other = first == stage ? last : first;
+    for (int i = first + 1; i < n; i++) {
+      if (!has[i]) continue;
+      int64_t apart = (i - first) * p->stride[PLAN_PIPELINE];
+      cl_cost send = cl_collective_cost(p->s->cluster, CL_SEND, apart, 2, bytes);
+      if (stage == first || stage == i) ev_count(b, PLAN_PIPELINE, CL_SEND, &send, 1);
+      seconds += (count == 2 ? 1 : 2) * send.seconds;
+    }
   }
-  return bytes;
+  return seconds;
 }

@@ -215,10 +215,16 @@ ev_once ev_once_of(const ev_point *p, const bl_state *s, const stages_cut *cut, 
     layers += (double)(cut->first[part + 1] - cut->first[part]);
   if (ev_replicas(c) > 1) {
     cl_collective k = c->zero == 0 ? CL_ALL_REDUCE : CL_REDUCE_SCATTER;
-    double parts = ev_partial_bytes(s);
-    cl_cost cost = ev_over_group(p, r, k, parts);
-    ev_count(b, PLAN_DATA, k, &cost, c->zero >= 2 ? (double)c->micro_batches : 1);
-    if (c->zero < 2) o.reduce = cost.seconds;
+    double parts = ev_partial_bytes(s), late = c->zero >= 2 ? s->late : parts;
+    cl_cost cost = ev_over_group(p, r, k, late);
+    if (late > 0) {
+      ev_count(b, PLAN_DATA, k, &cost, 1);
+      o.reduce = cost.seconds;
+    }
+    if (late < parts) {  // after each micro-batch
+      cost = ev_over_group(p, r, k, parts - late);
+      ev_count(b, PLAN_DATA, k, &cost, (double)c->micro_batches);
+    }
     for (int i = 1; i < 4; i++) {
       int64_t ranks;
       plan_axis axis;
@@ -244,7 +250,7 @@ ev_once ev_once_of(const ev_point *p, const bl_state *s, const stages_cut *cut, 
       o.hidden = most < window ? most : window;
     }
     if (c->zero == 1 || c->zero == 2) {
-      cost = ev_over_group(p, r, CL_ALL_GATHER, s->parameter);
+      cost = ev_over_group(p, r, CL_ALL_GATHER, s->updated);
       o.gather = cost.seconds;
       ev_count(b, PLAN_DATA, CL_ALL_GATHER, &cost, 1);
     }
@@ -255,14 +261,6 @@ ev_once ev_once_of(const ev_point *p, const bl_state *s, const stages_cut *cut, 
       if (s->gathered[1] > 0) ev_count(b, PLAN_DATA, CL_ALL_GATHER, &cost, 1);
     }
   }
-  int other = stage;
-  double tied = ev_tied_bytes(p, cut, stage, &other);
-  if (tied > 0) {
-    int64_t apart = ev_device_of(p, other) - ev_device_of(p, stage);
-    cl_cost cost =
-        cl_collective_cost(p->s->cluster, CL_ALL_REDUCE, apart < 0 ? -apart : apart, 2, tied);
-    o.tied = cost.seconds;
-    ev_count(b, PLAN_PIPELINE, CL_ALL_REDUCE, &cost, 1);
-  }
+  o.tied = ev_tied(p, cut, stage, b);
   return o;
 }
