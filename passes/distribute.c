@@ -188,7 +188,7 @@ static void place_repeat(dist *d, ir_region *r, ir_op *loop) {
     v->type = dist_local(d, &whole, state, dist_made(d, state));
     codes from = dist_made(d, state), to = dist_made(d, value);
     if (!codes_same(from, to))
-      d->stands[v->id] = dist_bring(d, r, loop->segment, v, &whole, value, from, to);
+      d->stands[v->id] = dist_bring(d, r, loop->segment, v, &whole, state, from, to);
   }
 }
 

@@ -7,6 +7,7 @@
 #ifndef DSM_PLAN_BLOCK_H
 #define DSM_PLAN_BLOCK_H
 
+#include "passes/plan/handover.h"
 #include "passes/plan/plan.h"
 #include "passes/plan/shard.h"
 
@@ -70,15 +71,16 @@ typedef struct bl_weight {
   int npieces;
   int *piece;
   double *gathers[2];  // of each piece: bytes that one of its layers gathers, as in bl_state
+  const bl_sent *once[BL_INNER];  // its gradient's sums, on every stage that has it; NULL: none
 } bl_weight;
 
 typedef struct bl_piece {
   bl_phase phase[2];              // PG_FORWARD, PG_BACKWARD
-  const bl_sent *once[BL_INNER];  // once a step: gradients of weights that an axis does not cut
+  const bl_sent *once[BL_INNER];  // once a step: gradients of its layers' weights that an axis
+                                  // does not cut
   double kept;                    // bytes that wait for backward
   bl_state layer;                 // of stacked weights, a layer
-  double boundary;  // bytes that enter it from the piece or layer before: carried values, and what
-                    // an earlier piece made for all layers
+  const handover *hands;          // what crosses the cuts of its layers
 } bl_piece;
 
 typedef struct bl_block {

@@ -245,6 +245,14 @@ int ev_end_piece(const ev_point *p, const stages_cut *cut, int part) {
   return to > 0 ? p->piece_of[to - 1] + 1 : 1;
 }
 
+// Whether a stage has a piece that reads the weight.
+bool ev_stage_has(const ev_point *p, const stages_cut *cut, int stage, const bl_weight *x) {
+  for (int part = stage; part < p->parts; part += (int)p->c->size[PLAN_PIPELINE])
+    for (int i = 0; i < x->npieces; i++)
+      if (ev_part_has(p, cut, part, x->piece[i])) return true;
+  return false;
+}
+
 // Once a step, on a stage: sums of gradients over the axes inside it.
 double ev_once_inside(const ev_point *p, const stages_cut *cut, int stage, int axis) {
   double seconds = 0;
@@ -253,6 +261,11 @@ double ev_once_inside(const ev_point *p, const stages_cut *cut, int stage, int a
       for (int k = 0; k < ev_recomputes(p); k++)
         seconds += ev_layers_of_kind(p, cut, part, i, k) *
                    ev_of_layers(p, stage, k)->b->piece[i].once[axis]->seconds;
+  const bl_block *b = ev_at_stage(p, stage)->b;
+  for (int w = 0; w < b->weight.n; w++) {
+    const bl_sent *once = b->weight.at[w].once[axis];
+    if (once && ev_stage_has(p, cut, stage, &b->weight.at[w])) seconds += once->seconds;
+  }
   return seconds;
 }
 
@@ -266,10 +279,7 @@ bl_state ev_stage_state(const ev_point *p, const stages_cut *cut, int stage) {
       if (ev_is_layers(p, i)) bl_state_add(&s, &b->piece[i].layer, layers_of_part(p, cut, part, i));
   for (int w = 0; w < b->weight.n; w++) {
     const bl_weight *x = &b->weight.at[w];
-    bool has = false;
-    for (int part = stage; part < p->parts && !has; part += n)
-      for (int i = 0; i < x->npieces && !has; i++) has = ev_part_has(p, cut, part, x->piece[i]);
-    if (!has) continue;
+    if (!ev_stage_has(p, cut, stage, x)) continue;
     bl_state_add(&s, &x->state, 1);
     // Only what this stage reads of it.
     for (int once = 0; once < 2; once++) {
@@ -288,13 +298,11 @@ bl_state ev_stage_state(const ev_point *p, const stages_cut *cut, int stage) {
 static int stages_with(const ev_point *p, const stages_cut *cut, const bl_weight *x, bool *has,
                        int *first) {
   int n = (int)p->c->size[PLAN_PIPELINE], count = 0;
-  for (int i = 0; i < n; i++) has[i] = false;
-  for (int part = 0; part < p->parts; part++)
-    for (int i = 0; i < x->npieces && !has[part % n]; i++)
-      has[part % n] = ev_part_has(p, cut, part, x->piece[i]);
   *first = n;
-  for (int i = n - 1; i >= 0; i--)
+  for (int i = n - 1; i >= 0; i--) {
+    has[i] = ev_stage_has(p, cut, i, x);
     if (has[i]) count++, *first = i;
+  }
   return count;
 }
 

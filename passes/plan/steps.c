@@ -158,12 +158,14 @@ static void find_asides(finder *f, const pg_op *p, int value, codes from, codes 
   }
 }
 
-steps_gathers steps_aside(arena *a, const steps_ways *w, const bl_key *key, const cl_cluster *c) {
-  const pg_graph *g = w->rules->g;
-  finder f = {.a = a, .w = w, .key = key, .cluster = c};
+steps_gathers steps_aside(arena *a, const sh_rules *r, sh_result *const axis[BL_INNER],
+                          const bl_key *key, const cl_cluster *c) {
+  const pg_graph *g = r->g;
   int axes = 0;
-  for (int x = 0; x < BL_INNER; x++) axes += w->axis[x] != NULL;
+  for (int x = 0; x < BL_INNER; x++) axes += axis[x] && axis[x]->strategy;
   if (axes < 2) return (steps_gathers){0};  // nobody is in the way
+  const steps_ways *w = steps_ways_of(a, r, axis);
+  finder f = {.a = a, .w = w, .key = key, .cluster = c};
   f.first = arena_new(a, int, g->value.n + 1);
   for (int i = 0; i < g->op.n; i++)
     for (int k = 0; k < g->op.at[i].nin; k++) {

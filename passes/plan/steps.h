@@ -57,6 +57,7 @@ typedef struct steps_gathers {
   int n;
   steps_gather *at;
 } steps_gathers;
-steps_gathers steps_aside(arena *a, const steps_ways *w, const bl_key *key, const cl_cluster *c);
+steps_gathers steps_aside(arena *a, const sh_rules *r, sh_result *const axis[BL_INNER],
+                          const bl_key *key, const cl_cluster *c);
 
 #endif
