@@ -223,14 +223,31 @@ static bool is_zero(const ir_value *v) {
   return (v->def && v->def->code == IR_zeros) || (pass_const_value(v, &x) && x == 0);
 }
 
+// A value that all its readers round first is sent rounded, and is then what they round again.
+static ir_value *convert_rounded(dist *d, ir_region *r, int segment, ir_value *v,
+                                 const ir_type *whole, int value, codes *in, int x, int to) {
+  ir_dtype t = d->g->value.at[value].sent_as, own = v->type.dtype;
+  bool rounds = t != DT_COUNT && t != own && in->on[x] != SH_REPLICATED;
+  if (rounds) {
+    v = pass_cast(d->m, r, v, t);
+    v->def->segment = segment;
+  }
+  v = convert(d, r, v, whole, value, in, x, to);
+  if (d->error) return v;
+  v->def->segment = segment;
+  if (!rounds) return v;
+  v = pass_cast(d->m, r, v, own);
+  v->def->segment = segment;
+  return v;
+}
+
 ir_value *dist_bring(dist *d, ir_region *r, int segment, ir_value *v, const ir_type *whole,
                      int value, codes from, codes to) {
   steps s = steps_between(d->ways, value, from, to);
   for (int i = 0; i < s.n && !d->error; i++) {
     if (s.to[i] == SH_PARTIAL) dist_refuse(d, maker(v), "a whole value as a part of a sum");
     if (d->error) return v;
-    v = convert(d, r, v, whole, value, &from, s.x[i], s.to[i]);
-    v->def->segment = segment;
+    v = convert_rounded(d, r, segment, v, whole, value, &from, s.x[i], s.to[i]);
   }
   return v;
 }
