@@ -1,14 +1,16 @@
 // Writes placements down: extents of one rank, and exchanges where a value changes its placement.
 //
 // needs: LOCAL before products carry epilogues, nothing in chunks; pass_options.distribution.
-// keeps: what is computed, but for the order in which parts of sums are added. breaks: global
-// shapes; entries but train_step and evaluate are refused. Weights lie where training has them.
+// keeps: what is computed, but for the order in which parts of sums are added, and that parts of a
+// sum which all its readers round are rounded before they are. breaks: global shapes; entries but
+// train_step and evaluate are refused. Weights lie where training has them.
 //
-// Ops of forward and backward ask for their operands in the placement of their strategy; what the
-// graph calls enter, carry, leave and store are operands, yields and results of repeats. What comes
-// behind (norm, clipping, updates) follows the gradients: each is brought to where its weight lies,
-// and element by element the rest has that placement too. A gradient that the graph leaves partial
-// over axes on which its weight is whole is summed with those of the data ranks.
+// Ops of forward and backward ask for their operands in the placement of their strategy (the way
+// there: plan/steps.h); what the graph calls enter, carry, leave and store are operands, yields and
+// results of repeats. What comes behind (norm, clipping, updates) follows the gradients: each is
+// brought to where its weight lies, and element by element the rest has that placement too. A
+// gradient that the graph leaves partial over axes on which its weight is whole is summed with
+// those of the data ranks.
 #include "passes/distribute_impl.h"
 
 #include <string.h>
