@@ -1,14 +1,16 @@
 // Writes placements down: extents of one rank, and exchanges where a value changes its placement.
 //
 // needs: LOCAL before products carry epilogues, nothing in chunks; pass_options.distribution.
-// keeps: what is computed, but for the order in which parts of sums are added. breaks: global
-// shapes; entries but train_step and evaluate are refused. Weights lie where training has them.
+// keeps: what is computed, but for the order in which parts of sums are added, and that parts of a
+// sum which all its readers round are rounded before they are. breaks: global shapes; entries but
+// train_step and evaluate are refused. Weights lie where training has them.
 //
-// Ops of forward and backward ask for their operands in the placement of their strategy; what the
-// graph calls enter, carry, leave and store are operands, yields and results of repeats. What comes
-// behind (norm, clipping, updates) follows the gradients: each is brought to where its weight lies,
-// and element by element the rest has that placement too. A gradient that the graph leaves partial
-// over axes on which its weight is whole is summed with those of the data ranks.
+// Ops of forward and backward ask for their operands in the placement of their strategy (the way
+// there: plan/steps.h); what the graph calls enter, carry, leave and store are operands, yields and
+// results of repeats. What comes behind (norm, clipping, updates) follows the gradients: each is
+// brought to where its weight lies, and element by element the rest has that placement too. A
+// gradient that the graph leaves partial over axes on which its weight is whole is summed with
+// those of the data ranks.
 #include "passes/distribute_impl.h"
 
 #include <string.h>
@@ -47,8 +49,10 @@ static const char *solve(dist *d, const dist *train) {
   bl_axes axes;
   const char *why = bl_solve(d->scratch, d->rules, &d->d->key, d->d->cluster,
                              cl_device_at(d->d->cluster, 0), weights, &axes);
+  if (why) return why;
   memcpy(d->axis, axes.axis, sizeof d->axis);
-  return why;
+  d->ways = steps_ways_of(d->scratch, d->rules, d->axis);
+  return NULL;
 }
 
 // ---- numbers of ops -----------------------------------------------------------------------------
@@ -186,7 +190,7 @@ static void place_repeat(dist *d, ir_region *r, ir_op *loop) {
     v->type = dist_local(d, &whole, state, dist_made(d, state));
     codes from = dist_made(d, state), to = dist_made(d, value);
     if (!codes_same(from, to))
-      d->stands[v->id] = dist_bring(d, r, loop->segment, v, &whole, value, from, to);
+      d->stands[v->id] = dist_bring(d, r, loop->segment, v, &whole, state, from, to);
   }
 }
 

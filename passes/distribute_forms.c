@@ -9,30 +9,13 @@
 #include "passes/pass.h"
 #include "passes/ranks.h"
 
-bool codes_same(codes a, codes b) { return memcmp(&a, &b, sizeof a) == 0; }
-
 int dist_value(const dist *d, const ir_value *v) {
   return v->id < d->g->nof ? d->g->of[v->id] : -1;
 }
 
-codes dist_made(const dist *d, int value) {
-  codes c = {{0}};
-  for (int x = 0; x < BL_INNER; x++)
-    if (d->axis[x]) c.on[x] = d->axis[x]->code[value];
-  return c;
-}
+codes dist_made(const dist *d, int value) { return steps_made(d->ways, value); }
 
-codes dist_side(const dist *d, int op, int side) {
-  codes c = {{0}};
-  const pg_op *p = &d->g->op.at[op];
-  int v = side < p->nin ? p->in[side] : p->out[side - p->nin];
-  for (int x = 0; x < BL_INNER; x++) {
-    if (!d->axis[x]) continue;
-    int code = d->rules->strategy[op][d->axis[x]->strategy[op]].code[side];
-    c.on[x] = code < 0 ? (v < 0 ? SH_REPLICATED : d->axis[x]->code[v]) : (signed char)code;
-  }
-  return c;
-}
+codes dist_side(const dist *d, int op, int side) { return steps_side(d->ways, op, side); }
 
 void dist_refuse(dist *d, const ir_op *op, const char *why) {
   if (d->error) return;
@@ -162,8 +145,7 @@ static int place_of(const extent_list *e, int code) {
 }
 
 bool dist_inside(const dist *d, int value, int code, int y, int x) {
-  bool position = sh_is_position(d->rules, d->g->value.at[value].leaf[code - SH_LEAF]);
-  return position ? y < x : y > x;
+  return steps_inside(d->rules, value, code, y, x);
 }
 
 // Whether an axis inside `x` cuts the same leaf: then x's parts do not lie side by side.
@@ -230,13 +212,6 @@ static ir_value *convert(dist *d, ir_region *r, ir_value *v, const ir_type *whol
   return now;
 }
 
-static bool moves_to(const dist *d, int x, int value, int to) {
-  const sh_result *s = d->axis[x];
-  for (int i = 0; i < s->moves.n; i++)
-    if (s->moves.at[i].value == value && s->moves.at[i].to == to) return true;
-  return false;
-}
-
 static ir_value *had(const dist *d, const ir_region *r, int segment, const ir_value *v, codes in) {
   for (int i = 0; i < d->forms.n; i++) {
     const made_form *f = &d->forms.at[i];
@@ -250,64 +225,31 @@ static bool is_zero(const ir_value *v) {
   return (v->def && v->def->code == IR_zeros) || (pass_const_value(v, &x) && x == 0);
 }
 
-// The steps from one placement to another, an axis each: what is cut or partial is made whole from
-// the inner axis out, or becomes another cut at once where the planner has that; then cut again.
-typedef struct steps {
-  int n, x[4 * BL_INNER], to[4 * BL_INNER];
-} steps;
-
-static void add_step(steps *s, codes *now, int x, int to) {
-  s->x[s->n] = x;
-  s->to[s->n++] = to;
-  now->on[x] = (signed char)to;
-}
-
-// Axes inside x that cut the leaf too are made whole first, and cut again at the end.
-static void free_leaf(const dist *d, steps *s, codes *now, int value, int x, int code) {
-  for (int y = 0; code >= SH_LEAF && y < BL_INNER; y++)
-    if (y != x && d->axis[y] && now->on[y] == code && dist_inside(d, value, code, y, x))
-      add_step(s, now, y, SH_REPLICATED);
-}
-
-// An outer cut of the same leaf is still to be made.
-static bool outer_to_come(const dist *d, int value, codes now, codes to, int x) {
-  for (int y = 0; y < BL_INNER; y++)
-    if (y != x && d->axis[y] && now.on[y] != to.on[y] && to.on[y] == to.on[x] &&
-        to.on[x] >= SH_LEAF && dist_inside(d, value, to.on[x], x, y))
-      return true;
-  return false;
-}
-
-static steps steps_of(const dist *d, int value, codes from, codes to) {
-  steps s = {0};
-  for (int x = 0; x < BL_INNER; x++) {
-    if (!d->axis[x] || from.on[x] == to.on[x] || from.on[x] == SH_REPLICATED) continue;
-    int next = to.on[x] >= SH_LEAF && !moves_to(d, x, value, to.on[x]) ? SH_REPLICATED : to.on[x];
-    free_leaf(d, &s, &from, value, x, from.on[x]);
-    free_leaf(d, &s, &from, value, x, next);
-    if (from.on[x] != next) add_step(&s, &from, x, next);
+// A value that all its readers round first is sent rounded, and is then what they round again.
+static ir_value *convert_rounded(dist *d, ir_region *r, int segment, ir_value *v,
+                                 const ir_type *whole, int value, codes *in, int x, int to) {
+  ir_dtype t = d->g->value.at[value].sent_as, own = v->type.dtype;
+  bool rounds = t != DT_COUNT && t != own && in->on[x] != SH_REPLICATED;
+  if (rounds) {
+    v = pass_cast(d->m, r, v, t);
+    v->def->segment = segment;
   }
-  for (bool more = true; more;) {
-    more = false;
-    for (int x = 0; x < BL_INNER; x++) {
-      if (!d->axis[x] || from.on[x] == to.on[x] || outer_to_come(d, value, from, to, x)) continue;
-      IR_CHECK(s.n + BL_INNER < 4 * BL_INNER);
-      free_leaf(d, &s, &from, value, x, to.on[x]);
-      add_step(&s, &from, x, to.on[x]);
-      more = true;
-    }
-  }
-  return s;
+  v = convert(d, r, v, whole, value, in, x, to);
+  if (d->error) return v;
+  v->def->segment = segment;
+  if (!rounds) return v;
+  v = pass_cast(d->m, r, v, own);
+  v->def->segment = segment;
+  return v;
 }
 
 ir_value *dist_bring(dist *d, ir_region *r, int segment, ir_value *v, const ir_type *whole,
                      int value, codes from, codes to) {
-  steps s = steps_of(d, value, from, to);
+  steps s = steps_between(d->ways, value, from, to);
   for (int i = 0; i < s.n && !d->error; i++) {
     if (s.to[i] == SH_PARTIAL) dist_refuse(d, maker(v), "a whole value as a part of a sum");
     if (d->error) return v;
-    v = convert(d, r, v, whole, value, &from, s.x[i], s.to[i]);
-    v->def->segment = segment;
+    v = convert_rounded(d, r, segment, v, whole, value, &from, s.x[i], s.to[i]);
   }
   return v;
 }
@@ -328,7 +270,7 @@ ir_value *dist_form(dist *d, ir_region *r, int segment, ir_value *v, codes in) {
     zeros->span = v->span;
     return zeros->out[0];
   }
-  steps s = steps_of(d, value, now, in);
+  steps s = steps_between(d->ways, value, now, in);
   for (int i = 0; i < s.n && !d->error; i++) {
     codes next = now;
     next.on[s.x[i]] = (signed char)s.to[i];

@@ -3,11 +3,7 @@
 #define DSM_PASSES_DISTRIBUTE_IMPL_H
 
 #include "passes/distribute.h"
-
-// A code (passes/plan/shard.h) for each axis.
-typedef struct codes {
-  signed char on[BL_INNER];
-} codes;
+#include "passes/plan/steps.h"
 
 typedef struct made_form {
   const ir_value *of;
@@ -24,6 +20,7 @@ typedef struct dist {
   const pg_graph *g;
   const sh_rules *rules;
   sh_result *axis[BL_INNER];  // NULL: the axis has one rank
+  const steps_ways *ways;     // of these
   ir_type *whole;             // by value id: its type before
   int nwhole;
   unsigned *cut;  // by value id, of what comes behind forward and backward: mesh axes that cut it
@@ -36,7 +33,6 @@ typedef struct dist {
   const char *error;
 } dist;
 
-bool codes_same(codes a, codes b);
 // The value's number in the graph, or -1.
 int dist_value(const dist *d, const ir_value *v);
 // The placement it is made in.
@@ -52,9 +48,7 @@ ir_value *dist_form(dist *d, ir_region *r, int segment, ir_value *v, codes in);
 // From one placement to another, by exchanges at the end of `r`; `whole` as for dist_local.
 ir_value *dist_bring(dist *d, ir_region *r, int segment, ir_value *v, const ir_type *whole,
                      int value, codes from, codes to);
-// Whether axis y lies inside axis x where both cut a leaf. Positions of tokens: ring, ulysses,
-// tensor, outer to inner, for tensor gathers what it cut of the others' part. All else: tensor
-// first, for it cuts weights, and the others cut what comes of them.
+// steps_inside of its graph.
 bool dist_inside(const dist *d, int value, int code, int y, int x);
 // Mesh axes, by bits, that cut / over which it is partial.
 unsigned dist_cut_axes(const dist *d, codes in);

@@ -30,7 +30,8 @@
 //
 // A layer's elements are shared as they lie, ceil(n / ranks) each, so that the last ranks may have
 // fewer; behind them is 0, which no update changes and no norm sees. A weight that only the update
-// reads, because products read its rounded copy, is not gathered: its part is the state.
+// reads, because products read its rounded copy, is not gathered: its part is the state. Where
+// others read it too (a table that is looked up), it is gathered, and its copy is not.
 #include <string.h>
 
 #include "ir/place.h"
@@ -278,6 +279,32 @@ static ir_state *copy_of(const zero *z, const ir_state *w) {
   return NULL;
 }
 
+// The copy of a weight that is gathered is rounded from what was gathered: the set of a copy stands
+// behind that of its weight (pass `narrow`).
+static ir_value *rounded(zero *z, ir_op *set, ir_value *master, ir_dtype t) {
+  ir_region *r = z->f->body;
+  ir_value *now = pass_cast(z->m, r, master, t);
+  now->def->segment = set->segment;
+  now->def->span = set->span;
+  pass_move_last(r, pass_number_of(set));
+  return now;
+}
+
+// Result k of a map that has more, which nobody reads.
+static void drop_result(ir_op *op, int k) {
+  ir_region *fn = op->region[0];
+  ir_op *maker = fn->yield.at[k]->def;
+  for (; k + 1 < op->nout; k++) {
+    op->out[k] = op->out[k + 1];
+    op->out[k]->pos = k;
+    fn->yield.at[k] = fn->yield.at[k + 1];
+  }
+  op->nout--;
+  fn->yield.n--;
+  pass_count_uses(fn);
+  if (maker && maker->nout == 1 && !maker->out[0]->mark) pass_take_out(fn, pass_number_of(maker));
+}
+
 static void share_update(zero *z, ir_op *op, ir_state *w, ir_op *sum) {
   ir_region *r = z->f->body;
   sharing s = sharing_of(z, w);
@@ -320,14 +347,23 @@ static void share_update(zero *z, ir_op *op, ir_state *w, ir_op *sum) {
         def && def->code == IR_state ? ir_state_find(z->m, ir_attr_str(def, "name", "")) : NULL;
     if (st && st->cls == STATE_OPTIMIZER) share_state(z, st, &s);
   }
+  ir_value *master = NULL;
+  int useless = -1;
   for (int k = 0; k < op->nout; k++) {
     ir_value *v = op->out[k];
     v->type = as(s.part, v->type.dtype);
     ir_op *set = setter_of(r, v);
     const ir_state *st = set ? ir_state_find(z->m, ir_attr_str(set, "name", "")) : NULL;
     if (!st || (st->nshares && st->share[st->nshares - 1].axes == z->axes)) continue;
+    if (master && st->cls == STATE_COPY && op->code == IR_map && op->nregions) {
+      set->in[0] = rounded(z, set, master, st->type.dtype);
+      useless = k;
+      continue;
+    }
     set->in[0] = exchange(z, pass_number_of(set), IR_all_gather, v, as(whole, v->type.dtype), &s);
+    if (st == w) master = set->in[0];
   }
+  if (useless >= 0) drop_result(op, useless);
 }
 
 static void share_updates(zero *z) {

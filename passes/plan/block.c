@@ -7,6 +7,7 @@
 
 #include "ir/rule.h"
 #include "ir/view.h"
+#include "passes/plan/steps.h"
 
 plan_axis bl_axis_of(int inner) {
   static const plan_axis axis[BL_INNER] = {
@@ -32,21 +33,34 @@ void bl_state_add(bl_state *to, const bl_state *s, double times) {
   to->master += times * s->master;
   to->optimizer += times * s->optimizer;
   to->gradient += times * s->gradient;
+  to->updated += times * s->updated;
+  to->late += times * s->late;
   for (int i = 0; i < 2; i++) to->gathered[i] += times * s->gathered[i];
   for (int i = 1; i < 4; i++) to->whole[i] += times * s->whole[i];
 }
 
-// The states of a weight, for `part` of a slice; whole: which ranks have its gradient whole.
-static bl_state state_of(const pg_value *w, double part, int whole) {
+// What is said of a weight by those who read or update it.
+typedef struct uses {
+  int whole;    // over which axes (1 ulysses, 2 ring) its gradient is no part of a sum
+  bool late;    // tensor ranks bring its gradient to where it lies
+  bool master;  // something reads the weight behind a rounded copy: a lookup
+} uses;
+
+// The states of a weight, for `part` of a slice.
+static bl_state state_of(const pg_value *w, double part, uses of) {
   double n = w->elements * part, own = n * ir_dtype_bytes(w->weight->type.dtype);
   bl_state s = {.elements = n, .logical = w->elements, .parameter = own};
   if (w->copy) {
     s.parameter = n * w->copy;
     s.master = own;
   }
+  s.updated = of.master ? own : s.parameter;
   if (w->weight->trained) {
     s.gradient = n * 4;  // sums are f32
-    if (whole) s.whole[whole] = s.gradient;
+    if (of.whole)
+      s.whole[of.whole] = s.gradient;
+    else if (of.late)
+      s.late = s.gradient;
     s.optimizer = n * w->moments;
   }
   return s;
@@ -63,6 +77,8 @@ typedef struct maker {
   double *op_part;
   bool *moved;            // values that are converted on some axis
   bl_sent **sent;         // [piece][BL_INNER] NULL: nothing yet
+  int *weight;            // of a gradient: its weight's value, + 1; of stacks 0
+  bl_sent **summed;       // [value][BL_INNER] of such weights, once a step; NULL: nothing
   int *first, *by_piece;  // ops of piece i: by_piece[first[i]] .. by_piece[first[i + 1] - 1]
 } maker;
 
@@ -255,10 +271,31 @@ static void send_nothing(maker *k) {
     }
 }
 
+static void find_gradients(maker *k) {
+  const pg_graph *g = k->g;
+  k->weight = arena_new(k->scratch, int, g->value.n + 1);
+  k->summed = arena_new(k->scratch, bl_sent *, g->value.n * BL_INNER + 1);
+  for (int i = 0; i < g->op.n; i++) {
+    const pg_op *p = &g->op.at[i];
+    if (p->kind == PG_UPDATE && g->value.at[p->out[0]].layers == 1)
+      k->weight[p->in[0]] = p->out[0] + 1;
+  }
+}
+
+// The gradient of a weight that is no stack is summed wherever the weight is.
+static bool sum_gradient(maker *k, int inner, const sh_move *m) {
+  int w = m->once ? k->weight[m->value] - 1 : -1;
+  if (w < 0) return false;
+  bl_sent **to = &k->summed[w * BL_INNER + inner];
+  if (!*to) *to = arena_new(k->a, bl_sent, 1);
+  count_move(*to, m, m->times);
+  return true;
+}
+
 static void add_moves(maker *k, int inner, const sh_move *move, int n) {
   for (int i = 0; i < n; i++) {
     const sh_move *m = &move[i];
-    if (m->piece < 0) continue;
+    if (m->piece < 0 || sum_gradient(k, inner, m)) continue;
     bl_piece *q = &k->b->piece[m->piece];
     double times = m->times / layers_of(k, m->piece);
     count_move(sent_of(k, m->piece, inner, m->once ? 2 : (int)m->phase), m, times);
@@ -547,6 +584,22 @@ static void add_piece(arena *a, bl_weight *w, int piece) {
   w->piece = more;
 }
 
+// A layer that is alone has what its weights need.
+static void give_to_layer(maker *k, const bl_weight *x) {
+  int piece = x->piece[0];
+  bl_state_add(&k->b->piece[piece].layer, &x->state, 1);
+  for (int inner = 0; inner < BL_INNER; inner++) {
+    const bl_sent *from = x->once[inner];
+    if (!from) continue;
+    bl_sent *to = sent_of(k, piece, inner, 2);
+    to->seconds += from->seconds;
+    for (int c = 0; c < CL_COLLECTIVES; c++) {
+      for (int far = 0; far < 2; far++) to->bytes[c][far] += from->bytes[c][far];
+      to->calls[c] += from->calls[c];
+    }
+  }
+}
+
 static void keep_weight(arena *a, bl_block *b, const bl_weight *x) {
   bl_weight w = *x;
   w.piece = arena_new(a, int, w.npieces);
@@ -558,20 +611,29 @@ static void keep_weight(arena *a, bl_block *b, const bl_weight *x) {
   vec_push(a, &b->weight, w);
 }
 
-// By weight: over which axes (1 ulysses, 2 ring) its gradient is no part of a sum.
-static int *find_whole(const maker *k) {
-  int *whole = arena_new(k->scratch, int, k->g->value.n + 1);
+// By weight.
+static uses *find_uses(const maker *k) {
+  uses *of = arena_new(k->scratch, uses, k->g->value.n + 1);
   for (int i = 0; i < k->g->op.n; i++) {
     const pg_op *p = &k->g->op.at[i];
+    for (int j = 0; j < p->nin && p->kind == PG_OP; j++) {
+      const pg_value *w = p->in[j] < 0 ? NULL : &k->g->value.at[p->in[j]];
+      if (w && w->weight && w->copy)
+        of[p->in[j]].master |= ir_dtype_bytes(p->op->in[j]->type.dtype) > w->copy;
+    }
     if (p->kind != PG_UPDATE || p->in[0] < 0 || p->out[0] < 0) continue;
-    for (int x = 1; x < BL_INNER; x++) {
+    for (int x = 0; x < BL_INNER; x++) {
       const sh_result *s = k->b->axis[x];
       if (!s->strategy) continue;
-      int code = k->r->strategy[i][s->strategy[i]].code[0];
-      if ((code < 0 ? s->code[p->in[0]] : code) != SH_PARTIAL) whole[p->out[0]] |= x;
+      int code = k->r->strategy[i][s->strategy[i]].code[0], made = s->code[p->in[0]];
+      if (code < 0) code = made;
+      if (x == 0)
+        of[p->out[0]].late |= code != made;
+      else if (code != SH_PARTIAL)
+        of[p->out[0]].whole |= x;
     }
   }
-  return whole;
+  return of;
 }
 
 // By op: which of its operands ranks that share parameters gather there: the first op of a segment
@@ -629,7 +691,7 @@ static void add_weights(maker *k) {
   const pg_graph *g = k->g;
   VEC(bl_weight) all = {0};
   int *number = arena_new(k->scratch, int, g->value.n + 1);  // of its bl_weight + 1; a stack: 1
-  const int *whole = find_whole(k);
+  const uses *of = find_uses(k);
   for (int i = 0; i < g->op.n; i++) {
     const pg_op *p = &g->op.at[i];
     if (p->kind != PG_OP || p->view) continue;
@@ -640,11 +702,13 @@ static void add_weights(maker *k) {
       if (!w || !w->weight) continue;
       bool stack = w->layers > 1;  // only its repeat reads it
       if (!number[v]) {
-        bl_state s = state_of(w, k->b->value_part[v], whole[v]);
+        bl_state s = state_of(w, k->b->value_part[v], of[v]);
         number[v] = 1;
         if (stack) bl_state_add(&k->b->piece[p->piece].layer, &s, 1);
         if (stack) continue;
-        vec_push(k->scratch, &all, (bl_weight){.state = s});
+        bl_weight new = {.state = s};
+        for (int x = 0; x < BL_INNER; x++) new.once[x] = k->summed[v * BL_INNER + x];
+        vec_push(k->scratch, &all, new);
         number[v] = all.n;
       }
       if (!stack) add_piece(k->scratch, &all.at[number[v] - 1], p->piece);
@@ -656,7 +720,7 @@ static void add_weights(maker *k) {
     const bl_weight *x = &all.at[w];
     const pg_piece *only = x->npieces == 1 ? &g->piece.at[x->piece[0]] : NULL;
     if (only && only->name && only->count == 1)
-      bl_state_add(&k->b->piece[x->piece[0]].layer, &x->state, 1);
+      give_to_layer(k, x);
     else
       keep_weight(k->a, k->b, x);
   }
@@ -669,31 +733,11 @@ static void add_weights(maker *k) {
     bl_state_add(&k->b->others, &k->b->weight.at[w].state, 1);
 }
 
-static void add_boundaries(maker *k) {
-  const pg_graph *g = k->g;
-  for (int i = 0; i < g->op.n; i++) {
-    const pg_op *p = &g->op.at[i];
-    if (p->kind == PG_ENTER && p->phase == PG_FORWARD && g->value.at[p->out[0]].batch)
-      k->b->piece[p->piece].boundary += local_bytes(k, p->out[0]);
-  }
-  // What every layer reads and an earlier piece made goes from stage to stage with them. Forward
-  // ops stand in the order of their pieces.
-  int *made_in = arena_new(k->scratch, int, g->value.n + 1),
-      *read_in = arena_new(k->scratch, int, g->value.n + 1);
-  for (int i = 0; i < g->op.n; i++) {
-    const pg_op *p = &g->op.at[i];
-    if ((p->kind != PG_OP && p->kind != PG_LEAVE) || p->phase != PG_FORWARD) continue;
-    int here = p->piece + 1;
-    for (int j = 0; j < p->nin && p->piece > 0; j++) {
-      int v = p->in[j];
-      if (v < 0 || !g->value.at[v].batch || g->value.at[v].carried) continue;
-      if (!made_in[v] || made_in[v] == here || read_in[v] == here) continue;
-      read_in[v] = here;
-      k->b->piece[p->piece].boundary += local_bytes(k, v);
-    }
-    for (int j = 0; j < p->nout; j++)
-      if (p->out[j] >= 0) made_in[p->out[j]] = here;
-  }
+static void add_handovers(maker *k) {
+  double *bytes = arena_new(k->scratch, double, k->g->value.n + 1);
+  for (int v = 0; v < k->g->value.n; v++) bytes[v] = local_bytes(k, v);
+  const handover *h = ho_find(k->a, k->g, bytes);
+  for (int i = 0; i < k->b->npieces; i++) k->b->piece[i].hands = &h[i];
 }
 
 // What is asked of a solved axis when the block is made: all else of it goes.
@@ -780,6 +824,9 @@ bl_block *bl_make(arena *a, const sh_rules *rules, const bl_key *key, const cl_c
     b->axis[x] = axes.axis[x] ? axes.axis[x] : arena_new(&scratch, sh_result, 1);
   add_ops(&k);
   send_nothing(&k);
+  find_gradients(&k);
+  steps_gathers asides = steps_aside(&scratch, rules, b->axis, key, cluster);
+  for (int i = 0; i < asides.n; i++) add_moves(&k, asides.at[i].axis, &asides.at[i].move, 1);
   for (int x = 0; x < BL_INNER; x++) {
     shrink_moves(&k, x, axes.before[x]);
     add_moves(&k, x, b->axis[x]->moves.at, b->axis[x]->moves.n);
@@ -792,7 +839,7 @@ bl_block *bl_make(arena *a, const sh_rules *rules, const bl_key *key, const cl_c
   add_kept(&k);
   add_late(&k);
   add_weights(&k);
-  add_boundaries(&k);
+  add_handovers(&k);
   for (int x = 0; x < BL_INNER; x++) b->axis[x] = keep_axis(a, g, b->axis[x]);
   b->value_part = NULL;
   arena_free(&scratch);

@@ -7,6 +7,7 @@
 #ifndef DSM_PLAN_BLOCK_H
 #define DSM_PLAN_BLOCK_H
 
+#include "passes/plan/handover.h"
 #include "passes/plan/plan.h"
 #include "passes/plan/shard.h"
 
@@ -53,9 +54,13 @@ typedef struct bl_state {
   double master;     // f32 weights behind rounded copies
   double optimizer;  // m, v, momentum
   double gradient;
+  double updated;      // what is gathered after an update made of parts: as products read them, or
+                       // masters that others read too
   double gathered[2];  // by ranks that share parameters (ZeRO 3): bytes of all gathers, of a
                        // micro-batch, and once a step
-  double whole[4];     // of these bytes, gradients that each ulysses (1), ring (2) rank has whole
+  double late;  // of gradients, those that tensor ranks complete once a step: they are parts only
+                // then, with ZeRO 2 too
+  double whole[4];  // of these bytes, gradients that each ulysses (1), ring (2) rank has whole
 } bl_state;
 void bl_state_add(bl_state *to, const bl_state *s, double times);
 
@@ -66,18 +71,19 @@ typedef struct bl_weight {
   int npieces;
   int *piece;
   double *gathers[2];  // of each piece: bytes that one of its layers gathers, as in bl_state
+  const bl_sent *once[BL_INNER];  // its gradient's sums, on every stage that has it; NULL: none
 } bl_weight;
 
 typedef struct bl_piece {
   bl_phase phase[2];              // PG_FORWARD, PG_BACKWARD
-  const bl_sent *once[BL_INNER];  // once a step: gradients of weights that an axis does not cut
+  const bl_sent *once[BL_INNER];  // once a step: gradients of its layers' weights that an axis
+                                  // does not cut
   double kept;                    // bytes that wait for backward
   // What gradients of weights wait with when they are done apart: of `kept`, and of what backward
   // makes.
   double kept_longer, late;
-  bl_state layer;   // of stacked weights, a layer
-  double boundary;  // bytes that enter it from the piece or layer before: carried values, and what
-                    // an earlier piece made for all layers
+  bl_state layer;                 // of stacked weights, a layer
+  const handover *hands;          // what crosses the cuts of its layers
 } bl_piece;
 
 typedef struct bl_block {

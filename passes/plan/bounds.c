@@ -13,7 +13,9 @@ static bl_state least_state(const bl_state *x, const bl_state *y) {
                 .parameter = fmin(x->parameter, y->parameter),
                 .master = fmin(x->master, y->master),
                 .optimizer = fmin(x->optimizer, y->optimizer),
-                .gradient = fmin(x->gradient, y->gradient)};
+                .gradient = fmin(x->gradient, y->gradient),
+                .updated = fmin(x->updated, y->updated),
+                .late = fmin(x->late, y->late)};
   for (int i = 1; i < 4; i++) s.whole[i] = fmax(x->whole[i], y->whole[i]);
   return s;
 }
@@ -57,7 +59,7 @@ static behind behind_mean(const ev_point *p, const ev_rates *r, const bl_state *
             .seconds;
   if (ev_has_groups(c)) out.reduce += ev_across_groups(p, r, ev_partial_bytes(mean)).seconds;
   if (c->zero == 1 || c->zero == 2)
-    out.rest += ev_over_group(p, r, CL_ALL_GATHER, mean->parameter).seconds;
+    out.rest += ev_over_group(p, r, CL_ALL_GATHER, mean->updated).seconds;
   return out;
 }
 
@@ -80,10 +82,12 @@ static double slowness(const ev_point *p, const ev_rates *r) {
   return isfinite(least) ? least : 1;
 }
 
-// Seconds of the sum of gradients of weights that the first and the last stage have, at least.
+// Seconds of the sum of gradients of weights that the first and the last stage have, at least. Two
+// stages are all there are, or no others have what only the model's ends read.
 static double tied_least(const ev_point *p) {
   const bl_block *b = p->kind[0].b;
-  int64_t apart = ev_device_of(p, p->places->stages - 1);
+  int last_stage = p->places->stages - 1;
+  int64_t apart = ev_device_of(p, last_stage);
   double bytes = 0;
   for (int w = 0; w < b->weight.n && apart; w++) {
     const bl_weight *x = &b->weight.at[w];
@@ -95,10 +99,11 @@ static double tied_least(const ev_point *p) {
     double least = x->state.gradient;
     for (int k = 1; k < p->kinds; k++)
       least = fmin(least, p->kind[k].b->weight.at[w].state.gradient);
-    if (first && last) bytes += least;
+    if (first && last && (last_stage == 1 || x->npieces == 2)) bytes += least;
   }
   if (bytes <= 0) return 0;
-  return cl_collective_cost(p->s->cluster, CL_ALL_REDUCE, apart, 2, bytes).seconds;
+  cl_collective k = last_stage == 1 ? CL_ALL_REDUCE : CL_SEND;
+  return cl_collective_cost(p->s->cluster, k, apart, 2, bytes).seconds;
 }
 
 // A bound of the step on stages of several kinds. Stage i takes r[i] u[i] seconds for a micro-batch

@@ -20,6 +20,23 @@ static void count_sent(plan_bytes *b, int axis, const bl_sent *s, double times) 
   }
 }
 
+// Sums over the axes inside a stage of gradients of its weights that are no layer's.
+static void add_sums(const ev_point *p, const stages_cut *cut, int stage, double *time,
+                     double *busy, plan_bytes *b) {
+  const bl_block *own = ev_at_stage(p, stage)->b;
+  for (int w = 0; w < own->weight.n; w++) {
+    const bl_weight *x = &own->weight.at[w];
+    if (!ev_stage_has(p, cut, stage, x)) continue;
+    for (int a = 0; a < BL_INNER; a++) {
+      plan_time t = bl_axis_of(a) == PLAN_TENSOR ? PLAN_T_TENSOR : PLAN_T_SEQUENCE;
+      if (!x->once[a]) continue;
+      time[t] += x->once[a]->seconds;
+      busy[t] += x->once[a]->seconds;
+      count_sent(b, a, x->once[a], 1);
+    }
+  }
+}
+
 static void inner_times(const ev_point *p, const stages_cut *cut, int stage, double *time,
                         double *busy, plan_candidate *x, bool counted) {
   hm_moves moves = {{{0}}, {{0}}}, *moved = &moves;
@@ -63,6 +80,7 @@ static void inner_times(const ev_point *p, const stages_cut *cut, int stage, dou
       }
     }
   }
+  add_sums(p, cut, stage, time, busy, &x->stage[stage].bytes);
   busy[PLAN_T_COMPUTE] = time[PLAN_T_COMPUTE];
   if (!counted || !hm_any_away(p->c)) return;
   bl_state state = ev_stage_state(p, cut, stage);

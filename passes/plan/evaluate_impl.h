@@ -86,8 +86,10 @@ int ev_end_piece(const ev_point *p, const stages_cut *cut, int part);
 // States: of what one layer reads, or a piece between layers; of a stage, each weight once.
 bl_state ev_piece_state(const ev_point *p, const bl_block *b, int piece);
 bl_state ev_stage_state(const ev_point *p, const stages_cut *cut, int stage);
-// Bytes of gradients of weights that lie on several stages, this one among them.
-double ev_tied_bytes(const ev_point *p, const stages_cut *cut, int stage, int *other);
+// Seconds and bytes of the sums of gradients of weights that lie on several stages, this one among
+// them.
+double ev_tied(const ev_point *p, const stages_cut *cut, int stage, plan_bytes *b);
+bool ev_stage_has(const ev_point *p, const stages_cut *cut, int stage, const bl_weight *x);
 double ev_once_inside(const ev_point *p, const stages_cut *cut, int stage, int axis);
 // Bytes that stay on the device: of states, of what is saved, of gradients.
 double ev_on_device(const plan_choice *c, const bl_state *s);

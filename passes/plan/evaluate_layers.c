@@ -124,8 +124,8 @@ void ev_layer_seconds(const ev_point *p, ev_rates *r) {
     bl_state own = zero >= 2 || away ? ev_piece_state(p, r->b, i) : q->layer;
     if (zero == 3 && own.parameter > 0)
       gather = ev_over_group(p, r, CL_ALL_GATHER, own.parameter).seconds;
-    if (zero >= 2 && own.gradient > 0)
-      scatter = ev_over_group(p, r, CL_REDUCE_SCATTER, own.gradient).seconds;
+    if (zero >= 2 && own.gradient > own.late)
+      scatter = ev_over_group(p, r, CL_REDUCE_SCATTER, own.gradient - own.late).seconds;
     r->shared[PG_FORWARD][i] = gather;
     r->shared[PG_BACKWARD][i] = gather + scatter;
     r->forward[i] = fmax(f, gather);
@@ -245,6 +245,14 @@ int ev_end_piece(const ev_point *p, const stages_cut *cut, int part) {
   return to > 0 ? p->piece_of[to - 1] + 1 : 1;
 }
 
+// Whether a stage has a piece that reads the weight.
+bool ev_stage_has(const ev_point *p, const stages_cut *cut, int stage, const bl_weight *x) {
+  for (int part = stage; part < p->parts; part += (int)p->c->size[PLAN_PIPELINE])
+    for (int i = 0; i < x->npieces; i++)
+      if (ev_part_has(p, cut, part, x->piece[i])) return true;
+  return false;
+}
+
 // Once a step, on a stage: sums of gradients over the axes inside it.
 double ev_once_inside(const ev_point *p, const stages_cut *cut, int stage, int axis) {
   double seconds = 0;
@@ -253,6 +261,11 @@ double ev_once_inside(const ev_point *p, const stages_cut *cut, int stage, int a
       for (int k = 0; k < ev_recomputes(p); k++)
         seconds += ev_layers_of_kind(p, cut, part, i, k) *
                    ev_of_layers(p, stage, k)->b->piece[i].once[axis]->seconds;
+  const bl_block *b = ev_at_stage(p, stage)->b;
+  for (int w = 0; w < b->weight.n; w++) {
+    const bl_sent *once = b->weight.at[w].once[axis];
+    if (once && ev_stage_has(p, cut, stage, &b->weight.at[w])) seconds += once->seconds;
+  }
   return seconds;
 }
 
@@ -266,10 +279,7 @@ bl_state ev_stage_state(const ev_point *p, const stages_cut *cut, int stage) {
       if (ev_is_layers(p, i)) bl_state_add(&s, &b->piece[i].layer, layers_of_part(p, cut, part, i));
   for (int w = 0; w < b->weight.n; w++) {
     const bl_weight *x = &b->weight.at[w];
-    bool has = false;
-    for (int part = stage; part < p->parts && !has; part += n)
-      for (int i = 0; i < x->npieces && !has; i++) has = ev_part_has(p, cut, part, x->piece[i]);
-    if (!has) continue;
+    if (!ev_stage_has(p, cut, stage, x)) continue;
     bl_state_add(&s, &x->state, 1);
     // Only what this stage reads of it.
     for (int once = 0; once < 2; once++) {
@@ -283,27 +293,46 @@ bl_state ev_stage_state(const ev_point *p, const stages_cut *cut, int stage) {
   return s;
 }
 
-// Bytes of gradients of weights that lie on several stages, this one among them.
-double ev_tied_bytes(const ev_point *p, const stages_cut *cut, int stage, int *other) {
-  double bytes = 0;
-  const bl_block *b = ev_at_stage(p, stage)->b;
-  int n = (int)p->c->size[PLAN_PIPELINE];
-  for (int w = 0; w < b->weight.n; w++) {
-    const bl_weight *x = &b->weight.at[w];
-    int first = -1, last = -1;
-    bool here = false;
-    for (int part = 0; part < p->parts; part++) {
-      bool has = false;
-      for (int i = 0; i < x->npieces && !has; i++) has = ev_part_has(p, cut, part, x->piece[i]);
-      if (!has) continue;
-      int at = part % n;
-      if (first < 0) first = at;
-      last = at;
-      here |= at == stage;
-    }
-    if (!here || first == last) continue;
-    bytes += x->state.gradient;
-    *other = first == stage ? last : first;
+// The stages that have a weight which is no stack of layers: how many, the first, and whether
+// `stage` is one. `has`: room for a mark of each stage.
+static int stages_with(const ev_point *p, const stages_cut *cut, const bl_weight *x, bool *has,
+                       int *first) {
+  int n = (int)p->c->size[PLAN_PIPELINE], count = 0;
+  *first = n;
+  for (int i = n - 1; i >= 0; i--) {
+    has[i] = ev_stage_has(p, cut, i, x);
+    if (has[i]) count++, *first = i;
   }
-  return bytes;
+  return count;
+}
+
+// Gradients of weights that lie on several stages, this one among them, are summed. All stages
+// reduce them; two send each other theirs; of more the first one gets those of the others and sends
+// them the sum (passes/cut.c).
+double ev_tied(const ev_point *p, const stages_cut *cut, int stage, plan_bytes *b) {
+  const bl_block *own = ev_at_stage(p, stage)->b;
+  int n = (int)p->c->size[PLAN_PIPELINE], first;
+  double seconds = 0;
+  if (n == 1) return 0;
+  bool *has = arena_new(p->a, bool, n);
+  for (int w = 0; w < own->weight.n; w++) {
+    double bytes = own->weight.at[w].state.gradient;
+    int count = stages_with(p, cut, &own->weight.at[w], has, &first);
+    if (count < 2 || !has[stage] || bytes <= 0) continue;
+    if (count == n) {
+      cl_cost all =
+          cl_collective_cost(p->s->cluster, CL_ALL_REDUCE, p->stride[PLAN_PIPELINE], n, bytes);
+      ev_count(b, PLAN_PIPELINE, CL_ALL_REDUCE, &all, 1);
+      seconds += all.seconds;
+      continue;
+    }
+    for (int i = first + 1; i < n; i++) {
+      if (!has[i]) continue;
+      int64_t apart = (i - first) * p->stride[PLAN_PIPELINE];
+      cl_cost send = cl_collective_cost(p->s->cluster, CL_SEND, apart, 2, bytes);
+      if (stage == first || stage == i) ev_count(b, PLAN_PIPELINE, CL_SEND, &send, 1);
+      seconds += (count == 2 ? 1 : 2) * send.seconds;
+    }
+  }
+  return seconds;
 }

@@ -139,6 +139,44 @@ stages_cut ev_cut_stages(ev_point *p, const pipeline *line, bool only_fitting, b
 
 int64_t ev_device_of(const ev_point *p, int stage) { return stage * p->stride[PLAN_PIPELINE]; }
 
+// The part that makes what a piece hands on: forward its last layer's, backward its first one's.
+// What stands before layers is where these are.
+static int part_of(const ev_point *p, const stages_cut *cut, int piece, pg_phase phase) {
+  const pg_graph *g = p->g;
+  if (piece == g->piece.n - 1) return p->parts - 1;
+  bool layers = ev_is_layers(p, piece);
+  int64_t layer = layers ? p->first_of[piece] : p->first_of[piece + 1];
+  if (layers && phase == PG_FORWARD) layer += g->piece.at[piece].count - 1;
+  int part = 0;
+  while (piece > 0 && part + 1 < p->parts && cut->first[part + 1] <= layer) part++;
+  return part;
+}
+
+// Bytes of a micro-batch that cross the cut behind a part. In front of the first layer of a repeat
+// it is what its straight piece, which goes with it, reads. What has been to all stages, each with
+// several chunks, is there.
+static double crossing(const ev_point *p, const stages_cut *cut, int part, pg_phase phase) {
+  const pg_graph *g = p->g;
+  int64_t next = cut->first[part + 1];
+  int n = (int)p->c->size[PLAN_PIPELINE];
+  int piece = next < p->layers ? p->piece_of[next] : g->piece.n - 1;
+  bool front = next == p->layers || next == p->first_of[piece];
+  if (front && next < p->layers && piece > 1 && !g->piece.at[piece - 1].empty) piece--;
+  const handover *h = ev_at_stage(p, (part + 1) % n)->b->piece[piece].hands;
+  const ho_cut *c = front ? &h->front[phase] : &h->between[phase];
+  double bytes = 0;
+  for (int i = 0; i < c->n; i++) {
+    int made = c->at[i].made;
+    bool there = false;
+    if (made >= 0 && p->parts > n) {
+      int at = part_of(p, cut, made, phase);
+      there = (phase == PG_FORWARD ? part + 1 - at : at - part) >= n;
+    }
+    if (!there) bytes += c->at[i].bytes;
+  }
+  return bytes;
+}
+
 void ev_fill_chunks(ev_point *p, const stages_cut *cut, pipe_chunk *chunk, plan_candidate *x) {
   int n = (int)p->c->size[PLAN_PIPELINE], v = (int)p->c->interleave;
   double m = (double)p->c->micro_batches;
@@ -156,23 +194,17 @@ void ev_fill_chunks(ev_point *p, const stages_cut *cut, pipe_chunk *chunk, plan_
       }
     if (c->weight > c->backward) c->weight = c->backward;
     if (part + 1 == p->parts || n == 1) continue;
-    int64_t next = cut->first[part + 1];
-    int piece = next < p->layers ? p->piece_of[next] : p->g->piece.n - 2;
-    // What stands before a layer goes with it: then what enters that crosses.
-    bool before = next < p->layers && piece > 1 && next == p->first_of[piece] &&
-                  !p->g->piece.at[piece - 1].empty;
-    if (before) piece--;
-    double bytes = ev_at_stage(p, (part + 1) % n)->b->piece[piece < 0 ? 0 : piece].boundary;
-    int64_t sender = p->places ? p->places->from[part % n] : ev_device_of(p, part % n);
-    int64_t receiver = p->places ? p->places->to[part % n] : ev_device_of(p, (part + 1) % n);
-    cl_cost send = cl_send_cost(p->s->cluster, sender, receiver, bytes);
-    c->send = send.seconds;
-    pipe_chunk *after = &chunk[((part + 1) % n) * v + (part + 1) / n];
-    after->send_back = send.seconds;
     // The activation goes from this stage, its gradient from the next one.
     int to = (part + 1) % n, from = part % n;
-    sent[from].intra += m * send.intra, sent[to].intra += m * send.intra;
-    sent[from].inter += m * send.inter, sent[to].inter += m * send.inter;
+    int64_t sender = p->places ? p->places->from[from] : ev_device_of(p, from);
+    int64_t receiver = p->places ? p->places->to[to] : ev_device_of(p, to);
+    cl_cost way[2];
+    for (int f = 0; f < 2; f++)
+      way[f] = cl_send_cost(p->s->cluster, sender, receiver, crossing(p, cut, part, (pg_phase)f));
+    c->send = way[PG_FORWARD].seconds;
+    chunk[to * v + (part + 1) / n].send_back = way[PG_BACKWARD].seconds;
+    sent[from].intra += m * way[PG_FORWARD].intra, sent[to].intra += m * way[PG_BACKWARD].intra;
+    sent[from].inter += m * way[PG_FORWARD].inter, sent[to].inter += m * way[PG_BACKWARD].inter;
     messages[from] += m, messages[to] += m;
   }
   for (int i = 0; i < n && n > 1; i++) {
@@ -215,10 +247,16 @@ ev_once ev_once_of(const ev_point *p, const bl_state *s, const stages_cut *cut, 
     layers += (double)(cut->first[part + 1] - cut->first[part]);
   if (ev_replicas(c) > 1) {
     cl_collective k = c->zero == 0 ? CL_ALL_REDUCE : CL_REDUCE_SCATTER;
-    double parts = ev_partial_bytes(s);
-    cl_cost cost = ev_over_group(p, r, k, parts);
-    ev_count(b, PLAN_DATA, k, &cost, c->zero >= 2 ? (double)c->micro_batches : 1);
-    if (c->zero < 2) o.reduce = cost.seconds;
+    double parts = ev_partial_bytes(s), late = c->zero >= 2 ? s->late : parts;
+    cl_cost cost = ev_over_group(p, r, k, late);
+    if (late > 0) {
+      ev_count(b, PLAN_DATA, k, &cost, 1);
+      o.reduce = cost.seconds;
+    }
+    if (late < parts) {  // after each micro-batch
+      cost = ev_over_group(p, r, k, parts - late);
+      ev_count(b, PLAN_DATA, k, &cost, (double)c->micro_batches);
+    }
     for (int i = 1; i < 4; i++) {
       int64_t ranks;
       plan_axis axis;
@@ -244,7 +282,7 @@ ev_once ev_once_of(const ev_point *p, const bl_state *s, const stages_cut *cut, 
       o.hidden = most < window ? most : window;
     }
     if (c->zero == 1 || c->zero == 2) {
-      cost = ev_over_group(p, r, CL_ALL_GATHER, s->parameter);
+      cost = ev_over_group(p, r, CL_ALL_GATHER, s->updated);
       o.gather = cost.seconds;
       ev_count(b, PLAN_DATA, CL_ALL_GATHER, &cost, 1);
     }
@@ -255,14 +293,6 @@ ev_once ev_once_of(const ev_point *p, const bl_state *s, const stages_cut *cut, 
       if (s->gathered[1] > 0) ev_count(b, PLAN_DATA, CL_ALL_GATHER, &cost, 1);
     }
   }
-  int other = stage;
-  double tied = ev_tied_bytes(p, cut, stage, &other);
-  if (tied > 0) {
-    int64_t apart = ev_device_of(p, other) - ev_device_of(p, stage);
-    cl_cost cost =
-        cl_collective_cost(p->s->cluster, CL_ALL_REDUCE, apart < 0 ? -apart : apart, 2, tied);
-    o.tied = cost.seconds;
-    ev_count(b, PLAN_PIPELINE, CL_ALL_REDUCE, &cost, 1);
-  }
+  o.tied = ev_tied(p, cut, stage, b);
   return o;
 }

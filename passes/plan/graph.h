@@ -40,6 +40,7 @@ typedef struct pg_value {
   int view_of;             // the value of a weight that this is a view of; else -1
   double elements, bytes;  // of a sample, or of a layer's slice
   double sent;             // bytes when it is sent
+  ir_dtype sent_as;        // rounded to this; DT_COUNT: as it is
   bool batch;              // one for each sample
   bool free;               // comes in any placement: inputs, constants
   bool saved;              // a stack between forward and backward

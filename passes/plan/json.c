@@ -111,14 +111,18 @@ static json_t *memory(const int64_t *m) {
   return o;
 }
 
-static json_t *sent_bytes(const plan_bytes *b) {
+// `ranks`: whose mean it is, for their sum: of pieces that are rounded up a mean is no whole
+// number; 0: of no stage.
+static json_t *sent_bytes(const plan_bytes *b, int64_t ranks) {
   json_t *o = object();
   for (int x = 0; x < PLAN_AXES; x++) {
     json_t *axis = object();
     for (int k = 0; k < CL_COLLECTIVES; k++) {
       json_t *one = object();
-      set(one, "intra", bytes(b->bytes[x][k][0]));
-      set(one, "inter", bytes(b->bytes[x][k][1]));
+      const double *sent = b->bytes[x][k];
+      set(one, "intra", bytes(sent[0]));
+      set(one, "inter", bytes(sent[1]));
+      if (ranks) set(one, "all_ranks", bytes((sent[0] + sent[1]) * (double)ranks));
       set(one, "calls", whole(b->calls[x][k]));
       set(axis, cl_collective_name((cl_collective)k), one);
     }
@@ -127,7 +131,7 @@ static json_t *sent_bytes(const plan_bytes *b) {
   return o;
 }
 
-static json_t *stage_of(arena *a, const plan_stage *s) {
+static json_t *stage_of(arena *a, const plan_stage *s, int64_t ranks) {
   json_t *o = object(), *extra = array();
   set(o, "first_layer", whole(s->first_layer));
   set(o, "last_layer", whole(s->last_layer));
@@ -152,7 +156,7 @@ static json_t *stage_of(arena *a, const plan_stage *s) {
   set(o, "time_s", times(s->time));
   set(o, "forward_s", real(s->forward_s));
   set(o, "backward_s", real(s->backward_s));
-  set(o, "bytes", sent_bytes(&s->bytes));
+  set(o, "bytes", sent_bytes(&s->bytes, ranks));
   set(o, "micro_batches_in_flight", whole(s->stash));
   set(o, "peak_at", text(a, s->peak_at));
   return o;
@@ -204,7 +208,9 @@ static json_t *candidate_of(arena *a, const plan_candidate *c) {
   set(o, "flags", text(a, plan_choice_flags(a, &c->choice)));
   put_choice(o, a, c);
   json_t *stages = array(), *cuts = array(), *calls = object();
-  for (int i = 0; i < c->nstages; i++) add(stages, stage_of(a, &c->stage[i]));
+  int64_t ranks = 1;  // of a stage
+  for (int x = 0; x < PLAN_AXES; x++) ranks *= x == PLAN_PIPELINE ? 1 : c->choice.size[x];
+  for (int i = 0; i < c->nstages; i++) add(stages, stage_of(a, &c->stage[i], ranks));
   set(o, "stages", stages);
   set(o, "critical_stage", whole(c->critical));
   set(o, "step_s", real(c->step_s));
@@ -223,7 +229,7 @@ static json_t *candidate_of(arena *a, const plan_candidate *c) {
   set(ops, "others", real(c->time[PLAN_T_COMPUTE] - c->products_s - c->attention_s));
   set(o, "compute_s", ops);
   set(o, "busy_s", times(c->busy));
-  set(o, "bytes", sent_bytes(&c->bytes));
+  set(o, "bytes", sent_bytes(&c->bytes, 0));
   set(o, "offload_bytes", moved_bytes(c));
   json_t *spans = array();
   for (int x = 0; x < PLAN_AXES; x++)

@@ -95,9 +95,12 @@ static void find_sent(const finder *f, arena *a) {
   for (int v = 0; v < g->value.n; v++) {
     pg_value *p = &g->value.at[v];
     p->sent = p->bytes;
+    p->sent_as = DT_COUNT;
     if (!seen[v] || to[v] == DT_COUNT || !ir_dtype_float(to[v]) || !p->batch) continue;
     double rounded = p->elements * ir_dtype_bytes(to[v]);
-    if (rounded < p->sent) p->sent = rounded;
+    if (rounded >= p->sent) continue;
+    p->sent = rounded;
+    p->sent_as = to[v];
   }
 }
 

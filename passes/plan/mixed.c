@@ -37,7 +37,10 @@ const char *mixed_why_not(const bl_block *fast, const bl_block *slow) {
     const bl_piece *f = &fast->piece[i], *s = &slow->piece[i];
     if (fast->g->piece.at[i].count != slow->g->piece.at[i].count)
       return "the two kinds of recomputation cut the step otherwise";
-    if (!same(f->boundary, s->boundary) || !same(f->layer.elements, s->layer.elements))
+    bool alike = true;
+    for (int k = 0; k < 2; k++)
+      alike &= same(ho_bytes(&f->hands->between[k]), ho_bytes(&s->hands->between[k]));
+    if (!alike || !same(f->layer.elements, s->layer.elements))
       return "layers of the two kinds are placed otherwise";
     double both = seconds(&f->phase[PG_FORWARD]) + seconds(&f->phase[PG_BACKWARD]);
     double slower = seconds(&s->phase[PG_FORWARD]) + seconds(&s->phase[PG_BACKWARD]);

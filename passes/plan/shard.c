@@ -303,6 +303,11 @@ static basis *make_basis(arena *a, const sh_rules *r) {
   return b;
 }
 
+sh_made sh_made_of(const sh_rules *r, int value) {
+  const basis *b = r->memo->basis;
+  return (sh_made){b->times[value], b->once[value], b->piece[value], b->phase[value]};
+}
+
 static bool leaf_allowed(const sh_rules *r, const sh_env *e, const ir_index *x) {
   if (!sh_divides(r, x, e->size)) return false;
   for (int i = 0; i < r->stream.n && e->whole_stream; i++)

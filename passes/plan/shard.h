@@ -112,6 +112,15 @@ typedef struct sh_result {
 sh_result *sh_solve(arena *a, const sh_rules *r, const sh_env *e, const double *value_part,
                     const double *op_part, const char **why);
 
+// When a value is made: what its conversions count with.
+typedef struct sh_made {
+  int times;  // a micro-batch (or a step when `once`): layers
+  bool once;
+  int piece;
+  pg_phase phase;
+} sh_made;
+sh_made sh_made_of(const sh_rules *r, int value);
+
 // Whether x is a position of tokens.
 bool sh_is_position(const sh_rules *r, const ir_index *x);
 // Whether an index can be cut in `n` parts: it divides, or it is that of tables, of which the last

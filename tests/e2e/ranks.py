@@ -39,7 +39,7 @@ def rows():
         for line in f:
             words = line.split("#")[0].split()
             if words:
-                yield words[0], words[1], words[2] + (" " + words[3] if words[3:] else "")
+                yield words[0], words[1], words[2]
 
 
 def drawn(all_rows, n, seed):
@@ -212,13 +212,13 @@ def sharing_axes(mesh):
     return sharing, alone[0] if len(alone) == 1 and "data.0" in axes and "data.1" not in axes else None
 
 
-def planned_bytes(stage, ranks, sharing, one):
-    """By row, of all ranks of the stage; the plan's figures are of one."""
+def planned_bytes(stage, sharing, one):
+    """By row, of all ranks of the stage."""
     rows = {}
     for axis, kinds in stage["bytes"].items():
         for kind, n in kinds.items():
             row = row_of(kind, [one if one and axis == "data" and kind != "all_reduce" else axis], sharing)
-            rows[row] = rows.get(row, 0) + (n["intra"] + n["inter"]) * ranks
+            rows[row] = rows.get(row, 0) + n["all_ranks"]
     return {r: n for r, n in rows.items() if n}
 
 
@@ -261,9 +261,8 @@ def object_of(command):
 
 def check_plan(dsmc, checks, row, program):
     """The plan against what `info` says of the program. Returns the latter's ledger."""
-    model, ranks, pins = row[0], row[1], row[2].split()[0]
+    model, ranks, pins = row
     name = "%s on %s: %s" % row
-    marked, apart = row[2].endswith(" bytes-differ"), False
     _, job, settings = settings_of(model)
     best = object_of([dsmc, "plan", "--json", os.path.join(exe.ROOT, "examples", job["model"]),
                       "--set", settings, "--cluster", cluster_of(ranks), "--pin", pins])["best"]
@@ -280,14 +279,9 @@ def check_plan(dsmc, checks, row, program):
         checks.check("%s: arena of stage %d" % (name, i), is_["arena"] == was["memory_bytes"]["peak"],
                      "%d, planned %d" % (is_["arena"], was["memory_bytes"]["peak"]))
         sent = ledger_bytes(is_["sent"], sharing)
-        plan = planned_bytes(was, len(is_["ranks"]), sharing, one)
-        apart |= sent != plan
-        if sent != plan and marked:
-            print("known %s: stage %d sent %s, planned %s" % (name, i, sent, plan))
-            continue
+        plan = planned_bytes(was, sharing, one)
         checks.check("%s: bytes of stage %d" % (name, i), sent == plan,
                      "sent %s, planned %s" % (sent, plan))
-    checks.check(name + ": as the table says", apart == marked, "mend the mark bytes-differ")
     best["mesh_ranks"] = number_of(ranks)
     best["whole_states"] = whole_states(dsmc, model)
     check_states(checks, name, model, best, own["stages"][0])
@@ -305,7 +299,7 @@ def whole_states(dsmc, model):
 
 
 def check_row(dsmc, folder, checks, row, run):
-    model, ranks, pins = row[0], row[1], row[2].split()[0]
+    model, ranks, pins = row
     name = "%s on %s: %s" % row
     program = os.path.join(folder, "program")
     build(dsmc, model, ranks, pins, program)

@@ -21,7 +21,7 @@ ALONE = ["data", "ulysses", "some data ranks share"]
 
 
 def pins_of(row):
-    return dict(re.findall(r"(\w+)=((?:[^,(]|\([^)]*\))*)", row[2].split()[0]))
+    return dict(re.findall(r"(\w+)=((?:[^,(]|\([^)]*\))*)", row[2]))
 
 
 def features(row):

@@ -379,10 +379,16 @@ static void test_t5(void **state) {
             NULL,
             RECOMPUTE_NONE,
             0};
-  check(&w, "train_step");
-  check(&w, "evaluate");
+  // The encoder's last norm is where the decoder begins: what it norms and the gradient cross, not
+  // what it saves for backward.
+  counts n = check(&w, "train_step");
+  assert_int_equal(n.sends, 2);
+  assert_int_equal(check(&w, "evaluate").sends, 1);
   w.stages = 4;
-  check(&w, "train_step");
+  // Two values at each cut, three where the decoder is cut, both ways; behind them two stages swap
+  // the gradients of the encoder's biases, two those of the decoder's; three have the table.
+  n = check(&w, "train_step");
+  assert_int_equal(n.sends, 2 * (1 + 1 + 2) + 2 + 2 + 4);
   const int64_t layers[] = {3, 2, 1, 2};  // a stage with layers of both
   w.layers = layers;
   check(&w, "train_step");

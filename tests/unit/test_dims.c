@@ -40,7 +40,7 @@ static void test_group_bytes(void **state) {
     double rows = 2.0 * VOCAB * HIDDEN, outside = 4.0 * HIDDEN * (2 + SEQ);
     double biases = LAYERS * 4 * 11.0 * HIDDEN, layers = x.read - rows - outside;
     double three = micro * (2 * layers - biases + outside + 2 * rows) + rows;
-    assert_true(sent[CL_ALL_GATHER][0] == in * (zero == 3 ? three : x.read));
+    assert_true(sent[CL_ALL_GATHER][0] == in * (zero == 3 ? three : x.read + rows));
     assert_true(sent[CL_ALL_GATHER][1] == 0);
     assert_int_equal(c->bytes.calls[PLAN_DATA][CL_ALL_REDUCE], 1);
     assert_int_equal(c->memory[PLAN_M_PARAMETERS], (int64_t)(zero == 3 ? x.read / 8 : x.read));

@@ -121,12 +121,33 @@ static void test_data_bytes(void **state) {
     double biases = LAYERS * 4 * 11.0 * HIDDEN, rows = (double)VOCAB * HIDDEN;
     double always = 2 * twice + biases + 4 * (2.0 * HIDDEN + positions + rows);
     double three = part * (micro * always + 2 * rows);
-    assert_true(gather == (zero == 0 ? 0 : zero == 3 ? three : part * read));
+    // Whole weights are gathered once, as products read them; the embedding in f32, of which the
+    // rounded copy is made.
+    double once = read + 2 * rows;
+    assert_true(gather == (zero == 0 ? 0 : zero == 3 ? three : part * once));
     assert_int_equal(c->memory[PLAN_M_PARAMETERS], (int64_t)(zero == 3 ? read / 8 : read));
     assert_int_equal(c->memory[PLAN_M_GRADIENTS], (int64_t)(zero >= 2 ? sums / 8 : sums));
     // Two moments, and the f32 masters of what is read in bf16.
     double optimizer = 8 * all + 4 * matrices;
     assert_int_equal(c->memory[PLAN_M_OPTIMIZER], (int64_t)(zero >= 1 ? optimizer / 8 : optimizer));
+  }
+  arena_free(&x.a);
+}
+
+// What tensor ranks hold whole and make parts of (norms, and biases behind sums) they sum once a
+// step; only then is it cut among data ranks, all else after each micro-batch.
+static void test_late_bytes(void **state) {
+  (void)state;
+  fixture x;
+  open_job(&x, "dgx-a100-80g:8");
+  for (int zero = 1; zero <= 3; zero++) {
+    const plan_candidate *c = pinned(&x, 2, 1, 4, zero);
+    double micro = (double)c->choice.micro_batches, each = zero == 1 ? 1 : micro;
+    assert_true(micro == 16);
+    double late = 4 * (LAYERS * 6 + 2.0) * HIDDEN;
+    double cut = (LAYERS * (12.0 * HIDDEN * HIDDEN + 7.0 * HIDDEN) +
+                  ((double)VOCAB + SEQ) * HIDDEN);  // qkv's biases 3, the FFN's 4
+    assert_true(sent(c, PLAN_DATA, CL_REDUCE_SCATTER) == (each * cut + late) / 2);
   }
   arena_free(&x.a);
 }
@@ -147,12 +168,32 @@ static void test_pipeline_bytes(void **state) {
   arena_free(&x.a);
 }
 
+// The tied table lies on the first and the last stage: where these are all, they reduce its
+// gradient; of more, they send each other theirs, and those between know nothing of it.
+static void test_tied_bytes(void **state) {
+  (void)state;
+  fixture x;
+  open_job(&x, "dgx-a100-80g:8");
+  for (int stages = 2; stages <= 8; stages *= 2) {
+    const plan_candidate *c = pinned(&x, 8 / stages, stages, 1, 0);
+    double table = 4.0 * VOCAB * HIDDEN;
+    double value = (double)c->choice.micro_batches * 2 * SEQ * HIDDEN * 4;
+    for (int s = 0; s < stages; s++) {
+      const double(*b)[2] = c->stage[s].bytes.bytes[PLAN_PIPELINE];
+      bool end = s == 0 || s == stages - 1;
+      double ways = end ? 1 : 2, swapped = end && stages > 2 ? table : 0;
+      assert_true(b[CL_SEND][0] + b[CL_SEND][1] == ways * value + swapped);
+      assert_true(b[CL_ALL_REDUCE][0] + b[CL_ALL_REDUCE][1] == (stages == 2 ? table : 0));
+    }
+  }
+  arena_free(&x.a);
+}
+
 int main(void) {
   const struct CMUnitTest tests[] = {
-      cmocka_unit_test(test_sums),
-      cmocka_unit_test(test_tensor_bytes),
-      cmocka_unit_test(test_data_bytes),
-      cmocka_unit_test(test_pipeline_bytes),
+      cmocka_unit_test(test_sums),           cmocka_unit_test(test_tensor_bytes),
+      cmocka_unit_test(test_data_bytes),     cmocka_unit_test(test_late_bytes),
+      cmocka_unit_test(test_pipeline_bytes), cmocka_unit_test(test_tied_bytes),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -1,0 +1,120 @@
+#include "passes/plan/handover.h"
+
+// Where a value comes from.
+typedef enum source {
+  MADE,      // of others that are made
+  ANYWHERE,  // of inputs and constants alone
+  PENDING    // of these and of weights: made where it is first read
+} source;
+
+typedef struct known {  // of a value
+  source from;
+  bool made, back;  // by a piece; in backward
+  int piece;        // that makes it
+  int far, far_in;  // the furthest piece that reads it, and whose layers do; as from the piece that
+                    // makes it: how many pieces away
+  double bytes;     // that cross
+} known;
+
+typedef struct finder {
+  arena *a;
+  const pg_graph *g;
+  known *k;
+  handover *out;
+} finder;
+
+static void put(finder *f, ho_cut *cut, int made, double bytes) {
+  for (int i = 0; i < cut->n; i++)
+    if (cut->at[i].made == made) {
+      cut->at[i].bytes += bytes;
+      return;
+    }
+  ho_bundle *more = arena_new(f->a, ho_bundle, cut->n + 1);
+  for (int i = 0; i < cut->n; i++) more[i] = cut->at[i];
+  more[cut->n++] = (ho_bundle){made, bytes};
+  cut->at = more;
+}
+
+// What an op's results come from.
+static source source_of(const finder *f, const pg_op *p) {
+  source s = ANYWHERE;
+  if (p->kind != PG_OP || p->phase != PG_FORWARD) return MADE;
+  for (int j = 0; j < p->nin; j++) {
+    if (p->in[j] < 0) continue;
+    const pg_value *v = &f->g->value.at[p->in[j]];
+    if (v->weight || v->view_of >= 0)
+      s = PENDING;
+    else if (v->free || f->k[p->in[j]].from == ANYWHERE)
+      continue;
+    else if (f->k[p->in[j]].from == PENDING)
+      s = PENDING;
+    else
+      return MADE;
+  }
+  return s;
+}
+
+static void read_by(finder *f, const pg_op *p, int v) {
+  known *k = &f->k[v];
+  const pg_value *w = &f->g->value.at[v];
+  if (!w->batch || w->carried || w->free || k->from == ANYWHERE) return;
+  if (k->from == PENDING && !k->made) k->made = true, k->piece = p->piece;
+  if (!k->made) return;
+  int away = k->back ? k->piece - p->piece : p->piece - k->piece;
+  if (away > k->far) k->far = away;
+  if (p->kind != PG_ENTER && away > k->far_in) k->far_in = away;
+}
+
+static void find_lives(finder *f, const double *bytes) {
+  int last = f->g->piece.n - 1;
+  for (int i = 0; i < f->g->op.n; i++) {
+    const pg_op *p = &f->g->op.at[i];
+    if (p->kind == PG_UPDATE) continue;
+    source s = source_of(f, p);
+    for (int j = 0; j < p->nin && s == MADE; j++)
+      if (p->in[j] >= 0) read_by(f, p, p->in[j]);
+    for (int j = 0; j < p->nout; j++) {
+      known *k = p->out[j] < 0 ? NULL : &f->k[p->out[j]];
+      if (!k || k->made) continue;
+      bool forward = p->phase == PG_FORWARD;
+      *k = (known){.from = s, .made = s == MADE, .back = !forward, .piece = p->piece};
+      k->bytes = bytes[p->out[j]];
+      // What leaves layers is brought to what is read where it is read, in front of more layers.
+      if (p->kind == PG_LEAVE && forward && p->piece + 1 < last) k->bytes = bytes[p->in[0]];
+    }
+  }
+}
+
+// A value crosses all cuts on the way to its furthest reader.
+static void spread(finder *f, const known *k) {
+  for (int away = 1; away <= k->far; away++) {
+    int way = k->back ? -away : away, piece = k->piece + way;
+    // Forward it enters a piece by its front, backward it leaves the one before by that one's.
+    put(f, &f->out[k->back ? piece + 1 : piece].front[k->back], k->piece, k->bytes);
+    if (away < k->far || away <= k->far_in)
+      put(f, &f->out[piece].between[k->back], k->piece, k->bytes);
+  }
+}
+
+handover *ho_find(arena *a, const pg_graph *g, const double *bytes) {
+  arena scratch;
+  arena_init(&scratch);
+  finder f = {.a = a, .g = g};
+  f.k = arena_new(&scratch, known, g->value.n + 1);
+  f.out = arena_new(a, handover, g->piece.n + 1);
+  find_lives(&f, bytes);
+  for (int i = 0; i < g->op.n; i++) {
+    const pg_op *p = &g->op.at[i];
+    if (p->kind == PG_ENTER && g->value.at[p->out[0]].batch)
+      put(&f, &f.out[p->piece].between[p->phase], -1, bytes[p->out[0]]);
+  }
+  for (int v = 0; v < g->value.n; v++) spread(&f, &f.k[v]);
+  arena_free(&scratch);
+  return f.out;
+}
+
+double ho_bytes(const ho_cut *c) {
+  double bytes = 0;
+  for (int i = 0; i < c->n; i++) bytes += c->at[i].bytes;
+  return bytes;
+}
