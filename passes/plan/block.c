@@ -175,23 +175,23 @@ static bool moves_to(const sh_result *s, int value, int code) {
   return false;
 }
 
-// The fraction of operand j of op `at` that axes inside `inner` leave when `inner` moves it. They
-// have moved it before (passes/distribute_forms.c): what they gathered is whole by then, what they
-// are still to cut too.
-static double part_when_moved(const maker *k, int at, int j, int inner) {
+// The fraction of operand j of op `at` that axes inside `inner` leave when `inner` moves it to code
+// `to`. They have moved it before (passes/plan/steps.h): what they gathered is whole by then, what
+// they are still to cut too.
+static double part_when_moved(const maker *k, int at, int j, int inner, int to) {
   int v = k->g->op.at[at].in[j];
   double part = 1;
   for (int y = 0; y < inner; y++) {
     const sh_result *s = k->b->axis[y];
     if (!s->strategy) continue;
-    int code = asked_on(k, at, j, y);
-    // Positions of tokens that both cut are made whole before, and cut again behind.
-    if (code >= SH_LEAF && code == s->code[v] && code == k->b->axis[inner]->code[v] &&
-        sh_is_position(k->r, k->g->value.at[v].leaf[code - SH_LEAF]))
-      continue;
-    if (code == s->code[v])
+    int code = asked_on(k, at, j, y), made = s->code[v];
+    bool both = code >= SH_LEAF && ((code == made && code == k->b->axis[inner]->code[v]) ||
+                                    (code == to && made >= SH_LEAF));
+    // Positions of tokens that both cut, or both will, are made whole before, and cut again behind.
+    if (both && sh_is_position(k->r, k->g->value.at[v].leaf[code - SH_LEAF])) continue;
+    if (code == made)
       part *= s->value_part[v];
-    else if (code >= SH_LEAF && s->code[v] != SH_REPLICATED && moves_to(s, v, code))
+    else if (code >= SH_LEAF && made != SH_REPLICATED && moves_to(s, v, code))
       part *= sh_part(k->g->value.at[v].leaf[code - SH_LEAF], k->b->key.size[y]);
   }
   return part;
@@ -215,7 +215,7 @@ static double *parts_when_moved(const maker *k, int inner) {
         int code = asked_on(k, at, j, inner), to = s->moves.at[i - 1].to;
         // What is whole serves those who ask for a part.
         if (code != to && (to != SH_REPLICATED || code == s->code[v])) continue;
-        double now = part_when_moved(k, at, j, inner);
+        double now = part_when_moved(k, at, j, inner, to);
         if (now > part[i - 1]) part[i - 1] = now;
       }
     }
