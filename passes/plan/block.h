@@ -82,8 +82,8 @@ typedef struct bl_piece {
   // What gradients of weights wait with when they are done apart: of `kept`, and of what backward
   // makes.
   double kept_longer, late;
-  bl_state layer;                 // of stacked weights, a layer
-  const handover *hands;          // what crosses the cuts of its layers
+  bl_state layer;         // of stacked weights, a layer
+  const handover *hands;  // what crosses the cuts of its layers
 } bl_piece;
 
 typedef struct bl_block {

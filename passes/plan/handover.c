@@ -29,10 +29,7 @@ static void put(finder *f, ho_cut *cut, int made, double bytes) {
       cut->at[i].bytes += bytes;
       return;
     }
-  ho_bundle *more = arena_new(f->a, ho_bundle, cut->n + 1);
-  for (int i = 0; i < cut->n; i++) more[i] = cut->at[i];
-  more[cut->n++] = (ho_bundle){made, bytes};
-  cut->at = more;
+  vec_push(f->a, cut, ((ho_bundle){made, bytes}));
 }
 
 // What an op's results come from.
