@@ -204,6 +204,9 @@ static ir_value *convert(dist *d, ir_region *r, ir_value *v, const ir_type *whol
     if (product(&e, 0, at) > 1)
       dist_refuse(d, maker(v), "a part with padding of an index that is not the outermost one");
   }
+  if (to >= SH_LEAF && !all && e.size[at] % n)
+    dist_refuse(d, maker(v), "two axes cut an index that has not so many parts");
+  if (d->error) return v;
   bool gathers = to == SH_REPLICATED, mirrors = dist_mirrors(d, value, gathers ? from : to, x);
   ir_opcode code = gathers ? IR_all_gather : from == SH_PARTIAL ? IR_reduce_scatter : IR_part;
   int64_t mine = gathers ? e.size[at] : part_size(e.size[at], n);
