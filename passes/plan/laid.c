@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "ir/view.h"
+#include "passes/layout.h"
 
 // ---- what a value is ----------------------------------------------------------------------------
 
@@ -41,10 +42,12 @@ static uses *marks_of(arena *a, const sched *s, const sched_entry *e) {
   return mark;
 }
 
-// What one phase makes and the next ones read is saved, but for gradients of weights.
+// What one phase makes and the next ones read is saved, but for gradients of weights: also sums
+// over micro-batches that ranks reduce where they are made.
 static use use_of(const uses *mark, const sched_item *it) {
   const uses u = it->value ? mark[it->value->id] : (uses){0};
-  if (u.made & (BACKWARD | WEIGHTS) && u.read & UPDATE) return USE_GRADIENT;
+  bool sum = it->value && it->value->def && lives_sums(it->value->def, it->value->pos);
+  if (u.made & (BACKWARD | WEIGHTS) && (u.read & UPDATE || sum)) return USE_GRADIENT;
   bool saved = (u.made & FORWARD && u.read & (BACKWARD | WEIGHTS)) ||
                (u.made & BACKWARD && u.read & WEIGHTS);
   return saved ? USE_SAVED : USE_OTHER;

@@ -12,10 +12,11 @@ each stage's ranks is the plan's peak of that stage, to the byte; bytes sent are
 three times: `plan --json`, `info --json` (records times runs), `--log` (counted at run time). With
 --plan nothing is run: the plan and `info` only.
 
-State bytes per parameter in fp32 are checked beside: weights 4, moments of AdamW 8, of ZeRO 1 with d
-ranks 8/d (the parts of a tensor are rounded up); gradients are 4 whole, and 4/d once they are
-reduced. In the figures of SYSTEMS.md (fp16) weights and gradients are 2 + 2, and 12/d has a third
-fp32 number, the master weight, which in fp32 is the weight itself: 4 + 12/d becomes 8 + 8/d.
+State bytes per parameter in fp32 are checked beside, where only data ranks share them: weights 4, moments of AdamW 8, of
+ZeRO 1 with d ranks 8/d (the parts of a tensor are rounded up); gradients of several micro-batches are 4 whole, and 4/d once
+they are parts. In the figures of SYSTEMS.md (fp16) weights and gradients are 2 + 2, and 12/d has a third
+fp32 number, the master weight, which in fp32 is the weight itself: 4 + 12/d becomes 8 + 8/d, 2 + 14/d becomes 4 + 12/d, and 16/d
+stays.
 """
 import functools
 import json
@@ -246,6 +247,13 @@ def check_states(checks, name, model, best, stage):
     if best["zero"]["stage"] < 3:
         checks.check(name + ": weights are 4 bytes a parameter", stage["weights"] == weights,
                      "%d, not %d" % (stage["weights"], weights))
+    # Sums over micro-batches wait through backward: whole, and parts of them that are on their way (ZeRO 1), or parts.
+    parts = 4 * sum(layers * -(-n // d) for layers, n in sizes)
+    if best["micro_batches"] > 1 and best["mesh"]["data"] > 1:
+        gradients = best["memory_bytes"]["gradients"]
+        least, most = {0: (weights, weights), 1: (weights, weights + parts)}.get(best["zero"]["stage"], (parts, parts))
+        checks.check(name + ": gradients are %.3f bytes a parameter" % (gradients / total), least <= gradients <= most,
+                     "%d, not from %d to %d" % (gradients, least, most))
     checks.check(name + ": moments are %.3f bytes a parameter" % (moments / total),
                  stage["optimizer"] == moments, "%d, not %d" % (stage["optimizer"], moments))
 
