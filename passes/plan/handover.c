@@ -29,7 +29,13 @@ static void put(finder *f, ho_cut *cut, int made, double bytes) {
       cut->at[i].bytes += bytes;
       return;
     }
-  vec_push(f->a, cut, ((ho_bundle){made, bytes}));
+  // (Most cuts have one or two, and there are many cuts: room for 1, 2, 4, ...)
+  if ((cut->n & (cut->n - 1)) == 0) {
+    ho_bundle *more = arena_new(f->a, ho_bundle, cut->n ? 2 * cut->n : 1);
+    for (int i = 0; i < cut->n; i++) more[i] = cut->at[i];
+    cut->at = more;
+  }
+  cut->at[cut->n++] = (ho_bundle){made, bytes};
 }
 
 // What an op's results come from.

@@ -15,7 +15,10 @@ typedef struct ho_bundle {
   int made;  // the piece that made it; -1: each layer makes it anew
   double bytes;
 } ho_bundle;
-typedef VEC(ho_bundle) ho_cut;
+typedef struct ho_cut {
+  int n;
+  ho_bundle *at;
+} ho_cut;
 
 // By piece and phase.
 typedef struct handover {
