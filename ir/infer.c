@@ -23,15 +23,12 @@ const char *infer_dim_text(const infer *t, const ir_index *x) {
 // as a second one).
 static int regions_wanted(const ir_op *op, int *most) {
   *most = 0;
+  if (ir_queries(op) >= 0)
+    return *most = (ir_attr_int(op, "has_mask", 0) != 0) + (ir_attr_int(op, "has_bias", 0) != 0);
   switch (op->code) {
     case IR_map: return *most = 2, 1;
     case IR_repeat: return *most = 1;
     case IR_sum: return *most = 1, 0;
-    case IR_attention:
-    case IR_attention_next:
-    case IR_attention_grad:
-    case IR_attention_grad_bias:
-      return *most = (ir_attr_int(op, "has_mask", 0) != 0) + (ir_attr_int(op, "has_bias", 0) != 0);
     default: return *most = ir_epilogue_at(op) >= 0, 0;
   }
 }

@@ -70,7 +70,9 @@ int64_t mesh_parts(const ir_mesh *m, unsigned axes) {
   return n;
 }
 
-bool ir_is_exchange(ir_opcode code) { return strstr(ir_info(code)->kinds, "exchange:ranks"); }
+bool ir_is_exchange(ir_opcode code) { return strstr(ir_info(code)->kinds, "exchange:"); }
+
+bool ir_is_collective(ir_opcode code) { return strstr(ir_info(code)->kinds, "exchange:group"); }
 
 unsigned ir_exchange_axes(const ir_module *m, const ir_op *op) {
   return mesh_axes(m->mesh, ir_attr_str(op, "axes", ""));

@@ -92,6 +92,8 @@ const char *place_convert_name(ir_conversion c);
 
 // Whether an op moves bytes between ranks (or would: `part`).
 bool ir_is_exchange(ir_opcode code);
+// Of these, whether all ranks of a group take part at once.
+bool ir_is_collective(ir_opcode code);
 // The axes it moves them over.
 unsigned ir_exchange_axes(const ir_module *m, const ir_op *op);
 

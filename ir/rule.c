@@ -183,7 +183,8 @@ static void read_kinds(reader *r, const char *kinds) {
     if (!name || p[name] != ':') break;
     size_t kind = strcspn(p + name + 1, ", ");
     static const char *const of_operands[] = {
-        "linear:", "updates:", "over:", "epilogue:", "rounds:", "work:", "parts:", "exchange:"};
+        "linear:", "updates:", "over:",     "epilogue:", "rounds:",
+        "work:",   "parts:",   "exchange:", "queries:"};
     bool index = true;
     for (size_t i = 0; i < sizeof of_operands / sizeof *of_operands; i++)
       index &= !str_starts(p, of_operands[i]);
@@ -286,13 +287,8 @@ int ir_parts(const ir_op *op) {
 }
 
 int ir_queries(const ir_op *op) {
-  switch (op->code) {
-    case IR_attention: return 0;
-    case IR_attention_next: return 2;
-    case IR_attention_grad:
-    case IR_attention_grad_bias: return 3;
-    default: return -1;
-  }
+  const char *which = strstr(ir_info(op->code)->kinds, "queries:");
+  return which ? which[strlen("queries:")] - 'a' : -1;
 }
 
 bool ir_is_product(const ir_op *op) {

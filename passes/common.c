@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "ir/print.h"
+#include "ir/rule.h"
 #include "passes/pass.h"
 
 static bool mergeable(const ir_op *op) {
@@ -17,11 +18,7 @@ static bool mergeable(const ir_op *op) {
     case IR_repeat:
     case IR_append:
     case IR_accumulate: return false;
-    case IR_attention:
-    case IR_attention_next:
-    case IR_attention_grad:
-    case IR_attention_grad_bias: return ir_attr_float(op, "drop", 0) <= 0;
-    default: return true;
+    default: return ir_queries(op) < 0 || ir_attr_float(op, "drop", 0) <= 0;
   }
 }
 

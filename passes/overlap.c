@@ -189,17 +189,7 @@ static void gather_ahead(sched_task *t) {
 
 // ---- where a result is needed -------------------------------------------------------------------
 
-static bool moves(const sched_instr *in) {
-  if (!in->op) return false;
-  switch (in->op->code) {
-    case IR_all_reduce:
-    case IR_reduce_scatter:
-    case IR_all_gather:
-    case IR_all_to_all:
-    case IR_permute: return true;
-    default: return false;
-  }
-}
+static bool moves(const sched_instr *in) { return in->op && ir_is_collective(in->op->code); }
 
 // The first instruction from (task, instr) on that reads `what`, a value of the top; of a body, its
 // begin.

@@ -181,13 +181,20 @@ typedef struct prog_gemm {
 // the group begins at element r * in_step of what is sent, its runs lie in_stride apart; the one
 // from r goes to r * out_step with out_stride.
 //
-//   all_gather      in_step 0: all get the same      out_step > 0
-//   reduce_scatter  in_step > 0                      out_step 0: pieces are added, in the order of
-//   ranks all_to_all      both part            as all_to_all, but only what a rank has for itself:
-//   nothing is sent all_reduce      the whole, `run` elements: pieces of ceil(run / ranks) are
-//   reduced and gathered send, receive   `run` elements, to and from the rank `step` further on the
-//   one axis of `axes`   permute   `run` elements to the rank `step` further on each of `axes`, and
-//   from the rank as far behind
+//   all_gather      in_step 0, out_step > 0: all get the same
+//
+//   reduce_scatter  in_step > 0, out_step 0: pieces are added, in the order of ranks
+//
+//   all_to_all      in_step > 0, out_step > 0
+//
+//   part            as all_to_all, but only what a rank has for itself: nothing is sent
+//
+//   all_reduce      the whole, `run` elements: pieces of ceil(run / ranks) are reduced and gathered
+//
+//   permute         `run` elements to the rank `step` further on each of `axes`, and from the rank
+//                   as far behind
+//
+//   send, receive   `run` elements, to and from the rank `step` further on the one axis of `axes`
 //
 // Where elements are shared as they come, in pieces of `run` of which the last ones may be shorter
 // or empty, `whole` is how many there are; else 0. Behind the elements of a piece that is written

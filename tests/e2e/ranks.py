@@ -176,6 +176,19 @@ def train(program, model, ranks, log, more=()):
     return exe.read_log(log), evals
 
 
+def log_with_links(program, model, ranks, folder, links, steps, *more):
+    """The log of a run over links as slow as DSM_LINK_DELAY says ("": as they are)."""
+    log = os.path.join(folder, "log.jsonl")
+    if os.path.exists(log):
+        os.remove(log)
+    env = {k: v for k, v in os.environ.items() if k != "DSM_LINK_DELAY"}
+    if links:
+        env["DSM_LINK_DELAY"] = links
+    exe.run(exe.mpirun(ranks, program, "train", "-q", "--data", data_of(model, folder), "--steps", str(steps),
+                       "--threads", "1", "--seed", "1", "--log", log, *more), env=env)
+    return exe.read_log(log)
+
+
 @functools.lru_cache(maxsize=None)
 def wanted(dsmc, model):
     """Losses and norms of the model, PyTorch's or one rank's, and one rank's losses of evaluation."""

@@ -40,16 +40,8 @@ def simulate(dsmc, model, pins, path):
 
 def step_of(folder, model, program, plan, links):
     """Seconds of a step: the median."""
-    log = os.path.join(folder, "log.jsonl")
-    if os.path.exists(log):
-        os.remove(log)
-    env = {k: v for k, v in os.environ.items() if k != "DSM_LINK_DELAY"}
-    if links:
-        env["DSM_LINK_DELAY"] = links
-    exe.run(exe.mpirun(4, program, "train", "--data", ranks.data_of(model, folder), "--steps",
-                       str(STEPS), "--threads", "1", "--seed", "1", "-q", "--timeout", "20",
-                       "--replay", plan, "--log", log), env=env)
-    return sorted(s["step_s"] for s in exe.read_log(log))[STEPS // 2]
+    log = ranks.log_with_links(program, model, 4, folder, links, STEPS, "--timeout", "20", "--replay", plan)
+    return sorted(s["step_s"] for s in log)[STEPS // 2]
 
 
 def check_sends(checks, order, sends):

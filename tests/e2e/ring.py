@@ -125,19 +125,6 @@ def times(sent, kind, axes):
     return row["exchanges"] if row else 0
 
 
-def run(program, model, n, folder, delay="", more=()):
-    """What was sent in a step."""
-    log = os.path.join(folder, "log.jsonl")
-    if os.path.exists(log):
-        os.remove(log)
-    env = {k: v for k, v in os.environ.items() if k != "DSM_LINK_DELAY"}
-    if delay:
-        env["DSM_LINK_DELAY"] = delay
-    exe.run(exe.mpirun(n, program, "train", "-q", "--data", ranks.data_of(model, folder), "--steps", str(STEPS),
-                       "--threads", "1", "--seed", "1", "--log", log, *more), env=env)
-    return exe.read_log(log)[0]["sent"]
-
-
 def check_case(dsmc, folder, checks, case):
     model, ranks_, n, w, pins = case
     name = "%s ranks: %s" % (ranks_, pins)
@@ -147,7 +134,7 @@ def check_case(dsmc, folder, checks, case):
     program = os.path.join(folder, "program")
     compile_as(dsmc, model, ranks_, pins, "build", "-q", "-o", program)
     all_ranks = ranks.number_of(ranks_)
-    sent = run(program, model, all_ranks, folder)
+    sent = ranks.log_with_links(program, model, all_ranks, folder, "", STEPS)[0]["sent"]
     # Forward and backward of all layers, keys and values; over the whole ring other things are gathered too.
     for axes, hops in (("ring.1", n - n // w), ("ring.0", n // w - 1)):
         if n != w:
@@ -160,7 +147,8 @@ def check_case(dsmc, folder, checks, case):
 def check_delay(folder, checks, name, program, model, n, w):
     """Milliseconds that rank 0 waits for hops, with nodes apart."""
     trace = os.path.join(folder, "trace.json")
-    run(program, model, n, folder, "intra=0,inter=%g:%d" % (LATE, w), ("--trace", trace, "--trace-steps", str(STEPS)))
+    ranks.log_with_links(program, model, n, folder, "intra=0,inter=%g:%d" % (LATE, w), STEPS,
+                         "--trace", trace, "--trace-steps", str(STEPS))
     with open(trace.replace(".json", ".0.json")) as f:
         events = json.load(f)["traceEvents"]
     took = sum(e["dur"] for e in events if e.get("ph") == "X" and e["name"].startswith("permute")) / 1e6 / STEPS

@@ -371,14 +371,17 @@ static void test_untied(void **state) {
   assert_int_equal(check(&w, "train_step").sends, 6);
 }
 
+// T5 in two stages.
+static const wish t5 = {"examples/t5.dsm",
+                        "layers=4,hidden=16,batch=2,src=6,dst=5,vocab=24,heads=2,head=8,ffn=24",
+                        2,
+                        NULL,
+                        RECOMPUTE_NONE,
+                        0};
+
 static void test_t5(void **state) {
   (void)state;
-  wish w = {"examples/t5.dsm",
-            "layers=4,hidden=16,batch=2,src=6,dst=5,vocab=24,heads=2,head=8,ffn=24",
-            2,
-            NULL,
-            RECOMPUTE_NONE,
-            0};
+  wish w = t5;
   // The encoder's last norm is where the decoder begins: what it norms and the gradient cross, not
   // what it saves for backward.
   counts n = check(&w, "train_step");
@@ -476,12 +479,7 @@ static void test_weights(void **state) {
 // which the encoder waits for.
 static void test_weights_t5(void **state) {
   (void)state;
-  wish w = {"examples/t5.dsm",
-            "layers=4,hidden=16,batch=2,src=6,dst=5,vocab=24,heads=2,head=8,ffn=24",
-            2,
-            NULL,
-            RECOMPUTE_NONE,
-            0};
+  wish w = t5;
   check_apart(w);
   w.stages = 4;
   check_apart(w);
