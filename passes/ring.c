@@ -11,8 +11,9 @@
 //
 // A rank begins with its own part and gets the next ones from the rank behind it, so in step s it
 // looks at the part of the rank s further on; what it looks at it hands on meanwhile. It never has
-// more than two parts, of keys and of values. Softmax goes on from part to part with a running
-// maximum and sum (o and the log of the sum, `lse`).
+// more than two parts, of keys and of values (of a double ring three: one is from another node).
+// Softmax goes on from part to part with a running maximum and sum (o and the log of the sum,
+// `lse`).
 //
 // Backward goes round the same way. A part's gradient is a sum over all ranks: it is handed on
 // together with the part, each rank adding its own, and comes home behind the last step; what the

@@ -598,8 +598,17 @@ static void show_needs(page *p, const plan_candidate *c) {
 
 static void show_fixes(page *p, const plan_result *r) {
   arena *a = p->arena;
-  if (!r->fixes.n) return;
+  if (!r->fixes.n && !(r->closest && r->search.optimal)) return;
   label(p, "FIXES");
+  if (!r->fixes.n) {
+    words(p,
+          "none: recomputing more, other homes of states, a smaller batch, shorter sequences and "
+          "more devices, where the cluster has them, were tried, and none makes it fit: take a "
+          "smaller model or devices of more memory",
+          LABEL);
+    newline(p, 0);
+    return;
+  }
   put(p, "cheapest changes, each checked to fit:");
   newline(p, 0);
   for (int i = 0; i < r->fixes.n; i++) {

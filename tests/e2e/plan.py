@@ -129,6 +129,16 @@ def contract():
             again = plan_json(*apply(tight, fix["flags"]))
             assert again["best"]["memory_bytes"]["peak"] <= again["best"]["memory_bytes"]["capacity"]
 
+        # None helps, and that is said.
+        small = os.path.join(folder, "small.dsm")
+        with open(small, "w") as f:
+            f.write("device toy { memory = 300MiB; reserve = 64MiB; bandwidth = 8GB/s; matmul.f32 = 40GFLOPS\n"
+                    "  vector.f32 = 10GFLOPS; launch = 2us; units = 1 }\n"
+                    "cluster toys { node box { members = 2 * toy; link = switch(5GB/s, 2us) } }\n")
+        hopeless = [*big[:3], "--cluster", small]
+        assert plan_json(*hopeless, good=(3,))["fixes"] == []
+        assert "none makes it fit" in " ".join(plan(*hopeless, good=(3,)).stdout.split())
+
         # Homes by class, shorter sequences; the cheapest by seconds a token first.
         for batch, seq, pins, wanted in (
                 (64, 2048, "pipeline=8,tensor=1,zero=0,interleave=1,micro_batch=4",
