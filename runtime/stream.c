@@ -19,8 +19,8 @@ struct stream {
   job jobs[JOBS];
   unsigned char **bufs;  // room for the operands of all jobs
   uint64_t given, done;  // jobs so far
-  uint64_t *event;       // `given` when it was recorded last
-  pthread_mutex_t lock;  // around the numbers above, `failed` and `ends`
+  uint64_t *event;       // `given` when it was recorded last; the giver's alone
+  pthread_mutex_t lock;  // around the jobs, `given`, `done`, `failed` and `ends`
   pthread_cond_t work, progress;
   pthread_t thread;
   bool started, ends;
@@ -42,7 +42,7 @@ static status *carry_out(stream *s, const job *j) {
     }
     case RTOP_zero: memset(j->buf[0], 0, (size_t)o[0].bytes); break;
     case RTOP_copy: memmove(j->buf[0], j->buf[1], (size_t)o[0].bytes); break;
-    default: break;  // a record is there when it is done
+    default: break;
   }
   return NULL;
 }
@@ -117,7 +117,12 @@ void stream_close(stream *s) {
   free(s);
 }
 
+// A record is a number of jobs, not a job: nobody need wake up for it.
 void stream_give(stream *s, const prog_instr *in, unsigned char *const *buf, const dsm_call *call) {
+  if (in->op == RTOP_record) {
+    s->event[in->event] = s->given;
+    return;
+  }
   pthread_mutex_lock(&s->lock);
   while (s->given - s->done == JOBS) pthread_cond_wait(&s->progress, &s->lock);
   job *j = &s->jobs[s->given % JOBS];
@@ -125,7 +130,6 @@ void stream_give(stream *s, const prog_instr *in, unsigned char *const *buf, con
   j->call = *call;
   for (uint32_t i = 0; i < in->operands; i++) j->buf[i] = buf[i];
   s->given++;
-  if (in->op == RTOP_record) s->event[in->event] = s->given;
   pthread_cond_signal(&s->work);
   pthread_mutex_unlock(&s->lock);
 }

@@ -5,11 +5,11 @@
 // GPU (RTOP_record, RTOP_wait). What is given must stay valid until the stream has done it:
 // addresses lie in the arena, instructions in the program, the call is copied.
 //
-//   STATUS_DO(stream_open(p, comm, code, &s));        // NULL when the program has no such
-//   instruction stream_give(s, in, buf, &call);                   // returns at once, unless 256
-//   are waiting stream_wait(s, event);                            // until `event`, recorded last,
-//   has come STATUS_DO(stream_finish(s));                      // all is done; the first failure
-//   since stream_close(s);
+//   STATUS_DO(stream_open(p, comm, code, &s));  // NULL when the program has no such instruction
+//   stream_give(s, in, buf, &call);             // returns at once, unless 256 are waiting
+//   stream_wait(s, event);                      // until `event`, recorded last, has come
+//   STATUS_DO(stream_finish(s));                // all is done; the first failure since
+//   stream_close(s);
 //
 // One thread gives. Waiting sleeps.
 #ifndef DSM_STREAM_H
