@@ -43,13 +43,13 @@ ir_region *pass_function_of(ir_module *m, ir_op *op) {
     for (int i = 0; i < op->nin; i++) from->args.at[i]->mapped = args[i];
     ir_clone_ops(r, from);
     for (int k = 0; k < from->yield.n; k++)
-      vec_push(m->arena, &r->yield, from->yield.at[k]->mapped);
+      vec_push(m->bodies, &r->yield, from->yield.at[k]->mapped);
     return r;
   }
   ir_type t = ir_scalar(op->out[0]->type.dtype);
   ir_op *one = ir_op_raw(r, op->code, args, op->nin, &t, 1);
   for (int i = 0; i < op->nattrs; i++) ir_set_attr(m, one, op->attr[i]);
-  vec_push(m->arena, &r->yield, one->out[0]);
+  vec_push(m->bodies, &r->yield, one->out[0]);
   return r;
 }
 
@@ -107,13 +107,13 @@ static bool absorb(ir_module *m, ir_op *producer, ir_op *user) {
     u->args.at[i]->mapped = y ? (y->mapped ? y->mapped : y) : r->args.at[of_user[i]];
   }
   ir_clone_ops(r, u);
-  for (int k = 0; k < u->yield.n; k++) vec_push(m->arena, &r->yield, u->yield.at[k]->mapped);
+  for (int k = 0; k < u->yield.n; k++) vec_push(m->bodies, &r->yield, u->yield.at[k]->mapped);
   user->code = IR_map;
   user->nattrs = 0;
   user->nin = n;
-  user->in = arena_new(m->arena, ir_value *, n);
+  user->in = arena_new(m->bodies, ir_value *, n);
   memcpy(user->in, in, sizeof *in * (size_t)n);
-  user->region = arena_new(m->arena, ir_region *, 1);
+  user->region = arena_new(m->bodies, ir_region *, 1);
   user->region[0] = r;
   user->nregions = 1;
   return true;
@@ -151,8 +151,8 @@ static void absorb_in_sum(ir_module *m, ir_op *sum) {
   }
   ir_clone_ops(r, f);
   ir_value *y = f->yield.at[0];
-  vec_push(m->arena, &r->yield, y->mapped ? y->mapped : y);
-  sum->region = arena_new(m->arena, ir_region *, 1);
+  vec_push(m->bodies, &r->yield, y->mapped ? y->mapped : y);
+  sum->region = arena_new(m->bodies, ir_region *, 1);
   sum->region[0] = r;
   sum->nregions = 1;
   sum->in[0] = p->in[at];
@@ -202,8 +202,8 @@ static void absorb_cast(ir_module *m, ir_op *cast) {
   if (p->nin > MAX_OPERANDS || p->nout == MAX_RESULTS) return;
   ir_region *r = pass_function_of(m, p);
   r->owner = p;
-  vec_push(m->arena, &r->yield, pass_cast(m, r, r->yield.at[v->pos], cast->out[0]->type.dtype));
-  ir_value **out = arena_new(m->arena, ir_value *, p->nout + 1);
+  vec_push(m->bodies, &r->yield, pass_cast(m, r, r->yield.at[v->pos], cast->out[0]->type.dtype));
+  ir_value **out = arena_new(m->bodies, ir_value *, p->nout + 1);
   memcpy(out, p->out, sizeof *out * (size_t)p->nout);
   out[p->nout] = cast->out[0];
   out[p->nout]->def = p;
@@ -212,7 +212,7 @@ static void absorb_cast(ir_module *m, ir_op *cast) {
   p->nout++;
   if (p->code != IR_map) p->nattrs = 0;
   p->code = IR_map;
-  p->region = arena_new(m->arena, ir_region *, 1);
+  p->region = arena_new(m->bodies, ir_region *, 1);
   p->region[0] = r;
   p->nregions = 1;
   v->mark--;

@@ -211,7 +211,7 @@ static ir_value *make_again(loc *c, rebuilt *rb, ir_region *at, ir_value *v, int
     return v;
   }
   for (int i = 0; i < op->nout; i++) op->out[i]->mapped = NULL;
-  ir_value **in = arena_new(c->m->arena, ir_value *, op->nin + 1);
+  ir_value **in = arena_new(c->m->bodies, ir_value *, op->nin + 1);
   for (int i = 0; i < op->nin; i++) in[i] = make_again(c, rb, at, op->in[i], t, user);
   ir_op *copy = ir_clone_op(at, op);
   for (int i = 0; i < op->nin; i++) copy->in[i] = in[i];
@@ -238,7 +238,7 @@ static ir_value *complete(loc *c, ir_region *r, ir_value *v, const ir_op *maker,
     ir_set_attr(c->m, all, ir_attr_s("axes", mesh_axes_text(c->m->arena, mesh, c->data)));
     all->segment = maker->segment + 1;
     r->ops.n--;
-    vec_push(c->m->arena, later, all);
+    vec_push(c->m->bodies, later, all);
     now = all->out[0];
   }
   if (now == v) return v;  // one micro-batch, on all ranks
@@ -254,9 +254,9 @@ static const char *localise_func(ir_module *m, ir_func *f) {
   loc c = {.m = m,
            .axis = mesh_axis(m->mesh, "micro"),
            .data = mesh_axes_of(m->mesh, "data"),
-           .time = arena_new(m->arena, int, n)};
-  bool *micro = arena_new(m->arena, bool, nops + 1);
-  int *when = arena_new(m->arena, int, nops + 1);
+           .time = arena_new(m->bodies, int, n)};
+  bool *micro = arena_new(m->bodies, bool, nops + 1);
+  int *when = arena_new(m->bodies, int, nops + 1);
 
   for (int i = 0; i < nops; i++) {
     ir_op *op = r->ops.at[i];
@@ -283,7 +283,7 @@ static const char *localise_func(ir_module *m, ir_func *f) {
   if (c.error) return c.error;
 
   // As late as the users allow.
-  int *limit = arena_new(m->arena, int, n);
+  int *limit = arena_new(m->bodies, int, n);
   for (int i = 0; i < n; i++) limit[i] = 1 << 20;
   for (int i = nops - 1; i >= 0; i--) {
     ir_op *op = r->ops.at[i];
@@ -310,12 +310,12 @@ static const char *localise_func(ir_module *m, ir_func *f) {
   int segments = 0;
   for (int i = 0; i < nops; i++)
     if (when[i] + 1 > segments) segments = when[i] + 1;
-  ir_op **old = arena_new(m->arena, ir_op *, nops + 1);
+  ir_op **old = arena_new(m->bodies, ir_op *, nops + 1);
   if (nops) memcpy(old, r->ops.at, sizeof *old * (size_t)nops);
   r->ops.n = 0;
-  rebuilt rb = {.sum = arena_new(m->arena, ir_value *, n),
-                .again = arena_new(m->arena, ir_value *, n)};
-  bool *want_sum = arena_new(m->arena, bool, n);
+  rebuilt rb = {.sum = arena_new(m->bodies, ir_value *, n),
+                .again = arena_new(m->bodies, ir_value *, n)};
+  bool *want_sum = arena_new(m->bodies, bool, n);
   for (int i = 0; i < nops; i++) {
     for (int k = 0; k < old[i]->nin; k++)
       if (placed(&c, old[i]->in[k]) == ON_PARTIAL && !(micro[i] && takes_partial(&c, old[i], k)))
@@ -323,7 +323,7 @@ static const char *localise_func(ir_module *m, ir_func *f) {
   }
   op_list later = {0};
   for (int t = 0; t <= segments; t++) {
-    for (int i = 0; i < later.n; i++) vec_push(m->arena, &r->ops, later.at[i]);
+    for (int i = 0; i < later.n; i++) vec_push(m->bodies, &r->ops, later.at[i]);
     later.n = 0;
     for (int i = 0; i < nops; i++) {
       ir_op *op = old[i];
@@ -339,7 +339,7 @@ static const char *localise_func(ir_module *m, ir_func *f) {
       }
       if (c.error) return c.error;
       op->segment = t;
-      vec_push(m->arena, &r->ops, op);
+      vec_push(m->bodies, &r->ops, op);
       for (int k = 0; k < op->nout; k++) {
         ir_value *v = op->out[k];
         if (placed(&c, v) != ON_PARTIAL || !want_sum[v->id]) continue;

@@ -128,7 +128,7 @@ static void follow(ir_module *m, ir_region *r) {
 const char *pass_narrow(ir_module *m, const pass_options *o) {
   (void)o;
   for (int i = 0; i < m->funcs.n; i++) {
-    nar c = {.m = m, .f = m->funcs.at[i], .made = {.arena = m->arena}};
+    nar c = {.m = m, .f = m->funcs.at[i], .made = {.arena = m->bodies}};
     visit(&c, c.f->body);
   }
   for (int i = 0; i < m->funcs.n; i++) follow(m, m->funcs.at[i]->body);

@@ -150,8 +150,8 @@ const char *pass_optimize(ir_module *m, const pass_options *o) {
       body->ops.at[kept++] = op;
       continue;
     }
-    vec_push(m->arena, &weights, ir_state_find(m, name + 5));
-    vec_push(m->arena, &grads, op->in[0]);
+    vec_push(m->bodies, &weights, ir_state_find(m, name + 5));
+    vec_push(m->bodies, &grads, op->in[0]);
   }
   body->ops.n = kept;
   if (!weights.n) return "train_step has no gradients to optimize with";

@@ -173,7 +173,7 @@ typedef struct build {
 // nothing there, and a stream's operands must not be views.
 static ir_value *operand(build *b, ir_value *v) {
   if (v->mapped) return v->mapped;
-  arena *a = b->c->m->arena;
+  arena *a = b->c->m->bodies;
   ir_op *def = v->def;
   bool is_cut = part_of(b->c, &v->type) == PART_CUT;
   bool inside =
@@ -204,7 +204,7 @@ static bool leaves(const cut *c, const ir_value *v) {
 
 static void fill(build *b) {
   cut *c = b->c;
-  arena *a = c->m->arena;
+  arena *a = c->m->bodies;
   for (int i = c->first; i <= c->last; i++) {
     ir_op *op = c->r->ops.at[i];
     if (!c->in[i]) continue;
@@ -238,7 +238,7 @@ static ir_op *zeros_like(ir_region *r, const ir_op *near, const ir_type *t) {
 static void put_args(build *b, ir_value *chunk) {
   ir_region *r = b->body;
   r->args.n = 0;
-  arena *a = b->c->m->arena;
+  arena *a = b->c->m->bodies;
   vec_push(a, &r->args, chunk);
   for (int i = 0; i < b->sum_arg.n; i++) vec_push(a, &r->args, b->sum_arg.at[i]);
   for (int i = 0; i < b->stacked_arg.n; i++) vec_push(a, &r->args, b->stacked_arg.at[i]);
@@ -258,26 +258,26 @@ static void replace(cut *c, const bool *behind) {
   put_args(&b, chunk);
 
   int n = r->ops.n;
-  ir_op **old = arena_new(m->arena, ir_op *, n);
+  ir_op **old = arena_new(m->bodies, ir_op *, n);
   memcpy(old, r->ops.at, sizeof *old * (size_t)n);
   r->ops.n = 0;
   for (int i = 0; i <= c->last; i++)
-    if (!c->in[i] && !behind[i]) vec_push(m->arena, &r->ops, old[i]);
+    if (!c->in[i] && !behind[i]) vec_push(m->bodies, &r->ops, old[i]);
   VEC(ir_value *) in = {0}, out = {0};
   for (int i = 0; i < b.sums.n; i++) {
-    vec_push(m->arena, &in, zeros_like(r, large, &b.sums.at[i]->type)->out[0]);
-    vec_push(m->arena, &out, b.sums.at[i]);
+    vec_push(m->bodies, &in, zeros_like(r, large, &b.sums.at[i]->type)->out[0]);
+    vec_push(m->bodies, &out, b.sums.at[i]);
   }
-  for (int i = 0; i < b.stacked.n; i++) vec_push(m->arena, &in, b.stacked.at[i]);
-  for (int i = 0; i < b.invariants.n; i++) vec_push(m->arena, &in, b.invariants.at[i]);
-  for (int i = 0; i < b.out.n; i++) vec_push(m->arena, &out, b.out.at[i]);
-  ir_type *types = arena_new(m->arena, ir_type, out.n + 1);
+  for (int i = 0; i < b.stacked.n; i++) vec_push(m->bodies, &in, b.stacked.at[i]);
+  for (int i = 0; i < b.invariants.n; i++) vec_push(m->bodies, &in, b.invariants.at[i]);
+  for (int i = 0; i < b.out.n; i++) vec_push(m->bodies, &out, b.out.at[i]);
+  ir_type *types = arena_new(m->bodies, ir_type, out.n + 1);
   for (int i = 0; i < out.n; i++) {
     types[i] = out.at[i]->type;
-    vec_push(m->arena, &b.body->yield, out.at[i]->mapped);
+    vec_push(m->bodies, &b.body->yield, out.at[i]->mapped);
   }
   ir_op *op = ir_op_raw(r, IR_repeat, in.at, in.n, types, out.n);
-  op->region = arena_new(m->arena, ir_region *, 1);
+  op->region = arena_new(m->bodies, ir_region *, 1);
   op->region[0] = b.body;
   op->nregions = 1;
   b.body->owner = op;
@@ -296,7 +296,7 @@ static void replace(cut *c, const bool *behind) {
     op->out[i]->pos = i;
   }
   for (int i = 0; i < n; i++)
-    if (!c->in[i] && (behind[i] || i > c->last)) vec_push(m->arena, &r->ops, old[i]);
+    if (!c->in[i] && (behind[i] || i > c->last)) vec_push(m->bodies, &r->ops, old[i]);
 }
 
 static void stream_func(ir_module *m, ir_func *f, int64_t limit) {
@@ -305,8 +305,8 @@ static void stream_func(ir_module *m, ir_func *f, int64_t limit) {
     ir_op *op = r->ops.at[i];
     if (!ir_is_product(op) || op->nout != 1 || ir_bytes(&op->out[0]->type) <= limit) continue;
     cut c = {.m = m, .r = r, .limit = limit, .large = op->out[0], .first = -1};
-    c.in = arena_new(m->arena, bool, r->ops.n);
-    bool *behind = arena_new(m->arena, bool, r->ops.n);
+    c.in = arena_new(m->bodies, bool, r->ops.n);
+    bool *behind = arena_new(m->bodies, bool, r->ops.n);
     if (choose(&c) && collect(&c) && order(&c, behind)) replace(&c, behind);
   }
 }

@@ -170,8 +170,8 @@ static int asked_on(const maker *k, int at, int j, int axis) {
 }
 
 static bool moves_to(const sh_result *s, int value, int code) {
-  for (int i = 0; i < s->moves.n; i++)
-    if (s->moves.at[i].value == value && s->moves.at[i].to == code) return true;
+  SH_MOVES_OF(s, value, m)
+  if (m->to == code) return true;
   return false;
 }
 
@@ -202,21 +202,16 @@ static double part_when_moved(const maker *k, int at, int j, int inner, int to) 
 static double *parts_when_moved(const maker *k, int inner) {
   const sh_result *s = k->b->axis[inner];
   double *part = arena_new(k->scratch, double, s->moves.n + 1);
-  int *first = arena_new(k->scratch, int, k->g->value.n + 1);  // of a value's moves, + 1
-  int *next = arena_new(k->scratch, int, s->moves.n + 1);
-  for (int i = s->moves.n - 1; i >= 0; i--) {
-    next[i] = first[s->moves.at[i].value];
-    first[s->moves.at[i].value] = i + 1;
-  }
   for (int at = 0; at < k->g->op.n && s->strategy; at++)
     for (int j = 0; j < k->g->op.at[at].nin; j++) {
       int v = k->g->op.at[at].in[j];
-      for (int i = v < 0 ? 0 : first[v]; i; i = next[i - 1]) {
-        int code = asked_on(k, at, j, inner), to = s->moves.at[i - 1].to;
+      if (v < 0) continue;
+      SH_MOVES_OF(s, v, m) {
+        int code = asked_on(k, at, j, inner);
         // What is whole serves those who ask for a part.
-        if (code != to && (to != SH_REPLICATED || code == s->code[v])) continue;
-        double now = part_when_moved(k, at, j, inner, to);
-        if (now > part[i - 1]) part[i - 1] = now;
+        if (code != m->to && (m->to != SH_REPLICATED || code == s->code[v])) continue;
+        double now = part_when_moved(k, at, j, inner, m->to), *most = &part[m - s->moves.at];
+        if (now > *most) *most = now;
       }
     }
   return part;
@@ -324,11 +319,12 @@ static void hide_streams(maker *k, int inner) {
     if (!streams) continue;
     double flops = p->cost.flops * (double)k->b->key.micro_batch * k->op_part[i];
     double work = pc_op_seconds(k->device, &p->cost, flops, 0), moved = 0;
-    for (int j = 0; j < s->moves.n; j++) {
-      const sh_move *m = &s->moves.at[j];
-      bool feeds = false;
-      for (int o = 0; o < p->nin; o++) feeds |= streams[o] && p->in[o] == m->value;
-      if (m->streamed && feeds && m->phase == p->phase) moved += m->cost.seconds;
+    for (int o = 0; o < p->nin; o++) {
+      bool feeds = streams[o] && p->in[o] >= 0;
+      for (int b = 0; b < o; b++) feeds &= !streams[b] || p->in[b] != p->in[o];
+      if (!feeds) continue;
+      SH_MOVES_OF(s, p->in[o], m)
+      if (m->streamed && m->phase == p->phase) moved += m->cost.seconds;
     }
     // The first chunk cannot be hidden.
     double first = moved / (double)k->b->key.size[inner];
@@ -736,8 +732,8 @@ static void add_weights(maker *k) {
 static void add_handovers(maker *k) {
   double *bytes = arena_new(k->scratch, double, k->g->value.n + 1);
   for (int v = 0; v < k->g->value.n; v++) bytes[v] = local_bytes(k, v);
-  const handover *h = ho_find(k->a, k->g, bytes);
-  for (int i = 0; i < k->b->npieces; i++) k->b->piece[i].hands = &h[i];
+  const handover *const *h = ho_find(k->a, k->scratch, k->g, bytes);
+  for (int i = 0; i < k->b->npieces; i++) k->b->piece[i].hands = h[i];
 }
 
 // What is asked of a solved axis when the block is made: all else of it goes.

@@ -163,16 +163,16 @@ static double crossing(const ev_point *p, const stages_cut *cut, int part, pg_ph
   bool front = next == p->layers || next == p->first_of[piece];
   if (front && next < p->layers && piece > 1 && !g->piece.at[piece - 1].empty) piece--;
   const handover *h = ev_at_stage(p, (part + 1) % n)->b->piece[piece].hands;
-  const ho_cut *c = front ? &h->front[phase] : &h->between[phase];
+  const ho_cut c = ho_at(h, !front, phase);
   double bytes = 0;
-  for (int i = 0; i < c->n; i++) {
-    int made = c->at[i].made;
+  for (int i = 0; i < c.n; i++) {
+    int made = c.at[i].made;
     bool there = false;
     if (made >= 0 && p->parts > n) {
       int at = part_of(p, cut, made, phase);
       there = (phase == PG_FORWARD ? part + 1 - at : at - part) >= n;
     }
-    if (!there) bytes += c->at[i].bytes;
+    if (!there) bytes += c.at[i].bytes;
   }
   return bytes;
 }

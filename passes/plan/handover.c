@@ -20,10 +20,20 @@ typedef struct finder {
   arena *a;
   const pg_graph *g;
   known *k;
-  handover *out;
+  handover **out;
 } finder;
 
-static void put(finder *f, ho_cut *cut, int made, double bytes) {
+// Nobody cuts in front of a piece where nothing runs, but of the last one, which ends the cuts; nor
+// a layer that is alone.
+static bool is_cut(const pg_graph *g, int piece, bool between) {
+  const pg_piece *p = &g->piece.at[piece];
+  return between ? p->count > 1 : !p->empty || piece == g->piece.n - 1;
+}
+
+static void put(finder *f, int piece, bool between, pg_phase phase, int made, double bytes) {
+  if (piece >= f->g->piece.n || !is_cut(f->g, piece, between)) return;
+  if (!f->out[piece]) f->out[piece] = arena_new(f->a, handover, 1);
+  ho_cut *cut = between ? &f->out[piece]->between[phase] : &f->out[piece]->front[phase];
   for (int i = 0; i < cut->n; i++)
     if (cut->at[i].made == made) {
       cut->at[i].bytes += bytes;
@@ -93,27 +103,29 @@ static void spread(finder *f, const known *k) {
   for (int away = 1; away <= k->far; away++) {
     int way = k->back ? -away : away, piece = k->piece + way;
     // Forward it enters a piece by its front, backward it leaves the one before by that one's.
-    put(f, &f->out[k->back ? piece + 1 : piece].front[k->back], k->piece, k->bytes);
-    if (away < k->far || away <= k->far_in)
-      put(f, &f->out[piece].between[k->back], k->piece, k->bytes);
+    pg_phase phase = k->back ? PG_BACKWARD : PG_FORWARD;
+    put(f, k->back ? piece + 1 : piece, false, phase, k->piece, k->bytes);
+    if (away < k->far || away <= k->far_in) put(f, piece, true, phase, k->piece, k->bytes);
   }
 }
 
-handover *ho_find(arena *a, const pg_graph *g, const double *bytes) {
-  arena scratch;
-  arena_init(&scratch);
+const handover *const *ho_find(arena *a, arena *scratch, const pg_graph *g, const double *bytes) {
   finder f = {.a = a, .g = g};
-  f.k = arena_new(&scratch, known, g->value.n + 1);
-  f.out = arena_new(a, handover, g->piece.n + 1);
+  f.k = arena_new(scratch, known, g->value.n + 1);
+  f.out = arena_new(scratch, handover *, g->piece.n + 1);
   find_lives(&f, bytes);
   for (int i = 0; i < g->op.n; i++) {
     const pg_op *p = &g->op.at[i];
     if (p->kind == PG_ENTER && g->value.at[p->out[0]].batch)
-      put(&f, &f.out[p->piece].between[p->phase], -1, bytes[p->out[0]]);
+      put(&f, p->piece, true, p->phase, -1, bytes[p->out[0]]);
   }
   for (int v = 0; v < g->value.n; v++) spread(&f, &f.k[v]);
-  arena_free(&scratch);
-  return f.out;
+  return (const handover *const *)f.out;
+}
+
+ho_cut ho_at(const handover *h, bool between, pg_phase phase) {
+  if (!h) return (ho_cut){0};
+  return between ? h->between[phase] : h->front[phase];
 }
 
 double ho_bytes(const ho_cut *c) {

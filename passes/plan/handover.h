@@ -25,8 +25,11 @@ typedef struct handover {
   ho_cut front[2], between[2];
 } handover;
 
-// `bytes`: of each value, as a rank holds it. All of it is in `a`.
-handover *ho_find(arena *a, const pg_graph *g, const double *bytes);
+// Of each piece; NULL where nothing crosses a cut that there may be. `bytes`: of each value, as a
+// rank holds it. The list itself is in `scratch`, what it points to in `a`: a planner keeps many.
+const handover *const *ho_find(arena *a, arena *scratch, const pg_graph *g, const double *bytes);
+// What crosses in front of a piece, or between its layers.
+ho_cut ho_at(const handover *h, bool between, pg_phase phase);
 double ho_bytes(const ho_cut *c);
 
 #endif

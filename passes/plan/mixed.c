@@ -38,8 +38,11 @@ const char *mixed_why_not(const bl_block *fast, const bl_block *slow) {
     if (fast->g->piece.at[i].count != slow->g->piece.at[i].count)
       return "the two kinds of recomputation cut the step otherwise";
     bool alike = true;
-    for (int k = 0; k < 2; k++)
-      alike &= same(ho_bytes(&f->hands->between[k]), ho_bytes(&s->hands->between[k]));
+    for (int k = 0; k < 4; k++) {
+      ho_cut fast_cut = ho_at(f->hands, k & 1, k < 2 ? PG_FORWARD : PG_BACKWARD);
+      ho_cut slow_cut = ho_at(s->hands, k & 1, k < 2 ? PG_FORWARD : PG_BACKWARD);
+      alike &= same(ho_bytes(&fast_cut), ho_bytes(&slow_cut));
+    }
     if (!alike || !same(f->layer.elements, s->layer.elements))
       return "layers of the two kinds are placed otherwise";
     double both = seconds(&f->phase[PG_FORWARD]) + seconds(&f->phase[PG_BACKWARD]);

@@ -637,13 +637,47 @@ static const double **find_costs(const solver *s, arena *scratch) {
   return cost;
 }
 
+// Behind the value's other moves.
+static void add_move(const solver *s, sh_result *out, sh_move m) {
+  int *end = &out->first[m.value];
+  while (*end) end = &out->moves.at[*end - 1].next;
+  *end = out->moves.n + 1;
+  vec_push(s->result, &out->moves, m);
+}
+
+// The ops that read each value: of value v, at[first[v]] .. at[first[v + 1] - 1].
+typedef struct readers {
+  int *first, *at;
+} readers;
+
+static readers find_readers(const pg_graph *g, arena *a) {
+  readers r = {.first = arena_new(a, int, g->value.n + 2)};
+  int *end = r.first + 1;  // of value v: where its next reader goes
+  for (int i = 0; i < g->op.n; i++)
+    for (int k = 0; k < g->op.at[i].nin; k++)
+      if (g->op.at[i].in[k] >= 0) end[g->op.at[i].in[k]]++;
+  int n = 0;
+  for (int v = 0; v < g->value.n; v++) {
+    int many = end[v];
+    end[v] = n;
+    n += many;
+  }
+  r.at = arena_new(a, int, n + 1);
+  for (int i = 0; i < g->op.n; i++)
+    for (int k = 0; k < g->op.at[i].nin; k++)
+      if (g->op.at[i].in[k] >= 0) r.at[end[g->op.at[i].in[k]]++] = i;
+  return r;
+}
+
 // Whether anything but `leave` reads a value in this placement.
-static bool read_so(const solver *s, const sh_result *out, int v, int code, int leave) {
-  for (int i = 0; i < s->g->op.n; i++)
-    for (int k = 0; k < s->g->op.at[i].nin; k++)
-      if (i != leave && s->g->op.at[i].in[k] == v &&
-          s->r->strategy[i][out->strategy[i]].code[k] == code)
-        return true;
+static bool read_so(const solver *s, const readers *r, const sh_result *out, int v, int code,
+                    int leave) {
+  for (int n = r->first[v]; n < r->first[v + 1]; n++) {
+    int i = r->at[n];
+    const pg_op *p = &s->g->op.at[i];
+    for (int k = 0; k < p->nin && i != leave; k++)
+      if (p->in[k] == v && s->r->strategy[i][out->strategy[i]].code[k] == code) return true;
+  }
   return false;
 }
 
@@ -651,20 +685,23 @@ static bool read_so(const solver *s, const sh_result *out, int v, int code, int 
 // another placement than it is carried in, that is one more conversion, behind the layers.
 static void move_leaving(const solver *s, sh_result *out) {
   const pg_graph *g = s->g;
+  readers r = find_readers(g, s->a);
   for (int i = 0; i < g->op.n; i++) {
     const pg_op *p = &g->op.at[i];
     if (p->kind != PG_LEAVE || p->in[0] < 0) continue;
     int v = p->in[0], code = s->r->strategy[i][out->strategy[i]].code[0];
-    for (int k = 0; k < out->moves.n; k++) {
-      sh_move m = out->moves.at[k];
-      if (m.value != v || m.to != code) continue;
-      m.times = 1;
-      m.piece = p->phase == PG_FORWARD ? p->piece + 1 : p->piece - 1;
-      m.prefetched = false;
-      if (read_so(s, out, v, code, i))
-        vec_push(s->result, &out->moves, m);
-      else
-        out->moves.at[k] = m;
+    SH_MOVES_OF(out, v, m) {
+      if (m->to != code) continue;
+      sh_move last = *m;
+      last.times = 1;
+      last.piece = p->phase == PG_FORWARD ? p->piece + 1 : p->piece - 1;
+      last.prefetched = false;
+      if (!read_so(s, &r, out, v, code, i)) {
+        *m = last;
+      } else {
+        last.next = 0;
+        add_move(s, out, last);
+      }
       break;
     }
   }
@@ -710,7 +747,7 @@ static void record(solver *s, sh_result *out, const int *value) {
                    .prefetched = g->value.at[v].ahead};
       if (m.prefetched) m.phase = PG_BACKWARD;
       m.cost = move_cost(s, v, m.from, m.to, &m.kind, &m.bytes);
-      vec_push(s->result, &out->moves, m);
+      add_move(s, out, m);
     }
   }
   move_leaving(s, out);
@@ -785,6 +822,7 @@ sh_result *sh_solve(arena *a, const sh_rules *r, const sh_env *e, const double *
     out->op_part = arena_new(a, double, g->op.n + 1);
     out->code = arena_alloc(a, (size_t)g->value.n + 1);
     out->value_part = arena_new(a, double, g->value.n + 1);
+    out->first = arena_new(a, int, g->value.n + 1);
     for (int v = 0; v < g->value.n; v++) out->value_part[v] = 1;
     out->stats = x->stats;
     record(&s, out, value);

@@ -94,6 +94,7 @@ typedef struct sh_move {
   cl_cost cost;     // of one
   bool streamed;    // overlaps the attention it feeds
   bool prefetched;  // of what was saved for backward: it can be on its way before it is read
+  int next;         // another of the same value: its place in `moves` + 1; 0: there is none
 } sh_move;
 
 typedef struct sh_result {
@@ -102,9 +103,15 @@ typedef struct sh_result {
   double *value_part;  // fraction of each value that a rank holds: 1 or 1 / size (padded: more)
   double *op_part;     // fraction of each op's work
   VEC(sh_move) moves;
+  int *first;            // of a value's moves: its place + 1; 0: it has none
   VEC(sh_move) reduces;  // inside ops (loss)
   el_stats stats;
 } sh_result;
+
+// The moves of a value, each in turn, of a result with strategies.
+#define SH_MOVES_OF(s, v, m)                                                             \
+  for (sh_move *m = (s)->first[v] ? &(s)->moves.at[(s)->first[v] - 1] : NULL; m != NULL; \
+       m = m->next ? &(s)->moves.at[m->next - 1] : NULL)
 
 // Solves one axis. `value_part`, `op_part`: fractions that earlier axes leave, or NULL. NULL when
 // the axis cannot be used (no index divides by its size), with the reason in *why. size 1 gives the
