@@ -434,31 +434,47 @@ el_circuit *el_compile(arena *a, const el_problem *p, el_stats *stats) {
 
 // ---- running ------------------------------------------------------------------------------------
 
-// The least sum of entry `at`, and where it stands. `in`: the k functions that are added.
-static inline double least_sum(const el_step *s, const double *const *in, int at, int k,
-                               int *best) {
-  int from = s->t->start[at], to = s->t->start[at + 1];
-  const int *x = s->t->sum;
+static inline double sum_of(const double *const *in, const int *x, int k) {
+  double sum = k ? in[0][x[1]] : 0;
+  for (int j = 1; j < k; j++) sum += in[j][x[1 + j]];
+  return sum;
+}
+
+// Where the least sum of entry `at` stands. `in`: the functions that are added.
+static int place_of_least(const el_step *s, const double *const *in, int at) {
+  int k = s->addends, best = s->t->start[at];
   double least = INFINITY;
-  *best = from;
-  for (int i = from; i < to; i += k + 1) {
-    double sum = k ? in[0][x[i + 1]] : 0;
-    for (int j = 1; j < k; j++) sum += in[j][x[i + 1 + j]];
+  for (int i = best; i < s->t->start[at + 1]; i += k + 1) {
+    double sum = sum_of(in, s->t->sum + i, k);
     if (sum < least) {
       least = sum;
-      *best = i;
+      best = i;
     }
   }
-  return least;
+  return best;
+}
+
+// The least sums of all entries: minima without branches, which is most of what the planner does
+// for a model of many unlike layers.
+static inline void least_of(const el_step *s, const double *const *in, int k, double *made) {
+  const int *start = s->t->start, *x = s->t->sum;
+  for (int e = 0; e < s->t->entries; e++) {
+    double least = INFINITY;
+    for (int i = start[e]; i < start[e + 1]; i += k + 1) {
+      double sum = sum_of(in, x + i, k);
+      least = sum < least ? sum : least;
+    }
+    made[e] = least;
+  }
 }
 
 // Most sums have two to four addends: their loops are unrolled.
-static double least_of(const el_step *s, const double *const *in, int at, int *best) {
+static void find_least(const el_step *s, const double *const *in, double *made) {
   switch (s->addends) {
-    case 2: return least_sum(s, in, at, 2, best);
-    case 3: return least_sum(s, in, at, 3, best);
-    case 4: return least_sum(s, in, at, 4, best);
-    default: return least_sum(s, in, at, s->addends, best);
+    case 2: least_of(s, in, 2, made); break;
+    case 3: least_of(s, in, 3, made); break;
+    case 4: least_of(s, in, 4, made); break;
+    default: least_of(s, in, s->addends, made);
   }
 }
 
@@ -482,10 +498,10 @@ static const double *minima(run *r, arena *scratch, const el_step *s, const doub
   key_clear(&r->key);
   KEY_PUT(&r->key, s->t);
   key_put(&r->key, in, sizeof *in * (size_t)s->addends);
-  int n = intern_of(&r->sums, &r->key), best;
+  int n = intern_of(&r->sums, &r->key);
   if (n < r->of_sum.n) return r->of_sum.at[n];
   double *made = arena_new(scratch, double, s->t->entries);
-  for (int e = 0; e < s->t->entries; e++) made[e] = least_of(s, in, e, &best);
+  find_least(s, in, made);
   vec_push(scratch, &r->of_sum, made);
   return made;
 }
@@ -497,7 +513,7 @@ bool el_run(const el_circuit *c, arena *scratch, const double *const *cost, int 
   run r = {.c = c, .cost = cost};
   r.made = arena_new(scratch, const double *, c->nsteps + 1);
   r.sums.arena = r.key.arena = scratch;
-  int *chosen = arena_new(scratch, int, c->nsteps + 1), best, most = 1;  // entry of each step
+  int *chosen = arena_new(scratch, int, c->nsteps + 1), most = 1;  // entry of each step
   bool *used = arena_new(scratch, bool, c->nsteps + 1);
   for (int i = 0; i < c->nsteps; i++)
     if (c->step[i].addends > most) most = c->step[i].addends;
@@ -515,7 +531,7 @@ bool el_run(const el_circuit *c, arena *scratch, const double *const *cost, int 
   for (int i = c->nsteps - 1; i >= 0; i--) {
     const el_step *s = &c->step[i];
     find_functions(&r, s, in);
-    least_of(s, in, chosen[i], &best);
+    int best = place_of_least(s, in, chosen[i]);
     value[s->var] = s->t->sum[best];
     for (int j = s->given; j < s->addends; j++) chosen[s->of[j]] = s->t->sum[best + 1 + j];
   }
