@@ -15,6 +15,7 @@
 #include "runtime/dtype.h"
 #include "runtime/init.h"
 #include "runtime/safetensors.h"
+#include "tests/unit/flip.h"
 #include "tests/unit/toy_refuse.h"
 
 // ---- a disk that fails ------------------------------------------------------------------------
@@ -412,15 +413,6 @@ static void test_truncation(void **state) {
   }
   assert_int_equal(unlink(part(w, "step-00000020/optimizer.safetensors")), 0);
   has(refused(w), "optimizer.safetensors");
-}
-
-static void flip(const char *path, off_t at, int bit) {
-  int fd = open(path, O_RDWR);
-  unsigned char c;
-  assert_int_equal(pread(fd, &c, 1, at), 1);
-  c ^= (unsigned char)(1 << bit);
-  assert_int_equal(pwrite(fd, &c, 1, at), 1);
-  close(fd);
 }
 
 static void test_flipped_bits(void **state) {

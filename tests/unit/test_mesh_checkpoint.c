@@ -9,6 +9,7 @@
 #include "runtime/base/str.h"
 #include "runtime/base/vec.h"
 #include "runtime/safetensors.h"
+#include "tests/unit/flip.h"
 #include "tests/unit/rank_fixture.h"
 
 typedef struct world {
@@ -485,15 +486,6 @@ static void test_one_call_of_another_fails(void **state) {
   every_call_fails(*state, "tensor 2", FAULT_ONCE, 1);
 }
 static void test_all_die(void **state) { every_call_fails(*state, "tensor 2", FAULT_CRASH, -1); }
-
-static void flip(const char *path, off_t at, int bit) {
-  int fd = open(path, O_RDWR);
-  unsigned char c;
-  assert_int_equal(pread(fd, &c, 1, at), 1);
-  c ^= (unsigned char)(1 << bit);
-  assert_int_equal(pwrite(fd, &c, 1, at), 1);
-  close(fd);
-}
 
 // Bytes of the files of ranks: any that is wrong is noticed by whoever reads it.
 static void test_flipped_bytes(void **state) {
