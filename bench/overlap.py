@@ -1,16 +1,19 @@
 #!/usr/bin/env python3
 """Overlapped gradient reduction on this host: 2 ranks x 1 thread, data=2, with and without pass `overlap`.
 
-    bench/overlap.py [--rounds 10] [--steps 20] [--share 0.93] [--dsmc build/dsmc] [--json] [CASE...]
+    bench/overlap.py [--bind core|none] [--rounds 10] [--steps 20] [--share 0.93] [--dsmc build/dsmc] [--json] [CASE...]
 
-Three programs of one model take turns, each on both cores: the plan with overlap, the plan with
-`--skip overlap`, and compute alone: two processes, each the one-rank program with a rank's half of
-the batch, at the same time. Communication alone is what a profile of the plan without overlap says
+Three programs of one model take turns, each on both cores, each process on one of them, as mpirun
+binds two ranks by itself (--bind none: on any): the plan with overlap, the plan with `--skip
+overlap`, and compute alone: two processes, each the one-rank program with a rank's half of the
+batch, at the same time. Communication alone is what a profile of the plan without overlap says
 of its exchanges with the smallest batch there is (they move the gradients whatever the batch), so
 that ranks hardly wait for each other. A round counts when bench/share.c gives both cores before and
-behind it. The steps of all rounds go into one pool a program. Neighbours on the host slow a step by
-up to a half, for seconds at a time, and never make one faster, so two quantiles are printed: the
-tenth, of steps that were left alone, and the median. Each in ms a step, and the ratios
+behind it. Neighbours on the host slow a step by up to a half, for seconds or minutes at a time, and
+never make one faster. So two things are printed, in ms a step: `quiet`, the tenth quantile of all
+steps of a program, those that were left alone; and `of_rounds`, what is the median of all rounds where
+each round has the median of its own steps, which were made within seconds. And the ratios (of
+`of_rounds`: the medians of each round's own)
 
     pays   step without overlap / step with overlap      at least 1 is asked for
     max    max(compute, communication) / step with       0.9 is aimed at
@@ -30,7 +33,6 @@ CASES = {
     "compute": ("layers=8,hidden=256,heads=4,vocab=512,context=64,seq=64,drop=0", 16),
     "wide": ("layers=4,hidden=768,heads=12,vocab=2048,context=64,seq=64,drop=0", 4),
 }
-MPI = ["mpirun", "--allow-run-as-root", "--oversubscribe", "--bind-to", "none", "-n", "2"]
 
 
 def run(command):
@@ -38,6 +40,10 @@ def run(command):
     if done.returncode:
         sys.exit("%s\n%s" % (" ".join(command), done.stdout))
     return done.stdout
+
+
+def mpirun(args):
+    return ["mpirun", "--allow-run-as-root", "--oversubscribe", "--bind-to", args.bind, "-n", "2"]
 
 
 def build(args, folder, name, sets, batch, ranks, more):
@@ -75,15 +81,17 @@ def command(args, program, log, more=()):
 
 def on_ranks(args, program):
     log = program + ".jsonl"
-    run(MPI + command(args, program, log))
+    run(mpirun(args) + command(args, program, log))
     return steps_of(log)
 
 
 def apart(args, program):
     """Two processes with nothing to say to each other; the slower one of a step counts."""
     logs = ["%s.%d.jsonl" % (program, i) for i in range(2)]
-    both = [subprocess.Popen(command(args, program, log), stdout=subprocess.DEVNULL,
-                             stderr=subprocess.DEVNULL) for log in logs]
+    cores = sorted(os.sched_getaffinity(0))[:2]
+    both = [subprocess.Popen((["taskset", "-c", str(core)] if args.bind == "core" else []) +
+                             command(args, program, log), stdout=subprocess.DEVNULL,
+                             stderr=subprocess.DEVNULL) for core, log in zip(cores, logs)]
     if any([p.wait() for p in both]):
         sys.exit("%s failed" % program)
     return [max(both) for both in zip(*map(steps_of, logs))]
@@ -91,7 +99,7 @@ def apart(args, program):
 
 def exchanges(args, program):
     """ms a step in exchanges, by the profile of rank 0."""
-    text = run(MPI + command(args, program, program + ".jsonl", ["--profile", "-v"]))
+    text = run(mpirun(args) + command(args, program, program + ".jsonl", ["--profile", "-v"]))
     os.remove(program + ".jsonl")
     steps = re.search(r"mean of (\d+)", text)
     row = re.search(r"^ +([0-9.]+) +[0-9.]+ %.*\(exchange among ranks\)", text, re.M)
@@ -118,20 +126,26 @@ def measure(args, folder, name):
     if not rounds:
         return {"case": name, "measured": False, "why": "machine busy", "thrown": thrown}
     r = {"case": name, "measured": True, "rounds": len(rounds), "thrown": thrown}
-    for quantile, share in (("quiet", 0.1), ("median", 0.5)):
-        w, p, c = (of_pool([t for r in rounds for t in r[i]], share) for i in range(3))
-        x = of_pool([r[3] for r in rounds], share)
-        r[quantile] = {"with_ms": w, "without_ms": p, "compute_ms": c, "communication_ms": x,
-                       "pays": p / w, "max": max(c, x) / w, "sum": (c + x) / w}
+    pools = [[t for one in rounds for t in one[i]] for i in range(3)]
+    quiet = ratios(*(quantile(pool, 0.1) for pool in pools), quantile([one[3] for one in rounds], 0.1))
+    each = [ratios(*(quantile(one[i], 0.5) for i in range(3)), one[3]) for one in rounds]
+    r["quiet"] = quiet
+    r["of_rounds"] = {key: quantile([one[key] for one in each], 0.5) for key in quiet}
     return r
 
 
-def of_pool(times, share):
-    return sorted(times)[int(share * (len(times) - 1))]
+def ratios(w, p, c, x):
+    return {"with_ms": w, "without_ms": p, "compute_ms": c, "communication_ms": x, "pays": p / w,
+            "max": max(c, x) / w, "sum": (c + x) / w}
+
+
+def quantile(values, share):
+    return sorted(values)[int(share * (len(values) - 1))]
 
 
 def main():
     a = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    a.add_argument("--bind", choices=["core", "none"], default="core")
     a.add_argument("--rounds", type=int, default=10)
     a.add_argument("--steps", type=int, default=20)
     a.add_argument("--share", type=float, default=0.93)
@@ -149,9 +163,9 @@ def main():
             elif not r["measured"]:
                 print("%-9s not measured: machine busy (%d rounds thrown away)" % (name, r["thrown"]), flush=True)
             else:
-                for quantile in ("quiet", "median"):
-                    print("%-9s %-6s with %.1f ms, without %.1f; compute alone %.1f, communication alone %.1f; "
-                          "pays %.3f, max %.2f, sum %.2f" % (name, quantile, *r[quantile].values()), flush=True)
+                for kind in ("quiet", "of_rounds"):
+                    print("%-9s %-9s with %.1f ms, without %.1f; compute alone %.1f, communication alone %.1f; "
+                          "pays %.3f, max %.2f, sum %.2f" % (name, kind, *r[kind].values()), flush=True)
                 print("%-9s %d rounds, %d thrown away" % (name, r["rounds"], r["thrown"]), flush=True)
 
 

@@ -245,17 +245,23 @@ status *comm_test(comm *c, int lane, bool *done) {
   return told(c, what);
 }
 
-status *comm_wait(comm *c, int lane) {
-  int64_t begin = 0;
+void comm_rest(int64_t since) {
+  if (clock_ns() - since < YIELD_NS)
+    sched_yield();
+  else
+    nanosleep(&(struct timespec){.tv_nsec = NAP_NS}, NULL);
+}
+
+status *comm_wait(comm *c, int lane, const comm_idle *idle) {
+  int64_t since = 0;
   for (bool done = false;;) {
     STATUS_DO(comm_test(c, lane, &done));
     if (done) return NULL;
-    int64_t now = clock_ns();
-    if (!begin) begin = now;
-    if (now - begin < YIELD_NS)
-      sched_yield();
+    if (!since) since = clock_ns();
+    if (idle)
+      STATUS_DO(idle->rest(idle->ctx, lane, since));
     else
-      nanosleep(&(struct timespec){.tv_nsec = NAP_NS}, NULL);
+      comm_rest(since);
   }
 }
 
@@ -266,11 +272,11 @@ status *comm_broadcast(comm *c, void *at, size_t n, int from) {
   int tag = comm_tag(TAG_CONTROL, 0, c->controls++);
   if (c->engine.rank != from) {
     STATUS_DO(comm_post_receive(c, COMM_CONTROL, from, tag, at, (int64_t)n));
-    return comm_wait(c, COMM_CONTROL);
+    return comm_wait(c, COMM_CONTROL, NULL);
   }
   for (int k = 0; k < c->engine.ranks; k++)
     if (k != from) STATUS_DO(comm_post_send(c, COMM_CONTROL, k, tag, at, (int64_t)n));
-  return comm_wait(c, COMM_CONTROL);
+  return comm_wait(c, COMM_CONTROL, NULL);
 }
 
 status *comm_collect(comm *c, const void *mine, size_t n, void *all, int to) {
@@ -281,7 +287,7 @@ status *comm_collect(comm *c, const void *mine, size_t n, void *all, int to) {
   int tag = comm_tag(TAG_CONTROL, 0, c->controls++);
   if (c->engine.rank != to) {
     STATUS_DO(comm_post_send(c, COMM_CONTROL, to, tag, mine, (int64_t)n));
-    return comm_wait(c, COMM_CONTROL);
+    return comm_wait(c, COMM_CONTROL, NULL);
   }
   unsigned char *at = all;
   for (int k = 0; k < c->engine.ranks; k++, at += n) {
@@ -290,7 +296,7 @@ status *comm_collect(comm *c, const void *mine, size_t n, void *all, int to) {
     else
       STATUS_DO(comm_post_receive(c, COMM_CONTROL, k, tag, at, (int64_t)n));
   }
-  return comm_wait(c, COMM_CONTROL);
+  return comm_wait(c, COMM_CONTROL, NULL);
 }
 
 // Rank 0 makes one number of all, and tells.

@@ -15,7 +15,8 @@
 // Two threads may be here at once: one with control messages, one with exchanges. All ranks make
 // the same control calls in the same order; ranks of a group the same exchanges over it.
 //
-// A rank that waits gives its core away: it yields, then sleeps. Exchanges of a program without an
+// A rank that waits gives its core away: it yields, then sleeps; or it does something else
+// (comm_idle). Exchanges of a program without an
 // order of their own (sums) are done in the order of ranks, so bits depend on the mesh alone.
 #ifndef DSM_COMM_H
 #define DSM_COMM_H
@@ -80,11 +81,23 @@ int comm_at(const prog *p, int rank, uint32_t axes, int64_t place);
 
 // ---- exchanges ----------------------------------------------------------------------------------
 
+// What an exchange does when messages that it waits for are not there yet: `rest` is told since
+// when, by clock_ns, and which lane it waits for, and may return at any time; what it returns ends
+// the exchange.
+typedef struct comm_idle {
+  status *(*rest)(void *ctx, int lane, int64_t since);
+  void *ctx;
+} comm_idle;
+
 // Does what a record says; `buf` holds the operands that exchange.h lists. `call` says for whom
-// (the flight recorder tells of it); NULL: nobody. Returns when `out` is there and `in` may be
-// written again.
+// (the flight recorder tells of it); NULL: nobody. `idle` NULL: comm_rest. Returns when `out` is
+// there and `in` may be written again.
 status *comm_exchange(comm *c, const prog_exchange *x, unsigned char *const *buf,
-                      const dsm_call *call) STATUS_MUST_USE;
+                      const dsm_call *call, const comm_idle *idle) STATUS_MUST_USE;
+// Gives the core away for a moment: yields, or sleeps when it has waited for long.
+void comm_rest(int64_t since);
+// Moves messages on. *done: what the lane waits for is there.
+status *comm_test(comm *c, int lane, bool *done) STATUS_MUST_USE;
 // Waits until all sends have left. At the end of a call of an entry.
 status *comm_drain(comm *c) STATUS_MUST_USE;
 

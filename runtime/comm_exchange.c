@@ -17,6 +17,7 @@ typedef struct job {
   unsigned char *out, *in, *scratch;
   int64_t unit, ranks, me;  // bytes of an element; of the group; the place in it
   int tag;
+  const comm_idle *idle;
 } job;
 
 static int peer(const job *j, int64_t place) {
@@ -30,6 +31,8 @@ static status *send_to(job *j, int64_t place, const unsigned char *at, int64_t e
 static status *receive_from(job *j, int64_t place, unsigned char *at, int64_t elements) {
   return comm_post_receive(j->c, COMM_IN, peer(j, place), j->tag, at, elements * j->unit);
 }
+
+static status *wait_for(job *j, int lane) { return comm_wait(j->c, lane, j->idle); }
 
 static unsigned char *element(const job *j, unsigned char *base, int64_t at) {
   return base + at * j->unit;
@@ -105,12 +108,12 @@ static status *trade(job *j) {
     STATUS_DO(receive_from(j, from, out_block ? target : arrived, exchange_piece(x, from)));
     STATUS_DO(send_to(j, to, in_block ? source : packed, exchange_piece(x, j->me)));
     if (!rounds) continue;
-    STATUS_DO(comm_wait(j->c, COMM_IN));
+    STATUS_DO(wait_for(j, COMM_IN));
     if (!out_block) unpack(j, from, target, arrived, exchange_run(x, from));
-    STATUS_DO(comm_wait(j->c, COMM_OUT));
+    STATUS_DO(wait_for(j, COMM_OUT));
   }
-  STATUS_DO(comm_wait(j->c, COMM_IN));
-  return comm_wait(j->c, COMM_OUT);
+  STATUS_DO(wait_for(j, COMM_IN));
+  return wait_for(j, COMM_OUT);
 }
 
 // ---- adding up ----------------------------------------------------------------------------------
@@ -195,10 +198,10 @@ static status *reduce_scatter(job *j) {
     if (!in_block) pack(j, to, packed, from, exchange_run(x, to));
     STATUS_DO(send_to(j, to, in_block ? from : packed, exchange_piece(x, to)));
     // Others have asked for theirs by now, or will without waiting for us.
-    if (!in_block) STATUS_DO(comm_wait(j->c, COMM_OUT));
+    if (!in_block) STATUS_DO(wait_for(j, COMM_OUT));
   }
-  STATUS_DO(comm_wait(j->c, COMM_IN));
-  STATUS_DO(comm_wait(j->c, COMM_OUT));
+  STATUS_DO(wait_for(j, COMM_IN));
+  STATUS_DO(wait_for(j, COMM_OUT));
   int64_t stride[3];
   in_strides(j, j->me, stride);
   EACH_RUN(x, x->out_stride, n, at) {
@@ -221,8 +224,8 @@ static status *all_reduce(job *j) {
     int64_t to = (j->me + k) % j->ranks, share = exchange_share(x, j->ranks, to, &begin);
     STATUS_DO(send_to(j, to, element(j, j->in, begin), share));
   }
-  STATUS_DO(comm_wait(j->c, COMM_IN));
-  STATUS_DO(comm_wait(j->c, COMM_OUT));
+  STATUS_DO(wait_for(j, COMM_IN));
+  STATUS_DO(wait_for(j, COMM_OUT));
   add_up(x->dtype, x->reduce, j->ranks, &s, 0, 0, element(j, j->out, mine), n);
   for (int64_t k = 1; k < j->ranks; k++) {
     int64_t to = (j->me + k) % j->ranks, from = (j->me + j->ranks - k) % j->ranks;
@@ -230,8 +233,8 @@ static status *all_reduce(job *j) {
     STATUS_DO(receive_from(j, from, element(j, j->out, begin), share));
     STATUS_DO(send_to(j, to, element(j, j->out, mine), n));
   }
-  STATUS_DO(comm_wait(j->c, COMM_IN));
-  return comm_wait(j->c, COMM_OUT);
+  STATUS_DO(wait_for(j, COMM_IN));
+  return wait_for(j, COMM_OUT);
 }
 
 // ---- buckets ------------------------------------------------------------------------------------
@@ -279,8 +282,8 @@ static status *permute(job *j) {
   int64_t to = neighbour(j, j->x->step), from = neighbour(j, -j->x->step);
   STATUS_DO(receive_from(j, from, j->out, j->x->run));
   STATUS_DO(send_to(j, to, j->in, j->x->run));
-  STATUS_DO(comm_wait(j->c, COMM_IN));
-  return comm_wait(j->c, COMM_OUT);
+  STATUS_DO(wait_for(j, COMM_IN));
+  return wait_for(j, COMM_OUT);
 }
 
 // Messages that go up the axis and those that go down do not wait for each other, though with two
@@ -292,7 +295,7 @@ static int direction_tag(const job *j, bool up) {
 static status *send_one(job *j) {
   int64_t to = neighbour(j, j->x->step), bytes = j->x->run * j->unit;
   comm_buffer *b = &j->c->buffers[j->x - j->c->prog->exchanges];
-  if (b->busy) STATUS_DO(comm_wait(j->c, b->lane));
+  if (b->busy) STATUS_DO(wait_for(j, b->lane));
   memcpy(b->at, j->in, (size_t)bytes);
   b->busy = true;
   return comm_post_send(j->c, b->lane, peer(j, to), direction_tag(j, j->x->step > 0), b->at, bytes);
@@ -301,13 +304,13 @@ static status *send_one(job *j) {
 static status *receive_one(job *j) {
   j->tag = direction_tag(j, j->x->step < 0);
   STATUS_DO(receive_from(j, neighbour(j, j->x->step), j->out, j->x->run));
-  return comm_wait(j->c, COMM_IN);
+  return wait_for(j, COMM_IN);
 }
 
 status *comm_drain(comm *c) {
   for (uint32_t i = 0; c && i < c->prog->nexchanges; i++) {
     comm_buffer *b = &c->buffers[i];
-    if (b->busy) STATUS_DO(comm_wait(c, b->lane));
+    if (b->busy) STATUS_DO(comm_wait(c, b->lane, NULL));
     b->busy = false;
   }
   return NULL;
@@ -343,14 +346,15 @@ static status *carry_out(job *j, unsigned char *const *buf) {
 }
 
 status *comm_exchange(comm *c, const prog_exchange *x, unsigned char *const *buf,
-                      const dsm_call *call) {
+                      const dsm_call *call, const comm_idle *idle) {
   const prog *p = c->prog;
   uint32_t index = (uint32_t)(x - p->exchanges);
   job j = {.c = c,
            .x = x,
            .unit = exchange_unit(x->dtype),
            .ranks = comm_group_size(p, x->axes),
-           .me = comm_place(p, c->engine.rank, x->axes)};
+           .me = comm_place(p, c->engine.rank, x->axes),
+           .idle = idle};
   j.tag = comm_tag(TAG_EXCHANGE, x->axes, 0);
   if (x->kind < PROG_PART) j.tag = comm_tag(TAG_EXCHANGE, x->axes, c->exchanges[x->axes & 0xff]++);
   int k = 0;

@@ -73,8 +73,7 @@ status *comm_post_send(comm *c, int lane, int to, int tag, const void *at,
                        int64_t n) STATUS_MUST_USE;
 status *comm_post_receive(comm *c, int lane, int from, int tag, void *at,
                           int64_t n) STATUS_MUST_USE;
-// One look; and looks until the lane is done.
-status *comm_test(comm *c, int lane, bool *done) STATUS_MUST_USE;
-status *comm_wait(comm *c, int lane) STATUS_MUST_USE;
+// Looks until the lane is done, `idle` (NULL: comm_rest) in between.
+status *comm_wait(comm *c, int lane, const comm_idle *idle) STATUS_MUST_USE;
 
 #endif

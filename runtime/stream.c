@@ -4,6 +4,9 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "runtime/base/clock.h"
+#include "runtime/base/fiber.h"
+
 enum { JOBS = 256, STACK = 16 << 20 };
 
 typedef struct job {
@@ -25,13 +28,34 @@ struct stream {
   pthread_t thread;
   bool started, ends;
   status *failed;
+  // Without a thread:
+  fiber *fiber;  // does the jobs; NULL: the thread does
+  comm_idle idle;
+  bool waits;     // the fiber does, for messages of
+  int lane;       // this lane,
+  int64_t since;  // since then, by clock_ns
+  status *lost;   // what looking for them said
 };
+
+// The fiber waits: kernels go on. It is entered again when its messages are there.
+static status *leave(void *ctx, int lane, int64_t since) {
+  stream *s = ctx;
+  s->waits = true;
+  s->lane = lane;
+  s->since = since;
+  fiber_leave(s->fiber);
+  s->waits = false;
+  status *lost = s->lost;
+  s->lost = NULL;
+  return lost;
+}
 
 static status *carry_out(stream *s, const job *j) {
   const prog_operand *o = &s->prog->operands[j->in->first_operand];
   switch (j->in->op) {
     case RTOP_exchange:
-      return comm_exchange(s->comm, &s->prog->exchanges[j->in->kernel], j->buf, &j->call);
+      return comm_exchange(s->comm, &s->prog->exchanges[j->in->kernel], j->buf, &j->call,
+                           s->fiber ? &s->idle : NULL);
     case RTOP_launch: {
       const prog_kernel *k = &s->prog->kernels[j->in->kernel];
       const unsigned char *entry = s->code + k->code_offset;
@@ -47,11 +71,21 @@ static status *carry_out(stream *s, const job *j) {
   return NULL;
 }
 
-static void *serve(void *at) {
+static void await_job(stream *s) {
+  if (!s->fiber) {
+    pthread_cond_wait(&s->work, &s->lock);
+    return;
+  }
+  pthread_mutex_unlock(&s->lock);
+  fiber_leave(s->fiber);
+  pthread_mutex_lock(&s->lock);
+}
+
+static void serve(void *at) {
   stream *s = at;
   pthread_mutex_lock(&s->lock);
   for (;;) {
-    while (s->given == s->done && !s->ends) pthread_cond_wait(&s->work, &s->lock);
+    while (s->given == s->done && !s->ends) await_job(s);
     if (s->given == s->done) break;
     const job *j = &s->jobs[s->done % JOBS];
     bool skips = s->failed != NULL;
@@ -63,10 +97,28 @@ static void *serve(void *at) {
     pthread_cond_broadcast(&s->progress);
   }
   pthread_mutex_unlock(&s->lock);
+}
+
+static void *serve_on_thread(void *at) {
+  serve(at);
   return NULL;
 }
 
-status *stream_open(const prog *p, comm *c, const unsigned char *code, stream **out) {
+static bool start(stream *s, bool thread) {
+  if (!thread) {
+    s->idle = (comm_idle){leave, s};
+    s->fiber = fiber_new(serve, s, STACK);
+    return s->fiber != NULL;
+  }
+  pthread_attr_t attr;
+  pthread_attr_init(&attr);
+  pthread_attr_setstacksize(&attr, STACK);
+  bool good = pthread_create(&s->thread, &attr, serve_on_thread, s) == 0;
+  pthread_attr_destroy(&attr);
+  return good;
+}
+
+status *stream_open(const prog *p, comm *c, const unsigned char *code, bool thread, stream **out) {
   uint32_t used = 0, most = 1;
   *out = NULL;
   for (uint32_t i = 0; i < p->ninstrs; i++) {
@@ -85,29 +137,55 @@ status *stream_open(const prog *p, comm *c, const unsigned char *code, stream **
   pthread_cond_init(&s->progress, NULL);
   s->event = calloc(p->header->events + 1u, sizeof *s->event);
   s->bufs = calloc((size_t)JOBS * most, sizeof *s->bufs);
-  pthread_attr_t attr;
-  pthread_attr_init(&attr);
-  pthread_attr_setstacksize(&attr, STACK);
   for (uint32_t i = 0; s->bufs && i < JOBS; i++) s->jobs[i].buf = s->bufs + (size_t)i * most;
-  s->started = s->event && s->bufs && pthread_create(&s->thread, &attr, serve, s) == 0;
-  pthread_attr_destroy(&attr);
+  s->started = s->event && s->bufs && start(s, thread);
   if (!s->started) {
     stream_close(s);
-    return status_error("cannot make a thread for communication");
+    return status_error("cannot make a %s for communication", thread ? "thread" : "stack");
   }
   *out = s;
   return NULL;
 }
 
+// A look costs a call of the engine; the switch, more than that, is left for when it is worth it.
+static void look(stream *s) {
+  bool there = true;
+  if (s->waits) s->lost = comm_test(s->comm, s->lane, &there);
+  if (there || s->lost) fiber_enter(s->fiber);
+}
+
+void stream_look(stream *s) {
+  if (s->fiber && s->done < s->given) look(s);
+}
+
+// Until so many jobs are done.
+static void wait_for(stream *s, uint64_t jobs) {
+  if (!s->fiber) {
+    pthread_mutex_lock(&s->lock);
+    while (s->done < jobs) pthread_cond_wait(&s->progress, &s->lock);
+    pthread_mutex_unlock(&s->lock);
+    return;
+  }
+  for (int64_t begin = clock_ns(); s->done < jobs;) {
+    look(s);
+    if (s->done < jobs) comm_rest(s->since > begin ? s->since : begin);
+  }
+}
+
 void stream_close(stream *s) {
   if (!s) return;
   if (s->started) {
+    wait_for(s, s->given);
     pthread_mutex_lock(&s->lock);
     s->ends = true;
     pthread_cond_signal(&s->work);
     pthread_mutex_unlock(&s->lock);
-    pthread_join(s->thread, NULL);
+    if (s->fiber)
+      fiber_enter(s->fiber);
+    else
+      pthread_join(s->thread, NULL);
   }
+  fiber_free(s->fiber);
   pthread_cond_destroy(&s->work);
   pthread_cond_destroy(&s->progress);
   pthread_mutex_destroy(&s->lock);
@@ -123,20 +201,14 @@ void stream_give(stream *s, const prog_instr *in, unsigned char *const *buf, con
     s->event[in->event] = s->given;
     return;
   }
+  if (s->given >= JOBS) wait_for(s, s->given - JOBS + 1);
   pthread_mutex_lock(&s->lock);
-  while (s->given - s->done == JOBS) pthread_cond_wait(&s->progress, &s->lock);
   job *j = &s->jobs[s->given % JOBS];
   j->in = in;
   j->call = *call;
   for (uint32_t i = 0; i < in->operands; i++) j->buf[i] = buf[i];
   s->given++;
   pthread_cond_signal(&s->work);
-  pthread_mutex_unlock(&s->lock);
-}
-
-static void wait_for(stream *s, uint64_t jobs) {
-  pthread_mutex_lock(&s->lock);
-  while (s->done < jobs) pthread_cond_wait(&s->progress, &s->lock);
   pthread_mutex_unlock(&s->lock);
 }
 

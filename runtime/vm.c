@@ -125,11 +125,11 @@ status *vm_open(const prog *p, const unsigned char *code, pool *threads, vm **ou
   return lacks;
 }
 
-status *vm_join(vm *m, comm *c) {
+status *vm_join(vm *m, comm *c, bool beside) {
   m->comm = c;
   for (uint32_t i = 0; i < m->prog->naxes; i++)
     m->coord[i] = comm_coordinate(m->prog, comm_rank(c), i);
-  return m->gpu ? NULL : stream_open(m->prog, c, m->code, &m->second);
+  return m->gpu ? NULL : stream_open(m->prog, c, m->code, beside, &m->second);
 }
 
 void vm_close(vm *m) {
@@ -341,7 +341,8 @@ static void catch_up(vm *m) {
 // An exchange among the kernels comes behind those of the other queue, as it would on all ranks.
 static void run_exchange(vm *m, const prog_instr *in, const dsm_call *call) {
   catch_up(m);
-  if (!m->failed) m->failed = comm_exchange(m->comm, &m->prog->exchanges[in->kernel], m->buf, call);
+  if (!m->failed)
+    m->failed = comm_exchange(m->comm, &m->prog->exchanges[in->kernel], m->buf, call, NULL);
 }
 
 // Instructions of the other queue, and the order between the two. What an observer looks at is done
@@ -419,6 +420,7 @@ static void run_one(vm *m, const prog_run *r, bool loop, bool last, dsm_call *ca
         cuda_instr(m->gpu, in, m->home, call, sample);
       else if (!m->failed)
         run_instr(m, in, call);
+      if (m->second) stream_look(m->second);
       if (m->gpu && m->observer) show_instr(m, in);
       tell(m, VM_INSTR_END, &at);
     }

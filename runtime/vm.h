@@ -41,8 +41,9 @@ status *vm_open(const prog *p, const unsigned char *code, pool *threads, vm **ou
 void vm_close(vm *m);
 // Makes it the part of rank comm_rank(c): kernels are told its coordinates, exchanges go through
 // `c`, which must outlive the vm. Before the first call of a program with exchanges; NULL: one
-// rank.
-status *vm_join(vm *m, comm *c) STATUS_MUST_USE;
+// rank. `beside`: on the host what goes on beside kernels has a thread of its own, else it is done
+// between them (stream.h).
+status *vm_join(vm *m, comm *c, bool beside) STATUS_MUST_USE;
 
 // Touches every page of the arena, and of the stack that kernels use on each thread, so that the
 // kernel has to find the memory now and not later. With a GPU there is nothing to do: its arena is

@@ -162,7 +162,9 @@ status *rt_start(rt *r) {
   r->threads = pool_new(threads);
   if (!r->threads) return status_error("out of memory");
   STATUS_DO(vm_open(r->prog, r->img->code, r->threads, &r->vm));
-  STATUS_DO(vm_join(r->vm, r->comm));
+  // On its only core (mpirun gives each of two ranks one) a thread would only interrupt kernels;
+  // those of a replay take none.
+  STATUS_DO(vm_join(r->vm, r->comm, r->opt.replay || pool_cpus() > 1));
   STATUS_DO(rt_start_profile(r));
   STATUS_DO(rt_start_replay(r));
   return job_arguments(r);

@@ -350,7 +350,7 @@ static int run_record(comm *c, const world *w, int i) {
   if (x->kind != PROG_SEND) buf[n++] = out;
   if (x->kind != PROG_RECEIVE) buf[n++] = in;
   if (x->scratch) buf[n++] = scratch;
-  status *s = comm_exchange(c, x, buf, NULL);
+  status *s = comm_exchange(c, x, buf, NULL, NULL);
   const char *what = s                                              ? s->message
                      : memcmp(out, want, (size_t)out_bytes + GUARD) ? "another result"
                      : memcmp(in, kept, (size_t)in_bytes)           ? "the input was changed"
@@ -441,15 +441,15 @@ static int run_in_place(comm *c, const world *w) {
   unsigned char *buf[] = {(unsigned char *)a, (unsigned char *)(a + 4 * me),
                           (unsigned char *)scratch};
   for (int i = 0; i < 16; i++) a[i] = i / 4 == me ? (float)i : -1;
-  status_free(comm_exchange(c, &w->x[0], buf, NULL));
+  status_free(comm_exchange(c, &w->x[0], buf, NULL, NULL));
   for (int i = 0; i < 16; i++) wrong += a[i] != (float)i;
   for (int i = 0; i < 16; i++) b[i] = (float)(i * me);
   buf[0] = (unsigned char *)(b + 4 * me), buf[1] = (unsigned char *)b;
-  status_free(comm_exchange(c, &w->x[1], buf, NULL));
+  status_free(comm_exchange(c, &w->x[1], buf, NULL, NULL));
   for (int i = 4 * me; i < 4 * me + 4; i++) wrong += b[i] != (float)(i * n * (n - 1) / 2);
   for (int i = 0; i < 16; i++) a[i] = (float)(i + me);
   buf[0] = buf[1] = (unsigned char *)a;
-  status_free(comm_exchange(c, &w->x[2], buf, NULL));
+  status_free(comm_exchange(c, &w->x[2], buf, NULL, NULL));
   for (int i = 0; i < 10; i++) wrong += a[i] != (float)(n * i + n * (n - 1) / 2);
   for (int i = 10; i < 16; i++) wrong += a[i] != (float)(i + me);
   return wrong;
@@ -487,7 +487,7 @@ static int run_bucket(comm *c, const world *w) {
     }
     buf[2 * BUCKET] = (unsigned char *)scratch;
     for (int i = 0; i < 64; i++) in[i] = 1.0f / (float)(1 + i + 10 * me), out[i] = -1;
-    status_free(comm_exchange(c, &w->x[0], buf, NULL));
+    status_free(comm_exchange(c, &w->x[0], buf, NULL, NULL));
     const float *got = in_place ? in : out;
     for (int k = 0; k < BUCKET; k++)
       for (int64_t i = begin[k]; i < begin[k] + bucket_size[k]; i++) {
@@ -585,7 +585,7 @@ static int run_nan(comm *c, const world *w) {
   for (int who = 0; who < comm_ranks(c); who++) {
     float v = comm_rank(c) == who ? NAN : 1, out = 0, scratch[64];
     unsigned char *buf[] = {(unsigned char *)&out, (unsigned char *)&v, (unsigned char *)scratch};
-    status_free(comm_exchange(c, &w->x[0], buf, NULL));
+    status_free(comm_exchange(c, &w->x[0], buf, NULL, NULL));
     wrong += !isnan(out);
   }
   return wrong;

@@ -6,6 +6,7 @@
 #include <stdint.h>
 // cmocka wants the four above it
 #include <cmocka.h>
+#include <sched.h>
 #include <stdio.h>
 #include <time.h>
 #include <unistd.h>
@@ -167,6 +168,26 @@ static void test_as_on_one_rank(void **state) {
   run(w, 2, "train --data @/corpus.txt --log @/three --threads 2");
   numbers(w, "three", "loss", c);
   assert_memory_equal(b, c, 40 * sizeof *b);
+}
+
+// With a core for all, messages move on between kernels; no bit depends on that.
+static void test_on_one_core(void **state) {
+  world *w = *state;
+  double a[64], b[64];
+  cpu_set_t all, one;
+  assert_int_equal(sched_getaffinity(0, sizeof all, &all), 0);
+  CPU_ZERO(&one);
+  for (int i = 0; CPU_COUNT(&one) == 0; i++)
+    if (CPU_ISSET(i, &all)) CPU_SET(i, &one);
+  run(w, 2, "train --data @/corpus.txt --log @/many --threads 1");
+  well(w, 2);
+  assert_int_equal(sched_setaffinity(0, sizeof one, &one), 0);
+  run(w, 2, "train --data @/corpus.txt --log @/single --threads 1");
+  assert_int_equal(sched_setaffinity(0, sizeof all, &all), 0);
+  well(w, 2);
+  assert_int_equal(numbers(w, "many", "loss", a), 40);
+  assert_int_equal(numbers(w, "single", "loss", b), 40);
+  assert_memory_equal(a, b, 40 * sizeof *a);
 }
 
 static void test_evaluates(void **state) {
@@ -409,8 +430,9 @@ static void test_refuses_cuts(void **state) {
 int main(void) {
 #define T(f) cmocka_unit_test_setup_teardown(f, setup, teardown)
   const struct CMUnitTest tests[] = {
-      T(test_as_on_one_rank), T(test_evaluates),      T(test_watched),        T(test_checkpoints),
-      T(test_stops_together), T(test_one_rank_fails), T(test_all_ranks_fail), T(test_timeout),
+      T(test_as_on_one_rank), T(test_on_one_core),    T(test_evaluates),
+      T(test_watched),        T(test_checkpoints),    T(test_stops_together),
+      T(test_one_rank_fails), T(test_all_ranks_fail), T(test_timeout),
       T(test_wrong_start),    T(test_refuses),        T(test_refuses_cuts),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
