@@ -82,8 +82,8 @@ int comm_at(const prog *p, int rank, uint32_t axes, int64_t place);
 // ---- exchanges ----------------------------------------------------------------------------------
 
 // What an exchange does when messages that it waits for are not there yet: `rest` is told since
-// when, by clock_ns, and which lane it waits for, and may return at any time; what it returns ends
-// the exchange.
+// when, by clock_ns, and which lane it waits for, and may return at any time; a failure that
+// it returns ends the exchange.
 typedef struct comm_idle {
   status *(*rest)(void *ctx, int lane, int64_t since);
   void *ctx;
