@@ -11,9 +11,9 @@ of its exchanges with the smallest batch there is (they move the gradients whate
 that ranks hardly wait for each other. A round counts when bench/share.c gives both cores before and
 behind it. Neighbours on the host slow a step by up to a half, for seconds or minutes at a time, and
 never make one faster. So two things are printed, in ms a step: `quiet`, the tenth quantile of all
-steps of a program, those that were left alone; and `of_rounds`, what is the median of all rounds where
-each round has the median of its own steps, which were made within seconds. And the ratios (of
-`of_rounds`: the medians of each round's own)
+steps of a program, those that were left alone; and `of_rounds`, the median over rounds of what each
+round's median step is (its programs ran within seconds of each other). And the ratios, of
+`of_rounds` too the median of each round's own:
 
     pays   step without overlap / step with overlap      at least 1 is asked for
     max    max(compute, communication) / step with       0.9 is aimed at
