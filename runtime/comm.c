@@ -72,7 +72,10 @@ static status *make_buffers(comm *c) {
     if (p->exchanges[i].kind == PROG_SEND)
       bytes += exchange_round(p->exchanges[i].run * exchange_unit(p->exchanges[i].dtype));
   c->buffer_bytes = malloc((size_t)bytes + 1);
-  if (!c->count || !c->buffers || !c->buffer_bytes)
+  size_t ranks = (size_t)c->engine.ranks;
+  c->from = calloc(ranks, sizeof *c->from);
+  c->to = calloc(ranks, sizeof *c->to);
+  if (!c->count || !c->buffers || !c->buffer_bytes || !c->from || !c->to)
     return status_error("out of memory for %lld bytes of messages", (long long)bytes);
   unsigned char *at = c->buffer_bytes;
   for (uint32_t i = 0; i < p->nexchanges; i++) {
@@ -90,6 +93,9 @@ static void release(comm *c) {
   comm_free_watch(c);
   pthread_mutex_destroy(&c->lock);
   pthread_mutex_destroy(&c->flight_lock);
+  comm_unshare(c);
+  free(c->from);
+  free(c->to);
   free(c->count);
   free(c->buffers);
   free(c->buffer_bytes);

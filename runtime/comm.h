@@ -79,6 +79,16 @@ int64_t comm_group_size(const prog *p, uint32_t axes);
 // The rank at a place of the group of `rank`.
 int comm_at(const prog *p, int rank, uint32_t axes, int64_t place);
 
+// ---- memory of other ranks ----------------------------------------------------------------------
+
+// Says where the operands of this rank's exchanges lie: the `bytes` at `at` are all of the file
+// `fd` (memfd_create), mapped shared; fd -1: this rank has no such file. Collective; no exchange
+// may run. Ranks of one machine then touch each other's operands, instead of sending messages, and
+// the results are the same to the bit; where that cannot be (several machines, containers that do
+// not see each other, DSM_MESSAGES=1) nothing changes. Any operand lies in there from now on, until
+// the comm is closed. When it returns fd may be closed. NULL is allowed.
+status *comm_share(comm *c, int fd, unsigned char *at, size_t bytes) STATUS_MUST_USE;
+
 // ---- exchanges ----------------------------------------------------------------------------------
 
 // What an exchange does when messages that it waits for are not there yet: `rest` is told since

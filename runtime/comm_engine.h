@@ -18,13 +18,14 @@
 #include <stdbool.h>
 #include <stddef.h>
 
-#define COMM_ENGINE_VERSION 1
+#define COMM_ENGINE_VERSION 2
 
 enum { COMM_ANY = -1 };  // receive: from whichever rank
 
 typedef struct comm_engine {
   void *ctx;
   int rank, ranks;
+  bool direct;  // ranks that can touch each other's memory may, instead of sending
   // Begin to send or receive n > 0 bytes, which stay untouched until their lane is done. A message
   // of another length than was expected is an error.
   const char *(*send)(void *ctx, int lane, int to, int tag, const void *at, size_t n);

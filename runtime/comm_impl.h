@@ -45,6 +45,12 @@ typedef struct flight {
 
 typedef struct watch watch;
 
+// What this rank can touch of another one's memory, or of its own.
+typedef struct comm_memory {
+  unsigned char *at;  // NULL: nothing
+  size_t bytes;
+} comm_memory;
+
 struct comm {
   const prog *prog;
   comm_engine engine;
@@ -54,6 +60,11 @@ struct comm {
   comm_count *count;                        // by record
   comm_buffer *buffers;                     // by record
   unsigned char *buffer_bytes;
+  const unsigned char **from;  // room for a place of each rank,
+  unsigned char **to;          // and for another
+  comm_memory *memory;         // by rank; NULL: it is not shared
+  int64_t *notes;              // where operands lie: this rank's, then those of its group, by place
+  int64_t note_size;           // numbers of a note
   pthread_mutex_t flight_lock;
   flight flights[COMM_FLIGHTS];
   int64_t nflights;  // so far
@@ -68,6 +79,23 @@ void comm_begin_end(comm *c);
 // Ends the watch before the engine is closed; what it listens with goes behind that.
 void comm_unwatch(comm *c);
 void comm_free_watch(comm *c);
+
+// Whether all ranks of this one's group over a set of axes share their memory.
+bool comm_reaches(const comm *c, uint32_t axes);
+// Ends that, and forgets the notes.
+void comm_unshare(comm *c);
+// From an address in what this rank shares to the number that others know it by; and back, for
+// another rank's.
+static inline int64_t comm_offset(const comm *c, const unsigned char *at) {
+  return at - c->memory[c->engine.rank].at;
+}
+static inline unsigned char *comm_there(const comm *c, int rank, int64_t offset) {
+  return c->memory[rank].at + offset;
+}
+enum { COMM_OWN_NOTE = -1 };
+static inline int64_t *comm_note(const comm *c, int64_t place) {
+  return c->notes + (place + 1) * c->note_size;
+}
 
 status *comm_post_send(comm *c, int lane, int to, int tag, const void *at,
                        int64_t n) STATUS_MUST_USE;

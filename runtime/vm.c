@@ -6,6 +6,7 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <time.h>
+#include <unistd.h>
 
 #include "runtime/base/clock.h"
 #include "runtime/base/str.h"
@@ -35,6 +36,7 @@ struct vm {
   unsigned char *arena;  // of the host; the mirror of a GPU's
   void *map;
   size_t map_bytes;
+  int file;                     // that `map` is of, for ranks of this machine; -1: none
   unsigned char **buf;          // operands of the running instruction, in `arena`
   unsigned char **home;         // the same where they are at home
   const double *replay;         // seconds of each instruction instead of computing; NULL: computes
@@ -64,11 +66,14 @@ uint64_t vm_available_bytes(void) {
   const char *const used[] = {"/sys/fs/cgroup/memory.current",
                               "/sys/fs/cgroup/memory/memory.usage_in_bytes"};
   const char *const stat[] = {"/sys/fs/cgroup/memory.stat", "/sys/fs/cgroup/memory/memory.stat"};
-  const char *const cache[] = {"file ", "total_cache "};  // counted as used, but given back
+  // Counted as used: what is given back, but for what is part of it and is not.
+  const char *const cache[] = {"file ", "total_cache "};
+  const char *const kept[] = {"shmem ", "total_shmem "};
   for (int i = 0; i < 2; i++) {
     uint64_t limit = read_number(limits[i], ""), now = read_number(used[i], "");
     if (limit == 0) continue;
-    uint64_t files = read_number(stat[i], cache[i]);
+    uint64_t files = read_number(stat[i], cache[i]), memory = read_number(stat[i], kept[i]);
+    files = files > memory ? files - memory : 0;
     now = now > files ? now - files : 0;
     uint64_t rest = limit > now ? limit - now : 1;
     if (free_bytes == 0 || rest < free_bytes) free_bytes = rest;
@@ -83,6 +88,19 @@ static uint64_t mirror_bytes(const prog *p) {
   return n < p->header->arena_bytes ? n : p->header->arena_bytes;
 }
 
+// Memory that other ranks can map too, when there are others; *file -1: it is this process's alone.
+static void *get_memory(size_t bytes, int flags, bool shared, int *file) {
+  void *at = MAP_FAILED;
+  *file = shared ? memfd_create("dsm-arena", MFD_CLOEXEC) : -1;
+  if (*file >= 0 && ftruncate(*file, (off_t)bytes) == 0)
+    at = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, *file, 0);
+  if (at != MAP_FAILED) return at;
+  if (*file >= 0) close(*file);
+  *file = -1;
+  at = mmap(NULL, bytes, PROT_READ | PROT_WRITE, flags | MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  return at == MAP_FAILED ? NULL : at;
+}
+
 status *vm_open(const prog *p, const unsigned char *code, pool *threads, vm **out) {
   *out = NULL;
   bool host = p->header->machine == PROG_HOST;
@@ -93,6 +111,7 @@ status *vm_open(const prog *p, const unsigned char *code, pool *threads, vm **ou
                        (double)need / 0x1p30, (double)have / 0x1p30);
   vm *m = calloc(1, sizeof *m);
   if (!m) return status_error("out of memory");
+  m->file = -1;
   m->prog = p;
   m->code = code;
   m->threads = threads;
@@ -106,9 +125,8 @@ status *vm_open(const prog *p, const unsigned char *code, pool *threads, vm **ou
   // One page more than needed lets the arena start on a huge page.
   m->map_bytes = ((size_t)whole + HUGE_PAGE - 1) / HUGE_PAGE * HUGE_PAGE + HUGE_PAGE;
   // Of a mirror only a part is ever touched, so it need not be there in full.
-  int flags = MAP_PRIVATE | MAP_ANONYMOUS | (host ? 0 : MAP_NORESERVE);
-  m->map = mmap(NULL, m->map_bytes, PROT_READ | PROT_WRITE, flags, -1, 0);
-  if (m->map == MAP_FAILED) m->map = NULL;
+  m->map = get_memory(m->map_bytes, host ? 0 : MAP_NORESERVE, host && comm_program_ranks(p) > 1,
+                      &m->file);
   if (!m->buf || !m->home || !m->map) {
     status *s = status_errno("cannot get %.2f GiB of memory", (double)need / 0x1p30);
     vm_close(m);
@@ -129,7 +147,11 @@ status *vm_join(vm *m, comm *c, bool beside) {
   m->comm = c;
   for (uint32_t i = 0; i < m->prog->naxes; i++)
     m->coord[i] = comm_coordinate(m->prog, comm_rank(c), i);
-  return m->gpu ? NULL : stream_open(m->prog, c, m->code, beside, &m->second);
+  if (m->gpu) return NULL;
+  STATUS_DO(comm_share(c, m->file, m->map, m->map_bytes));
+  if (m->file >= 0) close(m->file);
+  m->file = -1;
+  return stream_open(m->prog, c, m->code, beside, &m->second);
 }
 
 void vm_close(vm *m) {
@@ -138,6 +160,7 @@ void vm_close(vm *m) {
   status_free(m->failed);
   cuda_close(m->gpu);
   if (m->map) munmap(m->map, m->map_bytes);
+  if (m->file >= 0) close(m->file);
   free(m->buf);
   free(m->home);
   external_close(m->library);

@@ -4,7 +4,7 @@
     tests/e2e/overlap.py build/dsmc [WORD...]       # plans that have all these words
 
 For each plan: losses and gradient norms of four steps and the final weights are the same bytes with
-all, without buckets, and with every exchange among the kernels; and the program is what it claims:
+all, without buckets, and with every exchange among the kernels and made of messages; and the program is what it claims:
 with overlap it has exchanges on the stream of communication, in bodies of repeats where layers are
 large enough and in the last micro-batch where there are several, and fewer records with buckets.
 """
@@ -43,14 +43,15 @@ def compile_as(dsmc, plan, skip, verb, *options):
                     "--pin", pins, *(["--skip", skip] if skip else [])])
 
 
-def train(program, plan, folder):
+def train(program, plan, folder, messages):
     model, n = plan[0], plan[1]
     save, log = os.path.join(folder, "save"), os.path.join(folder, "log.jsonl")
     shutil.rmtree(save, ignore_errors=True)
     if os.path.exists(log):
         os.remove(log)
     exe.run(exe.mpirun(n, program, "train", "-q", "--data", ranks.data_of(model, folder),
-                       "--steps", STEPS, "--threads", "1", "--seed", "1", "--log", log, "--save", save))
+                       "--steps", STEPS, "--threads", "1", "--seed", "1", "--log", log, "--save", save),
+            env=dict(os.environ, DSM_MESSAGES="1" if messages else "0"))
     parts = {}
     for path in sorted(glob.glob(os.path.join(save, "step-*", "*.safetensors"))):
         with open(path, "rb") as f:
@@ -75,7 +76,7 @@ def test(dsmc, folder, checks, plan):
     for skip in ("", "buckets", "overlap"):
         program = os.path.join(folder, "program" + skip)
         compile_as(dsmc, plan, skip, "build", "-o", program, "-q")
-        runs[skip] = train(program, plan, folder)
+        runs[skip] = train(program, plan, folder, skip == "overlap")
         texts[skip] = compile_as(dsmc, plan, skip, "ir", "--form", "schedule")
     checks.check(name + ": weights were saved", runs[""][1] and len(runs[""][0]) == int(STEPS))
     for skip in ("buckets", "overlap"):

@@ -3,6 +3,8 @@
 //   test_comm           ranks are threads of this process
 //   mpirun -n R test_comm --mpi    they are processes: meshes of R ranks are gone through
 //
+// Each twice: with messages, and with memory that the ranks share.
+//
 // Each rank makes its own inputs from (rank, record, index), so each can work out what any other
 // one has sent. All records of a mesh run one after the other without a pause between them.
 #include <setjmp.h>
@@ -13,13 +15,15 @@
 #include <cmocka.h>
 #include <math.h>
 #include <stdio.h>
+#include <sys/mman.h>
+#include <unistd.h>
 
-#include "runtime/comm.h"
+#include "runtime/comm_impl.h"
 #include "runtime/dtype.h"
 #include "tests/unit/draw.h"
 #include "tests/unit/thread_engine.h"
 
-enum { RECORDS = 120, MAX_BYTES = 1 << 20, GUARD = 64 };
+enum { RECORDS = 120, MAX_BYTES = 1 << 20, GUARD = 64, MEMORY = 16 << 20 };
 
 typedef struct mesh {
   int n;
@@ -322,8 +326,44 @@ static int64_t expect_bytes(const world *w, int rank, const prog_exchange *x) {
 
 // ---- a rank -------------------------------------------------------------------------------------
 
-static unsigned char *filled(int64_t bytes) {
-  unsigned char *at = malloc((size_t)bytes + GUARD);
+// What a rank works with.
+typedef struct desk {
+  comm *c;
+  const world *w;
+  unsigned char *memory;  // that others can touch; NULL: operands come from malloc
+  size_t used;
+} desk;
+
+// Memory for others, if the engine lets them. How many things were wrong.
+static int open_memory(desk *d) {
+  if (!d->c->engine.direct) return 0;
+  int fd = memfd_create("test", MFD_CLOEXEC);
+  if (fd < 0 || ftruncate(fd, MEMORY)) abort();
+  d->memory = mmap(NULL, MEMORY, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+  if (d->memory == MAP_FAILED) abort();
+  status *s = comm_share(d->c, fd, d->memory, MEMORY);
+  close(fd);
+  if (s || !comm_reaches(d->c, 1)) fprintf(stderr, "ranks do not share their memory\n");
+  return s || !comm_reaches(d->c, 1);
+}
+
+static void close_memory(desk *d) {
+  if (d->memory) munmap(d->memory, MEMORY);
+}
+
+static unsigned char *room(desk *d, size_t bytes) {
+  if (!d->memory) return malloc(bytes);
+  unsigned char *at = d->memory + d->used;
+  d->used += (bytes + 63) / 64 * 64;
+  return d->used <= MEMORY ? at : NULL;
+}
+
+static void give_up(desk *d, unsigned char *at) {
+  if (!d->memory) free(at);
+}
+
+static unsigned char *filled(desk *d, int64_t bytes) {
+  unsigned char *at = room(d, (size_t)bytes + GUARD);
   if (!at) abort();
   memset(at, 0xa5, (size_t)bytes + GUARD);
   return at;
@@ -336,13 +376,16 @@ static bool guarded(const unsigned char *at, int64_t bytes) {
 }
 
 // Runs record i at this rank; how many things were wrong, each said.
-static int run_record(comm *c, const world *w, int i) {
+static int run_record(desk *d, int i) {
+  const world *w = d->w;
+  comm *c = d->c;
   const prog_exchange *x = &w->x[i];
   int rank = comm_rank(c), wrong = 0;
   int64_t unit = exchange_unit(x->dtype), in_bytes = w->in_elements[i] * unit,
           out_bytes = w->out_elements[i] * unit;
-  unsigned char *in = filled(in_bytes), *out = filled(out_bytes), *want = filled(out_bytes),
-                *kept = filled(in_bytes), *scratch = filled(x->scratch), *buf[3];
+  unsigned char *in = filled(d, in_bytes), *out = filled(d, out_bytes),
+                *want = filled(d, out_bytes), *kept = filled(d, in_bytes),
+                *scratch = filled(d, x->scratch), *buf[3];
   for (int64_t e = 0; e < w->in_elements[i]; e++) value(rank, i, e, x->dtype, in + e * unit);
   memcpy(kept, in, (size_t)in_bytes);
   if (x->kind != PROG_SEND) expect(w, rank, i, want);
@@ -366,13 +409,15 @@ static int run_record(comm *c, const world *w, int i) {
   }
   status_free(s);
   // A sent message may still be on its way: its buffer is the runtime's, ours can go.
-  free(in), free(out), free(want), free(kept), free(scratch);
+  unsigned char *all[] = {in, out, want, kept, scratch};
+  for (int k = 0; k < 5; k++) give_up(d, all[k]);
+  d->used = 0;
   return wrong;
 }
 
-static int run_all(comm *c, const world *w) {
+static int run_all(desk *d) {
   int wrong = 0;
-  for (int i = 0; i < RECORDS && !wrong; i++) wrong += run_record(c, w, i);
+  for (int i = 0; i < RECORDS && !wrong; i++) wrong += run_record(d, i);
   return wrong;
 }
 
@@ -383,25 +428,28 @@ typedef struct seat {
   thread_hub *hub;
   const world *w;
   int rank, wrong;
-  int (*work)(comm *c, const world *w);
+  int (*work)(desk *d);
 } seat;
 
 static void *sit(void *at) {
   seat *s = at;
   comm_engine e = hub_engine(s->hub, s->rank);
-  comm *c;
-  status *failed = comm_open_engine(&s->w->p, &e, &c);
+  desk d = {.w = s->w};
+  status *failed = comm_open_engine(&s->w->p, &e, &d.c);
   if (failed) abort();
-  s->wrong = s->work(c, s->w);
-  if (s->wrong) comm_abort(c, 1);
-  comm_close(c);
+  s->wrong = open_memory(&d);
+  s->wrong += s->work(&d);
+  if (s->wrong) comm_abort(d.c, 1);
+  comm_close(d.c);
+  close_memory(&d);
   return NULL;
 }
 
-static int with_threads(const world *w, int (*work)(comm *, const world *)) {
+static int with_hub(const world *w, bool direct, int (*work)(desk *)) {
   seat seats[HUB_RANKS];
   int n = (int)comm_program_ranks(&w->p), wrong = 0;
   thread_hub *h = hub_new(n);
+  h->direct = direct;
   for (int r = 0; r < n; r++) {
     seats[r] = (seat){.hub = h, .w = w, .rank = r, .work = work};
     pthread_create(&seats[r].thread, NULL, sit, &seats[r]);
@@ -412,6 +460,10 @@ static int with_threads(const world *w, int (*work)(comm *, const world *)) {
   }
   hub_free(h);
   return wrong;
+}
+
+static int with_threads(const world *w, int (*work)(desk *)) {
+  return with_hub(w, false, work) + with_hub(w, true, work);
 }
 
 static void test_exchanges(void **state) {
@@ -435,9 +487,12 @@ static void test_exchanges(void **state) {
 }
 
 // Own pieces that lie where they go.
-static int run_in_place(comm *c, const world *w) {
+static int run_in_place(desk *d) {
+  comm *c = d->c;
+  const world *w = d->w;
   int me = comm_rank(c), n = comm_ranks(c), wrong = 0;
-  float a[16], b[16], scratch[64];
+  float *a = (float *)(void *)filled(d, 64), *b = (float *)(void *)filled(d, 64),
+        *scratch = (float *)(void *)filled(d, 256);
   unsigned char *buf[] = {(unsigned char *)a, (unsigned char *)(a + 4 * me),
                           (unsigned char *)scratch};
   for (int i = 0; i < 16; i++) a[i] = i / 4 == me ? (float)i : -1;
@@ -452,6 +507,9 @@ static int run_in_place(comm *c, const world *w) {
   status_free(comm_exchange(c, &w->x[2], buf, NULL, NULL));
   for (int i = 0; i < 10; i++) wrong += a[i] != (float)(n * i + n * (n - 1) / 2);
   for (int i = 10; i < 16; i++) wrong += a[i] != (float)(i + me);
+  give_up(d, (unsigned char *)a);
+  give_up(d, (unsigned char *)b);
+  give_up(d, (unsigned char *)scratch);
   return wrong;
 }
 
@@ -472,11 +530,14 @@ static void test_in_place(void **state) {
 enum { BUCKET = 4 };
 static const int64_t bucket_size[BUCKET] = {7, 1, 30, 5};
 
-static int run_bucket(comm *c, const world *w) {
+static int run_bucket(desk *d) {
+  comm *c = d->c;
+  const world *w = d->w;
   int me = comm_rank(c), n = comm_ranks(c), wrong = 0;
+  float *in = (float *)(void *)filled(d, 256), *out = (float *)(void *)filled(d, 256),
+        *scratch = (float *)(void *)filled(d, 2048);
   for (int way = 0; way < 4; way++) {
     bool apart = way & 1, in_place = way & 2;
-    static _Thread_local float in[64], out[64], scratch[512];
     unsigned char *buf[2 * BUCKET + 1];
     int64_t at = 0, begin[BUCKET];
     for (int k = 0; k < BUCKET; k++) {
@@ -498,6 +559,9 @@ static int run_bucket(comm *c, const world *w) {
     for (int64_t i = bucket_size[0]; apart && i < bucket_size[0] + 3; i++)  // between two values
       wrong += got[i] != (in_place ? 1.0f / (float)(1 + i + 10 * me) : -1);
   }
+  give_up(d, (unsigned char *)in);
+  give_up(d, (unsigned char *)out);
+  give_up(d, (unsigned char *)scratch);
   return wrong;
 }
 
@@ -525,8 +589,8 @@ static void test_bucket(void **state) {
 
 // ---- control messages ---------------------------------------------------------------------------
 
-static int run_control(comm *c, const world *w) {
-  (void)w;
+static int run_control(desk *d) {
+  comm *c = d->c;
   int me = comm_rank(c), n = comm_ranks(c), wrong = 0;
   for (int round = 0; round < 50; round++) {
     int from = round % n, all[HUB_RANKS];
@@ -580,14 +644,17 @@ static void test_groups(void **state) {
 }
 
 // NaN is greater than any number, on whichever rank it is.
-static int run_nan(comm *c, const world *w) {
+static int run_nan(desk *d) {
   int wrong = 0;
-  for (int who = 0; who < comm_ranks(c); who++) {
-    float v = comm_rank(c) == who ? NAN : 1, out = 0, scratch[64];
-    unsigned char *buf[] = {(unsigned char *)&out, (unsigned char *)&v, (unsigned char *)scratch};
-    status_free(comm_exchange(c, &w->x[0], buf, NULL, NULL));
+  unsigned char *buf[] = {filled(d, 4), filled(d, 4), filled(d, 256)};
+  for (int who = 0; who < comm_ranks(d->c); who++) {
+    float v = comm_rank(d->c) == who ? NAN : 1, out;
+    memcpy(buf[1], &v, sizeof v);
+    status_free(comm_exchange(d->c, &d->w->x[0], buf, NULL, NULL));
+    memcpy(&out, buf[0], sizeof out);
     wrong += !isnan(out);
   }
+  for (int k = 0; k < 3; k++) give_up(d, buf[k]);
   return wrong;
 }
 
@@ -615,15 +682,18 @@ static int with_mpi(void) {
     make_world(&w, &meshes[m], 17 + m);
     if (comm_program_ranks(&w.p) != ranks) continue;
     tried++;
-    comm *c = NULL;
-    status *s = comm_open(&w.p, &c);
+    desk d = {.w = &w};
+    status *s = comm_open(&w.p, &d.c);
     if (s) {
       fprintf(stderr, "%s\n", s->message);
       return 1;
     }
-    wrong += run_control(c, &w) + run_all(c, &w);
-    if (comm_rank(c) == 0) printf("%lld ranks: %d wrong\n", (long long)ranks, wrong);
-    comm_close(c);
+    wrong += open_memory(&d) + run_control(&d) + run_all(&d);
+    if (comm_rank(d.c) == 0)
+      printf("%lld ranks%s: %d wrong\n", (long long)ranks, d.memory ? " that share memory" : "",
+             wrong);
+    comm_close(d.c);
+    close_memory(&d);
   }
   return wrong || !tried;
 }

@@ -34,6 +34,7 @@ typedef struct world {
   char dir[64];
   toy *one, *two;
   seat seats[2];
+  bool direct;  // ranks share their memory
 } world;
 
 static world *the_world;  // the hooks of the toy have no other way
@@ -54,6 +55,12 @@ static int setup(void **state) {
   the_world = w;
   *state = w;
   return 0;
+}
+
+static int setup_sharing(void **state) {
+  int failed = setup(state);
+  ((world *)*state)->direct = true;
+  return failed;
 }
 
 static void forget_output(seat *s) {
@@ -99,6 +106,7 @@ static void *sit(void *at) {
 // "EXE LINE" on `ranks` ranks; `@` stands for the test's directory, `#` for the rank.
 static void run(world *w, int ranks, const char *line) {
   thread_hub *h = ranks > 1 ? hub_new(ranks) : NULL;
+  if (h) h->direct = w->direct;
   for (int r = 0; r < ranks; r++) {
     seat *s = &w->seats[r];
     forget_output(s);
@@ -429,11 +437,25 @@ static void test_refuses_cuts(void **state) {
 
 int main(void) {
 #define T(f) cmocka_unit_test_setup_teardown(f, setup, teardown)
+#define SHARING(f) cmocka_unit_test_setup_teardown(f, setup_sharing, teardown)
   const struct CMUnitTest tests[] = {
-      T(test_as_on_one_rank), T(test_on_one_core),    T(test_evaluates),
-      T(test_watched),        T(test_checkpoints),    T(test_stops_together),
-      T(test_one_rank_fails), T(test_all_ranks_fail), T(test_timeout),
-      T(test_wrong_start),    T(test_refuses),        T(test_refuses_cuts),
+      T(test_as_on_one_rank),
+      T(test_on_one_core),
+      T(test_evaluates),
+      T(test_watched),
+      T(test_checkpoints),
+      T(test_stops_together),
+      T(test_one_rank_fails),
+      T(test_all_ranks_fail),
+      T(test_timeout),
+      T(test_wrong_start),
+      T(test_refuses),
+      T(test_refuses_cuts),
+      SHARING(test_as_on_one_rank),
+      SHARING(test_on_one_core),
+      SHARING(test_checkpoints),
+      SHARING(test_one_rank_fails),
+      SHARING(test_timeout),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

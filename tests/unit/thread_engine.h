@@ -35,6 +35,7 @@ typedef struct thread_hub {
   unsigned long next;
   const char *failed;
   int aborted;  // exit code + 1
+  bool direct;  // its engines' choice, false at first
 
 } thread_hub;
 
@@ -145,8 +146,8 @@ __attribute__((unused)) static comm_engine hub_engine(thread_hub *h, int rank) {
   hub_end *e = malloc(sizeof *e);
   if (!e) abort();
   *e = (hub_end){h, rank};
-  return (comm_engine){e,        rank,      h->ranks,  hub_send, hub_receive,
-                       hub_test, hub_abort, hub_abort, hub_close};
+  return (comm_engine){e,           rank,     h->ranks,  h->direct, hub_send,
+                       hub_receive, hub_test, hub_abort, hub_abort, hub_close};
 }
 
 #endif
