@@ -11,8 +11,18 @@ products, 5/6 of memory and links), that of 2024 is fitted on Megatron-Core 0.8;
 searches their numbers again (coordinate search over predictions) and prints them. `--free` lets the planner choose for
 Narayanan's rows, and sets its choice beside the authors'.
 
-What a row does not say is minimised over: micro-batch 1 to 16; chunks of a stage. The stack of 2021 is unlike ours in
-a way that is added to the planner's step by name: `reduce`, gradients are reduced after backward and not beside it.
+What a row does not say is minimised over: micro-batch 1 to 16; chunks of a stage. The stacks of 2021 and 2022 are unlike
+ours in ways that their published sources show. They are added to the planner's step by name:
+
+  reduce      gradients are reduced after backward and not beside it.
+  accumulate  a kernel of its own adds the gradients of a micro-batch to those before, where our products go on in the
+              sum. Megatron-LM of 2021: in 16 bits, 2 + 2 read and 2 written a parameter (its products do so themselves
+              from 2022 on, so Korthikanti's rows have nothing here). DeepSpeed with bf16 (its BF16_Optimizer): they are
+              made f32, 2 read and 4 written, and then added, 8 read and 4 written: 18.
+  engine      DeepSpeed's pipeline sends on the stream that computes, a part of an activation from each tensor rank, and
+              gathers it behind: four sends a micro-batch (two out, two in), and three gatherings, the bytes of each of
+              which are also cleared, copied from the buffer of the exchange, and cloned.
+
 That of 2024 gathers the parameters of ZeRO 1 while it computes, which the planner does not, so all but the first layer's
 share of `data` is left out.
 """
@@ -53,6 +63,9 @@ class Row:
         self.recompute = r["recompute"] or "none"
         self.note = "SP" if r["cp_or_sp"].startswith("SP") else ""
         self.zero = 1 if kind == "h100" else 0
+        # Bytes that its stack moves for a parameter to add up the gradients of a micro-batch, and its pipeline.
+        self.accumulate = {"2104.04473": 6, "2201.11990": 18}.get(self.source.split("arXiv:")[-1], 0)
+        self.deepspeed = "2201.11990" in self.source
         v, B, L, h, S, V = float(r["value"]), self.batch, self.L, self.h, self.S, self.V
         self.model_flops = 72 * B * S * L * h * h * (1 + S / (6 * h) + V / (12 * L * h))
         # Narayanan and MT-NLG count the layers' recompute among the FLOPs of a step, the others do not.
@@ -125,6 +138,14 @@ class Planner:
         parts = dict(best["time_s"])
         if row.kind == "a100":
             parts["reduce"] = best["busy_s"]["data"] - best["time_s"]["data"]
+            # Micro-batches, and those that a stage could have done while the pipeline fills.
+            turns = row.batch / row.dp / b + (row.pp - 1) / v
+            parts["accumulate"] = turns * row.accumulate * 12 * row.h**2 * row.L / row.pp / row.tp / (d["bandwidth"] * 1e9)
+            act = 2 * b * row.S * row.h
+            if row.deepspeed:
+                send = 5e-6 + act / row.tp / (d["nic"] * 1e9)
+                gather = 3e-6 + act * (row.tp - 1) / row.tp / (d["link"] * 1e9) + act * (5 + 2 / row.tp) / (d["bandwidth"] * 1e9)
+                parts["engine"] = turns * (4 * send + 3 * gather)
         elif row.zero == 1 and row.dp > 1:
             # Updated parameters are gathered while the next forward runs, all but those of its first layer.
             parts["data"] *= row.pp / row.L
