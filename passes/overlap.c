@@ -7,6 +7,9 @@
 // they are small and nobody reads a result before the last of them is begun (sched_instr.more): a
 // message costs some microseconds however short it is. Each element is summed as it was alone.
 //
+// What reads gradients that are being reduced (the sums of their norm) does so in the order in
+// which they come, so that the last ones are on their way while the first are read.
+//
 // Weights of a layer that ranks have parts of are gathered one ahead of what reads them, and parts
 // of gradients are added up when the next one is made.
 //
@@ -40,9 +43,17 @@ typedef struct flight {
   int event;                  // recorded behind it
 } flight;
 
+// A reduced gradient, and which of the entry's reductions it comes from.
+typedef struct arrival {
+  const ir_value *what;
+  int number;
+} arrival;
+
 typedef struct over {
   sched *s;
   sched_entry *e;
+  VEC(arrival) arrivals;
+  int reductions;
   VEC(int) order;  // tasks by their first runs
   VEC(flight) flights;
   bool several;  // micro-batches
@@ -184,6 +195,88 @@ static void gather_ahead(sched_task *t) {
     if (!in.op || in.op->code != IR_all_gather || storage(in.op->in[0])->def) continue;
     if (to < i) move(t, i, to);
     to = reader_of(t, i + 1, storage(in.op->out[0]));
+  }
+}
+
+// ---- as gradients come --------------------------------------------------------------------------
+
+static bool reduces(const sched_instr *in) {
+  return in->op && (in->op->code == IR_all_reduce || in->op->code == IR_reduce_scatter);
+}
+
+static void comes(over *v, const ir_value *what) {
+  vec_push(v->s->m->arena, &v->arrivals, ((arrival){what, v->reductions}));
+}
+
+// What the reductions of a task make, at the top or stacked by a repeat.
+static void note_arrivals(over *v, const sched_task *t) {
+  for (int i = 0; i < t->instrs.n; i++) {
+    const sched_instr *in = &t->instrs.at[i];
+    if (!reduces(in)) continue;
+    for (int k = 0; k < sched_ops(in); k++) {
+      const ir_value *out = storage(sched_op(in, k)->out[0]);
+      const ir_region *body = t->loop ? t->loop->region[0] : NULL;
+      if (!body) comes(v, out);
+      for (int j = 0; body && j < body->yield.n; j++)
+        if (storage(body->yield.at[j]) == out) comes(v, storage(t->loop->out[j]));
+    }
+    v->reductions++;
+  }
+}
+
+// The last reduction that instruction i reads of, of those in tasks before; -1: of none.
+static int read_arrival(const over *v, const sched_instr *in) {
+  int number = -1;
+  for (int k = 0; k < v->arrivals.n; k++)
+    if (v->arrivals.at[k].number > number && reads(in, v->arrivals.at[k].what))
+      number = v->arrivals.at[k].number;
+  return number;
+}
+
+// Whether b has to stay behind a: it reads or writes what a writes, or writes what a reads.
+static bool bound(const sched_instr *a, const sched_instr *b) {
+  for (int n = 0; n < sched_ops(a); n++)
+    for (int j = 0; j < sched_op(a, n)->nout; j++) {
+      const ir_value *out = storage(sched_op(a, n)->out[j]);
+      if (reads(b, out)) return true;
+      for (int m = 0; m < sched_ops(b); m++)
+        for (int k = 0; k < sched_op(b, m)->nout; k++)
+          if (storage(sched_op(b, m)->out[k]) == out) return true;
+    }
+  for (int m = 0; m < sched_ops(b); m++)
+    for (int k = 0; k < sched_op(b, m)->nout; k++)
+      if (reads(a, storage(sched_op(b, m)->out[k]))) return true;
+  return false;
+}
+
+static void raise_to(int *key, int least) {
+  if (*key < least) *key = least;
+}
+
+// Orders a task of the top by the reduction that each instruction has to wait for (its key).
+// Reductions stay in their order, which ranks agree on; what neither computes nor reduces stays
+// behind all that was in front of it, and in front of all that was behind it.
+static void read_as_it_comes(over *v, sched_task *t) {
+  sched_instr *at = t->instrs.at;
+  int *key = arena_new(v->s->m->arena, int, t->instrs.n + 1), floor = -1;
+  bool any = false;
+  for (int i = 0; i < t->instrs.n; i++) {
+    if (exchanges(&at[i]) && !reduces(&at[i])) return;
+    bool stays = !computes(&at[i]) && !reduces(&at[i]);
+    key[i] = read_arrival(v, &at[i]);
+    any |= key[i] >= 0;
+    raise_to(&key[i], floor);
+    for (int j = 0, number = v->reductions; j < i; number += reduces(&at[j++])) {
+      if (stays || (reduces(&at[j]) && reduces(&at[i]))) raise_to(&key[i], key[j]);
+      if (bound(&at[j], &at[i])) raise_to(&key[i], reduces(&at[j]) ? number : key[j]);
+    }
+    if (stays) floor = key[i];
+  }
+  for (int i = 1; any && i < t->instrs.n; i++) {
+    int to = i, mine = key[i];
+    for (; to > 0 && key[to - 1] > mine; to--) key[to] = key[to - 1];
+    key[to] = mine;
+    move(t, i, to);
   }
 }
 
@@ -372,6 +465,8 @@ static void overlap_entry(sched *s, sched_entry *e, skip_set skip) {
       gather_ahead(task_of(&v, k));
     else
       set_late(task_of(&v, k));
+    if (!task_of(&v, k)->loop) read_as_it_comes(&v, task_of(&v, k));
+    note_arrivals(&v, task_of(&v, k));
   }
   find_flights(&v);
   if (!v.flights.n) return;

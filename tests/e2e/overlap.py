@@ -6,7 +6,8 @@
 For each plan: losses and gradient norms of four steps and the final weights are the same bytes with
 all, without buckets, and with every exchange among the kernels and made of messages; and the program is what it claims:
 with overlap it has exchanges on the stream of communication, in bodies of repeats where layers are
-large enough and in the last micro-batch where there are several, and fewer records with buckets.
+large enough and in the last micro-batch where there are several, fewer records with buckets, and
+gradients are read for their norm as they come.
 """
 import glob
 import os
@@ -19,9 +20,9 @@ import ranks
 STEPS = "4"
 # Model, ranks, pins, more settings, what the program must have.
 PLANS = [
-    ("gpt2-even", 2, "data=2,zero=0", "", "body bucket"),
+    ("gpt2-even", 2, "data=2,zero=0", "", "body bucket norm"),
     ("gpt2-even", 2, "data=2,zero=0,micro_batch=1", "", "body last bucket"),
-    ("gpt2-even", 2, "data=2,zero=1", "", "body"),
+    ("gpt2-even", 2, "data=2,zero=1", "", "body norm"),
     ("gpt2-even", 2, "data=2,zero=1,micro_batch=1", "", "body last"),
     ("gpt2-even", 2, "data=2,zero=2,micro_batch=1", "", "body"),
     ("gpt2-even", 2, "data=2,zero=3,micro_batch=1", "", "body gather"),
@@ -70,6 +71,17 @@ def exchanges_beside(schedule):
     return found
 
 
+def waits_of_tasks(schedule):
+    """For each task that is no body, the events that compute waits for, as it does."""
+    tasks = []
+    for line in map(str.strip, schedule.splitlines()):
+        if line.startswith("task "):
+            tasks.append([] if not line.endswith("once per layer") else None)
+        elif line.startswith("wait ") and "on compute" in line and tasks[-1] is not None:
+            tasks[-1].append(int(line.split()[2]))
+    return [t for t in tasks if t]
+
+
 def test(dsmc, folder, checks, plan):
     name = "%s on %d: %s" % plan[:3]
     runs, texts = {}, {}
@@ -88,6 +100,8 @@ def test(dsmc, folder, checks, plan):
         good = {"body": any(body for body, _ in beside),
                 "gather": any(body and l.startswith("all_gather") for body, l in beside),
                 "ring": any(body and l.startswith("permute") for body, l in beside),
+                "norm": any(len(t) > 2 for t in waits_of_tasks(texts[""])) and
+                        all(t == sorted(t) for t in waits_of_tasks(texts[""])),
                 "last": any("last micro-batch" in l for _, l in beside),
                 "bucket": texts[""].count("all_reduce") < texts["buckets"].count("all_reduce")}[word]
         checks.check("%s: %s" % (name, word), good)
