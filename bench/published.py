@@ -12,7 +12,8 @@ searches their numbers again (coordinate search over predictions) and prints the
 Narayanan's rows, and sets its choice beside the authors'.
 
 What a row does not say is minimised over: micro-batch 1 to 16; chunks of a stage. The stacks of 2021 and 2022 are unlike
-ours in ways that their published sources show. They are added to the planner's step by name:
+ours in ways that their published sources show (DeepSpeed 0.6.5; Megatron-LM of 2021 as we remember it). They are added to the
+planner's step by name:
 
   reduce      gradients are reduced after backward and not beside it.
   accumulate  a kernel of its own adds the gradients of a micro-batch to those before, where our products go on in the
