@@ -466,6 +466,27 @@ static int with_threads(const world *w, int (*work)(desk *)) {
   return with_hub(w, false, work) + with_hub(w, true, work);
 }
 
+// The last rank has no memory to share: all of them send, and nothing else changes.
+static int run_not_shared(desk *d) {
+  int fd = comm_rank(d->c) + 1 < comm_ranks(d->c) ? memfd_create("test", MFD_CLOEXEC) : -1;
+  unsigned char *at = NULL;
+  if (fd >= 0 && ftruncate(fd, MEMORY)) abort();
+  if (fd >= 0) at = mmap(NULL, MEMORY, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+  d->c->engine.direct = true;
+  status *s = comm_share(d->c, fd, at, MEMORY);
+  int wrong = s != NULL || comm_reaches(d->c, 1);
+  wrong += run_all(d);
+  if (fd >= 0) munmap(at, MEMORY), close(fd);
+  return wrong;
+}
+
+static void test_not_shared(void **state) {
+  (void)state;
+  static world w;
+  make_world(&w, &meshes[4], 5);
+  assert_int_equal(with_hub(&w, false, run_not_shared), 0);
+}
+
 static void test_exchanges(void **state) {
   (void)state;
   static world w;
@@ -701,9 +722,10 @@ static int with_mpi(void) {
 int main(int argc, char **argv) {
   if (argc > 1 && strcmp(argv[1], "--mpi") == 0) return with_mpi();
   const struct CMUnitTest tests[] = {
-      cmocka_unit_test(test_groups), cmocka_unit_test(test_exchanges),
-      cmocka_unit_test(test_bucket), cmocka_unit_test(test_in_place),
-      cmocka_unit_test(test_nan),    cmocka_unit_test(test_control),
+      cmocka_unit_test(test_groups),     cmocka_unit_test(test_exchanges),
+      cmocka_unit_test(test_not_shared), cmocka_unit_test(test_bucket),
+      cmocka_unit_test(test_in_place),   cmocka_unit_test(test_nan),
+      cmocka_unit_test(test_control),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }
