@@ -8,7 +8,8 @@ cuda` lose nothing, --cost leaves out registers. With it: builds of tiny.dsm wit
 and no cache, and with 1, 2 and 7 threads, are the same bytes; another target compiles only what is new; the
 text of `ir --form cuda` compiles as it stands; the table has every launch and what ptxas reported. --time:
 examples/gpt2.dsm for sm_90a takes under 5 s on two cores without a cache and under 0.5 s with a full one.
-Exit code 77, skipped, where NVRTC is not installed (scripts/nvrtc.sh fetches it).
+Exit code 77, skipped, where NVRTC is not installed (scripts/nvrtc.sh fetches it); of --time also where
+neighbours of the machine slowed its cores all the while.
 """
 import ctypes
 import json
@@ -162,18 +163,40 @@ def timed(dsmc, folder, checks):
             sys.exit("build failed")
         return time.time() - start, used.ru_utime + used.ru_stime
 
+    rate = os.path.join(folder, "rate")
+    subprocess.run([os.environ.get("CC", "cc"), "-O2", "-pthread", os.path.join(exe.ROOT, "bench", "rate.c"), "-o", rate],
+                   check=True)
+
+    def additions():
+        """ns of a run of additions on the slower core: the mean and the best of a tenth of a second."""
+        return [float(x) for x in subprocess.run([rate, "0.1"], stdout=subprocess.PIPE, check=True).stdout.split()]
+
     # On a machine that others keep busy a build waits: on two cores of its own it would take half its
     # processor seconds, as compiling is spread evenly over them.
-    # Its neighbours also slow the cores, by up to a half and for minutes at a time: when three builds
-    # were slow, more are made.
-    cold, tries = math.inf, 0
-    while tries < 3 or (cold >= 5 and tries < 20):
+    # Its neighbours also slow the cores, to the half and for minutes at a time (bench/rate.c sees it).
+    # A build that is fast enough is; one that is not counts where the cores were at their best before
+    # it and behind it. With three that count, or after 20, there are no more.
+    builds, best = [], math.inf
+    cold = math.inf
+    quiet = lambda: [b for b, mean in builds if mean < 1.15 * best]
+    while len(builds) < 3 or (cold >= 5 and len(quiet()) < 3 and len(builds) < 20):
+        before = additions()
         wall, cpu = once("none")
-        cold, tries = min(cold, wall, cpu / 2), tries + 1
-    checks.check("gpt2 for sm_90a without a cache: %.2f s (limit 5)" % cold, cold < 5)
+        behind = additions()
+        best = min(best, before[1], behind[1])
+        builds.append((min(wall, cpu / 2), max(before[0], behind[0])))
+        cold = min(cold, builds[-1][0])
+    measured = cold < 5 or quiet()
+    if measured:
+        checks.check("gpt2 for sm_90a without a cache: %.2f s (limit 5)" % cold, cold < 5)
     once(kernels)
     warm = min(min(wall, cpu) for wall, cpu in (once(kernels) for _ in range(3)))
     checks.check("gpt2 for sm_90a with a full cache: %.2f s (limit 0.5)" % warm, warm < 0.5)
+    if not measured:
+        print("skipped: gpt2 for sm_90a without a cache: not measured, neighbours slowed the cores in all %d builds "
+              "(%.2f s, limit 5; additions took %.2f to %.2f of their best time)" %
+              (len(builds), cold, min(mean for _, mean in builds) / best, max(mean for _, mean in builds) / best))
+        sys.exit(checks.end() or 77)
 
 
 def test(dsmc, folder, checks, names):
