@@ -30,7 +30,7 @@ static void *work(void *p) {
   worker *w = p;
   cpu_set_t one;
   CPU_ZERO(&one);
-  CPU_SET(w->cpu, &one);
+  CPU_SET((size_t)w->cpu, &one);
   pthread_setaffinity_np(pthread_self(), sizeof one, &one);
   uint64_t a = 1, b = 2, c = 3, d = 4;
   double begin = now(), end = begin;
@@ -57,7 +57,8 @@ int main(int argc, char **argv) {
   int n = 0;
   sched_getaffinity(0, sizeof allowed, &allowed);
   for (int cpu = 0; cpu < MOST; cpu++)
-    if (CPU_ISSET(cpu, &allowed)) w[n++] = (worker){cpu, argc > 1 ? atof(argv[1]) : 0.1, 0, 0};
+    if (CPU_ISSET((size_t)cpu, &allowed))
+      w[n++] = (worker){cpu, argc > 1 ? atof(argv[1]) : 0.1, 0, 0};
   for (int i = 0; i < n; i++)
     if (pthread_create(&thread[i], NULL, work, &w[i])) return 1;
   worker slowest = {0};
