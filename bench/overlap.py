@@ -23,7 +23,7 @@ step is. And the ratios, of `of_slices` the median of each turn's own, with the 
 On one host what ranks exchange is work of the processor: it reads and adds up on the cores that compute, so `max` could only
 be reached with a third core, and `sum` says what is lost besides.
 """
-import argparse, array, json, math, os, random, re, signal, subprocess, sys, tempfile, time
+import argparse, array, atexit, json, math, os, random, re, signal, subprocess, sys, tempfile, time
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 ROOT = os.path.dirname(HERE)
@@ -114,12 +114,16 @@ class Job:
     def forget(self, slices):
         del self.slices[len(self.slices) - slices:]
 
+    def kill(self):
+        for p in self.started:
+            if p.poll() is None:
+                self.signal(signal.SIGKILL)
+                p.kill()
+                p.wait()
+
     def end(self):
         """ms of the steps of each slice: of several processes, those of the slower one."""
-        self.signal(signal.SIGKILL)
-        for p in self.started:
-            p.kill()
-            p.wait()
+        self.kill()
         steps = []
         for log in self.logs:
             with open(log) as f:
@@ -165,6 +169,8 @@ def measure(args, folder, name):
     least = build(args, folder, "least", sets.replace("seq=64", "seq=2"), 2, 2, ["--skip", "overlap"])
     share = os.path.join(folder, "share")
     jobs = [on_ranks(args, over), on_ranks(args, plain), apart(args, alone)]
+    for job in jobs:
+        atexit.register(job.kill)  # also when this program is ended
     seconds = max(0.5, 7 * jobs[0].step_s())
     turns = max(1, round(args.seconds / (3 * seconds)))
     messages, thrown = [], 0
@@ -218,6 +224,7 @@ def main():
     a.add_argument("case", nargs="*")
     args = a.parse_args()
     args.dsmc = os.path.abspath(args.dsmc)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     with tempfile.TemporaryDirectory() as folder:
         run(["gcc", "-O2", "-pthread", os.path.join(HERE, "share.c"), "-o", os.path.join(folder, "share")])
         for name in args.case or CASES:

@@ -11,17 +11,6 @@ static float same_f32(float v) { return v; }
 static double same_f64(double v) { return v; }
 static uint32_t same_u32(uint32_t v) { return v; }
 static uint64_t same_u64(uint64_t v) { return v; }
-static float from_bf16(uint16_t v) {
-  uint32_t bits = (uint32_t)v << 16;
-  float f;
-  memcpy(&f, &bits, sizeof f);
-  return f;
-}
-static uint16_t to_bf16(float f) {
-  uint32_t bits;
-  memcpy(&bits, &f, sizeof bits);
-  return dtype_bf16_bits(bits);
-}
 
 // A NaN stays one whichever side it is on.
 #define GREATER(S, a, b) ((S)(b) > (S)(a) || (b) != (b) ? (b) : (a))
@@ -51,7 +40,7 @@ void comm_add_up(uint32_t dtype, uint32_t reduce, int64_t ranks, const unsigned 
   switch (dtype) {
     case PROG_F32: ADD_UP(float, float, float, same_f32, same_f32) break;
     case PROG_F64: ADD_UP(double, double, double, same_f64, same_f64) break;
-    case PROG_BF16: ADD_UP(uint16_t, float, float, from_bf16, to_bf16) break;
+    case PROG_BF16: ADD_UP(uint16_t, float, float, dtype_from_bf16, dtype_to_bf16) break;
     case PROG_F16: ADD_UP(uint16_t, float, float, dtype_from_f16, dtype_to_f16) break;
     case PROG_I32: ADD_UP(uint32_t, uint32_t, int32_t, same_u32, same_u32) break;
     case PROG_I64: ADD_UP(uint64_t, uint64_t, int64_t, same_u64, same_u64) break;

@@ -30,10 +30,6 @@ static float float_of(uint32_t u) {
   return x;
 }
 
-float dtype_from_bf16(uint16_t x) { return float_of((uint32_t)x << 16); }
-
-uint16_t dtype_to_bf16(float x) { return dtype_bf16_bits(bits_of(x)); }
-
 float dtype_from_f16(uint16_t h) {
   uint32_t sign = (uint32_t)(h & 0x8000) << 16, exp = (h >> 10) & 31, frac = h & 0x3ff;
   if (exp == 31) return float_of(sign | 0x7f800000u | (frac << 13));

@@ -4,6 +4,7 @@
 
 #include <stdbool.h>
 #include <stdint.h>
+#include <string.h>
 
 #include "runtime/program.h"
 
@@ -19,12 +20,22 @@ const dtype_info *dtype_of(uint32_t dtype);
 // The number of a safetensors type, or -1.
 int dtype_find_st(const char *st);
 
-float dtype_from_bf16(uint16_t x);
-uint16_t dtype_to_bf16(float x);  // to nearest, ties to even
-// The same from the bits of an f32; inline for loops over many.
+// Inline for loops over many: bf16 to f32; the bits of an f32, and an f32, to bf16, to nearest,
+// ties to even.
+static inline float dtype_from_bf16(uint16_t x) {
+  uint32_t u = (uint32_t)x << 16;
+  float f;
+  memcpy(&f, &u, sizeof f);
+  return f;
+}
 static inline uint16_t dtype_bf16_bits(uint32_t u) {
   if ((u & 0x7fffffffu) > 0x7f800000u) return (uint16_t)((u >> 16) | 0x40);  // keep NaN a NaN
   return (uint16_t)((u + 0x7fffu + ((u >> 16) & 1)) >> 16);
+}
+static inline uint16_t dtype_to_bf16(float x) {
+  uint32_t u;
+  memcpy(&u, &x, sizeof u);
+  return dtype_bf16_bits(u);
 }
 float dtype_from_f16(uint16_t x);
 uint16_t dtype_to_f16(float x);  // to nearest, ties to even; overflow gives infinity
