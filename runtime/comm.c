@@ -258,17 +258,27 @@ void comm_rest(int64_t since) {
     nanosleep(&(struct timespec){.tv_nsec = NAP_NS}, NULL);
 }
 
-status *comm_wait(comm *c, int lane, const comm_idle *idle) {
+status *comm_look(comm *c, const comm_await *what, bool *there) {
+  if (!what->count) return comm_test(c, what->lane, there);
+  *there = atomic_load_explicit(what->count, memory_order_acquire) >= what->least;
+  return *there || !c->busy ? NULL : comm_push_sends(c);
+}
+
+status *comm_wait_for(comm *c, const comm_await *what, const comm_idle *idle) {
   int64_t since = 0;
-  for (bool done = false;;) {
-    STATUS_DO(comm_test(c, lane, &done));
-    if (done) return NULL;
+  for (bool there = false;;) {
+    STATUS_DO(comm_look(c, what, &there));
+    if (there) return NULL;
     if (!since) since = clock_ns();
     if (idle)
-      STATUS_DO(idle->rest(idle->ctx, lane, since));
+      STATUS_DO(idle->rest(idle->ctx, what, since));
     else
       comm_rest(since);
   }
+}
+
+status *comm_wait(comm *c, int lane, const comm_idle *idle) {
+  return comm_wait_for(c, &(comm_await){.lane = lane}, idle);
 }
 
 // ---- control messages ---------------------------------------------------------------------------

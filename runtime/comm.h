@@ -22,6 +22,7 @@
 #define DSM_COMM_H
 
 #include <signal.h>
+#include <stdatomic.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -88,14 +89,26 @@ int comm_at(const prog *p, int rank, uint32_t axes, int64_t place);
 // not see each other, DSM_MESSAGES=1) nothing changes. Any operand lies in there from now on, until
 // the comm is closed. When it returns fd may be closed. NULL is allowed.
 status *comm_share(comm *c, int fd, unsigned char *at, size_t bytes) STATUS_MUST_USE;
+// Of those bytes, how many at the end are for what ranks count together: 0 at first, and nobody
+// else's. A multiple of 64.
+size_t comm_shared_bytes(const prog *p);
 
 // ---- exchanges ----------------------------------------------------------------------------------
 
-// What an exchange does when messages that it waits for are not there yet: `rest` is told since
-// when, by clock_ns, and which lane it waits for, and may return at any time; a failure that
-// it returns ends the exchange.
+// What an exchange waits for: that the messages of a lane are there, or, with a `count`, that ranks
+// have counted up to `least` in memory they share.
+typedef struct comm_await {
+  int lane;
+  const _Atomic uint64_t *count;
+  uint64_t least;
+} comm_await;
+
+// What an exchange does when that is not there yet: `rest` is told what, and since when, by
+// clock_ns, and may return at any time; a failure that it returns ends the exchange. `give_way` is
+// called when others had better go on with the exchange: it returns when there is no more time.
 typedef struct comm_idle {
-  status *(*rest)(void *ctx, int lane, int64_t since);
+  status *(*rest)(void *ctx, const comm_await *what, int64_t since);
+  void (*give_way)(void *ctx);
   void *ctx;
 } comm_idle;
 
@@ -108,6 +121,8 @@ status *comm_exchange(comm *c, const prog_exchange *x, unsigned char *const *buf
 void comm_rest(int64_t since);
 // Moves messages on. *done: what the lane waits for is there.
 status *comm_test(comm *c, int lane, bool *done) STATUS_MUST_USE;
+// The same, for either.
+status *comm_look(comm *c, const comm_await *what, bool *there) STATUS_MUST_USE;
 // Waits until all sends have left. At the end of a call of an entry.
 status *comm_drain(comm *c) STATUS_MUST_USE;
 

@@ -5,14 +5,14 @@
 // sends to the k-th behind it and receives from the k-th before it, so no rank is everybody's
 // target at once. What is added up is received in full first and then summed.
 //
-// Ranks of one machine touch each other's memory (comm_share): the group *meets*, each rank telling
-// where its operands lie; then each reads from all, and writes its sum to all; then they *part*,
-// and operands are their owners' again. A sum passes through the cores once, where messages are
-// copied by the kernel, added up, and copied again.
+// Ranks of one machine touch each other's memory (comm_share). Each that comes to an exchange says
+// where its operands lie. Once all have come, any of them does any part of it, straight from
+// operand to operand, until nothing is left; when all is done operands are their owners' again. A
+// sum passes through the cores once, where messages are copied by the kernel, added up, and copied
+// again.
 //
 // Either way sums are made in the order of ranks, own piece in its place, so that no bit depends on
 // who came when, nor on where ranks are.
-#include <stdatomic.h>
 #include <string.h>
 
 #include "runtime/comm_impl.h"
@@ -120,45 +120,14 @@ static void copy_own(const job *j) {
 
 // ---- straight from rank to rank -----------------------------------------------------------------
 
+enum { UNIT_BYTES = 256 << 10 };  // of a sum, that one rank does at a time: some 50 us
+
 static uint32_t operands_of(const job *j) { return 2 * (j->x->values > 1 ? j->x->values : 1); }
 
-// Operand k of a place (exchange.h has their order), as this rank sees it: between meeting and
-// parting.
+// Operand k of a place (exchange.h has their order), as this rank sees it.
 static unsigned char *operand_of(const job *j, int64_t place, uint32_t k) {
-  if (place == j->me) return j->buf[k];
-  return comm_there(j->c, peer(j, place), comm_note(j->c, place)[k]);
+  return place == j->me ? j->buf[k] : comm_there(j->c, peer(j, place), k);
 }
-
-// Says where this rank's operands lie, and that others may use them from now on.
-static status *tell(job *j, int64_t place) {
-  return comm_post_send(j->c, COMM_OUT, peer(j, place), j->tag, comm_note(j->c, COMM_OWN_NOTE),
-                        operands_of(j) * (int64_t)sizeof(int64_t));
-}
-
-static status *hear(job *j, int64_t place) {
-  return comm_post_receive(j->c, COMM_IN, peer(j, place), j->tag, comm_note(j->c, place),
-                           operands_of(j) * (int64_t)sizeof(int64_t));
-}
-
-static void write_note(job *j) {
-  int64_t *note = comm_note(j->c, COMM_OWN_NOTE);
-  for (uint32_t k = 0; k < operands_of(j); k++) note[k] = comm_offset(j->c, j->buf[k]);
-  atomic_thread_fence(memory_order_seq_cst);  // what kernels wrote is there before the note is
-}
-
-static status *meet(job *j) {
-  write_note(j);
-  for (int64_t k = 1; k < j->ranks; k++) {
-    STATUS_DO(hear(j, (j->me + j->ranks - k) % j->ranks));
-    STATUS_DO(tell(j, (j->me + k) % j->ranks));
-  }
-  STATUS_DO(wait_for_both(j));
-  atomic_thread_fence(memory_order_seq_cst);
-  return NULL;
-}
-
-// Whoever has met says the same once more, which then means: done with what is yours.
-static status *part(job *j) { return meet(j); }
 
 // Sums n elements that begin `at` bytes into operand `in` of all ranks, to the same place of
 // operand `out` of all.
@@ -176,29 +145,31 @@ static int64_t value_bytes(const job *j, uint32_t k) {
   return j->c->prog->operands[j->x->first_operand + 2 * k].bytes;
 }
 
-// This rank's share of all elements, which may lie in several values.
-static void reduce_share(job *j) {
-  int64_t begin, n = exchange_share(j->x, j->ranks, j->me, &begin), end = begin + n, at = 0;
+// Elements [begin, end) of all, which may lie in several values.
+static void sum_range(job *j, int64_t begin, int64_t end) {
   for (uint32_t k = 0; 2 * k < operands_of(j); k++) {
     int64_t size = j->x->values > 1 ? value_bytes(j, k) / j->unit : j->x->run;
-    int64_t lo = begin > at ? begin - at : 0, hi = end - at < size ? end - at : size;
+    int64_t lo = begin > 0 ? begin : 0, hi = end < size ? end : size;
     if (lo < hi) sum_for_all(j, 2 * k, 2 * k + 1, lo * j->unit, hi - lo);
-    at += size;
+    begin -= size;
+    end -= size;
   }
 }
 
-// The pieces of all for this rank: its own lies in a box, as do those of others where they are
-// touched; those that were sent (`arrived`) lie packed, `piece` bytes from one to the next.
-static void sum_pieces(job *j, unsigned char *arrived, int64_t piece) {
+// The pieces of all for a place, to its result `out`: its own lies in a box, as do those of others
+// where they are touched; those that were sent (`arrived`) lie packed, `piece` bytes from one to
+// the next.
+static void sum_pieces(job *j, int64_t place, unsigned char *out, unsigned char *arrived,
+                       int64_t piece) {
   const prog_exchange *x = j->x;
-  int64_t stride[3], run = exchange_run(x, j->me);
-  in_strides(j, j->me, stride);
+  int64_t stride[3], run = exchange_run(x, place);
+  in_strides(j, place, stride);
   EACH_RUN(x, x->out_stride, n, at) {
     int64_t a = n / (x->size[1] * x->size[2]), b = n / x->size[2] % x->size[1], c = n % x->size[2];
-    int64_t from = j->me * x->in_step + a * stride[0] + b * stride[1] + c * stride[2];
-    unsigned char *to = element(j, j->out, at), *sent = arrived;
+    int64_t from = place * x->in_step + a * stride[0] + b * stride[1] + c * stride[2];
+    unsigned char *to = element(j, out, at), *sent = arrived;
     for (int64_t r = 0; r < j->ranks; r++) {
-      bool packed = arrived && r != j->me;
+      bool packed = arrived && r != place;
       j->c->from[r] = packed ? element(j, sent, n * run) : element(j, operand_of(j, r, 1), from);
       if (packed) sent += piece;
     }
@@ -206,28 +177,83 @@ static void sum_pieces(job *j, unsigned char *arrived, int64_t piece) {
   }
 }
 
-// The pieces of others for this rank; those of an all_gather are what they have.
-static void fetch(job *j) {
+// The pieces of all for a place; those of an all_gather are what they have.
+static void fetch(job *j, int64_t place) {
   const prog_exchange *x = j->x;
-  copy_own(j);
-  for (int64_t k = 1; k < j->ranks; k++) {
-    int64_t from = (j->me + k) % j->ranks, in_stride[3], out_stride[3];
-    in_strides(j, j->me, in_stride);
+  unsigned char *out = operand_of(j, place, 0);
+  int64_t in_stride[3], out_stride[3];
+  in_strides(j, place, in_stride);
+  for (int64_t k = 0; k < j->ranks; k++) {
+    int64_t from = (place + k) % j->ranks;
     out_strides(j, from, out_stride);
-    copy_box(j, element(j, j->out, from * x->out_step), out_stride,
-             element(j, operand_of(j, from, 1), j->me * x->in_step), in_stride,
+    copy_box(j, element(j, out, from * x->out_step), out_stride,
+             element(j, operand_of(j, from, 1), place * x->in_step), in_stride,
              exchange_run(x, from));
   }
 }
 
-static status *straight(job *j) {
-  STATUS_DO(meet(j));
-  switch (j->x->kind) {
-    case PROG_ALL_REDUCE: reduce_share(j); break;
-    case PROG_REDUCE_SCATTER: sum_pieces(j, NULL, 0); break;
-    default: fetch(j); break;
+// The place of the rank that is `step` further than `place` on each axis.
+static int64_t neighbour(const job *j, int64_t place, int64_t step) {
+  const prog *p = j->c->prog;
+  int64_t to = 0;
+  for (uint32_t a = 0; a < p->naxes; a++) {
+    if (!(j->x->axes >> a & 1)) continue;
+    int64_t n = p->axes[a].size, at = (comm_coordinate(p, peer(j, place), a) + step) % n;
+    to = to * n + (at < 0 ? at + n : at);
   }
-  return part(j);
+  return to;
+}
+
+// An exchange is made of units that any rank may do: a part of a sum, or else all that a place
+// gets. All ranks count the same.
+static int64_t units_of(const job *j) {
+  int64_t bytes = j->x->run * j->unit;
+  if (j->x->kind != PROG_ALL_REDUCE) return j->ranks;
+  return bytes > UNIT_BYTES ? (bytes + UNIT_BYTES - 1) / UNIT_BYTES : 1;
+}
+
+static void do_unit(job *j, int64_t unit) {
+  int64_t each = UNIT_BYTES / j->unit, begin = unit * each, end = begin + each;
+  switch (j->x->kind) {
+    case PROG_ALL_REDUCE: sum_range(j, begin, end < j->x->run ? end : j->x->run); break;
+    case PROG_REDUCE_SCATTER: sum_pieces(j, unit, operand_of(j, unit, 0), NULL, 0); break;
+    case PROG_PERMUTE:
+      memcpy(operand_of(j, unit, 0), operand_of(j, neighbour(j, unit, -j->x->step), 1),
+             (size_t)(j->x->run * j->unit));
+      break;
+    default: fetch(j, unit); break;
+  }
+}
+
+// Takes the next unit below `end`, if there is one.
+static bool take_unit(_Atomic uint64_t *begun, uint64_t end, uint64_t *unit) {
+  *unit = atomic_load_explicit(begun, memory_order_relaxed);
+  while (*unit < end)
+    if (atomic_compare_exchange_weak(begun, unit, *unit + 1)) return true;
+  return false;
+}
+
+// Who comes first has time, and who comes last has none: where kernels go on in between, the last
+// one leaves the units to those that were there before it, as long as it can. So the work of
+// exchanges goes to the ranks that are ahead, and keeps ranks together whose cores are not alike.
+static status *straight(job *j) {
+  comm *c = j->c;
+  uint32_t axes = j->x->axes & ((1u << PROG_MAX_AXES) - 1);
+  comm_counts *counts = &c->memory[peer(j, 0)].board->counts[axes];
+  uint64_t first = c->counted[axes].units, end = first + (uint64_t)units_of(j), unit;
+  c->counted[axes].units = end;
+  c->counted[axes].came += (uint64_t)j->ranks;
+  const comm_await all_came = {.count = &counts->came, .least = c->counted[axes].came};
+  const comm_await all_done = {.count = &counts->done, .least = end};
+  for (uint32_t k = 0; k < operands_of(j); k++) comm_tell(c, k, j->buf[k]);
+  bool last = atomic_fetch_add(&counts->came, 1) + 1 == all_came.least;
+  if (last && j->idle) j->idle->give_way(j->idle->ctx);
+  STATUS_DO(comm_wait_for(c, &all_came, j->idle));
+  while (take_unit(&counts->begun, end, &unit)) {
+    do_unit(j, (int64_t)(unit - first));
+    atomic_fetch_add(&counts->done, 1);
+  }
+  return comm_wait_for(c, &all_done, j->idle);
 }
 
 // ---- moving -------------------------------------------------------------------------------------
@@ -275,7 +301,7 @@ static status *reduce_scatter(job *j) {
     if (!in_block) STATUS_DO(wait_for(j, COMM_OUT));
   }
   STATUS_DO(wait_for_both(j));
-  sum_pieces(j, arrived, piece);
+  sum_pieces(j, j->me, j->out, arrived, piece);
   return NULL;
 }
 
@@ -331,32 +357,10 @@ static status *reduce_bucket(job *j) {
 
 // ---- one to one ---------------------------------------------------------------------------------
 
-// The place of the rank `step` further on each axis.
-static int64_t neighbour(const job *j, int64_t step) {
-  const prog *p = j->c->prog;
-  int64_t place = 0;
-  for (uint32_t a = 0; a < p->naxes; a++) {
-    if (!(j->x->axes >> a & 1)) continue;
-    int64_t n = p->axes[a].size, to = (comm_coordinate(p, j->c->engine.rank, a) + step) % n;
-    place = place * n + (to < 0 ? to + n : to);
-  }
-  return place;
-}
-
 static status *permute(job *j) {
-  int64_t to = neighbour(j, j->x->step), from = neighbour(j, -j->x->step);
-  if (!j->straight) {
-    STATUS_DO(receive_from(j, from, j->out, j->x->run));
-    STATUS_DO(send_to(j, to, j->in, j->x->run));
-    return wait_for_both(j);
-  }
-  write_note(j);
-  STATUS_DO(hear(j, from));
-  STATUS_DO(tell(j, to));
-  STATUS_DO(wait_for_both(j));
-  memcpy(j->out, operand_of(j, from, 1), (size_t)(j->x->run * j->unit));
-  STATUS_DO(hear(j, to));
-  STATUS_DO(tell(j, from));
+  int64_t to = neighbour(j, j->me, j->x->step), from = neighbour(j, j->me, -j->x->step);
+  STATUS_DO(receive_from(j, from, j->out, j->x->run));
+  STATUS_DO(send_to(j, to, j->in, j->x->run));
   return wait_for_both(j);
 }
 
@@ -367,17 +371,18 @@ static int direction_tag(const job *j, bool up) {
 }
 
 static status *send_one(job *j) {
-  int64_t to = neighbour(j, j->x->step), bytes = j->x->run * j->unit;
+  int64_t to = neighbour(j, j->me, j->x->step), bytes = j->x->run * j->unit;
   comm_buffer *b = &j->c->buffers[j->x - j->c->prog->exchanges];
   if (b->busy) STATUS_DO(wait_for(j, b->lane));
-  memcpy(b->at, j->in, (size_t)bytes);
+  j->c->busy += !b->busy;
   b->busy = true;
+  memcpy(b->at, j->in, (size_t)bytes);
   return comm_post_send(j->c, b->lane, peer(j, to), direction_tag(j, j->x->step > 0), b->at, bytes);
 }
 
 static status *receive_one(job *j) {
   j->tag = direction_tag(j, j->x->step < 0);
-  STATUS_DO(receive_from(j, neighbour(j, j->x->step), j->out, j->x->run));
+  STATUS_DO(receive_from(j, neighbour(j, j->me, j->x->step), j->out, j->x->run));
   return wait_for(j, COMM_IN);
 }
 
@@ -386,6 +391,18 @@ status *comm_drain(comm *c) {
     comm_buffer *b = &c->buffers[i];
     if (b->busy) STATUS_DO(comm_wait(c, b->lane, NULL));
     b->busy = false;
+  }
+  if (c) c->busy = 0;
+  return NULL;
+}
+
+status *comm_push_sends(comm *c) {
+  for (uint32_t i = 0; i < c->prog->nexchanges; i++) {
+    comm_buffer *b = &c->buffers[i];
+    bool gone = false;
+    if (b->busy) STATUS_DO(comm_test(c, b->lane, &gone));
+    b->busy = b->busy && !gone;
+    c->busy -= gone;
   }
   return NULL;
 }
@@ -405,7 +422,7 @@ static void clear_padding(job *j) {
 
 static status *carry_out(job *j) {
   if (j->x->kind == PROG_REDUCE_SCATTER || j->x->kind == PROG_PART) clear_padding(j);
-  if (j->straight && j->x->kind <= PROG_ALL_TO_ALL) return straight(j);
+  if (j->straight && j->x->kind < PROG_PART) return straight(j);
   if (j->x->values > 1) return reduce_bucket(j);
   switch (j->x->kind) {
     case PROG_ALL_GATHER:

@@ -45,10 +45,25 @@ typedef struct flight {
 
 typedef struct watch watch;
 
+// What ranks of a group count together, in the memory of its first one, each on a line of its own:
+// who came to an exchange, how many of its units were begun, and how many are done. They only rise.
+typedef struct comm_counts {
+  _Alignas(64) _Atomic uint64_t came;
+  _Alignas(64) _Atomic uint64_t begun;
+  _Alignas(64) _Atomic uint64_t done;
+} comm_counts;
+
+// At the end of what a rank shares.
+typedef struct comm_board {
+  comm_counts counts[1u << PROG_MAX_AXES];  // by set of axes
+  int64_t note[];  // where the operands lie of the exchange that this rank has come to
+} comm_board;
+
 // What this rank can touch of another one's memory, or of its own.
 typedef struct comm_memory {
   unsigned char *at;  // NULL: nothing
   size_t bytes;
+  comm_board *board;
 } comm_memory;
 
 struct comm {
@@ -63,8 +78,11 @@ struct comm {
   const unsigned char **from;  // room for a place of each rank,
   unsigned char **to;          // and for another
   comm_memory *memory;         // by rank; NULL: it is not shared
-  int64_t *notes;              // where operands lie: this rank's, then those of its group, by place
-  int64_t note_size;           // numbers of a note
+  // By set of axes, what this rank's group has counted when all that this rank knows of is done.
+  struct {
+    uint64_t came, units;
+  } counted[1u << PROG_MAX_AXES];
+  int busy;  // buffers
   pthread_mutex_t flight_lock;
   flight flights[COMM_FLIGHTS];
   int64_t nflights;  // so far
@@ -82,26 +100,25 @@ void comm_free_watch(comm *c);
 
 // Whether all ranks of this one's group over a set of axes share their memory.
 bool comm_reaches(const comm *c, uint32_t axes);
-// Ends that, and forgets the notes.
+// Ends that.
 void comm_unshare(comm *c);
-// From an address in what this rank shares to the number that others know it by; and back, for
-// another rank's.
-static inline int64_t comm_offset(const comm *c, const unsigned char *at) {
-  return at - c->memory[c->engine.rank].at;
+// Says where operand k of this rank's exchange lies; and asks, for a rank that has come to it.
+static inline void comm_tell(const comm *c, uint32_t k, const unsigned char *at) {
+  const comm_memory *m = &c->memory[c->engine.rank];
+  m->board->note[k] = at - m->at;
 }
-static inline unsigned char *comm_there(const comm *c, int rank, int64_t offset) {
-  return c->memory[rank].at + offset;
-}
-enum { COMM_OWN_NOTE = -1 };
-static inline int64_t *comm_note(const comm *c, int64_t place) {
-  return c->notes + (place + 1) * c->note_size;
+static inline unsigned char *comm_there(const comm *c, int rank, uint32_t k) {
+  return c->memory[rank].at + c->memory[rank].board->note[k];
 }
 
 status *comm_post_send(comm *c, int lane, int to, int tag, const void *at,
                        int64_t n) STATUS_MUST_USE;
 status *comm_post_receive(comm *c, int lane, int from, int tag, void *at,
                           int64_t n) STATUS_MUST_USE;
-// Looks until the lane is done, `idle` (NULL: comm_rest) in between.
+// Looks until it is there, `idle` (NULL: comm_rest) in between.
+status *comm_wait_for(comm *c, const comm_await *what, const comm_idle *idle) STATUS_MUST_USE;
 status *comm_wait(comm *c, int lane, const comm_idle *idle) STATUS_MUST_USE;
+// Moves sends of records on.
+status *comm_push_sends(comm *c) STATUS_MUST_USE;
 
 #endif

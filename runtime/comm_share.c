@@ -18,6 +18,7 @@
 typedef struct place {
   char machine[40], processes[40];  // since which start of which machine; whose process numbers
   int64_t pid, fd, bytes;
+  int64_t board;  // of these, at their end
 } place;
 
 static void first_line(const char *path, char *out, size_t cap) {
@@ -26,8 +27,8 @@ static void first_line(const char *path, char *out, size_t cap) {
   if (f) fclose(f);
 }
 
-static place where(int fd, size_t bytes) {
-  place p = {.pid = getpid(), .fd = fd, .bytes = (int64_t)bytes};
+static place where(int fd, size_t bytes, size_t board) {
+  place p = {.pid = getpid(), .fd = fd, .bytes = (int64_t)bytes, .board = (int64_t)board};
   first_line("/proc/sys/kernel/random/boot_id", p.machine, sizeof p.machine);
   ssize_t n = readlink("/proc/self/ns/pid", p.processes, sizeof p.processes - 1);
   p.processes[n > 0 ? n : 0] = 0;
@@ -54,35 +55,38 @@ static unsigned char *map_of(const place *p) {
   return at == MAP_FAILED ? NULL : at;
 }
 
+// How many numbers a rank's note has.
+static size_t note_size(const prog *p) {
+  uint32_t values = 1;
+  for (uint32_t i = 0; i < p->nexchanges; i++)
+    if (p->exchanges[i].values > values) values = p->exchanges[i].values;
+  return 2 * (size_t)values;
+}
+
+size_t comm_shared_bytes(const prog *p) {
+  size_t bytes = sizeof(comm_board) + note_size(p) * sizeof(int64_t);
+  return (bytes + 63) / 64 * 64;
+}
+
 void comm_unshare(comm *c) {
   for (int r = 0; c->memory && r < c->engine.ranks; r++)
     if (c->memory[r].at && r != c->engine.rank) munmap(c->memory[r].at, c->memory[r].bytes);
   free(c->memory);
-  free(c->notes);
   c->memory = NULL;
-  c->notes = NULL;
-}
-
-static status *make_room(comm *c) {
-  uint32_t values = 1;
-  for (uint32_t i = 0; i < c->prog->nexchanges; i++)
-    if (c->prog->exchanges[i].values > values) values = c->prog->exchanges[i].values;
-  c->note_size = 2 * (int64_t)values;
-  size_t ranks = (size_t)c->engine.ranks;
-  c->memory = calloc(ranks, sizeof *c->memory);
-  c->notes = calloc((ranks + 1) * (size_t)c->note_size, sizeof *c->notes);
-  return c->memory && c->notes ? NULL : status_error("out of memory");
 }
 
 static status *map_others(comm *c, unsigned char *at, const place *all, bool *good) {
   const place *mine = &all[c->engine.rank];
-  STATUS_DO(make_room(c));
+  c->memory = calloc((size_t)c->engine.ranks, sizeof *c->memory);
+  if (!c->memory) return status_error("out of memory");
   *good = together(mine, mine);
   for (int r = 0; r < c->engine.ranks && *good; r++) {
     if (!together(mine, &all[r])) continue;
-    c->memory[r].bytes = (size_t)all[r].bytes;
-    c->memory[r].at = r == c->engine.rank ? at : map_of(&all[r]);
-    *good = c->memory[r].at != NULL;
+    comm_memory *m = &c->memory[r];
+    m->bytes = (size_t)all[r].bytes;
+    m->at = r == c->engine.rank ? at : map_of(&all[r]);
+    *good = m->at != NULL;
+    if (*good) m->board = (comm_board *)(void *)(m->at + m->bytes - all[r].board);
   }
   return NULL;
 }
@@ -91,7 +95,7 @@ status *comm_share(comm *c, int fd, unsigned char *at, size_t bytes) {
   if (!c || !c->engine.direct) return NULL;
   int n = c->engine.ranks;
   bool good = false;
-  place mine = where(fd, bytes), *all = calloc((size_t)n, sizeof *all);
+  place mine = where(fd, bytes, comm_shared_bytes(c->prog)), *all = calloc((size_t)n, sizeof *all);
   status *s = all ? NULL : status_error("out of memory");
   if (!s) s = comm_collect(c, &mine, sizeof mine, all, 0);
   if (!s) s = comm_broadcast(c, all, (size_t)n * sizeof *all, 0);

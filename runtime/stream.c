@@ -31,23 +31,32 @@ struct stream {
   // Without a thread:
   fiber *fiber;  // does the jobs; NULL: the thread does
   comm_idle idle;
-  bool waits;     // the fiber does, for messages of
-  int lane;       // this lane,
-  int64_t since;  // since then, by clock_ns
-  status *lost;   // what looking for them said
+  bool gives_way;   // the fiber does, to other ranks
+  bool waits;       // it does,
+  comm_await what;  // for this,
+  int64_t since;    // since then, by clock_ns
+  status *lost;     // what looking for it said
 };
 
-// The fiber waits: kernels go on. It is entered again when its messages are there.
-static status *leave(void *ctx, int lane, int64_t since) {
+// The fiber waits: kernels go on. It is entered again when what it waits for is there.
+static status *leave(void *ctx, const comm_await *what, int64_t since) {
   stream *s = ctx;
   s->waits = true;
-  s->lane = lane;
+  s->what = *what;
   s->since = since;
   fiber_leave(s->fiber);
   s->waits = false;
   status *lost = s->lost;
   s->lost = NULL;
   return lost;
+}
+
+// The same, until the next job is given or somebody waits.
+static void give_way(void *ctx) {
+  stream *s = ctx;
+  s->gives_way = true;
+  fiber_leave(s->fiber);
+  s->gives_way = false;
 }
 
 static status *carry_out(stream *s, const job *j) {
@@ -106,7 +115,7 @@ static void *serve_on_thread(void *at) {
 
 static bool start(stream *s, bool thread) {
   if (!thread) {
-    s->idle = (comm_idle){leave, s};
+    s->idle = (comm_idle){leave, give_way, s};
     s->fiber = fiber_new(serve, s, STACK);
     return s->fiber != NULL;
   }
@@ -147,15 +156,16 @@ status *stream_open(const prog *p, comm *c, const unsigned char *code, bool thre
   return NULL;
 }
 
-// A look costs a call of the engine; the switch, more than that, is left for when it is worth it.
+// A look may cost a call of the engine; the switch, more than that, is left for when it is worth
+// it.
 static void look(stream *s) {
   bool there = true;
-  if (s->waits) s->lost = comm_test(s->comm, s->lane, &there);
+  if (s->waits) s->lost = comm_look(s->comm, &s->what, &there);
   if (there || s->lost) fiber_enter(s->fiber);
 }
 
 void stream_look(stream *s) {
-  if (s->fiber && s->done < s->given) look(s);
+  if (s->fiber && s->done + s->gives_way < s->given) look(s);
 }
 
 // Until so many jobs are done.

@@ -9,7 +9,7 @@
 // for a moment. With a single core it could only interrupt kernels, and to switch to it and back
 // costs more than that brings: there the giving thread does the work, on a second stack
 // (base/fiber.h). It looks between two kernels, posts messages, adds up what has come, and leaves
-// where it would wait.
+// where it would wait, or where ranks that are ahead may do what is left of an exchange.
 //
 //   STATUS_DO(stream_open(p, comm, code, cores > 1, &s));  // NULL: no such instruction
 //   stream_give(s, in, buf, &call);             // returns at once, unless 256 are waiting

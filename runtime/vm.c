@@ -124,6 +124,7 @@ status *vm_open(const prog *p, const unsigned char *code, pool *threads, vm **ou
   m->home = calloc(p->max_operands + 1u, sizeof *m->home);
   // One page more than needed lets the arena start on a huge page.
   m->map_bytes = ((size_t)whole + HUGE_PAGE - 1) / HUGE_PAGE * HUGE_PAGE + HUGE_PAGE;
+  if (host && comm_program_ranks(p) > 1) m->map_bytes += comm_shared_bytes(p);
   // Of a mirror only a part is ever touched, so it need not be there in full.
   m->map = get_memory(m->map_bytes, host ? 0 : MAP_NORESERVE, host && comm_program_ranks(p) > 1,
                       &m->file);

@@ -39,6 +39,7 @@ typedef struct world {
   prog_axis axis[3];
   prog_exchange x[RECORDS];
   int64_t in_elements[RECORDS], out_elements[RECORDS];
+  void *shared;  // a test's own, for all its ranks
 } world;
 
 // ---- records ------------------------------------------------------------------------------------
@@ -355,7 +356,7 @@ static unsigned char *room(desk *d, size_t bytes) {
   if (!d->memory) return malloc(bytes);
   unsigned char *at = d->memory + d->used;
   d->used += (bytes + 63) / 64 * 64;
-  return d->used <= MEMORY ? at : NULL;
+  return d->used + comm_shared_bytes(&d->w->p) <= MEMORY ? at : NULL;
 }
 
 static void give_up(desk *d, unsigned char *at) {
@@ -608,6 +609,77 @@ static void test_bucket(void **state) {
   }
 }
 
+// ---- who has time -------------------------------------------------------------------------------
+
+enum { LONG_SUM = 200001 };  // several units
+
+// The last rank that comes to an exchange gives way until all the others have left it: they do all
+// of it, and it finds its result.
+typedef struct crossing {
+  _Atomic int left[3], gave_way[3];
+} crossing;
+
+typedef struct walker {
+  crossing *at;
+  int record, others;
+} walker;
+
+static status *yield(void *ctx, const comm_await *what, int64_t since) {
+  (void)ctx, (void)what;
+  comm_rest(since);
+  return NULL;
+}
+
+static void let_others(void *ctx) {
+  walker *k = ctx;
+  k->at->gave_way[k->record]++;
+  while (k->at->left[k->record] < k->others) comm_rest(0);
+}
+
+static int run_give_way(desk *d) {
+  comm *c = d->c;
+  int me = comm_rank(c), n = comm_ranks(c), wrong = 0;
+  crossing *at = d->w->shared;
+  float *in = (float *)(void *)filled(d, 4 * LONG_SUM), *out = (float *)(void *)filled(d, 64),
+        *scratch = (float *)(void *)filled(d, d->w->x[0].scratch);
+  walker mine = {.at = at, .others = n - 1};
+  comm_idle idle = {yield, let_others, &mine};
+  for (int i = 0; i < LONG_SUM; i++) in[i] = (float)(i % 1000 + me);
+  for (int record = 0; record < 3; record++) {
+    float *to = record == 0 ? in : out;
+    unsigned char *buf[] = {(unsigned char *)to, (unsigned char *)in, (unsigned char *)scratch};
+    mine.record = record;
+    status_free(comm_exchange(c, &d->w->x[record], buf, NULL, &idle));
+    at->left[record]++;
+    float sum = (float)(n * (n - 1) / 2);
+    if (record == 0)
+      for (int i = 0; i < LONG_SUM; i++) wrong += in[i] != (float)(n * (i % 1000)) + sum;
+    for (int i = 0; record == 1 && i < 4; i++)  // sums of sums
+      wrong += out[i] != (float)n * ((float)(n * (4 * me + i)) + sum);
+    for (int i = 0; record == 2 && i < 4; i++) wrong += out[i] != (float)(n * i) + sum;
+  }
+  give_up(d, (unsigned char *)in);
+  give_up(d, (unsigned char *)out);
+  give_up(d, (unsigned char *)scratch);
+  return wrong;
+}
+
+static void test_give_way(void **state) {
+  (void)state;
+  static world w;
+  crossing at = {0};
+  make_world(&w, &meshes[3], 1);
+  prog_exchange x = {.axes = 1, .dtype = PROG_F32, .size = {1, 1, 1}, .run = 4};
+  w.x[0] = w.x[1] = w.x[2] = x;
+  w.x[0].kind = PROG_ALL_REDUCE, w.x[0].run = LONG_SUM;
+  w.x[1].kind = PROG_REDUCE_SCATTER, w.x[1].in_step = 4;
+  w.x[2].kind = PROG_PERMUTE, w.x[2].step = 1;
+  for (int i = 0; i < 3; i++) w.x[i].scratch = comm_scratch_bytes(&w.x[i], 4);
+  w.shared = &at;
+  assert_int_equal(with_hub(&w, true, run_give_way), 0);
+  for (int i = 0; i < 3; i++) assert_true(at.gave_way[i] == 1 && at.left[i] == 4);
+}
+
 // ---- control messages ---------------------------------------------------------------------------
 
 static int run_control(desk *d) {
@@ -725,7 +797,7 @@ int main(int argc, char **argv) {
       cmocka_unit_test(test_groups),     cmocka_unit_test(test_exchanges),
       cmocka_unit_test(test_not_shared), cmocka_unit_test(test_bucket),
       cmocka_unit_test(test_in_place),   cmocka_unit_test(test_nan),
-      cmocka_unit_test(test_control),
+      cmocka_unit_test(test_give_way),   cmocka_unit_test(test_control),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }
