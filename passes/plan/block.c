@@ -39,11 +39,10 @@ void bl_state_add(bl_state *to, const bl_state *s, double times) {
   for (int i = 1; i < 4; i++) to->whole[i] += times * s->whole[i];
 }
 
-// What is said of a weight by those who read or update it.
+// What is said of a weight by those who update it.
 typedef struct uses {
-  int whole;    // over which axes (1 ulysses, 2 ring) its gradient is no part of a sum
-  bool late;    // tensor ranks bring its gradient to where it lies
-  bool master;  // something reads the weight behind a rounded copy: a lookup
+  int whole;  // over which axes (1 ulysses, 2 ring) its gradient is no part of a sum
+  bool late;  // tensor ranks bring its gradient to where it lies
 } uses;
 
 // The states of a weight, for `part` of a slice.
@@ -54,7 +53,7 @@ static bl_state state_of(const pg_value *w, double part, uses of) {
     s.parameter = n * w->copy;
     s.master = own;
   }
-  s.updated = of.master ? own : s.parameter;
+  s.updated = w->master ? own : s.parameter;
   if (w->weight->trained) {
     s.gradient = n * 4;  // sums are f32
     if (of.whole)
@@ -75,11 +74,10 @@ typedef struct maker {
   const cl_cluster *cluster;
   const cl_device *device;
   double *op_part;
-  bool *moved;            // values that are converted on some axis
-  bl_sent **sent;         // [piece][BL_INNER] NULL: nothing yet
-  int *weight;            // of a gradient: its weight's value, + 1; of stacks 0
-  bl_sent **summed;       // [value][BL_INNER] of such weights, once a step; NULL: nothing
-  int *first, *by_piece;  // ops of piece i: by_piece[first[i]] .. by_piece[first[i + 1] - 1]
+  bool *moved;       // values that are converted on some axis
+  bl_sent **sent;    // [piece][BL_INNER] NULL: nothing yet
+  int *weight;       // of a gradient: its weight's value, + 1; of stacks 0
+  bl_sent **summed;  // [value][BL_INNER] of such weights, once a step; NULL: nothing
 } maker;
 
 static double local_bytes(const maker *k, int v) {
@@ -91,12 +89,6 @@ static double local_bytes(const maker *k, int v) {
 static double layers_of(const maker *k, int piece) { return (double)k->g->piece.at[piece].count; }
 
 // ---- time ---------------------------------------------------------------------------------------
-
-static bool makes_gradient(const pg_graph *g, const pg_op *p) {
-  for (int i = 0; i < p->nout; i++)
-    if (p->out[i] >= 0 && !g->value.at[p->out[i]].batch) return true;
-  return false;
-}
 
 // Bytes of operand or result j of op `at`, as the op sees it: whole where it was gathered for it.
 static double bytes_at(const maker *k, int at, int j) {
@@ -158,7 +150,7 @@ static void add_ops(maker *k) {
     double seconds = times * pc_op_seconds(k->device, &cost, flops, bytes);
     f->compute += seconds;
     f->kind[cost.kind] += seconds;
-    if (p->phase == PG_BACKWARD && makes_gradient(g, p)) f->weight += seconds;
+    if (p->phase == PG_BACKWARD && p->weights) f->weight += seconds;
   }
 }
 
@@ -337,18 +329,6 @@ static void hide_streams(maker *k, int inner) {
 
 // ---- memory -------------------------------------------------------------------------------------
 
-// The ops of each piece, in order.
-static void sort_ops(maker *k) {
-  const pg_graph *g = k->g;
-  k->first = arena_new(k->scratch, int, g->piece.n + 1);
-  k->by_piece = arena_new(k->scratch, int, g->op.n + 1);
-  int *next = arena_new(k->scratch, int, g->piece.n + 1);
-  for (int i = 0; i < g->op.n; i++) k->first[g->op.at[i].piece + 1]++;
-  for (int i = 0; i < g->piece.n; i++) k->first[i + 1] += k->first[i];
-  for (int i = 0; i < g->piece.n; i++) next[i] = k->first[i];
-  for (int i = 0; i < g->op.n; i++) k->by_piece[next[g->op.at[i].piece]++] = i;
-}
-
 // What is known of a value while one piece is looked at.
 typedef struct life {
   int root;      // the value whose storage it looks at
@@ -376,7 +356,7 @@ static void forget(life *l, int v) {
 static bool is_in(const pg_op *p, bool both, pg_phase phase) { return both || p->phase == phase; }
 
 // Bytes of its own that the results of op i need not have, because an operand dies there and its
-// place will do: what layout calls a chain, or what pass `epilogue` makes one kernel of.
+// place will do.
 static double taken_over(const maker *k, const life *l, const pg_op *p, int i) {
   double bytes = 0;
   int used[16], n = 0;
@@ -391,7 +371,7 @@ static double taken_over(const maker *k, const life *l, const pg_op *p, int i) {
         continue;
       bool taken = false;
       for (int y = 0; y < n; y++) taken |= used[y] == r;
-      if (taken || !(ir_is_elementwise(p->op) || ir_may_overwrite(p->op, j, x))) continue;
+      if (taken || !pg_takes_over(p, j, x)) continue;
       double own = local_bytes(k, r), other = local_bytes(k, v);
       if (other < own) own = other;
       if (own > most) most = own, with = r;
@@ -415,8 +395,8 @@ static bool is_part(const maker *k, const life *l, const pg_op *p, const int *at
 // only. `held`: room for as many numbers as the piece has ops.
 static void add_transient(maker *k, life *l, double *held, int piece, bool both, pg_phase phase) {
   const pg_graph *g = k->g;
-  const int *at = k->by_piece + k->first[piece];
-  int n = k->first[piece + 1] - k->first[piece];
+  const int *at = g->by_piece + g->first[piece];
+  int n = g->first[piece + 1] - g->first[piece];
   for (int i = 0; i < n; i++) {
     const pg_op *p = &g->op.at[at[i]];
     for (int j = 0; j < p->nin; j++) forget(l, p->in[j]);
@@ -446,6 +426,7 @@ static void add_transient(maker *k, life *l, double *held, int piece, bool both,
   bool layers = g->piece.at[piece].name != NULL;
   for (int one = 0; one < 2; one++) {
     double live = 0, most = 0;
+    const pg_op *where = NULL;  // there is most
     memset(held, 0, sizeof *held * (size_t)n);
     for (int i = 0; i < n; i++) {
       const pg_op *p = &g->op.at[at[i]];
@@ -465,13 +446,11 @@ static void add_transient(maker *k, life *l, double *held, int piece, bool both,
         held[l[v].last] += bytes;
       }
       double now = live - taken_over(k, l, p, i);
-      if (now > most) {
-        most = now;
-        if (!one) f->transient_at = pg_op_name(p);
-      }
+      if (now > most) most = now, where = p;
       live -= held[i];
     }
     *(one ? &f->transient_one : &f->transient) = most;
+    if (!one && where) f->transient_at = pg_op_name(where);
   }
 }
 
@@ -524,7 +503,7 @@ static bool in_turn(const pg_graph *g, const pg_op *p) {
 }
 
 static void note_reads(const pg_graph *g, const pg_op *p, reads *v) {
-  bool layers = g->piece.at[p->piece].name != NULL, weights = makes_gradient(g, p);
+  bool layers = g->piece.at[p->piece].name != NULL, weights = p->weights;
   if (p->kind == PG_STORE && p->phase == PG_FORWARD && g->value.at[p->out[0]].saved)
     v[p->out[0]].kept = true;
   for (int j = 0; j < p->nout && p->kind == PG_OP; j++) {
@@ -612,11 +591,6 @@ static uses *find_uses(const maker *k) {
   uses *of = arena_new(k->scratch, uses, k->g->value.n + 1);
   for (int i = 0; i < k->g->op.n; i++) {
     const pg_op *p = &k->g->op.at[i];
-    for (int j = 0; j < p->nin && p->kind == PG_OP; j++) {
-      const pg_value *w = p->in[j] < 0 ? NULL : &k->g->value.at[p->in[j]];
-      if (w && w->weight && w->copy)
-        of[p->in[j]].master |= ir_dtype_bytes(p->op->in[j]->type.dtype) > w->copy;
-    }
     if (p->kind != PG_UPDATE || p->in[0] < 0 || p->out[0] < 0) continue;
     for (int x = 0; x < BL_INNER; x++) {
       const sh_result *s = k->b->axis[x];
@@ -632,25 +606,6 @@ static uses *find_uses(const maker *k) {
   return of;
 }
 
-// By op: which of its operands ranks that share parameters gather there: the first op of a segment
-// that reads an argument of a body, or a state outside of bodies, of which the others then read the
-// same whole (passes/zero.c).
-static uint64_t *find_gathers(const maker *k) {
-  uint64_t *gathers = arena_new(k->scratch, uint64_t, k->g->op.n + 1);
-  uint64_t *seen = arena_new(k->scratch, uint64_t, k->g->m->next_value + 1);  // segments, by bits
-  for (int i = 0; i < k->g->op.n; i++) {
-    const pg_op *p = &k->g->op.at[i];
-    for (int j = 0; j < p->nin && j < 64 && p->kind == PG_OP; j++) {
-      const ir_value *x = p->in[j] < 0 ? NULL : p->op->in[j];
-      if (!x || !k->g->value.at[p->in[j]].weight) continue;
-      uint64_t segment = UINT64_C(1) << (p->op->segment & 63);
-      if (!(seen[x->id] & segment)) gathers[i] |= UINT64_C(1) << j;
-      seen[x->id] |= segment;
-    }
-  }
-  return gathers;
-}
-
 // `bytes`: those of one.
 static void count_gather(const maker *k, bl_weight *w, int piece, bool once, double bytes) {
   int at = 0;  // a view above the repeats is read elsewhere
@@ -663,14 +618,13 @@ static void count_gather(const maker *k, bl_weight *w, int piece, bool once, dou
 
 // Counts them for all weights: `all`, by `number` - 1, and those of stacks.
 static void add_gathers(maker *k, bl_weight *all, int n, const int *number) {
-  const uint64_t *gathers = find_gathers(k);
   for (int w = 0; w < n; w++)
     for (int i = 0; i < 2; i++) all[w].gathers[i] = arena_new(k->scratch, double, all[w].npieces);
   for (int i = 0; i < k->g->op.n; i++) {
     const pg_op *p = &k->g->op.at[i];
-    for (int j = 0; j < p->nin && j < 64 && gathers[i]; j++) {
+    for (int j = 0; j < p->nin && j < 64 && p->gathers; j++) {
       int v = p->in[j];
-      if (!(gathers[i] >> j & 1) || !number[v]) continue;
+      if (!(p->gathers >> j & 1) || !number[v]) continue;
       // Products read a rounded copy, lookups the weight.
       double bytes = k->g->value.at[v].elements * k->b->value_part[v] *
                      ir_dtype_bytes(p->op->in[j]->type.dtype);
@@ -830,7 +784,6 @@ bl_block *bl_make(arena *a, const sh_rules *rules, const bl_key *key, const cl_c
     hide_prefetched(&k, x);
     hide_streams(&k, x);
   }
-  sort_ops(&k);
   add_transients(&k);
   add_kept(&k);
   add_late(&k);

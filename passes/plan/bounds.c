@@ -267,25 +267,31 @@ double plan_outer_share(const plan_space *s, const plan_choice *c, plan_recomput
   return slow < fast ? fmax(0, (fast - room) / (fast - slow)) : 0;
 }
 
+// fmin is a call.
+static inline double smaller(double a, double b) { return a < b ? a : b; }
+
 // What a stage with a layer holds at least beside states and saved activations: workspace, and of
 // what lives away one of its two slots.
 static double least_beside(const ev_point *p, const bl_block *slow) {
   const plan_choice *c = p->c;
   double least = INFINITY;
+  bool away = hm_any_away(c);
   for (int i = 0; i < p->g->piece.n; i++) {
     if (!ev_is_layers(p, i)) continue;
     const bl_piece *q = &p->kind[0].b->piece[i], *o = slow ? &slow->piece[i] : q;
     const bl_phase *f = &q->phase[PG_FORWARD], *g = &o->phase[PG_FORWARD];
-    double work = fmin(f->transient_one, g->transient_one), saved = fmin(q->kept, o->kept);
-    work = fmin(work, fmin(f->transient, g->transient));
+    double work = smaller(f->transient_one, g->transient_one), saved = smaller(q->kept, o->kept);
+    work = smaller(work, smaller(f->transient, g->transient));
     if (c->also && !slow) work = saved = 0;
     if (c->zero >= 3) work += 2 * q->layer.parameter;
     if (c->zero >= 2) work += q->layer.gradient;
-    hm_kept k = hm_kept_of(c, &q->layer);
-    k.bytes[PLAN_ACTIVATIONS] = saved;
-    for (int j = 0; j < PLAN_CLASSES; j++)
-      if (j != PLAN_OPTIMIZER && c->home[j] != PLAN_DEVICE) work += k.bytes[j];
-    least = fmin(least, work);
+    if (away) {
+      hm_kept k = hm_kept_of(c, &q->layer);
+      k.bytes[PLAN_ACTIVATIONS] = saved;
+      for (int j = 0; j < PLAN_CLASSES; j++)
+        if (j != PLAN_OPTIMIZER && c->home[j] != PLAN_DEVICE) work += k.bytes[j];
+    }
+    least = smaller(least, work);
   }
   return isinf(least) ? 0 : least;
 }
@@ -307,8 +313,8 @@ static layer_bytes layer_of(const ev_point *p, const bl_block *slow, bool gradie
     const bl_piece *q = &p->kind[k].b->piece[piece];
     double bytes, saved;
     ev_bound_bytes(c, &q->layer, q->kept, gradients, &bytes, &saved);
-    own.state = k ? fmin(own.state, bytes) : bytes;
-    own.kept = k ? fmin(own.kept, saved) : saved;
+    own.state = k ? smaller(own.state, bytes) : bytes;
+    own.kept = k ? smaller(own.kept, saved) : saved;
   }
   if (!c->also) return own;
   double least = slow ? slow->piece[piece].kept : 0;

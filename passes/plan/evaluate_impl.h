@@ -61,7 +61,12 @@ const ev_rates *ev_at_stage(const ev_point *p, int stage);
 // 1, or 2 with a second kind of recomputation; and the rates of either on a stage.
 int ev_recomputes(const ev_point *p);
 const ev_rates *ev_of_layers(const ev_point *p, int stage, int slow);
-double ev_exposed(const bl_phase *f);  // seconds of its collectives that are waited for
+// Seconds of its collectives that are waited for.
+static inline double ev_exposed(const bl_phase *f) {
+  double s = 0;
+  for (int x = 0; x < BL_INNER; x++) s += f->sent[x];
+  return s;
+}
 
 // Ranks that hold the same weights; a collective over those that share a state, and the sum over
 // such groups, where they are not all of them.
@@ -77,7 +82,9 @@ cl_cost ev_across_groups(const ev_point *p, const ev_rates *r, double gradient);
 void ev_count(plan_bytes *b, plan_axis axis, cl_collective k, const cl_cost *cost, double times);
 
 // What a part has of a piece: layers (of one kind of recomputation), or what stands between layers.
-bool ev_is_layers(const ev_point *p, int piece);
+static inline bool ev_is_layers(const ev_point *p, int piece) {
+  return p->g->piece.at[piece].name != NULL;
+}
 bool ev_part_has(const ev_point *p, const stages_cut *cut, int part, int piece);
 double ev_layers_of_kind(const ev_point *p, const stages_cut *cut, int part, int piece, int slow);
 // A part has nothing of pieces outside first .. end-1.
@@ -93,7 +100,9 @@ bool ev_stage_has(const ev_point *p, const stages_cut *cut, int stage, const bl_
 double ev_once_inside(const ev_point *p, const stages_cut *cut, int stage, int axis);
 // Bytes that stay on the device: of states, of what is saved, of gradients.
 double ev_on_device(const plan_choice *c, const bl_state *s);
-double ev_saved_here(const plan_choice *c, double kept);
+static inline double ev_saved_here(const plan_choice *c, double kept) {
+  return c->home[PLAN_ACTIVATIONS] == PLAN_DEVICE ? kept : 0;
+}
 double ev_gradients_here(const plan_choice *c, const bl_state *s);
 
 // ---- evaluate_stages.c --------------------------------------------------------------------------

@@ -85,14 +85,6 @@ void ev_count(plan_bytes *b, plan_axis axis, cl_collective k, const cl_cost *cos
 
 // ---- layers -------------------------------------------------------------------------------------
 
-bool ev_is_layers(const ev_point *p, int piece) { return p->g->piece.at[piece].name != NULL; }
-
-double ev_exposed(const bl_phase *f) {
-  double s = 0;
-  for (int x = 0; x < BL_INNER; x++) s += f->sent[x];
-  return s;
-}
-
 // Weights that a layer of a piece reads, or a piece between layers.
 bl_state ev_piece_state(const ev_point *p, const bl_block *b, int piece) {
   bl_state s = b->piece[piece].layer;
@@ -186,13 +178,12 @@ void ev_find_layers(ev_point *p) {
 
 // Bytes of states of a rank's device.
 double ev_on_device(const plan_choice *c, const bl_state *s) {
-  hm_held h = hm_held_by(c, s);
-  return h.device[PLAN_PARAMETERS] + h.device[PLAN_GRADIENTS] + h.device[PLAN_OPTIMIZER];
-}
-
-// Saved bytes that stay on the device; of a piece or a stage.
-double ev_saved_here(const plan_choice *c, double kept) {
-  return c->home[PLAN_ACTIVATIONS] == PLAN_DEVICE ? kept : 0;
+  const plan_class states[] = {PLAN_PARAMETERS, PLAN_GRADIENTS, PLAN_OPTIMIZER};
+  hm_kept kept = hm_kept_of(c, s);
+  double bytes = 0;
+  for (int i = 0; i < 3; i++)
+    if (c->home[states[i]] == PLAN_DEVICE) bytes += kept.bytes[states[i]];
+  return bytes;
 }
 
 double ev_gradients_here(const plan_choice *c, const bl_state *s) {

@@ -267,6 +267,67 @@ static void find_states(reader *r) {
   }
 }
 
+// ---- what is the same for every plan ------------------------------------------------------------
+
+static bool may_take(const ir_op *op, int j, int i) {
+  return ir_is_elementwise(op) || ir_may_overwrite(op, j, i);
+}
+
+bool pg_takes_over(const pg_op *op, int j, int i) {
+  int bit = j * op->nin + i;
+  return bit < 64 ? op->over >> bit & 1 : may_take(op->op, j, i);
+}
+
+static void find_over(pg_op *p) {
+  for (int j = 0; j < p->nout; j++)
+    for (int i = 0; i < p->nin && j * p->nin + i < 64; i++)
+      if (may_take(p->op, j, i)) p->over |= UINT64_C(1) << (j * p->nin + i);
+}
+
+// Segments of outside bodies go by a state, those of bodies by their argument (passes/zero.c).
+static void find_gathers(pg_graph *g, pg_op *p, uint64_t *seen) {
+  for (int j = 0; j < p->nin && j < 64; j++) {
+    const ir_value *x = p->in[j] < 0 ? NULL : p->op->in[j];
+    if (!x || !g->value.at[p->in[j]].weight) continue;
+    uint64_t segment = UINT64_C(1) << (p->op->segment & 63);
+    if (!(seen[x->id] & segment)) p->gathers |= UINT64_C(1) << j;
+    seen[x->id] |= segment;
+  }
+}
+
+static void find_masters(pg_graph *g, const pg_op *p) {
+  for (int j = 0; j < p->nin; j++) {
+    pg_value *w = p->in[j] < 0 ? NULL : &g->value.at[p->in[j]];
+    if (w && w->weight && w->copy) w->master |= ir_dtype_bytes(p->op->in[j]->type.dtype) > w->copy;
+  }
+}
+
+static void sort_ops(arena *a, pg_graph *g) {
+  int *first = arena_new(a, int, g->piece.n + 1), *by_piece = arena_new(a, int, g->op.n + 1);
+  for (int i = 0; i < g->op.n; i++) first[g->op.at[i].piece + 1]++;
+  for (int i = 0; i < g->piece.n; i++) first[i + 1] += first[i];
+  int *next = arena_new(a, int, g->piece.n + 1);
+  for (int i = 0; i < g->piece.n; i++) next[i] = first[i];
+  for (int i = 0; i < g->op.n; i++) by_piece[next[g->op.at[i].piece]++] = i;
+  g->first = first;
+  g->by_piece = by_piece;
+}
+
+static void find_facts(arena *a, pg_graph *g) {
+  uint64_t *seen = arena_new(a, uint64_t, g->m->next_value + 1);  // segments of a value, by bits
+  for (int i = 0; i < g->op.n; i++) {
+    pg_op *p = &g->op.at[i];
+    for (int j = 0; j < p->nout; j++) p->weights |= p->out[j] >= 0 && !g->value.at[p->out[j]].batch;
+    if (p->kind != PG_OP) continue;
+    find_over(p);
+    find_gathers(g, p, seen);
+    find_masters(g, p);
+  }
+  sort_ops(a, g);
+}
+
+// ---- reading ------------------------------------------------------------------------------------
+
 // Room for all values and ops: of 512 unlike layers they are many, and twice as many would be left
 // behind. Moves and gradients come beside the ops of the text.
 static void reserve(reader *r, const ir_region *top) {
@@ -349,5 +410,6 @@ pg_graph *pg_read_func(arena *a, ir_module *m, const ir_func *f) {
   find_states(&r);
   pg_find_kernels(a, g);
   count_model(&r);
+  find_facts(a, g);
   return g;
 }

@@ -47,6 +47,7 @@ typedef struct pg_value {
   bool ahead;              // that, or a view of it: it can be on its way before it is read
   bool gradient;           // of a weight, summed over micro-batches
   bool carried;            // by a repeat
+  bool master;             // of a weight with a rounded copy: something reads it all the same
   int layers;              // of a stack or a stacked state; else 1
   int rank;                // dims, a layer's not counted
   int nleaf;               // indices that axes may cut: neither batch nor layer, extent > 1
@@ -66,6 +67,10 @@ typedef struct pg_op {
   int nin, nout;
   const int *in, *out;  // values; -1: none of its business (a layer number)
   uint64_t near;        // bit i: operand i, or result i - nin, stays within the kernel
+  uint64_t gathers;  // bit i: operand i is a weight that ranks which share parameters gather here:
+                     // the first op of a segment that reads it; others read the same whole
+  uint64_t over;     // ask pg_takes_over
+  bool weights;      // some result is none of a sample's, but a gradient of a weight
 } pg_op;
 
 typedef struct pg_piece {
@@ -79,10 +84,11 @@ typedef struct pg_graph {
   VEC(pg_value) value;
   VEC(pg_op) op;  // in the order they run
   VEC(pg_piece) piece;
-  const int *of;          // by id of an ir_value that existed: its value; -1: none
-  int nof;                // length of `of`
-  int segment;            // of forward and backward (ir_op)
-  double parameters;      // logical, each once
+  const int *first, *by_piece;  // ops of piece i: by_piece[first[i]] .. by_piece[first[i + 1] - 1]
+  const int *of;                // by id of an ir_value that existed: its value; -1: none
+  int nof;                      // length of `of`
+  int segment;                  // of forward and backward (ir_op)
+  double parameters;            // logical, each once
   double flops;           // model FLOPs of one sample, forward and backward: products and attention
   double hardware_flops;  // with what is run again
   const char *error;      // why the step cannot be planned, in the user's words
@@ -97,6 +103,9 @@ pg_graph *pg_read_func(arena *a, ir_module *m, const ir_func *f);
 void pg_find_kernels(arena *a, pg_graph *g);
 // The number of leaf `x` (a root) in dim `dim` of value v, or -1.
 int pg_leaf(const pg_value *v, int dim, const ir_index *x);
+// Whether result j may have the place of operand i, when that dies there: what layout calls a
+// chain, or what pass `epilogue` makes one kernel of. Of PG_OP.
+bool pg_takes_over(const pg_op *op, int j, int i);
 // "h.attn.c_attn" of an op; "carry", "store", ... of the others.
 const char *pg_op_name(const pg_op *op);
 

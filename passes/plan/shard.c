@@ -25,10 +25,6 @@ bool sh_divides(const sh_rules *r, const ir_index *x, int64_t n) {
   return false;
 }
 
-double sh_part(const ir_index *x, int64_t n) {
-  return (double)((x->size + n - 1) / n) / (double)x->size;
-}
-
 const char *sh_code_text(arena *a, const pg_value *v, int code, const char *axis) {
   if (code == SH_REPLICATED) return "";
   if (code == SH_PARTIAL) return arena_printf(a, "partial/%s", axis);
@@ -45,6 +41,11 @@ typedef struct state {
   int from[2];
 } state;
 
+// The ops that read each value: of value v, at[first[v]] .. at[first[v + 1] - 1].
+typedef struct reader_list {
+  int *first, *at;
+} reader_list;
+
 // What all searches of a graph share.
 typedef struct basis {
   int *times;  // runs of what makes a value
@@ -54,6 +55,7 @@ typedef struct basis {
   bool *multiplied;             // a weight that is an operand of a product
   VEC(const ir_index *) index;  // all leaves of values, each once
   int **leaf;                   // of each value: the numbers of its leaves there
+  reader_list readers;
 } basis;
 
 // What searches share whose axes may cut the same.
@@ -67,6 +69,7 @@ typedef struct shape {
   int *nkeep;
   int *alike;  // of each op, then of each value: a number that those share whose costs are the same
                // function of what other axes leave
+  int classes;          // such numbers
   el_circuit *circuit;  // NULL: too large
   el_stats stats;
 } shape;
@@ -261,6 +264,25 @@ static int number_of(arena *a, basis *b, int *number, const ir_index *x) {
   return number[x->id] - 1;
 }
 
+static reader_list find_readers(const pg_graph *g, arena *a) {
+  reader_list r = {.first = arena_new(a, int, g->value.n + 2)};
+  int *end = r.first + 1;  // of value v: where its next reader goes
+  for (int i = 0; i < g->op.n; i++)
+    for (int k = 0; k < g->op.at[i].nin; k++)
+      if (g->op.at[i].in[k] >= 0) end[g->op.at[i].in[k]]++;
+  int n = 0;
+  for (int v = 0; v < g->value.n; v++) {
+    int many = end[v];
+    end[v] = n;
+    n += many;
+  }
+  r.at = arena_new(a, int, n + 1);
+  for (int i = 0; i < g->op.n; i++)
+    for (int k = 0; k < g->op.at[i].nin; k++)
+      if (g->op.at[i].in[k] >= 0) r.at[end[g->op.at[i].in[k]]++] = i;
+  return r;
+}
+
 static basis *make_basis(arena *a, const sh_rules *r) {
   const pg_graph *g = r->g;
   int nv = g->value.n;
@@ -300,6 +322,7 @@ static basis *make_basis(arena *a, const sh_rules *r) {
     b->times[v] = p->layers;
     b->piece[v] = -1;
   }
+  b->readers = find_readers(g, a);
   return b;
 }
 
@@ -461,6 +484,7 @@ static void find_alike(shaper *s, arena *scratch) {
       put_states(&s->key, s, i - g->op.n);
     s->x->alike[i] = intern_of(&seen, &s->key);
   }
+  s->x->classes = seen.n;
 }
 
 // A value that comes in any placement asks for nothing.
@@ -621,6 +645,7 @@ static const double **find_costs(const solver *s, arena *scratch) {
   intern seen = {.arena = scratch};
   intern_key key = {.arena = scratch};
   VEC(const double *) of = {0};  // ORDER seen
+  intern_reserve(&seen, s->x->classes);
   for (int i = 0; i < n; i++) {
     int v = i - g->op.n, k = v < 0 ? s->x->nkeep[i] : s->x->nstates[v];
     put_costs(&key, s, i);
@@ -645,32 +670,8 @@ static void add_move(const solver *s, sh_result *out, sh_move m) {
   vec_push(s->result, &out->moves, m);
 }
 
-// The ops that read each value: of value v, at[first[v]] .. at[first[v + 1] - 1].
-typedef struct readers {
-  int *first, *at;
-} readers;
-
-static readers find_readers(const pg_graph *g, arena *a) {
-  readers r = {.first = arena_new(a, int, g->value.n + 2)};
-  int *end = r.first + 1;  // of value v: where its next reader goes
-  for (int i = 0; i < g->op.n; i++)
-    for (int k = 0; k < g->op.at[i].nin; k++)
-      if (g->op.at[i].in[k] >= 0) end[g->op.at[i].in[k]]++;
-  int n = 0;
-  for (int v = 0; v < g->value.n; v++) {
-    int many = end[v];
-    end[v] = n;
-    n += many;
-  }
-  r.at = arena_new(a, int, n + 1);
-  for (int i = 0; i < g->op.n; i++)
-    for (int k = 0; k < g->op.at[i].nin; k++)
-      if (g->op.at[i].in[k] >= 0) r.at[end[g->op.at[i].in[k]]++] = i;
-  return r;
-}
-
 // Whether anything but `leave` reads a value in this placement.
-static bool read_so(const solver *s, const readers *r, const sh_result *out, int v, int code,
+static bool read_so(const solver *s, const reader_list *r, const sh_result *out, int v, int code,
                     int leave) {
   for (int n = r->first[v]; n < r->first[v + 1]; n++) {
     int i = r->at[n];
@@ -685,7 +686,6 @@ static bool read_so(const solver *s, const readers *r, const sh_result *out, int
 // another placement than it is carried in, that is one more conversion, behind the layers.
 static void move_leaving(const solver *s, sh_result *out) {
   const pg_graph *g = s->g;
-  readers r = find_readers(g, s->a);
   for (int i = 0; i < g->op.n; i++) {
     const pg_op *p = &g->op.at[i];
     if (p->kind != PG_LEAVE || p->in[0] < 0) continue;
@@ -696,7 +696,7 @@ static void move_leaving(const solver *s, sh_result *out) {
       last.times = 1;
       last.piece = p->phase == PG_FORWARD ? p->piece + 1 : p->piece - 1;
       last.prefetched = false;
-      if (!read_so(s, &r, out, v, code, i)) {
+      if (!read_so(s, &s->b->readers, out, v, code, i)) {
         *m = last;
       } else {
         last.next = 0;

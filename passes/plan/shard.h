@@ -134,7 +134,9 @@ bool sh_is_position(const sh_rules *r, const ir_index *x);
 // part is padded (passes/distribute_padding.c), and the padding is less than 1/64 of it.
 bool sh_divides(const sh_rules *r, const ir_index *x, int64_t n);
 // The fraction of an index that a rank holds: ceil(size / n) / size.
-double sh_part(const ir_index *x, int64_t n);
+static inline double sh_part(const ir_index *x, int64_t n) {
+  return (double)((x->size + n - 1) / n) / (double)x->size;
+}
 // "kv_heads/tensor", "partial/tensor", or "" when replicated.
 const char *sh_code_text(arena *a, const pg_value *v, int code, const char *axis);
 

@@ -12,6 +12,7 @@
 #define DSM_BASE_INTERN_H
 
 #include <stdint.h>
+#include <string.h>
 
 #include "runtime/base/arena.h"
 
@@ -21,8 +22,13 @@ typedef struct intern_key {
   unsigned char *at;
   size_t n, cap;
 } intern_key;
-void key_put(intern_key *b, const void *data, size_t n);
-void key_clear(intern_key *b);
+void key_grow(intern_key *b, size_t n);  // room for n more
+static inline void key_put(intern_key *b, const void *data, size_t n) {
+  if (b->n + n > b->cap) key_grow(b, n);
+  if (n) memcpy(b->at + b->n, data, n);
+  b->n += n;
+}
+static inline void key_clear(intern_key *b) { b->n = 0; }
 #define KEY_PUT(b, x) key_put((b), &(x), sizeof(x))
 
 typedef struct intern_entry {
@@ -39,6 +45,8 @@ typedef struct intern {
   int nslots;
 } intern;
 
+// Makes room for n keys, where so many will come.
+void intern_reserve(intern *x, int n);
 // The number of a key, which is copied when it is new: then it is the last one, n - 1. Padding in
 // structs would count: put their fields.
 int intern_of(intern *x, const intern_key *key);
