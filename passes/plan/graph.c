@@ -284,7 +284,8 @@ static void find_over(pg_op *p) {
       if (may_take(p->op, j, i)) p->over |= UINT64_C(1) << (j * p->nin + i);
 }
 
-// Segments of outside bodies go by a state, those of bodies by their argument (passes/zero.c).
+// A weight is an argument of a body, or a state outside of bodies. The first op of a segment that
+// reads it gathers it, and the others read the same whole (passes/zero.c).
 static void find_gathers(pg_graph *g, pg_op *p, uint64_t *seen) {
   for (int j = 0; j < p->nin && j < 64; j++) {
     const ir_value *x = p->in[j] < 0 ? NULL : p->op->in[j];
