@@ -88,7 +88,10 @@ class Job:
 
     def signal(self, number):
         for pid in self.processes:
-            os.kill(pid, number)
+            try:
+                os.kill(pid, number)
+            except ProcessLookupError:
+                pass  # it was ended together with another one
 
     def lines(self):
         counts = []
