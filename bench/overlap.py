@@ -88,10 +88,7 @@ class Job:
 
     def signal(self, number):
         for pid in self.processes:
-            try:
-                os.kill(pid, number)
-            except ProcessLookupError:
-                pass  # it was ended together with another one
+            os.kill(pid, number)
 
     def lines(self):
         counts = []
@@ -118,11 +115,15 @@ class Job:
         del self.slices[len(self.slices) - slices:]
 
     def kill(self):
+        for pid in self.processes:
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                pass  # mpirun ends them all when one is ended
+        self.processes = []
         for p in self.started:
-            if p.poll() is None:
-                self.signal(signal.SIGKILL)
-                p.kill()
-                p.wait()
+            p.kill()
+            p.wait()
 
     def end(self):
         """ms of the steps of each slice: of several processes, those of the slower one."""

@@ -82,7 +82,7 @@ struct comm {
   struct {
     uint64_t came, units;
   } counted[1u << PROG_MAX_AXES];
-  int busy;  // buffers
+  int busy;  // buffers whose message may still be on its way
   pthread_mutex_t flight_lock;
   flight flights[COMM_FLIGHTS];
   int64_t nflights;  // so far

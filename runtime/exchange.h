@@ -37,8 +37,9 @@
 // while the record's last message is still there. `step` counts round the axis: rank c of n sends
 // to (c + step) mod n and receives from (c + step) mod n. Messages with a positive step and those
 // with a negative one do not wait for each other; among those of one sort the first that was sent
-// is the first that is received. A permute is both at once, and waits for both: no buffer, and
-// `step` counts round each of its axes.
+// is the first that is received. A permute is both at once, and waits for both (or,
+// where ranks share memory, for all of its group): no buffer, and `step` counts round each of its
+// axes.
 #ifndef DSM_EXCHANGE_H
 #define DSM_EXCHANGE_H
 

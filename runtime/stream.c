@@ -156,14 +156,14 @@ status *stream_open(const prog *p, comm *c, const unsigned char *code, bool thre
   return NULL;
 }
 
-// A look may cost a call of the engine; the switch, more than that, is left for when it is worth
-// it.
+// A look may cost a call of the engine; the switch costs more, and is left for when it is needed.
 static void look(stream *s) {
   bool there = true;
   if (s->waits) s->lost = comm_look(s->comm, &s->what, &there);
   if (there || s->lost) fiber_enter(s->fiber);
 }
 
+// A job that gives way is not looked at while it is the only one.
 void stream_look(stream *s) {
   if (s->fiber && s->done + s->gives_way < s->given) look(s);
 }

@@ -240,33 +240,6 @@ static void read_updates(reader *r, const ir_region *top) {
   }
 }
 
-// ---- all ----------------------------------------------------------------------------------------
-
-// FLOPs as the field counts them: products and attention (full, whatever its mask closes).
-static void count_model(reader *r) {
-  for (int i = 0; i < r->m->states.n; i++)
-    if (r->m->states.at[i]->cls == STATE_WEIGHT)
-      r->g->parameters += (double)ir_elements(&r->m->states.at[i]->type);
-  for (int i = 0; i < r->g->op.n; i++) {
-    const pg_op *p = &r->g->op.at[i];
-    if (p->kind != PG_OP || p->once || p->cost.kind == PC_OTHER) continue;
-    double flops = p->times * p->cost.flops;
-    r->g->hardware_flops += flops;
-    if (!p->op->recompute) r->g->flops += flops;
-  }
-}
-
-// The states beside each weight.
-static void find_states(reader *r) {
-  for (int i = 0; i < r->m->states.n; i++) {
-    const ir_state *s = r->m->states.at[i];
-    int v = s->of ? (int)(intptr_t)map_get(&r->weight, s->of) - 1 : -1;
-    if (v < 0) continue;
-    if (s->cls == STATE_COPY) r->g->value.at[v].copy = ir_dtype_bytes(s->type.dtype);
-    if (s->cls == STATE_OPTIMIZER) r->g->value.at[v].moments += ir_dtype_bytes(s->type.dtype);
-  }
-}
-
 // ---- what is the same for every plan ------------------------------------------------------------
 
 static bool may_take(const ir_op *op, int j, int i) {
@@ -303,11 +276,11 @@ static void find_masters(pg_graph *g, const pg_op *p) {
   }
 }
 
-static void sort_ops(arena *a, pg_graph *g) {
+static void sort_ops(arena *a, arena *scratch, pg_graph *g) {
   int *first = arena_new(a, int, g->piece.n + 1), *by_piece = arena_new(a, int, g->op.n + 1);
   for (int i = 0; i < g->op.n; i++) first[g->op.at[i].piece + 1]++;
   for (int i = 0; i < g->piece.n; i++) first[i + 1] += first[i];
-  int *next = arena_new(a, int, g->piece.n + 1);
+  int *next = arena_new(scratch, int, g->piece.n + 1);
   for (int i = 0; i < g->piece.n; i++) next[i] = first[i];
   for (int i = 0; i < g->op.n; i++) by_piece[next[g->op.at[i].piece]++] = i;
   g->first = first;
@@ -315,7 +288,9 @@ static void sort_ops(arena *a, pg_graph *g) {
 }
 
 static void find_facts(arena *a, pg_graph *g) {
-  uint64_t *seen = arena_new(a, uint64_t, g->m->next_value + 1);  // segments of a value, by bits
+  arena scratch;
+  arena_init(&scratch);
+  uint64_t *seen = arena_new(&scratch, uint64_t, g->m->next_value + 1);  // segments, by bits
   for (int i = 0; i < g->op.n; i++) {
     pg_op *p = &g->op.at[i];
     for (int j = 0; j < p->nout; j++) p->weights |= p->out[j] >= 0 && !g->value.at[p->out[j]].batch;
@@ -324,10 +299,36 @@ static void find_facts(arena *a, pg_graph *g) {
     find_gathers(g, p, seen);
     find_masters(g, p);
   }
-  sort_ops(a, g);
+  sort_ops(a, &scratch, g);
+  arena_free(&scratch);
 }
 
-// ---- reading ------------------------------------------------------------------------------------
+// ---- all ----------------------------------------------------------------------------------------
+
+// FLOPs as the field counts them: products and attention (full, whatever its mask closes).
+static void count_model(reader *r) {
+  for (int i = 0; i < r->m->states.n; i++)
+    if (r->m->states.at[i]->cls == STATE_WEIGHT)
+      r->g->parameters += (double)ir_elements(&r->m->states.at[i]->type);
+  for (int i = 0; i < r->g->op.n; i++) {
+    const pg_op *p = &r->g->op.at[i];
+    if (p->kind != PG_OP || p->once || p->cost.kind == PC_OTHER) continue;
+    double flops = p->times * p->cost.flops;
+    r->g->hardware_flops += flops;
+    if (!p->op->recompute) r->g->flops += flops;
+  }
+}
+
+// The states beside each weight.
+static void find_states(reader *r) {
+  for (int i = 0; i < r->m->states.n; i++) {
+    const ir_state *s = r->m->states.at[i];
+    int v = s->of ? (int)(intptr_t)map_get(&r->weight, s->of) - 1 : -1;
+    if (v < 0) continue;
+    if (s->cls == STATE_COPY) r->g->value.at[v].copy = ir_dtype_bytes(s->type.dtype);
+    if (s->cls == STATE_OPTIMIZER) r->g->value.at[v].moments += ir_dtype_bytes(s->type.dtype);
+  }
+}
 
 // Room for all values and ops: of 512 unlike layers they are many, and twice as many would be left
 // behind. Moves and gradients come beside the ops of the text.

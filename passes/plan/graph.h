@@ -63,14 +63,14 @@ typedef struct pg_op {
   bool once;   // once a step, not once a micro-batch
   pc_op cost;  // PG_OP
   bool view;
-  int times;  // layers of its piece, for an op of a repeat's body
+  bool weights;  // some result is none of a sample's, but a gradient of a weight
+  int times;     // layers of its piece, for an op of a repeat's body
   int nin, nout;
   const int *in, *out;  // values; -1: none of its business (a layer number)
   uint64_t near;        // bit i: operand i, or result i - nin, stays within the kernel
   uint64_t gathers;  // bit i: operand i is a weight that ranks which share parameters gather here:
                      // the first op of a segment that reads it; others read the same whole
   uint64_t over;     // ask pg_takes_over
-  bool weights;      // some result is none of a sample's, but a gradient of a weight
 } pg_op;
 
 typedef struct pg_piece {

@@ -41,7 +41,8 @@ typedef struct state {
   int from[2];
 } state;
 
-// The ops that read each value: of value v, at[first[v]] .. at[first[v + 1] - 1].
+// The ops that read each value, each once, in order: of value v, at[first[v]] .. at[first[v + 1] -
+// 1].
 typedef struct reader_list {
   int *first, *at;
 } reader_list;
@@ -264,12 +265,21 @@ static int number_of(arena *a, basis *b, int *number, const ir_index *x) {
   return number[x->id] - 1;
 }
 
+// The value of operand k, when it has one and no operand before it is the same; else -1.
+static int read_first(const pg_op *p, int k) {
+  for (int j = 0; j < k; j++)
+    if (p->in[j] == p->in[k]) return -1;
+  return p->in[k];
+}
+
 static reader_list find_readers(const pg_graph *g, arena *a) {
   reader_list r = {.first = arena_new(a, int, g->value.n + 2)};
   int *end = r.first + 1;  // of value v: where its next reader goes
   for (int i = 0; i < g->op.n; i++)
-    for (int k = 0; k < g->op.at[i].nin; k++)
-      if (g->op.at[i].in[k] >= 0) end[g->op.at[i].in[k]]++;
+    for (int k = 0; k < g->op.at[i].nin; k++) {
+      int v = read_first(&g->op.at[i], k);
+      if (v >= 0) end[v]++;
+    }
   int n = 0;
   for (int v = 0; v < g->value.n; v++) {
     int many = end[v];
@@ -278,8 +288,10 @@ static reader_list find_readers(const pg_graph *g, arena *a) {
   }
   r.at = arena_new(a, int, n + 1);
   for (int i = 0; i < g->op.n; i++)
-    for (int k = 0; k < g->op.at[i].nin; k++)
-      if (g->op.at[i].in[k] >= 0) r.at[end[g->op.at[i].in[k]]++] = i;
+    for (int k = 0; k < g->op.at[i].nin; k++) {
+      int v = read_first(&g->op.at[i], k);
+      if (v >= 0) r.at[end[v]++] = i;
+    }
   return r;
 }
 
@@ -530,24 +542,14 @@ static void find_states(shaper *s, arena *scratch) {
   int nv = g->value.n;
   x->state = arena_new(s->a, state *, nv + 1);
   x->nstates = arena_new(s->a, int, nv + 1);
-  int *first = arena_new(scratch, int, nv + 2), all = 0;  // readers of each value
-  for (int i = 0; i < g->op.n; i++)
-    for (int k = 0; k < g->op.at[i].nin; k++)
-      if (g->op.at[i].in[k] >= 0) first[g->op.at[i].in[k] + 1]++;
-  for (int v = 0; v <= nv; v++) all += first[v], first[v] = all;
-  int *reader = arena_new(scratch, int, all + 1), *n = arena_new(scratch, int, nv + 1);
-  for (int i = 0; i < g->op.n; i++)
-    for (int k = 0; k < g->op.at[i].nin; k++) {
-      int v = g->op.at[i].in[k];
-      if (v < 0 || (n[v] && reader[first[v] + n[v] - 1] == i)) continue;
-      reader[first[v] + n[v]++] = i;
-    }
+  const reader_list *r = &s->b->readers;
   // Bodies are alike: most values have the states of another one, and share them.
   intern seen = {.arena = scratch};
   VEC(state *) set = {0};
   s->set = arena_new(scratch, int, nv + 1);
   for (int v = 0; v < nv; v++) {
-    if (!unbound(s, v)) make_states(scratch, s->r, x, v, reader + first[v], n[v]);
+    if (!unbound(s, v))
+      make_states(scratch, s->r, x, v, r->at + r->first[v], r->first[v + 1] - r->first[v]);
     size_t size = sizeof(state) * (size_t)x->nstates[v];
     key_clear(&s->key);
     key_put(&s->key, x->state[v], size);

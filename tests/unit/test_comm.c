@@ -508,6 +508,14 @@ static void test_exchanges(void **state) {
   assert_true(ragged > 200 && mirrored > 200);
 }
 
+// A record of f32 over axis 0, in one block.
+static prog_exchange *plain_record(world *w, int i, uint32_t kind, int64_t run) {
+  w->x[i] =
+      (prog_exchange){.kind = kind, .axes = 1, .dtype = PROG_F32, .size = {1, 1, 1}, .run = run};
+  w->x[i].scratch = comm_scratch_bytes(&w->x[i], comm_group_size(&w->p, 1));
+  return &w->x[i];
+}
+
 // Own pieces that lie where they go.
 static int run_in_place(desk *d) {
   comm *c = d->c;
@@ -539,12 +547,9 @@ static void test_in_place(void **state) {
   (void)state;
   static world w;
   make_world(&w, &meshes[3], 1);
-  prog_exchange x = {.axes = 1, .dtype = PROG_F32, .size = {1, 1, 1}, .run = 4};
-  w.x[0] = w.x[1] = w.x[2] = x;
-  w.x[0].kind = PROG_ALL_GATHER, w.x[0].out_step = 4;
-  w.x[1].kind = PROG_REDUCE_SCATTER, w.x[1].in_step = 4;
-  w.x[2].kind = PROG_ALL_REDUCE, w.x[2].run = 10;
-  for (int i = 0; i < 3; i++) w.x[i].scratch = comm_scratch_bytes(&w.x[i], 4);
+  plain_record(&w, 0, PROG_ALL_GATHER, 4)->out_step = 4;
+  plain_record(&w, 1, PROG_REDUCE_SCATTER, 4)->in_step = 4;
+  plain_record(&w, 2, PROG_ALL_REDUCE, 10);
   assert_int_equal(with_threads(&w, run_in_place), 0);
 }
 
@@ -669,12 +674,9 @@ static void test_give_way(void **state) {
   static world w;
   crossing at = {0};
   make_world(&w, &meshes[3], 1);
-  prog_exchange x = {.axes = 1, .dtype = PROG_F32, .size = {1, 1, 1}, .run = 4};
-  w.x[0] = w.x[1] = w.x[2] = x;
-  w.x[0].kind = PROG_ALL_REDUCE, w.x[0].run = LONG_SUM;
-  w.x[1].kind = PROG_REDUCE_SCATTER, w.x[1].in_step = 4;
-  w.x[2].kind = PROG_PERMUTE, w.x[2].step = 1;
-  for (int i = 0; i < 3; i++) w.x[i].scratch = comm_scratch_bytes(&w.x[i], 4);
+  plain_record(&w, 0, PROG_ALL_REDUCE, LONG_SUM);
+  plain_record(&w, 1, PROG_REDUCE_SCATTER, 4)->in_step = 4;
+  plain_record(&w, 2, PROG_PERMUTE, 4)->step = 1;
   w.shared = &at;
   assert_int_equal(with_hub(&w, true, run_give_way), 0);
   for (int i = 0; i < 3; i++) assert_true(at.gave_way[i] == 1 && at.left[i] == 4);

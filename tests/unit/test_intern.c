@@ -42,7 +42,33 @@ static void test_numbers(void **state) {
   arena_free(&a);
 }
 
+// Room beforehand changes no number, whether too little, too much, or asked for later.
+static void test_reserve(void **state) {
+  (void)state;
+  arena a;
+  arena_init(&a);
+  const int room[] = {0, 1, 100, 5000};
+  for (int k = 0; k < 4; k++) {
+    intern x = {.arena = &a};
+    intern_key key = {.arena = &a};
+    for (int i = 0; i < 1000; i++) {
+      if (i == (k % 2 ? 0 : 500)) intern_reserve(&x, room[k]);
+      for (int old = 0; old <= i; old += 1 + i / 3) {
+        key_clear(&key);
+        KEY_PUT(&key, old);
+        if (old < x.n) assert_int_equal(intern_of(&x, &key), old);
+      }
+      key_clear(&key);
+      KEY_PUT(&key, i);
+      assert_int_equal(intern_of(&x, &key), i);
+    }
+    assert_true(x.cap >= room[k]);
+  }
+  arena_free(&a);
+}
+
 int main(void) {
-  const struct CMUnitTest tests[] = {cmocka_unit_test(test_numbers)};
+  const struct CMUnitTest tests[] = {cmocka_unit_test(test_numbers),
+                                     cmocka_unit_test(test_reserve)};
   return cmocka_run_group_tests(tests, NULL, NULL);
 }
