@@ -140,8 +140,11 @@ class Planner:
         if row.kind == "a100":
             parts["reduce"] = best["busy_s"]["data"] - best["time_s"]["data"]
             # Micro-batches, and those that a stage could have done while the pipeline fills.
-            turns = row.batch / row.dp / b + (row.pp - 1) / v
-            parts["accumulate"] = turns * row.accumulate * 12 * row.h**2 * row.L / row.pp / row.tp / (d["bandwidth"] * 1e9)
+            micros, fill = row.batch / row.dp / b, (row.pp - 1) / v
+            turns = micros + fill
+            # The slowest stage is the last one: it has the embedding's table too, for the head. The others fill and drain.
+            layers, table = 12 * row.h**2 * row.L / row.pp, row.V * row.h
+            parts["accumulate"] = row.accumulate * (turns * layers + micros * table) / row.tp / (d["bandwidth"] * 1e9)
             act = 2 * b * row.S * row.h
             if row.deepspeed:
                 send = 5e-6 + act / row.tp / (d["nic"] * 1e9)
