@@ -185,12 +185,21 @@ static double least_more(layer_bytes *kind, int kinds, double bytes) {
   return fmax(0, seconds);
 }
 
+// What layers of stage i hold that are alike and dealt to chunks, which hold so many micro-batches.
+static double held_in_chunks(const layer_bytes *kind, int64_t layers, const pipeline *line, int i,
+                             const int64_t *each) {
+  int64_t own = stages_even(layers, line->stages, i), held = 0;
+  for (int k = 0; k < line->chunks; k++) held += each[k] * stages_of_chunk(own, line->chunks, k);
+  return (double)own * kind->state + (double)held * kind->kept;
+}
+
 // Whether layers can be dealt to stages so that none holds more than it has room for; ends of the
 // model and workspace not counted. A layer of stage i needs its states and its activations of all
-// micro-batches in flight, state + kept * stash[i]. Where layers are alike it is a count. Where
-// not, let the mean stash price them: a stage of capacity C carries layers worth at most
-// C * max over kinds of price / need, and all of them must be carried. p: whose stages they are,
-// `capacity` being added to theirs; NULL: all have `capacity`.
+// micro-batches in flight, state + kept * stash[i]. Where layers are alike it is a count; in chunks
+// it is known, and each stage is asked. Where they are not alike, let the mean stash price them: a
+// stage of capacity C carries layers worth at most C * max over kinds of price / need, and all of
+// them must be carried. p: whose stages they are, `capacity` being added to theirs; NULL: all have
+// `capacity`.
 static bool layers_fit(const ev_point *p, double capacity, const layer_bytes *kind, int kinds,
                        bool alike, const pipeline *line, int64_t *each) {
   double mean = 0, room = 0, worth = 0;
@@ -199,12 +208,16 @@ static bool layers_fit(const ev_point *p, double capacity, const layer_bytes *ki
   for (int i = 0; i < kinds; i++)
     worth += kind[i].count * (alike ? 1 : kind[i].state + kind[i].kept * mean);
   if (worth <= 0) return true;
+  int64_t layers = llround(kind->count);
+  bool known =
+      alike && line->chunks > 1 && (!p || p->kinds == 1) && layers / line->stages >= line->chunks;
   for (int i = 0; i < line->stages; i++) {
     pipe_stash(NULL, line, i, each);
     int64_t least = each[0];
     for (int k = 1; k < line->chunks; k++)
       if (each[k] < least) least = each[k];
     double most = 0, own = capacity + (p ? (double)ev_at_stage(p, i)->k.capacity : 0);
+    if (known && held_in_chunks(kind, layers, line, i, each) > own) return false;
     for (int k = 0; k < kinds; k++) {
       double need = kind[k].state + kind[k].kept * (double)least;
       double price = alike ? 1 : kind[k].state + kind[k].kept * mean;

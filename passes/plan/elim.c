@@ -1,7 +1,6 @@
-// Bucket elimination over tables of which only allowed entries are kept. Which variable goes next:
-// the one that takes the fewest sums, guessed from the shares that are allowed (ties: the lowest
-// number); chains cost their length. Where that comes to a function that is too large, the one that
-// makes the smallest function.
+// Bucket elimination over tables of which only allowed entries are kept. Which variable goes next
+// is a guess (`order`; ties: the lowest number); several are tried, and the one with the fewest
+// sums is taken. Chains cost their length.
 //
 // Bodies of layers are alike, so most eliminations are: what is allowed of a function is a
 // *pattern* with a number, and variables whose functions have the same patterns in the same places
@@ -77,7 +76,10 @@ typedef struct entry {
   int var;
 } entry;
 
-typedef enum order { BY_SUMS, BY_FUNCTION, ORDERS } order;
+// Which variable goes next: the one with the least sums, or whose function has the fewest entries
+// that are likely to be allowed, or is smallest beside those that go; none of them is always the
+// best one. Or the one with the smallest function: where all others come to one that is too large.
+typedef enum order { BY_SUMS, BY_ALLOWED, BY_GROWTH, BY_FUNCTION, ORDERS } order;
 
 typedef struct solver {
   const el_problem *p;
@@ -198,13 +200,25 @@ static int neighbours(solver *s, int v, int *out) {
   return n;
 }
 
+static double entries_of(const solver *s, const factor *f) {
+  double e = 1;
+  for (int k = 0; k < f->n; k++) e *= s->p->size[f->var[k]];
+  return e;
+}
+
 static double cost_of(solver *s, int v) {
   int near[MOST], n = neighbours(s, v, near);
   if (n < 0) return INFINITY;
   double e = s->order == BY_SUMS ? s->p->size[v] : 1;
   for (int i = 0; i < n; i++) e *= s->p->size[near[i]];
-  for (int i = 0; i < s->of[v].n && s->order == BY_SUMS; i++)
-    e *= s->factor.at[s->of[v].at[i]]->p->allowed;
+  if (s->order == BY_FUNCTION) return e;
+  for (int i = 0; i < s->of[v].n; i++) {
+    const factor *f = s->factor.at[s->of[v].at[i]];
+    if (s->order == BY_GROWTH)
+      e -= entries_of(s, f);
+    else
+      e *= f->p->allowed;
+  }
   return e;
 }
 
@@ -409,8 +423,9 @@ static bool eliminate(solver *s, int v) {
   return true;
 }
 
-// NULL: too large.
-static el_circuit *compile_by(arena *a, const el_problem *p, order o, el_stats *stats) {
+// NULL: too large, or it takes more than `most` sums.
+static el_circuit *compile_by(arena *a, const el_problem *p, order o, double most,
+                              el_stats *stats) {
   *stats = (el_stats){0};
   arena scratch;  // tables are large and go at the end
   arena_init(&scratch);
@@ -424,22 +439,46 @@ static el_circuit *compile_by(arena *a, const el_problem *p, order o, el_stats *
   s.cost = arena_new(&scratch, double, p->n + 1);
   s.mark = arena_new(&scratch, int, p->n + 1);
   for (int i = 0; i < p->term.n; i++) add(&s, factor_of(&s, i));
-  for (int i = 0; i < p->n; i++) s.cost[i] = -1;  // not in the queue
+  for (int i = 0; i < p->n; i++) s.cost[i] = NAN;  // not in the queue
   for (int i = 0; i < p->n; i++) offer(&s, i);
   bool good = true;
   while (good && s.queue.n) {
     entry next = take(&s);
     if (s.done[next.var] || next.cost != s.cost[next.var]) continue;  // it was offered again
-    good = eliminate(&s, next.var);
+    good = eliminate(&s, next.var) && stats->sums <= most;
   }
   arena_free(&scratch);
   return good ? c : NULL;
 }
 
+// A graph with more variables has few searches: what a better order saves in them is less than it
+// takes to look for one.
+enum { TRIED = 4096 };
+
+static bool is_tried(const el_problem *p, order o, bool found) {
+  return !found || (p->n <= TRIED && o != BY_FUNCTION);
+}
+
 el_circuit *el_compile(arena *a, const el_problem *p, el_stats *stats) {
-  el_stats own;
+  el_stats own = {0}, with;
   el_circuit *c = NULL;
-  for (int o = 0; o < ORDERS && !c; o++) c = compile_by(a, p, (order)o, &own);
+  arena kept;
+  arena_init(&kept);
+  for (int o = 0; o < ORDERS && is_tried(p, (order)o, c); o++) {
+    arena trial;
+    arena_init(&trial);
+    el_circuit *other = compile_by(&trial, p, (order)o, c ? own.sums : INFINITY, &with);
+    if (!c) own = with;
+    if (other && (!c || with.sums < own.sums)) {
+      arena_free(&kept);
+      kept = trial;
+      c = other;
+      own = with;
+    } else {
+      arena_free(&trial);
+    }
+  }
+  arena_adopt(a, &kept);
   if (stats) *stats = own;
   return c;
 }

@@ -95,8 +95,8 @@ typedef struct outer {
   plan_choice c;
   double bound;
   group *group;
-  int64_t points;    // in it, when they were counted
-  int64_t variants;  // of an inner point, by AWAY dimensions
+  const bl_block *block;  // NULL: not asked for yet
+  int64_t points;         // in it, where they were counted
 } outer;
 
 // What a plan is compared by.
@@ -121,6 +121,7 @@ typedef struct walk {
   const plan_dim *inner, *away;  // dimensions of a point in an outer one
   int ninner, naway;
   VEC(outer) outer;
+  int64_t variants[PLAN_RECOMPUTES];  // of an inner point, by AWAY dimensions; -1: not counted yet
   map groups;
   arena own;      // outer points, groups, the heap: gone when the walk ends
   arena scratch;  // gone every now and then
@@ -216,12 +217,21 @@ static void count_one(void *ctx, const plan_choice *c) {
   ++*(int64_t *)ctx;
 }
 
-// How many inner points an outer one has, and how many ways each has to live away.
-static void count_inner(const walk *w, outer *o) {
-  o->points = o->variants = 0;
-  each_choice(w->s, w->away, w->naway, o->c, count_one, &o->variants);
-  if (o->variants) each_choice(w->s, w->inner, w->ninner, o->c, count_one, &o->points);
-  o->points *= o->variants;
+// How many ways a point has to live away: these rows of the space ask of what is chosen before them
+// only how it recomputes.
+static int64_t variants_of(walk *w, const plan_choice *c) {
+  int64_t *n = &w->variants[c->recompute];
+  if (*n < 0) {
+    *n = 0;
+    each_choice(w->s, w->away, w->naway, *c, count_one, n);
+  }
+  return *n;
+}
+
+static const bl_block *block_of(walk *w, int at) {
+  outer *o = &w->outer.at[at];
+  if (!o->block) o->block = plan_block_of(w->s, &o->c);
+  return o->block;
 }
 
 static group *group_of(walk *w, const plan_choice *c) {
@@ -246,7 +256,7 @@ static void add_outer(void *ctx, const plan_choice *c) {
       other.recompute = (plan_recompute)i;
       group_of(w, &other);
     }
-  outer x = {*c, plan_outer_bound(w->s, c), group_of(w, c), 0, 0};
+  outer x = {.c = *c, .bound = plan_outer_bound(w->s, c), .group = group_of(w, c)};
   vec_push(&w->own, &w->outer, x);
 }
 
@@ -262,6 +272,7 @@ static void begin(walk *w) {
   arena_init(&w->own);
   arena_init(&w->scratch);
   w->groups = (map){.arena = &w->own};
+  for (int i = 0; i < PLAN_RECOMPUTES; i++) w->variants[i] = -1;
   each_choice(w->s, dim, outer_dims, plan_choice_start(w->s), add_outer, w);
 }
 
@@ -340,35 +351,52 @@ typedef enum node_kind {
 typedef struct node {
   double bound;
   node_kind kind;
-  int outer, number;  // number: order in which nodes were made
-  plan_choice c;      // from NODE_POINT on
+  int outer;
+  plan_choice c;  // from NODE_POINT on
 } node;
-typedef VEC(node) heap;
 
-static bool before(const node *a, const node *b) {
+// What is sorted: a node by its bound, and of equal ones the one that was made first.
+typedef struct entry {
+  double bound;
+  int number, node;
+} entry;
+typedef struct heap {
+  VEC(entry) entry;
+  VEC(node) node;
+  VEC(int) gone;  // nodes whose place is free
+} heap;
+
+static bool before(const entry *a, const entry *b) {
   return a->bound != b->bound ? a->bound < b->bound : a->number < b->number;
 }
 
 static void push(walk *w, heap *h, node x) {
-  int at = h->n;
-  x.number = w->made++;
-  vec_push(&w->own, h, x);
-  for (; at > 0 && before(&x, &h->at[(at - 1) / 2]); at = (at - 1) / 2)
-    h->at[at] = h->at[(at - 1) / 2];
-  h->at[at] = x;
+  entry e = {x.bound, w->made++, h->node.n};
+  if (h->gone.n) {
+    e.node = h->gone.at[--h->gone.n];
+    h->node.at[e.node] = x;
+  } else {
+    vec_push(&w->own, &h->node, x);
+  }
+  int at = h->entry.n;
+  vec_push(&w->own, &h->entry, e);
+  for (; at > 0 && before(&e, &h->entry.at[(at - 1) / 2]); at = (at - 1) / 2)
+    h->entry.at[at] = h->entry.at[(at - 1) / 2];
+  h->entry.at[at] = e;
 }
 
-static node pop(heap *h) {
-  node top = h->at[0], last = h->at[--h->n];
-  int at = 0;
-  for (int child = 1; child < h->n; child = 2 * at + 1) {
-    if (child + 1 < h->n && before(&h->at[child + 1], &h->at[child])) child++;
-    if (!before(&h->at[child], &last)) break;
-    h->at[at] = h->at[child];
+static node pop(walk *w, heap *h) {
+  entry *q = h->entry.at, top = q[0], last = q[--h->entry.n];
+  int at = 0, n = h->entry.n;
+  for (int child = 1; child < n; child = 2 * at + 1) {
+    if (child + 1 < n && before(&q[child + 1], &q[child])) child++;
+    if (!before(&q[child], &last)) break;
+    q[at] = q[child];
     at = child;
   }
-  if (h->n) h->at[at] = last;
-  return top;
+  if (n) q[at] = last;
+  vec_push(&w->own, &h->gone, top.node);
+  return h->node.at[top.node];
 }
 
 // Of the points that do not fit those that seem to lack least, in case none does.
@@ -415,13 +443,13 @@ static void add_last(walk *w, heap *h, const plan_choice *of, int at) {
   for (int i = 1; i < n; i++) {
     plan_choice c = *of;
     last_dim(w)->set(w->s, &c, value[i]);
-    plan_quick q = plan_quickly(&w->scratch, w->s, &c, plan_block_of(w->s, &c), false);
+    plan_quick q = plan_quickly(&w->scratch, w->s, &c, block_of(w, at), false);
     if (!q.fits && !w->best.any) remember(w, &c, q.over);
     double bound = q.fits ? mixed_bound(w, &c, &q) : INFINITY;
     if (bound > to_beat(w) || !q.fits)
       w->stats->pruned++;
     else
-      push(w, h, (node){bound, c.also && !q.second ? NODE_MIXED : NODE_LAST, at, 0, c});
+      push(w, h, (node){bound, c.also && !q.second ? NODE_MIXED : NODE_LAST, at, c});
   }
 }
 
@@ -439,12 +467,12 @@ static void add_variant(void *ctx, const plan_choice *homes) {
   if (bound > to_beat(w))
     w->stats->pruned += values;
   else
-    push(w, o->h, (node){bound, NODE_HOMES, o->at, 0, c});
+    push(w, o->h, (node){bound, NODE_HOMES, o->at, c});
 }
 
 // The same when it may fit.
 static void add_fitting(walk *w, heap *h, node *x) {
-  plan_quick q = plan_quickly(&w->scratch, w->s, &x->c, plan_block_of(w->s, &x->c), false);
+  plan_quick q = plan_quickly(&w->scratch, w->s, &x->c, block_of(w, x->outer), false);
   if (!q.fits && !w->best.any) remember(w, &x->c, q.over);
   if (!q.fits) {
     w->stats->pruned++;
@@ -462,7 +490,7 @@ static void add_point(void *ctx, const plan_choice *inner) {
   opened *o = ctx;
   walk *w = o->w;
   plan_choice c = *inner;
-  int64_t value[PLAN_VALUES], variants = w->outer.at[o->at].variants;
+  int64_t value[PLAN_VALUES], variants = variants_of(w, inner);
   for (int d = 0; d < w->naway; d++) {
     w->away[d].values(w->s, &c, value);
     w->away[d].set(w->s, &c, value[0]);
@@ -473,11 +501,11 @@ static void add_point(void *ctx, const plan_choice *inner) {
   if (q.bound > to_beat(w) || (!q.fits && variants == 1))
     w->stats->pruned += variants;
   else
-    push(w, o->h, (node){q.bound, q.fits ? NODE_POINT : NODE_AWAY, o->at, 0, c});
+    push(w, o->h, (node){q.bound, q.fits ? NODE_POINT : NODE_AWAY, o->at, c});
 }
 
 static void add_variants(walk *w, heap *h, const node *x) {
-  const bl_block *b = plan_block_of(w->s, &x->c);
+  const bl_block *b = block_of(w, x->outer);
   plan_quick first = plan_quickly(&w->scratch, w->s, &x->c, b, true);
   opened ctx = {w, h, x->outer, b, 1, &first};
   each_choice(w->s, w->away, w->naway - 1, x->c, add_variant, &ctx);
@@ -488,7 +516,7 @@ static void add_variants(walk *w, heap *h, const node *x) {
 static void add_each(void *ctx, const plan_choice *c) {
   opened *o = ctx;
   o->w->stats->considered++;
-  push(o->w, o->h, (node){0, NODE_LAST, o->at, 0, *c});
+  push(o->w, o->h, (node){0, NODE_LAST, o->at, *c});
 }
 static void add_all(void *ctx, const plan_choice *c) {
   const opened *o = ctx;
@@ -502,9 +530,8 @@ static void drop(walk *w, const outer *o) {
 
 static void open_outer(walk *w, heap *h, int at) {
   outer *o = &w->outer.at[at];
-  opened ctx = {.w = w, .h = h, .at = at, .b = plan_block_of(w->s, &o->c)};
-  if (!o->variants) count_inner(w, o);
-  if (!o->variants) return;
+  opened ctx = {.w = w, .h = h, .at = at, .b = block_of(w, at)};
+  if (!variants_of(w, &o->c)) return;
   if (!ctx.b->why) {
     each_choice(w->s, w->inner, w->ninner, o->c, w->o->exhaustive ? add_all : add_point, &ctx);
     return;
@@ -525,8 +552,8 @@ static void find_closest(walk *w) {
   int64_t considered = w->stats->considered, pruned = w->stats->pruned;  // they were counted
   for (int i = 0; i < w->put_off.n; i++)
     if (w->outer.at[w->put_off.at[i]].c.micro_batch == least) open_outer(w, &h, w->put_off.at[i]);
-  while (h.n) {
-    node x = pop(&h);
+  while (h.entry.n) {
+    node x = pop(w, &h);
     if (x.kind == NODE_AWAY) add_variants(w, &h, &x);
     if (x.kind == NODE_HOMES) add_fitting(w, &h, &x);
   }
@@ -543,8 +570,8 @@ static void search(walk *w) {
   for (int i = 0; i < w->outer.n; i++)
     push(w, &h, (node){.bound = all ? 0 : w->outer.at[i].bound, .kind = NODE_OUTER, .outer = i});
   w->stats->optimal = true;
-  while (h.n) {
-    node x = pop(&h);
+  while (h.entry.n) {
+    node x = pop(w, &h);
     const outer *o = &w->outer.at[x.outer];
     w->stats->bound_s = x.bound;
     if (w->o->limit > 0 && clock_s() - w->since > w->o->limit) {
@@ -564,7 +591,7 @@ static void search(walk *w) {
     if (lost && x.kind >= NODE_POINT) {
       w->stats->pruned += x.kind >= NODE_MIXED   ? 1
                           : x.kind >= NODE_HOMES ? last_values(w, &x.c)
-                                                 : o->variants;
+                                                 : variants_of(w, &o->c);
     } else if (lost) {
       drop(w, o);
     } else if (x.kind == NODE_OUTER && !all && !plan_outer_fits(w->s, &o->c)) {
@@ -586,24 +613,24 @@ static void search(walk *w) {
       plan_choice slow = x.c;
       slow.recompute = x.c.also;
       plan_block_of(w->s, &slow);
-      plan_quick q = plan_quickly(&w->scratch, w->s, &x.c, plan_block_of(w->s, &x.c), false);
+      plan_quick q = plan_quickly(&w->scratch, w->s, &x.c, block_of(w, x.outer), false);
       x.bound = fmax(x.bound, mixed_bound(w, &x.c, &q));
       x.kind = NODE_LAST;
       push(w, &h, x);
     } else if (x.kind == NODE_LAST) {
-      consider(w, &x.c, plan_block_of(w->s, &x.c));
+      consider(w, &x.c, block_of(w, x.outer));
     } else if (x.kind == NODE_HOMES) {
       add_fitting(w, &h, &x);
     } else if (x.kind == NODE_VARIANT) {
-      if (consider(w, &x.c, plan_block_of(w->s, &x.c)) == ROOM_DEVICE)
+      if (consider(w, &x.c, block_of(w, x.outer)) == ROOM_DEVICE)
         add_last(w, &h, &x.c, x.outer);
       else
         w->stats->pruned += last_values(w, &x.c) - 1;
     } else if (x.kind == NODE_POINT) {
-      if (consider(w, &x.c, plan_block_of(w->s, &x.c)) && o->variants > 1)
+      if (consider(w, &x.c, block_of(w, x.outer)) && variants_of(w, &o->c) > 1)
         add_variants(w, &h, &x);
       else
-        w->stats->pruned += o->variants - 1;
+        w->stats->pruned += variants_of(w, &o->c) - 1;
     } else if (x.kind == NODE_AWAY) {
       w->stats->pruned++;
       add_variants(w, &h, &x);
@@ -689,15 +716,36 @@ void plan_note_saved(plan_space *s) {
 
 // ---- all ----------------------------------------------------------------------------------------
 
+// The inner points of outer ones that are cut alike. These rows of the space ask of a micro-batch
+// only whether stages divide their number, and nothing of how it recomputes.
+typedef struct inner_count {
+  const plan_choice *of;
+  int64_t n[2];  // [stages divide]; -1: not counted yet
+} inner_count;
+
+static int64_t count_inner(const walk *w, inner_count *seen, const plan_choice *c) {
+  bool alike = seen->of && !memcmp(seen->of->size, c->size, sizeof c->size) &&
+               seen->of->context_first == c->context_first;
+  if (!alike) *seen = (inner_count){c, {-1, -1}};
+  int64_t *n = &seen->n[c->micro_batches % c->size[PLAN_PIPELINE] == 0];
+  if (*n < 0) {
+    *n = 0;
+    each_choice(w->s, w->inner, w->ninner, *c, count_one, n);
+  }
+  return *n;
+}
+
 // How many blocks and points there are: counted from the outer points before any is worked out.
 static void predict(walk *w) {
   map seen = {.arena = w->s->a};
+  inner_count count = {0};
   for (int i = 0; i < w->outer.n; i++) {
     outer *o = &w->outer.at[i];
     char name[BL_KEY_TEXT];
     write_name(name, &o->c);
     map_set(&seen, arena_strdup(w->s->a, name), w);
-    count_inner(w, o);
+    int64_t variants = variants_of(w, &o->c);
+    o->points = variants ? variants * count_inner(w, &count, &o->c) : 0;
     w->stats->points += o->points;
   }
   w->stats->predicted_fronts = seen.n;

@@ -212,6 +212,17 @@ stages_cut stages_find(arena *a, const stages_job *job) {
   return s;
 }
 
+int64_t stages_even(int64_t layers, int stages, int stage) {
+  int64_t most = (layers + stages - 1) / stages;
+  int64_t less = most * stages - layers;  // stages that have one less
+  int64_t turn = stage == stages - 1 ? 0 : stage == 0 ? 1 : stages - stage;
+  return turn < less ? most - 1 : most;
+}
+
+int64_t stages_of_chunk(int64_t own, int chunks, int chunk) {
+  return own * (chunk + 1) / chunks - own * chunk / chunks;
+}
+
 int64_t *stages_deal(arena *a, const stages_cut *cut, int stages, int chunks) {
   int64_t *first = arena_new(a, int64_t, (int64_t)stages *chunks + 1);
   int64_t *own = arena_new(a, int64_t, stages);
@@ -227,6 +238,6 @@ int64_t *stages_deal(arena *a, const stages_cut *cut, int stages, int chunks) {
     }
   for (int c = 0, k = 0; c < chunks; c++)
     for (int i = 0; i < stages; i++, k++)
-      first[k + 1] = first[k] + own[i] * (c + 1) / chunks - own[i] * c / chunks;
+      first[k + 1] = first[k] + stages_of_chunk(own[i], chunks, c);
   return first;
 }

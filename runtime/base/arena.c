@@ -28,6 +28,21 @@ void arena_free(arena *a) {
   a->total = 0;
 }
 
+void arena_adopt(arena *a, arena *from) {
+  arena_chunk *last = from->chunk;
+  if (!last) return;
+  while (last->older) last = last->older;
+  if (a->chunk) {  // behind the newest one, of which some is free
+    last->older = a->chunk->older;
+    a->chunk->older = from->chunk;
+  } else {
+    a->chunk = from->chunk;
+  }
+  a->total += from->total;
+  from->chunk = NULL;
+  from->total = 0;
+}
+
 static void out_of_memory(arena *a) {
   if (a->oom) a->oom(a->oom_ctx);
   fputs("out of memory\n", stderr);

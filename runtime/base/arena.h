@@ -36,6 +36,9 @@ void arena_init(arena *a);
 // Releases everything the arena handed out. The arena is empty and usable afterwards.
 void arena_free(arena *a);
 
+// Hands all that `from` gave out to `a`, which releases it then. `from` is empty afterwards.
+void arena_adopt(arena *a, arena *from);
+
 // Returns `size` zeroed bytes aligned to 16. `size` 0 gives a valid, unique pointer.
 void *arena_alloc(arena *a, size_t size);
 
