@@ -43,12 +43,16 @@ static void reject(plan_result *r, const plan_space *space, const plan_pins *pin
                    laid_maker *layouts) {
   plan_space s = *space;
   s.pins = *pins;
-  // An alternative is shown, not proved: one within 5 % of the best of its kind will do.
-  plan_found f = plan_find(&s, layouts, 0.05, r->best ? &r->best->choice : NULL);
+  // An alternative is shown, not proved: one within 5 % of the best of its kind will do, or the
+  // best one of those that are near what is known.
+  plan_choice *near = arena_new(r->arena, plan_choice, r->rejected.n + 1);
+  near[0] = r->best->choice;
+  for (int i = 0; i < r->rejected.n; i++) near[i + 1] = r->rejected.at[i].choice;
+  plan_found f = plan_find(&s, layouts, 0.01, near, r->rejected.n + 1);
   if (!f.any) return;
   for (int i = 0; i < r->rejected.n; i++)
     if (same_choice(&r->rejected.at[i].choice, &f.c)) return;
-  if (r->best && same_choice(&r->best->choice, &f.c)) return;
+  if (same_choice(&r->best->choice, &f.c)) return;
   plan_candidate *x = plan_work_out(&s, layouts, &f.c);
   plan_rejected j = {.choice = f.c, .step_s = x->step_s, .peak = x->peak, .over = x->over};
   j.code = x->over ? "does-not-fit" : "slower";
@@ -72,8 +76,9 @@ void plan_add_alternatives(plan_result *r, const plan_space *s, const plan_pins 
       reject(r, s, &p, layouts);
     }
   }
-  for (int z = 0; z < 4; z++)
-    if (pins->zero < 0 && z != c->zero) {
+  for (int i = 1; i < 4; i++)  // from the best one's on: each is near the one before
+    for (int z = c->zero - i; z <= c->zero + i; z += 2 * i) {
+      if (pins->zero >= 0 || z < 0 || z > 3) continue;
       plan_pins p = *pins;
       p.zero = z;
       reject(r, s, &p, layouts);
@@ -108,7 +113,7 @@ static void try_fix(plan_result *r, const plan_space *space, const plan_pins *pi
                     laid_maker *layouts, const char *change, const char *flags) {
   plan_space s = *space;
   s.pins = *pins;
-  plan_found w = plan_find(&s, layouts, 0.05, NULL);
+  plan_found w = plan_find(&s, layouts, 0.05, NULL, 0);
   if (!w.fits) return;
   plan_fix f = {change, flags, w.peak, w.step, w.step / s.job->tokens};
   int at = r->fixes.n;

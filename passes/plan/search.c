@@ -84,11 +84,16 @@ double plan_outer_bound(plan_space *s, const plan_choice *c) {
 
 // ---- the walk -----------------------------------------------------------------------------------
 
+// What a block takes for each sample.
+typedef struct per_sample {
+  int64_t micro_batch;
+  double all, layers;  // seconds, at least; of its layers
+} per_sample;
+
 // Outer points with the same cuts inside a stage, that differ in stages and micro-batch.
 typedef struct group {
-  int64_t largest;    // micro-batch of them
-  double per_sample;  // seconds of a block there, for each sample; < 0: not worked out
-  double layers;      // of these, of its layers
+  int64_t largest;        // micro-batch of them
+  VEC(per_sample) known;  // of blocks that are made, the largest micro-batch first
 } group;
 
 typedef struct outer {
@@ -241,7 +246,6 @@ static group *group_of(walk *w, const plan_choice *c) {
   group *g = map_get(&w->groups, name);
   if (!g) {
     g = arena_new(&w->own, group, 1);
-    g->per_sample = -1;
     map_set(&w->groups, arena_strdup(&w->own, name), g);
   }
   if (c->micro_batch > g->largest) g->largest = c->micro_batch;
@@ -289,23 +293,40 @@ static double least_of(const bl_block *b, bool layers) {
   return work;
 }
 
+static per_sample per_sample_of(walk *w, const plan_choice *c) {
+  const bl_block *const *block;
+  per_sample s = {c->micro_batch, INFINITY, INFINITY};
+  for (int j = sk_blocks(w->s, c, &block) - 1; j >= 0; j--) {
+    s.all = fmin(s.all, least_of(block[j], false) / (double)c->micro_batch);
+    s.layers = fmin(s.layers, least_of(block[j], true) / (double)c->micro_batch);
+  }
+  return s;
+}
+
+static void note_block(walk *w, group *g, const plan_choice *c) {
+  int at = g->known.n;
+  for (int i = 0; i < at; i++)
+    if (g->known.at[i].micro_batch == c->micro_batch) return;
+  per_sample s = per_sample_of(w, c);
+  vec_push(&w->own, &g->known, s);
+  for (; at > 0 && g->known.at[at - 1].micro_batch < s.micro_batch; at--)
+    g->known.at[at] = g->known.at[at - 1];
+  g->known.at[at] = s;
+}
+
 // Seconds of a block for each sample do not rise with the micro-batch: efficiencies grow with the
 // size of a call, and what does not grow with it (weights, latencies) is shared by more samples. So
-// the block of the largest micro-batch bounds those of all smaller ones. What attention hides of
-// the keys' and values' way could be more there, so it is left out.
-static const group *work_out_group(walk *w, group *g, const plan_choice *of) {
-  if (g->per_sample >= 0) return g;
-  plan_choice c = *of;
-  c.micro_batch = g->largest;
-  const bl_block *const *block;
-  double all = INFINITY, layers = INFINITY;
-  for (int j = sk_blocks(w->s, &c, &block) - 1; j >= 0; j--) {
-    all = fmin(all, least_of(block[j], false));
-    layers = fmin(layers, least_of(block[j], true));
+// the block of a micro-batch bounds those of all smaller ones; the one of the largest is made
+// first. What attention hides of the keys' and values' way could be more there, so it is left out.
+static per_sample least_in(walk *w, group *g, const plan_choice *of) {
+  if (!g->known.n) {
+    plan_choice c = *of;
+    c.micro_batch = g->largest;
+    note_block(w, g, &c);
   }
-  g->per_sample = all / (double)g->largest;
-  g->layers = layers / (double)g->largest;
-  return g;
+  int at = 0;
+  while (at + 1 < g->known.n && g->known.at[at + 1].micro_batch >= of->micro_batch) at++;
+  return g->known.at[at];
 }
 
 static double samples_of(const plan_choice *c) {
@@ -313,7 +334,7 @@ static double samples_of(const plan_choice *c) {
 }
 
 static double group_bound(walk *w, const outer *x) {
-  return work_out_group(w, x->group, &x->c)->per_sample * samples_of(&x->c);
+  return least_in(w, x->group, &x->c).all * samples_of(&x->c);
 }
 
 // A bound for an outer point whose saved activations do not fit as they are: some layers save less,
@@ -328,8 +349,8 @@ static double away_bound(walk *w, const outer *x) {
     if (share > 1) continue;
     plan_choice other = *c;
     other.recompute = (plan_recompute)kind;
-    double slow = work_out_group(w, group_of(w, &other), &other)->layers * samples_of(c);
-    double fast = group_bound(w, x), own = x->group->layers * samples_of(c);
+    double slow = least_in(w, group_of(w, &other), &other).layers * samples_of(c);
+    double fast = group_bound(w, x), own = least_in(w, x->group, c).layers * samples_of(c);
     best = fmin(best, fast + share * (slow - own));
   }
   return isinf(best) ? best : fmax(best, group_bound(w, x));
@@ -426,7 +447,7 @@ static double mixed_bound(walk *w, const plan_choice *c, const plan_quick *q) {
   if (!c->also || q->second) return q->bound + q->more;
   plan_choice other = *c;
   other.recompute = c->also;
-  double seconds = work_out_group(w, group_of(w, &other), &other)->layers * samples_of(c);
+  double seconds = least_in(w, group_of(w, &other), &other).layers * samples_of(c);
   return q->bound + fmax(0, q->share * (seconds - q->layers));
 }
 
@@ -533,11 +554,29 @@ static void open_outer(walk *w, heap *h, int at) {
   opened ctx = {.w = w, .h = h, .at = at, .b = block_of(w, at)};
   if (!variants_of(w, &o->c)) return;
   if (!ctx.b->why) {
+    note_block(w, o->group, &o->c);
     each_choice(w->s, w->inner, w->ninner, o->c, w->o->exhaustive ? add_all : add_point, &ctx);
     return;
   }
   w->code = ctx.b->code;
   w->why = ctx.b->why;
+}
+
+// An outer point is opened when its turn comes by all that is known of its group: blocks that were
+// made since it was put on the heap may bound it better.
+static void look_at_outer(walk *w, heap *h, node *x) {
+  const outer *o = &w->outer.at[x->outer];
+  double bound = plan_outer_fits(w->s, &o->c) ? group_bound(w, o) : away_bound(w, o);
+  if (isinf(bound)) {
+    drop(w, o);
+    vec_push(&w->own, &w->put_off, x->outer);
+  } else if (x->kind == NODE_GROUP && bound <= x->bound) {
+    open_outer(w, h, x->outer);
+  } else {
+    x->kind = NODE_GROUP;
+    x->bound = fmax(x->bound, bound);
+    push(w, h, *x);
+  }
 }
 
 // Nothing fits: which point lacks least. Of the outer points that were put off the ones with the
@@ -586,7 +625,7 @@ static void search(walk *w) {
     }
     bool lost = x.bound > to_beat(w);
     if (lost && w->slack > 0) break;  // so is all that is left, and nobody counts it
-    enum { TRIES = 32 };              // where these do not fit, few do
+    enum { TRIES = 16 };              // where these do not fit, few do
     if (w->near && !w->best.any && w->stats->evaluated >= TRIES) break;
     if (lost && x.kind >= NODE_POINT) {
       w->stats->pruned += x.kind >= NODE_MIXED   ? 1
@@ -594,21 +633,8 @@ static void search(walk *w) {
                                                  : variants_of(w, &o->c);
     } else if (lost) {
       drop(w, o);
-    } else if (x.kind == NODE_OUTER && !all && !plan_outer_fits(w->s, &o->c)) {
-      double bound = away_bound(w, o);
-      if (isinf(bound)) {
-        drop(w, o);
-        vec_push(&w->own, &w->put_off, x.outer);
-        continue;
-      }
-      x.kind = NODE_GROUP;
-      x.bound = fmax(x.bound, bound);
-      push(w, &h, x);
-    } else if (x.kind == NODE_OUTER && !all) {
-      double bound = group_bound(w, o);
-      x.kind = NODE_GROUP;
-      if (bound > x.bound) x.bound = bound;
-      push(w, &h, x);
+    } else if (x.kind < NODE_POINT && !all) {
+      look_at_outer(w, &h, &x);
     } else if (x.kind == NODE_MIXED) {
       plan_choice slow = x.c;
       slow.recompute = x.c.also;
@@ -675,33 +701,67 @@ plan_candidate *plan_work_out(plan_space *s, laid_maker *layouts, const plan_cho
 
 // ---- searches under other pins ------------------------------------------------------------------
 
-// A plan under these pins that is else cut as the best one is: from there on only much better ones
-// are looked for.
-static void start_near(walk *w, const plan_choice *best) {
+static const plan_axis inner_axis[BL_INNER] = {PLAN_TENSOR, PLAN_ULYSSES, PLAN_RING};
+
+// A search near known plans.
+typedef struct neighbourhood {
+  walk w;
+  VEC(plan_pins) seen;
+} neighbourhood;
+
+// The best of the plans whose stages are cut inside as `c` says, where pins do not say otherwise.
+static void look_at(neighbourhood *n, const plan_choice *c) {
+  walk *w = &n->w;
   plan_space s = *w->s;
-  static const plan_axis inner[BL_INNER] = {PLAN_TENSOR, PLAN_ULYSSES, PLAN_RING};
   for (int i = 0; i < BL_INNER; i++)
-    if (!s.pins.size[inner[i]]) s.pins.size[inner[i]] = best->size[inner[i]];
-  if (s.pins.recompute < 0) s.pins.recompute = (int)best->recompute;
+    if (!s.pins.size[inner_axis[i]]) s.pins.size[inner_axis[i]] = c->size[inner_axis[i]];
+  if (s.pins.recompute < 0) s.pins.recompute = (int)c->recompute;
+  for (int i = 0; i < n->seen.n; i++)
+    if (!memcmp(n->seen.at[i].size, s.pins.size, sizeof s.pins.size) &&
+        n->seen.at[i].recompute == s.pins.recompute)
+      return;
+  vec_push(s.a, &n->seen, s.pins);
   plan_search_stats stats = {0};
-  walk near = {.s = &s, .o = w->o, .stats = &stats, .top = 1, .slack = w->slack, .near = true};
+  walk near = *w;
+  near.s = &s;
+  near.stats = &stats;
+  near.near = true;
   begin(&near);
   search(&near);
   w->s->fronts = s.fronts;
-  if (!near.best.any) return;
   w->best = near.best;
-  keep(w, &near.best);
+  w->kept = near.kept;
 }
 
-plan_found plan_find(plan_space *s, laid_maker *layouts, double slack, const plan_choice *near) {
+// From the best plan so far on: one axis twice or half as long, as long as that is better.
+static void climb(neighbourhood *n) {
+  const found *best = &n->w.best;
+  for (double before = INFINITY; best->any && best->step < before;) {
+    const plan_choice from = best->c;
+    before = best->step;
+    for (int i = 0; i < 2 * BL_INNER; i++) {
+      plan_choice c = from;
+      int64_t *size = &c.size[inner_axis[i / 2]];
+      *size = i % 2 ? 2 * *size : *size / 2;
+      if (*size) look_at(n, &c);
+    }
+  }
+}
+
+plan_found plan_find(plan_space *s, laid_maker *layouts, double slack, const plan_choice *near,
+                     int nnear) {
   plan_search_stats stats = {0};
   plan_options o = {.top = 1, .layouts = layouts};
-  walk w = {.s = s, .o = &o, .stats = &stats, .top = 1, .slack = slack};
-  if (near) start_near(&w, near);
-  begin(&w);
-  search(&w);
-  const found *f = w.best.any ? &w.best : &w.closest;
-  return (plan_found){w.best.any, f->any, f->c, f->step, f->peak};
+  neighbourhood n = {.w = {.s = s, .o = &o, .stats = &stats, .top = 1, .slack = slack}};
+  for (int i = 0; i < nnear; i++) look_at(&n, &near[i]);
+  climb(&n);
+  walk *w = &n.w;
+  if (!w->best.any) {
+    begin(w);
+    search(w);
+  }
+  const found *f = w->best.any ? &w->best : &w->closest;
+  return (plan_found){w->best.any, f->any, f->c, f->step, f->peak};
 }
 
 // Bytes of a sample that layers save, by recomputation.

@@ -89,14 +89,16 @@ typedef struct plan_dim {
 bool plan_may_mix(const plan_space *s, const plan_choice *c, int kind);
 int plan_dims(const plan_dim **out);
 // The best plan of a space: of those that fit, or else the one that is least over. One within
-// `slack` (a share) of the best will do. `near`: a plan near which to look first; NULL: none.
+// `slack` (a share) of the best will do. `near`: plans near which to look first; then the rest of
+// the space is looked at only as long as better ones turn up.
 typedef struct plan_found {
   bool fits, any;
   plan_choice c;
   double step;
   int64_t peak;
 } plan_found;
-plan_found plan_find(plan_space *s, laid_maker *layouts, double slack, const plan_choice *near);
+plan_found plan_find(plan_space *s, laid_maker *layouts, double slack, const plan_choice *near,
+                     int nnear);
 // All that a plan takes, with the memory of its layout where there is one.
 plan_candidate *plan_work_out(plan_space *s, laid_maker *layouts, const plan_choice *c);
 // Sets s->saved, bytes of a sample that layers save, by recomputation.
