@@ -262,7 +262,7 @@ int ir_base(const ir_op *op) {
 
 int ir_epilogue_at(const ir_op *op) {
   int at = letter_of(op, "epilogue:");
-  return op->nin < at || ir_base(op) >= 0 ? -1 : at;
+  return at < 0 || op->nin < at || ir_attr_int(op, "base", 0) ? -1 : at;
 }
 
 int ir_epilogue(const ir_op *op) { return op->nregions ? ir_epilogue_at(op) : -1; }

@@ -185,21 +185,12 @@ static double least_more(layer_bytes *kind, int kinds, double bytes) {
   return fmax(0, seconds);
 }
 
-// What layers of stage i hold that are alike and dealt to chunks, which hold so many micro-batches.
-static double held_in_chunks(const layer_bytes *kind, int64_t layers, const pipeline *line, int i,
-                             const int64_t *each) {
-  int64_t own = stages_even(layers, line->stages, i), held = 0;
-  for (int k = 0; k < line->chunks; k++) held += each[k] * stages_of_chunk(own, line->chunks, k);
-  return (double)own * kind->state + (double)held * kind->kept;
-}
-
 // Whether layers can be dealt to stages so that none holds more than it has room for; ends of the
 // model and workspace not counted. A layer of stage i needs its states and its activations of all
-// micro-batches in flight, state + kept * stash[i]. Where layers are alike it is a count; in chunks
-// it is known, and each stage is asked. Where they are not alike, let the mean stash price them: a
-// stage of capacity C carries layers worth at most C * max over kinds of price / need, and all of
-// them must be carried. p: whose stages they are, `capacity` being added to theirs; NULL: all have
-// `capacity`.
+// micro-batches in flight, state + kept * stash[i]. Where layers are alike it is a count. Where
+// not, let the mean stash price them: a stage of capacity C carries layers worth at most
+// C * max over kinds of price / need, and all of them must be carried. p: whose stages they are,
+// `capacity` being added to theirs; NULL: all have `capacity`.
 static bool layers_fit(const ev_point *p, double capacity, const layer_bytes *kind, int kinds,
                        bool alike, const pipeline *line, int64_t *each) {
   double mean = 0, room = 0, worth = 0;
@@ -208,16 +199,12 @@ static bool layers_fit(const ev_point *p, double capacity, const layer_bytes *ki
   for (int i = 0; i < kinds; i++)
     worth += kind[i].count * (alike ? 1 : kind[i].state + kind[i].kept * mean);
   if (worth <= 0) return true;
-  int64_t layers = llround(kind->count);
-  bool known =
-      alike && line->chunks > 1 && (!p || p->kinds == 1) && layers / line->stages >= line->chunks;
   for (int i = 0; i < line->stages; i++) {
     pipe_stash(NULL, line, i, each);
     int64_t least = each[0];
     for (int k = 1; k < line->chunks; k++)
       if (each[k] < least) least = each[k];
     double most = 0, own = capacity + (p ? (double)ev_at_stage(p, i)->k.capacity : 0);
-    if (known && held_in_chunks(kind, layers, line, i, each) > own) return false;
     for (int k = 0; k < kinds; k++) {
       double need = kind[k].state + kind[k].kept * (double)least;
       double price = alike ? 1 : kind[k].state + kind[k].kept * mean;
@@ -229,10 +216,42 @@ static bool layers_fit(const ev_point *p, double capacity, const layer_bytes *ki
   return room >= worth * (1 - 1e-12);
 }
 
-// Bytes that all layers save of a micro-batch, were they cut by all axes of a stage.
-static double saved_of(const plan_space *s, const plan_choice *c, plan_recompute kind) {
+// The same for chunks of stages that are alike: which layers each has is known, and what they hold
+// at the moment when most micro-batches are in flight is no more than the most that they hold.
+static bool chunks_fit(const ev_point *p, double capacity, const layer_bytes *kind,
+                       const pipeline *line, int64_t *each) {
+  int n = line->stages, at = 0;
+  double *held = arena_new(p->a, double, n);
+  int64_t *stash = arena_new(p->a, int64_t, n * line->chunks), left = llround(kind->count);
+  for (int i = 0; i < n; i++) {
+    pipe_stash(NULL, line, i, each);
+    memcpy(&stash[i * line->chunks], each, sizeof *each * (size_t)line->chunks);
+  }
+  for (int part = 0; part < n * line->chunks; part++) {
+    int i = part % n, chunk = part / n;
+    int64_t layers = stages_of_chunk(ev_even_layers(p, i), line->chunks, chunk);
+    double waiting = (double)stash[i * line->chunks + chunk];
+    while (layers > 0) {
+      if (!left) left = llround(kind[++at].count);
+      int64_t some = layers < left ? layers : left;
+      held[i] += (double)some * (kind[at].state + waiting * kind[at].kept);
+      layers -= some;
+      left -= some;
+    }
+    if (held[i] > capacity) return false;
+  }
+  return true;
+}
+
+// Samples of a micro-batch that a rank has of what layers save, were it cut by all axes of a stage.
+static double cut_of(const plan_choice *c) {
   double cut = (double)(c->size[PLAN_TENSOR] * c->size[PLAN_ULYSSES] * c->size[PLAN_RING]);
-  return s->saved[kind] * (double)c->micro_batch / cut;
+  return (double)c->micro_batch / cut;
+}
+
+// Bytes that all layers save of a micro-batch then.
+static double saved_of(const plan_space *s, const plan_choice *c, plan_recompute kind) {
+  return s->saved[kind] * cut_of(c);
 }
 
 static pipeline plain_line(const plan_choice *c) {
@@ -268,16 +287,30 @@ double plan_outer_away(const plan_space *s, const plan_choice *c) {
 }
 
 // All stages together have room for so many bytes of one micro-batch of a layer; the more of them
-// are taken by layers that save less, the more layers there are. Unlike layers save unlike amounts,
-// of which this says nothing.
-double plan_outer_share(const plan_space *s, const plan_choice *c, plan_recompute kind) {
+// are taken, the more layers must save less.
+double plan_outer_more(const plan_space *s, const plan_choice *c, plan_recompute kind,
+                       const double *fast, const double *slow) {
+  const pg_graph *g = s->job->rules[c->recompute]->g, *other = s->job->rules[kind]->g;
   pipeline line = plain_line(c);
-  double room = 0, fast = saved_of(s, c, c->recompute), slow = saved_of(s, c, kind);
+  double room = 0;
   for (int i = 0; i < line.stages; i++)
     room += (double)sk_most_memory(s) / (double)pipe_stash(NULL, &line, i, NULL);
-  if (repeats(s->job->rules[kind]->g) > 1) return 0;
-  if (slow > room) return 2;
-  return slow < fast ? fmax(0, (fast - room) / (fast - slow)) : 0;
+  if (saved_of(s, c, kind) > room) return INFINITY;
+  if (g->piece.n != other->piece.n) return 0;
+  arena own;
+  arena_init(&own);
+  layer_bytes *layer = arena_new(&own, layer_bytes, g->piece.n);
+  int n = 0;
+  for (int i = 0; i < g->piece.n; i++) {
+    if (!g->piece.at[i].name) continue;
+    double less = s->saved_by[c->recompute][i] - s->saved_by[kind][i];
+    layer[n++] = (layer_bytes){.count = (double)g->piece.at[i].count,
+                               .less = fmax(0, less) * cut_of(c),
+                               .more = slow[i] - fast[i]};
+  }
+  double more = least_more(layer, n, saved_of(s, c, c->recompute) - room);
+  arena_free(&own);
+  return more;
 }
 
 // fmin is a call.
@@ -337,6 +370,12 @@ static layer_bytes layer_of(const ev_point *p, const bl_block *slow, bool gradie
   return own;
 }
 
+// Whether each chunk's layers follow from their number alone.
+static bool dealt_in_chunks(const ev_point *p) {
+  int64_t stages = p->c->size[PLAN_PIPELINE], chunks = p->c->interleave;
+  return chunks > 1 && p->kinds == 1 && p->layers / stages >= chunks;
+}
+
 // Whether what lives away has room on the host and the disk.
 static bool away_fits(const ev_point *p, const load *l, int64_t *each) {
   const plan_choice *c = p->c;
@@ -351,8 +390,9 @@ static bool away_fits(const ev_point *p, const load *l, int64_t *each) {
     if (c->home[PLAN_ACTIVATIONS] == PLAN_HOST) away[k].kept = q->kept;
     disk += away[k++].count * held.disk;
   }
-  return disk <= (double)l->line.stages * (double)store->disk &&
-         layers_fit(NULL, (double)store->host, away, l->kinds, l->kinds == 1, &l->line, each);
+  if (disk > (double)l->line.stages * (double)store->disk) return false;
+  if (dealt_in_chunks(p)) return chunks_fit(p, (double)store->host, away, &l->line, each);
+  return layers_fit(NULL, (double)store->host, away, l->kinds, l->kinds == 1, &l->line, each);
 }
 
 static load load_of(const ev_point *p, const bl_block *slow) {
@@ -372,8 +412,13 @@ static load load_of(const ev_point *p, const bl_block *slow) {
     l.least_kept += own.count * own.kept;
   }
   l.beside = gradients || p->kinds > 1 ? 0 : least_beside(p, slow);
-  l.fits = !pipe_check(p->a, &l.line) &&
-           layers_fit(p, -l.beside, l.kind, l.kinds, l.kinds == 1, &l.line, each);
+  l.fits = !pipe_check(p->a, &l.line);
+  if (l.fits && dealt_in_chunks(p)) {
+    double capacity = (double)p->kind[0].k.capacity - l.beside;
+    l.fits = chunks_fit(p, capacity, l.kind, &l.line, each);
+  } else if (l.fits) {
+    l.fits = layers_fit(p, -l.beside, l.kind, l.kinds, l.kinds == 1, &l.line, each);
+  }
   if (l.fits && hm_any_away(c) && p->kinds == 1) l.fits = away_fits(p, &l, each);
   return l;
 }

@@ -10,84 +10,13 @@
 #include "passes/plan/stage_kind.h"
 #include "runtime/base/clock.h"
 
-// ---- blocks -------------------------------------------------------------------------------------
-
-// Axes inside a stage lie innermost, tensor first: their strides follow from their sizes and the
-// placement of the other two.
-bl_key plan_key_of(const plan_choice *c) {
-  bl_key k = {
-      .recompute = c->recompute, .micro_batch = c->micro_batch, .whole_stream = c->whole_stream};
-  int64_t stride = 1;
-  for (int i = 0; i < BL_INNER; i++) {
-    int x = c->context_first && i ? BL_INNER - i : i;
-    k.size[x] = c->size[bl_axis_of(x)];
-    k.stride[x] = stride;
-    stride *= k.size[x];
-  }
-  return k;
-}
-
-static void write_name(char *name, const plan_choice *c) {
-  bl_key k = plan_key_of(c);
-  bl_key_text(name, &k);
-}
-
-const bl_block *plan_block_of(plan_space *s, const plan_choice *c) {
-  if (!s->cluster->alike) {
-    const bl_block *const *all;
-    sk_blocks(s, c, &all);
-    return all[0];
-  }
-  char name[BL_KEY_TEXT];
-  write_name(name, c);
-  bl_block *b = map_get(s->blocks, name);
-  if (b) return b;
-  // What happens once a step is a small share of any micro-batch; 8 stands for their number, so
-  // that one block serves all.
-  bl_key k = plan_key_of(c);
-  b = bl_make(s->a, s->job->rules[k.recompute], &k, s->cluster, cl_device_at(s->cluster, 0));
-  map_set(s->blocks, arena_strdup(s->a, name), b);
-  s->fronts++;
-  return b;
-}
-
-const bl_block *plan_second_block(plan_space *s, const plan_choice *c) {
-  plan_choice slow = *c;
-  slow.recompute = c->also;
-  char name[BL_KEY_TEXT];
-  write_name(name, &slow);
-  return map_get(s->blocks, name);
-}
-
-// ---- bounds -------------------------------------------------------------------------------------
-
-// Worked out once for what it depends on: recomputation, micro-batch, ranks of a stage.
-double plan_outer_bound(plan_space *s, const plan_choice *c) {
-  bl_key k = plan_key_of(c);
-  int64_t ranks = k.size[0] * k.size[1] * k.size[2];
-  char name[80];
-  snprintf(name, sizeof name, "%d %lld %lld", (int)k.recompute, (long long)ranks,
-           (long long)k.micro_batch);
-  double *work = map_get(s->bounds, name);
-  if (!work) {
-    work = arena_new(s->a, double, 1);
-    const cl_device *const *device;
-    int n = cl_device_kinds(s->a, s->cluster, &device);
-    for (int i = 0; i < n; i++) {
-      double own = bl_bound(s->job->rules[c->recompute]->g, &k, device[i]);
-      if (!i || own < *work) *work = own;
-    }
-    map_set(s->bounds, arena_strdup(s->a, name), work);
-  }
-  return *work * (double)c->micro_batches / (double)c->size[PLAN_PIPELINE];
-}
-
 // ---- the walk -----------------------------------------------------------------------------------
 
 // What a block takes for each sample.
 typedef struct per_sample {
   int64_t micro_batch;
   double all, layers;  // seconds, at least; of its layers
+  double *piece;       // of one layer of each piece
 } per_sample;
 
 // Outer points with the same cuts inside a stage, that differ in stages and micro-batch.
@@ -280,25 +209,28 @@ static void begin(walk *w) {
   each_choice(w->s, dim, outer_dims, plan_choice_start(w->s), add_outer, w);
 }
 
-// Seconds of a block for a micro-batch, at least.
-static double least_of(const bl_block *b, bool layers) {
-  double work = 0;
-  for (int i = 0; !b->why && i < b->npieces; i++)
-    for (int f = 0; f < 2; f++) {
-      const bl_phase *q = &b->piece[i].phase[f];
-      double seconds = q->compute;
-      for (int k = 0; k < BL_INNER; k++) seconds += q->sent[k] - q->streamed[k];
-      if (b->g->piece.at[i].name || !layers) work += (double)b->g->piece.at[i].count * seconds;
-    }
-  return work;
+// Seconds of a layer of a piece for a micro-batch, at least.
+static double least_of(const bl_piece *p) {
+  double seconds = 0;
+  for (int f = 0; f < 2; f++) {
+    seconds += p->phase[f].compute;
+    for (int k = 0; k < BL_INNER; k++) seconds += p->phase[f].sent[k] - p->phase[f].streamed[k];
+  }
+  return seconds;
 }
 
+// On a cluster of unlike parts the least of all blocks that stages may have.
 static per_sample per_sample_of(walk *w, const plan_choice *c) {
   const bl_block *const *block;
-  per_sample s = {c->micro_batch, INFINITY, INFINITY};
-  for (int j = sk_blocks(w->s, c, &block) - 1; j >= 0; j--) {
-    s.all = fmin(s.all, least_of(block[j], false) / (double)c->micro_batch);
-    s.layers = fmin(s.layers, least_of(block[j], true) / (double)c->micro_batch);
+  int n = sk_blocks(w->s, c, &block), pieces = block[0]->npieces;
+  per_sample s = {.micro_batch = c->micro_batch, .piece = arena_new(&w->own, double, pieces + 1)};
+  for (int i = 0; i < pieces; i++) {
+    double least = INFINITY, count = (double)block[0]->g->piece.at[i].count;
+    for (int j = 0; j < n; j++)
+      least = fmin(least, block[j]->why ? 0 : least_of(&block[j]->piece[i]));
+    s.piece[i] = least / (double)c->micro_batch;
+    s.all += count * s.piece[i];
+    if (block[0]->g->piece.at[i].name) s.layers += count * s.piece[i];
   }
   return s;
 }
@@ -344,14 +276,12 @@ static double away_bound(walk *w, const outer *x) {
   double best = plan_outer_away(w->s, c);
   for (int kind = 0; kind < PLAN_RECOMPUTES; kind++) {
     if (!plan_may_mix(w->s, c, kind)) continue;
-
-    double share = plan_outer_share(w->s, c, (plan_recompute)kind);
-    if (share > 1) continue;
     plan_choice other = *c;
     other.recompute = (plan_recompute)kind;
-    double slow = least_in(w, group_of(w, &other), &other).layers * samples_of(c);
-    double fast = group_bound(w, x), own = least_in(w, x->group, c).layers * samples_of(c);
-    best = fmin(best, fast + share * (slow - own));
+    const double *slow = least_in(w, group_of(w, &other), &other).piece;
+    per_sample fast = least_in(w, x->group, c);
+    double more = plan_outer_more(w->s, c, (plan_recompute)kind, fast.piece, slow);
+    best = fmin(best, (fast.all + more) * samples_of(c));
   }
   return isinf(best) ? best : fmax(best, group_bound(w, x));
 }
@@ -660,7 +590,7 @@ static void search(walk *w) {
     } else if (x.kind == NODE_AWAY) {
       w->stats->pruned++;
       add_variants(w, &h, &x);
-    } else {
+    } else {  // of an exhaustive search
       open_outer(w, &h, x.outer);
     }
     if (w->scratch.total > (size_t)1 << 19) {
@@ -706,7 +636,7 @@ static const plan_axis inner_axis[BL_INNER] = {PLAN_TENSOR, PLAN_ULYSSES, PLAN_R
 // A search near known plans.
 typedef struct neighbourhood {
   walk w;
-  VEC(plan_pins) seen;
+  VEC(plan_pins) seen;  // that were looked under
 } neighbourhood;
 
 // The best of the plans whose stages are cut inside as `c` says, where pins do not say otherwise.
@@ -764,13 +694,23 @@ plan_found plan_find(plan_space *s, laid_maker *layouts, double slack, const pla
   return (plan_found){w->best.any, f->any, f->c, f->step, f->peak};
 }
 
-// Bytes of a sample that layers save, by recomputation.
+// Bytes of a sample that layers save, by recomputation. What is stored by no layer of a piece
+// counts for all of them together only.
 void plan_note_saved(plan_space *s) {
   for (int i = 0; i < PLAN_RECOMPUTES; i++) {
     s->saved[i] = 0;
     const pg_graph *g = s->job->rules[i] ? s->job->rules[i]->g : NULL;
-    for (int v = 0; g && v < g->value.n; v++)
+    if (!g) continue;
+    s->saved_by[i] = arena_new(s->a, double, g->piece.n + 1);
+    for (int v = 0; v < g->value.n; v++)
       if (g->value.at[v].saved) s->saved[i] += g->value.at[v].bytes * g->value.at[v].layers;
+    bool *seen = arena_new(s->a, bool, g->value.n + 1);
+    for (int k = 0; k < g->op.n; k++) {
+      const pg_op *p = &g->op.at[k];
+      if (p->kind != PG_STORE || !g->value.at[p->out[0]].saved || seen[p->out[0]]) continue;
+      seen[p->out[0]] = true;
+      s->saved_by[i][p->piece] += g->value.at[p->out[0]].bytes;
+    }
   }
 }
 
@@ -802,7 +742,8 @@ static void predict(walk *w) {
   for (int i = 0; i < w->outer.n; i++) {
     outer *o = &w->outer.at[i];
     char name[BL_KEY_TEXT];
-    write_name(name, &o->c);
+    const bl_key k = plan_key_of(&o->c);
+    bl_key_text(name, &k);
     map_set(&seen, arena_strdup(w->s->a, name), w);
     int64_t variants = variants_of(w, &o->c);
     o->points = variants ? variants * count_inner(w, &count, &o->c) : 0;

@@ -72,8 +72,9 @@ typedef struct plan_space {
   map *bounds;  // of plan_outer_bound
   map *places;  // of stage_kind.h
   int64_t layers;
-  double saved[PLAN_RECOMPUTES];  // bytes of a sample that all layers save for backward
-  int64_t fronts;                 // blocks made
+  double saved[PLAN_RECOMPUTES];      // bytes of a sample that all layers save for backward
+  double *saved_by[PLAN_RECOMPUTES];  // the same of one layer of each piece of the graph
+  int64_t fronts;                     // blocks made
 } plan_space;
 
 typedef enum plan_level { PLAN_OUTER, PLAN_INNER, PLAN_AWAY } plan_level;  // space.def
@@ -89,8 +90,9 @@ typedef struct plan_dim {
 bool plan_may_mix(const plan_space *s, const plan_choice *c, int kind);
 int plan_dims(const plan_dim **out);
 // The best plan of a space: of those that fit, or else the one that is least over. One within
-// `slack` (a share) of the best will do. `near`: plans near which to look first; then the rest of
-// the space is looked at only as long as better ones turn up.
+// `slack` (a share) of the best will do. With `near`, the best one of those that are cut inside a
+// stage as one of these plans, or as one that is better by halving and doubling axes; all others
+// are looked at only where none of them fits.
 typedef struct plan_found {
   bool fits, any;
   plan_choice c;
@@ -101,7 +103,7 @@ plan_found plan_find(plan_space *s, laid_maker *layouts, double slack, const pla
                      int nnear);
 // All that a plan takes, with the memory of its layout where there is one.
 plan_candidate *plan_work_out(plan_space *s, laid_maker *layouts, const plan_choice *c);
-// Sets s->saved, bytes of a sample that layers save, by recomputation.
+// Sets s->saved and s->saved_by.
 void plan_note_saved(plan_space *s);
 
 // Into r->rejected and r->fixes (alternatives.c). "does not fit by 3.1 GiB (weights ..., ...)".
@@ -131,9 +133,12 @@ bool plan_outer_fits(const plan_space *s, const plan_choice *c);
 // For one that does not: a lower bound on its step when what is saved goes to the host; INFINITY
 // when it cannot, or does not fit there either.
 double plan_outer_away(const plan_space *s, const plan_choice *c);
-// The least share of layers that must be recomputed as `kind` so that what all layers save may fit;
-// above 1 when none is enough.
-double plan_outer_share(const plan_space *s, const plan_choice *c, plan_recompute kind);
+// Seconds of a sample, over all stages, that it takes at least to recompute as many layers as
+// `kind` as it takes for what all layers save to fit; INFINITY when all of them are not enough.
+// fast, slow: seconds of a sample for a layer of each piece of the graph, as c and as `kind`
+// recompute.
+double plan_outer_more(const plan_space *s, const plan_choice *c, plan_recompute kind,
+                       const double *fast, const double *slow);
 
 // The best plan of a space under other pins, when it is found in so many seconds (*stopped: it was
 // not). False when nothing fits.
