@@ -47,7 +47,7 @@ static void reject(plan_result *r, const plan_space *space, const plan_pins *pin
   plan_choice *near = arena_new(r->arena, plan_choice, r->rejected.n + 1);
   near[0] = r->best->choice;
   for (int i = 0; i < r->rejected.n; i++) near[i + 1] = r->rejected.at[i].choice;
-  plan_found f = plan_find(&s, layouts, 0.01, near, r->rejected.n + 1);
+  plan_found f = plan_find(&s, layouts, 0.02, near, r->rejected.n + 1);
   if (!f.any) return;
   for (int i = 0; i < r->rejected.n; i++)
     if (same_choice(&r->rejected.at[i].choice, &f.c)) return;

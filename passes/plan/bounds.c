@@ -287,12 +287,12 @@ double plan_outer_away(const plan_space *s, const plan_choice *c) {
 }
 
 // All stages together have room for so many bytes of one micro-batch of a layer; the more of them
-// are taken, the more layers must save less.
+// are taken, the more layers must save less. (Counted are the bytes of which the layer is known.)
 double plan_outer_more(const plan_space *s, const plan_choice *c, plan_recompute kind,
                        const double *fast, const double *slow) {
   const pg_graph *g = s->job->rules[c->recompute]->g, *other = s->job->rules[kind]->g;
   pipeline line = plain_line(c);
-  double room = 0;
+  double room = 0, taken = 0;
   for (int i = 0; i < line.stages; i++)
     room += (double)sk_most_memory(s) / (double)pipe_stash(NULL, &line, i, NULL);
   if (saved_of(s, c, kind) > room) return INFINITY;
@@ -303,12 +303,12 @@ double plan_outer_more(const plan_space *s, const plan_choice *c, plan_recompute
   int n = 0;
   for (int i = 0; i < g->piece.n; i++) {
     if (!g->piece.at[i].name) continue;
-    double less = s->saved_by[c->recompute][i] - s->saved_by[kind][i];
-    layer[n++] = (layer_bytes){.count = (double)g->piece.at[i].count,
-                               .less = fmax(0, less) * cut_of(c),
-                               .more = slow[i] - fast[i]};
+    double count = (double)g->piece.at[i].count, bytes = s->saved_by[c->recompute][i] * cut_of(c);
+    double less = fmax(0, bytes - s->saved_by[kind][i] * cut_of(c));
+    layer[n++] = (layer_bytes){.count = count, .less = less, .more = slow[i] - fast[i]};
+    taken += count * bytes;
   }
-  double more = least_more(layer, n, saved_of(s, c, c->recompute) - room);
+  double more = least_more(layer, n, taken - room);
   arena_free(&own);
   return more;
 }

@@ -694,8 +694,7 @@ plan_found plan_find(plan_space *s, laid_maker *layouts, double slack, const pla
   return (plan_found){w->best.any, f->any, f->c, f->step, f->peak};
 }
 
-// Bytes of a sample that layers save, by recomputation. What is stored by no layer of a piece
-// counts for all of them together only.
+// Bytes of a sample that layers save, by recomputation.
 void plan_note_saved(plan_space *s) {
   for (int i = 0; i < PLAN_RECOMPUTES; i++) {
     s->saved[i] = 0;

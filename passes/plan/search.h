@@ -73,7 +73,7 @@ typedef struct plan_space {
   map *places;  // of stage_kind.h
   int64_t layers;
   double saved[PLAN_RECOMPUTES];      // bytes of a sample that all layers save for backward
-  double *saved_by[PLAN_RECOMPUTES];  // the same of one layer of each piece of the graph
+  double *saved_by[PLAN_RECOMPUTES];  // of these, what a layer of each piece of the graph stores
   int64_t fronts;                     // blocks made
 } plan_space;
 
