@@ -91,4 +91,5 @@ def main():
                    f"{s['points'] / s['seconds']:,.0f}", wall, cpu, peak), flush=True)
 
 
-main()
+if __name__ == "__main__":
+    main()
