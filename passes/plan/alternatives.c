@@ -43,7 +43,8 @@ static void reject(plan_result *r, const plan_space *space, const plan_pins *pin
                    laid_maker *layouts) {
   plan_space s = *space;
   s.pins = *pins;
-  // An alternative is shown, not proved: the best one near what is known will do.
+  // An alternative is shown, not proved: the best one near what is known will do, and steps from
+  // plan to plan that gain less than 2 % are not taken.
   plan_choice *near = arena_new(r->arena, plan_choice, r->rejected.n + 1);
   near[0] = r->best->choice;
   for (int i = 0; i < r->rejected.n; i++) near[i + 1] = r->rejected.at[i].choice;

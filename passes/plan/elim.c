@@ -77,9 +77,9 @@ typedef struct entry {
 } entry;
 
 // Which variable goes next: the one with the least sums, or whose function has the fewest entries
-// that are likely to be allowed, or is smallest beside those that go; none of them is always the
-// best one. Or the one with the smallest function: where all others come to one that is too large.
-typedef enum order { BY_SUMS, BY_ALLOWED, BY_GROWTH, BY_FUNCTION, ORDERS } order;
+// that are likely to be allowed, or is smallest beside those that go. None of them is always the
+// best one, and where one comes to a function that is too large another one may not.
+typedef enum order { BY_SUMS, BY_ALLOWED, BY_GROWTH, ORDERS } order;
 
 typedef struct solver {
   const el_problem *p;
@@ -211,7 +211,6 @@ static double cost_of(solver *s, int v) {
   if (n < 0) return INFINITY;
   double e = s->order == BY_SUMS ? s->p->size[v] : 1;
   for (int i = 0; i < n; i++) e *= s->p->size[near[i]];
-  if (s->order == BY_FUNCTION) return e;
   for (int i = 0; i < s->of[v].n; i++) {
     const factor *f = s->factor.at[s->of[v].at[i]];
     if (s->order == BY_GROWTH)
@@ -455,16 +454,12 @@ static el_circuit *compile_by(arena *a, const el_problem *p, order o, double mos
 // takes to look for one.
 enum { TRIED = 4096 };
 
-static bool is_tried(const el_problem *p, order o, bool found) {
-  return !found || (p->n <= TRIED && o != BY_FUNCTION);
-}
-
 el_circuit *el_compile(arena *a, const el_problem *p, el_stats *stats) {
   el_stats own = {0}, with;
   el_circuit *c = NULL;
   arena kept;
   arena_init(&kept);
-  for (int o = 0; o < ORDERS && is_tried(p, (order)o, c); o++) {
+  for (int o = 0; o < ORDERS && (!c || p->n <= TRIED); o++) {
     arena trial;
     arena_init(&trial);
     el_circuit *other = compile_by(&trial, p, (order)o, c ? own.sums : INFINITY, &with);

@@ -82,13 +82,18 @@ static int work_of(const ev_point *p, const ev_rates *r, stages_work *out) {
   return runs;
 }
 
-// Chunks of stages that are alike have as many layers as they can have alike, whatever memory says.
+// Chunks of stages that are alike have as many layers as they can have alike, whatever memory says:
+// where they do not divide, the last stage, which has the head, is the first to have one less, then
+// the first one, then those before the last.
 static bool even_chunks(const ev_point *p) {
   return p->parts == 1 || (p->c->interleave > 1 && p->kinds == 1);
 }
 
 int64_t ev_even_layers(const ev_point *p, int stage) {
-  return stages_even(p->layers, (int)p->c->size[PLAN_PIPELINE], stage);
+  int64_t n = p->c->size[PLAN_PIPELINE], most = (p->layers + n - 1) / n;
+  int64_t less = most * n - p->layers;  // stages that have one less
+  int64_t turn = stage == n - 1 ? 0 : stage == 0 ? 1 : n - stage;
+  return turn < less ? most - 1 : most;
 }
 
 // Micro-batches that the chunk of a stage holds which holds fewest. each: room for all chunks.

@@ -1,7 +1,6 @@
 #include "passes/plan/search.h"
 
 #include <math.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -555,7 +554,7 @@ static void search(walk *w) {
     }
     bool lost = x.bound > to_beat(w);
     if (lost && w->slack > 0) break;  // so is all that is left, and nobody counts it
-    enum { TRIES = 16 };              // where these do not fit, few do
+    enum { TRIES = 32 };              // where these do not fit, few do
     if (w->near && !w->best.any && w->stats->evaluated >= TRIES) break;
     if (lost && x.kind >= NODE_POINT) {
       w->stats->pruned += x.kind >= NODE_MIXED   ? 1

@@ -212,13 +212,6 @@ stages_cut stages_find(arena *a, const stages_job *job) {
   return s;
 }
 
-int64_t stages_even(int64_t layers, int stages, int stage) {
-  int64_t most = (layers + stages - 1) / stages;
-  int64_t less = most * stages - layers;  // stages that have one less
-  int64_t turn = stage == stages - 1 ? 0 : stage == 0 ? 1 : stages - stage;
-  return turn < less ? most - 1 : most;
-}
-
 int64_t stages_of_chunk(int64_t own, int chunks, int chunk) {
   return own * (chunk + 1) / chunks - own * chunk / chunks;
 }

@@ -65,11 +65,6 @@ typedef struct stages_cut {
 // By dynamic programming over (stage, layers taken so far); O(stages L log L) for L layers.
 stages_cut stages_find(arena *a, const stages_job *job);
 
-// Layers of a stage that has as many as the others, so far as they divide: where they do not, the
-// last stage, which has the head, is the first to have one less, then the first one, then those
-// before the last.
-int64_t stages_even(int64_t layers, int stages, int stage);
-
 // Layers of chunk `chunk` of a stage that has `own` of them.
 int64_t stages_of_chunk(int64_t own, int chunks, int chunk);
 
