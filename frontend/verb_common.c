@@ -89,8 +89,7 @@ static void report_stage(cli *c, const char *what, double since) {
   if (cli_has(c, OPT_TIME)) fprintf(stderr, "%-16s %8.2f ms\n", what, (clock_s() - since) * 1e3);
 }
 
-static uint64_t digest_of(const cli *c, const compiled *k, const plan_given *pin) {
-  const sema_program *p = k->program;
+uint64_t compile_source_digest(const cli *c, const sema_program *p) {
   XXH3_state_t *s = XXH3_createState();
   if (!s) return 0;
   XXH3_64bits_reset(s);
@@ -101,6 +100,18 @@ static uint64_t digest_of(const cli *c, const compiled *k, const plan_given *pin
   for (int i = 0; i < c->options[OPT_SET].n; i++)
     XXH3_64bits_update(s, c->options[OPT_SET].at[i], strlen(c->options[OPT_SET].at[i]) + 1);
   if (p->asked) XXH3_64bits_update(s, p->asked, strlen(p->asked));
+  uint64_t h = XXH3_64bits_digest(s);
+  XXH3_freeState(s);
+  return h;
+}
+
+// That, and all else that an executable is made from.
+static uint64_t digest_of(const cli *c, const compiled *k, const plan_given *pin) {
+  uint64_t of_source = compile_source_digest(c, k->program);
+  XXH3_state_t *s = XXH3_createState();
+  if (!s) return 0;
+  XXH3_64bits_reset(s);
+  XXH3_64bits_update(s, &of_source, sizeof of_source);
   const char *skip = cli_get(c, OPT_SKIP);
   if (skip) XXH3_64bits_update(s, skip, strlen(skip));
   XXH3_64bits_update(s, &k->micro_batch, sizeof k->micro_batch);

@@ -64,6 +64,8 @@ typedef struct compiled {
 bool compile(cli *c, const char *path, compile_stage stage, compiled *out);
 // Reads the file and resolves the job, no more; for verbs that do not compile.
 bool compile_open(cli *c, const char *path, compiled *out);
+// Of the texts that were read and the settings that were given: what a plan says it is of.
+uint64_t compile_source_digest(const cli *c, const sema_program *p);
 // The training step as the planner reads it (passes/plan/graph.h): LOCAL at a micro-batch of one
 // sample, nothing chunked; out[i] with what mode[i] makes again in backward. All but the last steps
 // of lowering are made once. False after an error.

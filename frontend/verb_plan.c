@@ -29,6 +29,7 @@ static double tokens_of(const ir_module *m, int64_t batch) {
 
 bool plan_open(cli *c, compiled *k, plan_job *out) {
   *out = (plan_job){.source = c->files.at[0],
+                    .digest = compile_source_digest(c, k->program),
                     .model = k->job->model_name,
                     .batch = k->job->batch,
                     .precision = ir_dtype_name(k->job->precision)};

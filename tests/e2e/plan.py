@@ -100,6 +100,10 @@ def contract():
         assert "<svg" in text and "http://" not in text.replace("http://www.w3.org", ""), "page"
         checked = subprocess.run([DSMC, "check", out], capture_output=True, text=True)
         assert checked.returncode == 0, checked.stderr
+        # Of which text and settings it is: the same ones have one digest, others have others.
+        digest = [plan_json(GPT, "--set", SMALL + more, *first[3:])["source"]["digest"]
+                  for more in ("", "", ",seed=1")]
+        assert digest[0] == digest[1] != digest[2] and int(digest[0], 16), digest
         done = plan(*first)
         assert max(map(len, done.stdout.splitlines())) <= 100, done.stdout
         assert "\x1b" not in done.stdout
