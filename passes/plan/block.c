@@ -15,12 +15,15 @@ plan_axis bl_axis_of(int inner) {
   return axis[inner];
 }
 
-void bl_key_text(char *out, const bl_key *k) {
-  int n = snprintf(out, BL_KEY_TEXT, "%d%s %" PRId64, (int)k->recompute, k->whole_stream ? "w" : "",
-                   k->micro_batch);
-  for (int x = 0; x < BL_INNER; x++)
-    n += snprintf(out + n, BL_KEY_TEXT - (size_t)n, " %" PRId64 "/%" PRId64, k->size[x],
-                  k->stride[x]);
+char *bl_key_text(char *out, const bl_key *k) {
+  out = str_name(out, (uint64_t)k->recompute);
+  out = str_name(out, k->whole_stream);
+  out = str_name(out, (uint64_t)k->micro_batch);
+  for (int x = 0; x < BL_INNER; x++) {
+    out = str_name(out, (uint64_t)k->size[x]);
+    out = str_name(out, (uint64_t)k->stride[x]);
+  }
+  return out;
 }
 
 static const sh_domain domain_of[BL_INNER] = {SH_ANY, SH_ACTIVATIONS,

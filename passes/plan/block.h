@@ -19,9 +19,9 @@ typedef struct bl_key {
   int64_t micro_batch;
   bool whole_stream;  // plan_choice
 } bl_key;
-enum { BL_KEY_TEXT = 160 };
-// All of a key in words: equal keys have equal texts. At most BL_KEY_TEXT bytes.
-void bl_key_text(char *out, const bl_key *k);
+enum { BL_KEY_TEXT = (2 * BL_INNER + 3) * STR_NAME + 1 };
+// A key as a name for maps: equal keys have equal ones. At most BL_KEY_TEXT bytes; returns its end.
+char *bl_key_text(char *out, const bl_key *k);
 plan_axis bl_axis_of(int inner);  // PLAN_TENSOR, PLAN_ULYSSES, PLAN_RING
 
 // What collectives over one axis take.

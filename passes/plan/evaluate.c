@@ -21,12 +21,11 @@ static void count_sent(plan_bytes *b, int axis, const bl_sent *s, double times) 
 }
 
 // Sums over the axes inside a stage of gradients of its weights that are no layer's.
-static void add_sums(const ev_point *p, const stages_cut *cut, int stage, double *time,
-                     double *busy, plan_bytes *b) {
+static void add_sums(const ev_point *p, int stage, double *time, double *busy, plan_bytes *b) {
   const bl_block *own = ev_at_stage(p, stage)->b;
   for (int w = 0; w < own->weight.n; w++) {
     const bl_weight *x = &own->weight.at[w];
-    if (!ev_stage_has(p, cut, stage, x)) continue;
+    if (!ev_stage_has(p, stage, w)) continue;
     for (int a = 0; a < BL_INNER; a++) {
       plan_time t = bl_axis_of(a) == PLAN_TENSOR ? PLAN_T_TENSOR : PLAN_T_SEQUENCE;
       if (!x->once[a]) continue;
@@ -80,7 +79,7 @@ static void inner_times(const ev_point *p, const stages_cut *cut, int stage, dou
       }
     }
   }
-  add_sums(p, cut, stage, time, busy, &x->stage[stage].bytes);
+  add_sums(p, stage, time, busy, &x->stage[stage].bytes);
   busy[PLAN_T_COMPUTE] = time[PLAN_T_COMPUTE];
   if (!counted || !hm_any_away(p->c)) return;
   bl_state state = ev_stage_state(p, cut, stage);
@@ -199,6 +198,7 @@ plan_candidate *plan_evaluate(arena *a, plan_space *s, const plan_choice *c, con
     *why = "no cut of its layers fits";
     return NULL;
   }
+  ev_find_weights(p, &cut);
   x->nstages = n;
   x->stage = arena_new(a, plan_stage, n);
   ev_fill_chunks(p, &cut, chunk, x);

@@ -37,6 +37,7 @@ typedef struct ev_point {
   int64_t layers;
   int *piece_of;      // of each layer
   int64_t *first_of;  // of each piece: its first layer
+  bool *has;          // [stages][weights] of a cut: whether a stage has a piece that reads it
 } ev_point;
 
 // Seconds behind the last phase of a stage.
@@ -95,8 +96,10 @@ bl_state ev_piece_state(const ev_point *p, const bl_block *b, int piece);
 bl_state ev_stage_state(const ev_point *p, const stages_cut *cut, int stage);
 // Seconds and bytes of the sums of gradients of weights that lie on several stages, this one among
 // them.
-double ev_tied(const ev_point *p, const stages_cut *cut, int stage, plan_bytes *b);
-bool ev_stage_has(const ev_point *p, const stages_cut *cut, int stage, const bl_weight *x);
+double ev_tied(const ev_point *p, int stage, plan_bytes *b);
+// Sets which stages have which weights; asks it of weight `w` of the block's.
+void ev_find_weights(ev_point *p, const stages_cut *cut);
+bool ev_stage_has(const ev_point *p, int stage, int w);
 double ev_once_inside(const ev_point *p, const stages_cut *cut, int stage, int axis);
 // Bytes that stay on the device: of states, of what is saved, of gradients.
 double ev_on_device(const plan_choice *c, const bl_state *s);

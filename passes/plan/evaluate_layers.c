@@ -236,12 +236,18 @@ int ev_end_piece(const ev_point *p, const stages_cut *cut, int part) {
   return to > 0 ? p->piece_of[to - 1] + 1 : 1;
 }
 
-// Whether a stage has a piece that reads the weight.
-bool ev_stage_has(const ev_point *p, const stages_cut *cut, int stage, const bl_weight *x) {
-  for (int part = stage; part < p->parts; part += (int)p->c->size[PLAN_PIPELINE])
-    for (int i = 0; i < x->npieces; i++)
-      if (ev_part_has(p, cut, part, x->piece[i])) return true;
-  return false;
+void ev_find_weights(ev_point *p, const stages_cut *cut) {
+  int n = (int)p->c->size[PLAN_PIPELINE];
+  const bl_block *b = p->kind[0].b;
+  p->has = arena_new(p->a, bool, n * b->weight.n);
+  for (int w = 0; w < b->weight.n; w++)
+    for (int part = 0; part < p->parts; part++)
+      for (int i = 0; i < b->weight.at[w].npieces; i++)
+        p->has[part % n * b->weight.n + w] |= ev_part_has(p, cut, part, b->weight.at[w].piece[i]);
+}
+
+bool ev_stage_has(const ev_point *p, int stage, int w) {
+  return p->has[stage * p->kind[0].b->weight.n + w];
 }
 
 // Once a step, on a stage: sums of gradients over the axes inside it.
@@ -255,7 +261,7 @@ double ev_once_inside(const ev_point *p, const stages_cut *cut, int stage, int a
   const bl_block *b = ev_at_stage(p, stage)->b;
   for (int w = 0; w < b->weight.n; w++) {
     const bl_sent *once = b->weight.at[w].once[axis];
-    if (once && ev_stage_has(p, cut, stage, &b->weight.at[w])) seconds += once->seconds;
+    if (once && ev_stage_has(p, stage, w)) seconds += once->seconds;
   }
   return seconds;
 }
@@ -270,7 +276,7 @@ bl_state ev_stage_state(const ev_point *p, const stages_cut *cut, int stage) {
       if (ev_is_layers(p, i)) bl_state_add(&s, &b->piece[i].layer, layers_of_part(p, cut, part, i));
   for (int w = 0; w < b->weight.n; w++) {
     const bl_weight *x = &b->weight.at[w];
-    if (!ev_stage_has(p, cut, stage, x)) continue;
+    if (!ev_stage_has(p, stage, w)) continue;
     bl_state_add(&s, &x->state, 1);
     // Only what this stage reads of it.
     for (int once = 0; once < 2; once++) {
@@ -284,32 +290,27 @@ bl_state ev_stage_state(const ev_point *p, const stages_cut *cut, int stage) {
   return s;
 }
 
-// The stages that have a weight which is no stack of layers: how many, the first, and whether
-// `stage` is one. `has`: room for a mark of each stage.
-static int stages_with(const ev_point *p, const stages_cut *cut, const bl_weight *x, bool *has,
-                       int *first) {
+// The stages that have a weight which is no stack of layers: how many, and the first.
+static int stages_with(const ev_point *p, int w, int *first) {
   int n = (int)p->c->size[PLAN_PIPELINE], count = 0;
   *first = n;
-  for (int i = n - 1; i >= 0; i--) {
-    has[i] = ev_stage_has(p, cut, i, x);
-    if (has[i]) count++, *first = i;
-  }
+  for (int i = n - 1; i >= 0; i--)
+    if (ev_stage_has(p, i, w)) count++, *first = i;
   return count;
 }
 
 // Gradients of weights that lie on several stages, this one among them, are summed. All stages
 // reduce them; two send each other theirs; of more the first one gets those of the others and sends
 // them the sum (passes/cut.c).
-double ev_tied(const ev_point *p, const stages_cut *cut, int stage, plan_bytes *b) {
+double ev_tied(const ev_point *p, int stage, plan_bytes *b) {
   const bl_block *own = ev_at_stage(p, stage)->b;
   int n = (int)p->c->size[PLAN_PIPELINE], first;
   double seconds = 0;
   if (n == 1) return 0;
-  bool *has = arena_new(p->a, bool, n);
   for (int w = 0; w < own->weight.n; w++) {
     double bytes = own->weight.at[w].state.gradient;
-    int count = stages_with(p, cut, &own->weight.at[w], has, &first);
-    if (count < 2 || !has[stage] || bytes <= 0) continue;
+    int count = bytes > 0 && ev_stage_has(p, stage, w) ? stages_with(p, w, &first) : 0;
+    if (count < 2) continue;
     if (count == n) {
       cl_cost all =
           cl_collective_cost(p->s->cluster, CL_ALL_REDUCE, p->stride[PLAN_PIPELINE], n, bytes);
@@ -318,7 +319,7 @@ double ev_tied(const ev_point *p, const stages_cut *cut, int stage, plan_bytes *
       continue;
     }
     for (int i = first + 1; i < n; i++) {
-      if (!has[i]) continue;
+      if (!ev_stage_has(p, i, w)) continue;
       int64_t apart = (i - first) * p->stride[PLAN_PIPELINE];
       cl_cost send = cl_collective_cost(p->s->cluster, CL_SEND, apart, 2, bytes);
       if (stage == first || stage == i) ev_count(b, PLAN_PIPELINE, CL_SEND, &send, 1);

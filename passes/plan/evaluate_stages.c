@@ -293,6 +293,6 @@ ev_once ev_once_of(const ev_point *p, const bl_state *s, const stages_cut *cut, 
       if (s->gathered[1] > 0) ev_count(b, PLAN_DATA, CL_ALL_GATHER, &cost, 1);
     }
   }
-  o.tied = ev_tied(p, cut, stage, b);
+  o.tied = ev_tied(p, stage, b);
   return o;
 }

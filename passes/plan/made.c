@@ -1,6 +1,5 @@
 // What a search makes once and asks for often: blocks, and bounds of outer points.
 #include <math.h>
-#include <stdio.h>
 
 #include "passes/plan/search.h"
 #include "passes/plan/stage_kind.h"
@@ -60,9 +59,9 @@ const bl_block *plan_second_block(plan_space *s, const plan_choice *c) {
 double plan_outer_bound(plan_space *s, const plan_choice *c) {
   bl_key k = plan_key_of(c);
   int64_t ranks = k.size[0] * k.size[1] * k.size[2];
-  char name[80];
-  snprintf(name, sizeof name, "%d %lld %lld", (int)k.recompute, (long long)ranks,
-           (long long)k.micro_batch);
+  char name[3 * STR_NAME + 1], *end = str_name(name, (uint64_t)k.recompute);
+  end = str_name(end, (uint64_t)ranks);
+  str_name(end, (uint64_t)k.micro_batch);
   double *work = map_get(s->bounds, name);
   if (!work) {
     work = arena_new(s->a, double, 1);

@@ -168,9 +168,9 @@ static const bl_block *block_of(walk *w, int at) {
 }
 
 static group *group_of(walk *w, const plan_choice *c) {
-  const char *name = arena_printf(&w->scratch, "%d %d %lld %lld %lld", (int)c->recompute,
-                                  c->context_first, (long long)c->size[PLAN_TENSOR],
-                                  (long long)c->size[PLAN_ULYSSES], (long long)c->size[PLAN_RING]);
+  char name[5 * STR_NAME + 1], *end = str_name(name, (uint64_t)c->recompute);
+  end = str_name(end, c->context_first);
+  for (int i = 0; i < BL_INNER; i++) end = str_name(end, (uint64_t)c->size[bl_axis_of(i)]);
   group *g = map_get(&w->groups, name);
   if (!g) {
     g = arena_new(&w->own, group, 1);
@@ -312,22 +312,24 @@ typedef struct entry {
 } entry;
 typedef struct heap {
   VEC(entry) entry;
-  VEC(node) node;
+  VEC(node *)
+  page;  // of PAGE nodes: there are many and they are large, so they stay where they are
+  int nodes;
   VEC(int) gone;  // nodes whose place is free
 } heap;
+enum { PAGE = 1024 };
+
+static node *node_at(const heap *h, int i) { return &h->page.at[i / PAGE][i % PAGE]; }
 
 static bool before(const entry *a, const entry *b) {
   return a->bound != b->bound ? a->bound < b->bound : a->number < b->number;
 }
 
 static void push(walk *w, heap *h, node x) {
-  entry e = {x.bound, w->made++, h->node.n};
-  if (h->gone.n) {
-    e.node = h->gone.at[--h->gone.n];
-    h->node.at[e.node] = x;
-  } else {
-    vec_push(&w->own, &h->node, x);
-  }
+  entry e = {x.bound, w->made++, h->gone.n ? h->gone.at[--h->gone.n] : h->nodes++};
+  if (e.node / PAGE == h->page.n)
+    vec_push(&w->own, &h->page, arena_alloc_raw(&w->own, PAGE * sizeof(node)));
+  *node_at(h, e.node) = x;
   int at = h->entry.n;
   vec_push(&w->own, &h->entry, e);
   for (; at > 0 && before(&e, &h->entry.at[(at - 1) / 2]); at = (at - 1) / 2)
@@ -346,7 +348,7 @@ static node pop(walk *w, heap *h) {
   }
   if (n) q[at] = last;
   vec_push(&w->own, &h->gone, top.node);
-  return h->node.at[top.node];
+  return *node_at(h, top.node);
 }
 
 // Of the points that do not fit those that seem to lack least, in case none does.

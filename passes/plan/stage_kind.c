@@ -1,7 +1,6 @@
 #include "passes/plan/stage_kind.h"
 
 #include <math.h>
-#include <stdio.h>
 
 // Seats of all groups of ranks inside a stage, with these cuts.
 typedef struct seats {
@@ -48,11 +47,11 @@ static int seat_number(arena *a, const cl_cluster *c, seats *t, int64_t group,
 static const seats *seats_of(const plan_space *s, const plan_choice *c) {
   const cl_cluster *cl = s->cluster;
   bl_key k = plan_key_of(c);
-  char name[160];
-  int used = snprintf(name, sizeof name, "%llx", (unsigned long long)cl->digest);
-  for (int x = 0; x < BL_INNER; x++)
-    used += snprintf(name + used, sizeof name - (size_t)used, " %lld/%lld", (long long)k.size[x],
-                     (long long)k.stride[x]);
+  char name[(1 + 2 * BL_INNER) * STR_NAME + 1], *end = str_name(name, cl->digest);
+  for (int x = 0; x < BL_INNER; x++) {
+    end = str_name(end, (uint64_t)k.size[x]);
+    end = str_name(end, (uint64_t)k.stride[x]);
+  }
   seats *t = map_get(s->places, name);
   if (t) return t;
   t = arena_new(s->a, seats, 1);
@@ -209,8 +208,8 @@ const sk_places *sk_places_of(const plan_space *s, const plan_choice *c) {
               .devices = cl->devices};
   l.together = stride[PLAN_PIPELINE] * n == cl->devices;
   const seats *t = seats_of(s, c);
-  char name[96];
-  snprintf(name, sizeof name, "%p %lld %d", (const void *)t, (long long)n, l.together);
+  char name[3 * STR_NAME + 3] = "of", *end = str_name(name + 2, (uintptr_t)t);
+  str_name(str_name(end, (uint64_t)n), l.together);
   sk_places *p = map_get(s->places, name);
   if (p) return p;
   p = arena_new(s->a, sk_places, 1);
@@ -253,8 +252,8 @@ sk_kind sk_alike(const plan_space *s) {
 
 hm_store sk_store(const plan_space *s) {
   if (s->cluster->alike) return hm_store_of(s->cluster);
-  char name[48];
-  snprintf(name, sizeof name, "store %llx", (unsigned long long)s->cluster->digest);
+  char name[STR_NAME + 6] = "store";
+  str_name(name + 5, s->cluster->digest);
   hm_store *known = map_get(s->places, name);
   if (known) return *known;
   known = arena_new(s->a, hm_store, 1);
@@ -281,9 +280,8 @@ int64_t sk_most_memory(const plan_space *s) {
 
 static const bl_block *block_at(plan_space *s, const plan_choice *c, const sk_seat *seat) {
   bl_key k = plan_key_of(c);
-  char key[BL_KEY_TEXT], name[BL_KEY_TEXT + 24];
-  bl_key_text(key, &k);
-  snprintf(name, sizeof name, "%s at %llx", key, (unsigned long long)seat->digest);
+  char name[BL_KEY_TEXT + STR_NAME];
+  str_name(bl_key_text(name, &k), seat->digest);
   bl_block *b = map_get(s->blocks, name);
   if (b) return b;
   b = bl_make(s->a, s->job->rules[k.recompute], &k, seat->net, seat->device);

@@ -69,16 +69,17 @@ static void grow(arena *a, size_t size) {
   a->total += want;
 }
 
-void *arena_alloc(arena *a, size_t size) {
+void *arena_alloc_raw(arena *a, size_t size) {
   if (size > SIZE_MAX / 2) out_of_memory(a);
   size = (size + 15) & ~(size_t)15;
   if (size == 0) size = 16;
   if (!a->chunk || a->chunk->size - a->chunk->used < size) grow(a, size);
   unsigned char *p = a->chunk->bytes + a->chunk->used;
   a->chunk->used += size;
-  memset(p, 0, size);
   return p;
 }
+
+void *arena_alloc(arena *a, size_t size) { return memset(arena_alloc_raw(a, size), 0, size); }
 
 char *arena_strndup(arena *a, const char *s, size_t n) {
   char *p = arena_alloc(a, n + 1);

@@ -42,6 +42,9 @@ void arena_adopt(arena *a, arena *from);
 // Returns `size` zeroed bytes aligned to 16. `size` 0 gives a valid, unique pointer.
 void *arena_alloc(arena *a, size_t size);
 
+// The same, but the bytes may be anything: for what is written before it is read.
+void *arena_alloc_raw(arena *a, size_t size);
+
 // Copies `n` bytes and appends a NUL.
 char *arena_strndup(arena *a, const char *s, size_t n);
 char *arena_strdup(arena *a, const char *s);

@@ -9,10 +9,21 @@
 
 void *vec_grow(arena *a, void *at, int n, int *cap, size_t size) {
   int want = *cap ? *cap * 2 : 8;
-  void *p = arena_alloc(a, (size_t)want * size);
+  void *p = arena_alloc_raw(a, (size_t)want * size);
   if (n) memcpy(p, at, (size_t)n * size);
   *cap = want;
   return p;
+}
+
+char *str_name(char *out, uint64_t n) {
+  char digit[STR_NAME];
+  int k = 0;
+  do digit[k++] = "0123456789abcdef"[n & 15];
+  while (n >>= 4);
+  while (k) *out++ = digit[--k];
+  *out++ = ' ';
+  *out = 0;
+  return out;
 }
 
 void sb_putn(sb *s, const char *text, size_t n) {

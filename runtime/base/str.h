@@ -7,6 +7,7 @@
 #define DSM_BASE_STR_H
 
 #include <stdbool.h>
+#include <stdint.h>
 
 #include "runtime/base/arena.h"
 
@@ -40,5 +41,11 @@ const char *str_nearest(const char *word, const char *const *names, int n);
 char *str_double(char *buf, double x);
 // The same for a float value: shortest text that reads back as the same float.
 char *str_float(char *buf, float x);
+
+// Writes `n` in hexadecimal, a blank and a NUL; returns where the NUL is. For names that maps are
+// asked by, which are made of numbers and asked for often: printf takes ten times as long.
+// STR_NAME: bytes that each number takes at most.
+enum { STR_NAME = 17 };
+char *str_name(char *out, uint64_t n);
 
 #endif
