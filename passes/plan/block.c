@@ -42,6 +42,19 @@ void bl_state_add(bl_state *to, const bl_state *s, double times) {
   for (int i = 1; i < 4; i++) to->whole[i] += times * s->whole[i];
 }
 
+bl_state bl_state_least(const bl_state *x, const bl_state *y) {
+  bl_state s = {.elements = fmin(x->elements, y->elements),
+                .logical = fmin(x->logical, y->logical),
+                .parameter = fmin(x->parameter, y->parameter),
+                .master = fmin(x->master, y->master),
+                .optimizer = fmin(x->optimizer, y->optimizer),
+                .gradient = fmin(x->gradient, y->gradient),
+                .updated = fmin(x->updated, y->updated),
+                .late = fmin(x->late, y->late)};
+  for (int i = 1; i < 4; i++) s.whole[i] = fmax(x->whole[i], y->whole[i]);
+  return s;
+}
+
 // What is said of a weight by those who update it.
 typedef struct uses {
   int whole;  // over which axes (1 ulysses, 2 ring) its gradient is no part of a sum
@@ -677,10 +690,15 @@ static void add_weights(maker *k) {
     else
       keep_weight(k->a, k->b, x);
   }
+  bool any = false;
   for (int i = 0; i < g->piece.n; i++) {
     double n = (double)g->piece.at[i].count;
-    bl_state_add(&k->b->layers, &k->b->piece[i].layer, n);
-    if (g->piece.at[i].name) k->b->kept += n * k->b->piece[i].kept;
+    const bl_piece *q = &k->b->piece[i];
+    bl_state_add(&k->b->layers, &q->layer, n);
+    if (!g->piece.at[i].name) continue;
+    k->b->kept += n * q->kept;
+    k->b->least = any ? bl_state_least(&k->b->least, &q->layer) : q->layer;
+    any = true;
   }
   for (int w = 0; w < k->b->weight.n; w++)
     bl_state_add(&k->b->others, &k->b->weight.at[w].state, 1);

@@ -63,6 +63,8 @@ typedef struct bl_state {
   double whole[4];  // of these bytes, gradients that each ulysses (1), ring (2) rank has whole
 } bl_state;
 void bl_state_add(bl_state *to, const bl_state *s, double times);
+// The least of two in everything, of parts of gradients too.
+bl_state bl_state_least(const bl_state *x, const bl_state *y);
 
 // A weight that is not a stack of layers: it is once on every stage that holds one of its pieces,
 // and its gradient is summed over these stages (tied embeddings).
@@ -93,6 +95,7 @@ typedef struct bl_block {
   bl_piece *piece;
   VEC(bl_weight) weight;
   bl_state layers, others;    // of all layers, and of all other weights
+  bl_state least;             // of one layer, the least of all
   double kept;                // bytes of all layers that wait for backward
   sh_result *axis[BL_INNER];  // of each: strategies and codes; what moves is in the pieces
   double *value_part;         // over all inner axes, while it is made

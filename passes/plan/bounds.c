@@ -6,20 +6,6 @@
 
 #include "passes/plan/evaluate_impl.h"
 
-// The least of two states in everything, of parts of gradients too.
-static bl_state least_state(const bl_state *x, const bl_state *y) {
-  bl_state s = {.elements = fmin(x->elements, y->elements),
-                .logical = fmin(x->logical, y->logical),
-                .parameter = fmin(x->parameter, y->parameter),
-                .master = fmin(x->master, y->master),
-                .optimizer = fmin(x->optimizer, y->optimizer),
-                .gradient = fmin(x->gradient, y->gradient),
-                .updated = fmin(x->updated, y->updated),
-                .late = fmin(x->late, y->late)};
-  for (int i = 1; i < 4; i++) s.whole[i] = fmax(x->whole[i], y->whole[i]);
-  return s;
-}
-
 // States of all layers and of all other weights together, at least.
 static void states_of(const ev_point *p, bl_state *layers, bl_state *others) {
   const bl_block *b = p->kind[0].b;
@@ -29,13 +15,14 @@ static void states_of(const ev_point *p, bl_state *layers, bl_state *others) {
   *layers = *others = (bl_state){0};
   for (int i = 0; i < b->npieces; i++) {
     bl_state least = b->piece[i].layer;
-    for (int k = 1; k < p->kinds; k++) least = least_state(&least, &p->kind[k].b->piece[i].layer);
+    for (int k = 1; k < p->kinds; k++)
+      least = bl_state_least(&least, &p->kind[k].b->piece[i].layer);
     bl_state_add(layers, &least, (double)p->g->piece.at[i].count);
   }
   for (int w = 0; w < b->weight.n; w++) {
     bl_state least = b->weight.at[w].state;
     for (int k = 1; k < p->kinds; k++)
-      least = least_state(&least, &p->kind[k].b->weight.at[w].state);
+      least = bl_state_least(&least, &p->kind[k].b->weight.at[w].state);
     bl_state_add(others, &least, 1);
   }
 }
@@ -45,7 +32,8 @@ static void states_of(const ev_point *p, bl_state *layers, bl_state *others) {
 // the mean is no less than that of the mean.
 typedef struct behind {
   double reduce;  // of gradients, hidden or not
-  double rest;
+  double gather;  // of updated parameters
+  double rest;    // with that
 } behind;
 static behind behind_mean(const ev_point *p, const ev_rates *r, const bl_state *mean) {
   const plan_choice *c = p->c;
@@ -59,16 +47,38 @@ static behind behind_mean(const ev_point *p, const ev_rates *r, const bl_state *
             .seconds;
   if (ev_has_groups(c)) out.reduce += ev_across_groups(p, r, ev_partial_bytes(mean)).seconds;
   if (c->zero == 1 || c->zero == 2)
-    out.rest += ev_over_group(p, r, CL_ALL_GATHER, mean->updated).seconds;
+    out.gather = ev_over_group(p, r, CL_ALL_GATHER, mean->updated).seconds;
+  out.rest += out.gather;
   return out;
 }
 
-static double after_mean(const ev_point *p, const bl_state *mean, double backward) {
-  behind x = behind_mean(p, &p->kind[0], mean);
-  // A backward with layers that are computed again hides more of it.
-  bool longer = false;
-  for (int i = 0; i < PLAN_RECOMPUTES; i++) longer |= plan_may_mix(p->s, p->c, i);
-  return x.rest + (x.reduce > backward && !longer ? x.reduce - backward : 0);
+// Whether some layers of a choice, or of one that differs from it in homes and `also`, may be
+// recomputed otherwise.
+static bool may_mix(const ev_point *p) {
+  for (int i = 0; i < PLAN_RECOMPUTES; i++)
+    if (plan_may_mix(p->s, p->c, i)) return true;
+  return p->c->also != PLAN_KEEP;
+}
+
+// Seconds behind the last backward, which takes `backward`. One with layers that are computed again
+// hides more of the reduction.
+static double after(const behind *x, double backward, bool mixes) {
+  return x->rest + (x->reduce > backward && !mixes ? x->reduce - backward : 0);
+}
+
+// Seconds of both phases of a layer of a piece, at least, were it recomputed as the choice says or
+// more. A layer of the other kind takes no less in both phases together (mixed.h), but in one of
+// them it may, and what is hidden there goes by phases.
+static double both_of(const ev_point *p, const ev_rates *r, int piece, bool mixes) {
+  double both = r->forward[piece] + r->backward[piece], compute = 0, shared = 0, linked = 0;
+  if (!mixes || !ev_is_layers(p, piece)) return both;
+  for (int f = 0; f < 2; f++) {
+    const bl_phase *q = &r->b->piece[piece].phase[f];
+    compute += q->compute + ev_exposed(q);
+    shared += r->shared[f][piece];
+    if (r->linked[f][piece] > 0) linked += f ? r->backward[piece] : r->forward[piece];
+  }
+  return fmax(compute, fmax(shared, linked));
 }
 
 // How many times longer than on the first kind any piece takes on this one, at least.
@@ -114,7 +124,7 @@ static double tied_least(const ev_point *p) {
 static double bound_of_kinds(const ev_point *p, double work, const bl_state *mean) {
   double m = (double)p->c->micro_batches, n = (double)p->places->stages;
   double sum = 0, fastest = INFINITY, slowest = 0;
-  behind least = {INFINITY, INFINITY};
+  behind least = {.reduce = INFINITY, .rest = INFINITY};
   for (int k = 0; k < p->kinds; k++) {
     double own = slowness(p, &p->kind[k]);
     fastest = fmin(fastest, own);
@@ -132,23 +142,6 @@ static double bound_of_kinds(const ev_point *p, double work, const bl_state *mea
   // And the pipeline fills, were all stages as fast as the fastest: see plan_quickly.
   if (p->c->pipe == PIPE_ONE_F_ONE_B && n > 1)
     bound = fmax(bound, fastest * work / (1 - pow(1 - 1 / m, n)));
-  return bound;
-}
-
-// A bound for chunks of stages that are alike: each stage waits for the first chunks of those
-// before it, forward and back. `rest`: what stands behind the last phase of the stage with fewest
-// layers.
-static double bound_chunks(const ev_point *p, double rest) {
-  double m = (double)p->c->micro_batches, least = INFINITY, bound = 0, before = 0;
-  int64_t v = p->c->interleave;
-  int n = (int)p->c->size[PLAN_PIPELINE];
-  for (int i = 0; i < p->g->piece.n; i++)
-    if (ev_is_layers(p, i)) least = fmin(least, p->kind[0].forward[i] + p->kind[0].backward[i]);
-  for (int i = 0; i < n; i++) {
-    int64_t own = ev_even_layers(p, i);
-    bound = fmax(bound, before + m * least * (double)own + rest);
-    before += least * (double)(own / v);
-  }
   return bound;
 }
 
@@ -434,42 +427,107 @@ static double lacking(const ev_point *p, const bl_state *layers, const bl_state 
   return bytes / (double)p->c->size[PLAN_PIPELINE] - capacity;
 }
 
-// A bound of the step, and what it is made of.
+// A bound of the step from sums over all stages, and what it is made of.
 static double bound_of(ev_point *p, const bl_state *layers, const bl_state *others, plan_quick *q) {
   const plan_choice *c = p->c;
   const ev_rates *r = &p->kind[0];
   double m = (double)c->micro_batches, n = (double)c->size[PLAN_PIPELINE];
-  double work = 0, backward = 0, repeated = 0;  // seconds of a micro-batch over all stages
+  double work = 0, repeated = 0;  // seconds of a micro-batch over all stages
+  q->mixes = may_mix(p);
   for (int i = 0; i < p->g->piece.n; i++) {
-    double count = (double)p->g->piece.at[i].count, both = r->forward[i] + r->backward[i];
+    double count = (double)p->g->piece.at[i].count, both = both_of(p, r, i, q->mixes);
     work += count * both;
-    backward += count * r->backward[i];
+    q->phase[PG_FORWARD] += count * r->forward[i];
+    q->phase[PG_BACKWARD] += count * r->backward[i];
     if (ev_is_layers(p, i)) repeated += count * both;
   }
+  q->work = work;
   q->layers = m / n * repeated;
-  q->phase[PG_FORWARD] = work - backward;
-  q->phase[PG_BACKWARD] = backward;
-  bl_state mean = {0}, own = {0};
+  bl_state mean = {0};
   bl_state_add(&mean, layers, 1 / n);
   bl_state_add(&mean, others, 1 / n);
   if (p->kinds > 1) return bound_of_kinds(p, work, &mean);
-  double bound = m * work / n + after_mean(p, &mean, backward / n);
+  behind b = behind_mean(p, r, &mean);
+  q->gather = b.gather;
+  double bound = m * work / n + after(&b, q->phase[PG_BACKWARD] / n, q->mixes);
   // Stage i starts when a micro-batch has come through the stages before it, and behind its last
   // phase one goes back through them: step >= sum of w[j < i] + m w[i] for the seconds w of stages
   // that sum to `work`. The best w is a geometric row, which gives work / (1 - (1 - 1/m)^p).
   if (c->pipe == PIPE_ONE_F_ONE_B && n > 1) bound = fmax(bound, work / (1 - pow(1 - 1 / m, n)));
-  if (c->interleave == 1) return bound;
-  if (p->layers % p->parts) {
-    bl_state_add(&own, layers, (double)(p->layers / (int64_t)n) / (double)p->layers);
-    return fmax(bound, bound_chunks(p, behind_mean(p, r, &own).rest));
-  }
-  // Equal chunks: the last stage waits for the first chunks of the others, forward and back.
-  double v = (double)c->interleave;
-  bl_state_add(&own, layers, 1 / n);
-  return fmax(bound, repeated / n / v * (m * v + n - 1) + after_mean(p, &own, backward / n));
+  return bound;
 }
 
-// What layers of the second kind add to a bound.
+// As few layers of the second kind as stage i takes to fit, at least: the first ones, chunk by
+// chunk. `own`: layers of its chunks.
+static double least_slow(const ev_point *p, const load *l, int i, const int64_t *own,
+                         int64_t *each) {
+  const layer_bytes *kind = &l->kind[0];
+  double over = l->beside - (double)p->kind[0].k.capacity, slow = 0;
+  pipe_stash(NULL, &l->line, i, each);
+  for (int k = 0; k < l->line.chunks; k++)
+    over += (double)own[k] * (kind->state + (double)each[k] * (kind->kept + kind->less));
+  for (int k = 0; k < l->line.chunks && over > 0; k++) {
+    double less = (double)each[k] * kind->less;
+    double some = less > 0 ? fmin((double)own[k], ceil(over / less - 1e-9)) : 0;
+    over -= some * less;
+    slow += some;
+  }
+  return slow;
+}
+
+// A bound for chunks of stages that are alike, whose layers are known. Each stage waits until a
+// micro-batch has come through the first chunks of those before it, and behind its last phase one
+// goes back through these; then the first stage comes to its states. The model's ends are on the
+// first and the last stage. `slow`: layers of the second kind count too.
+static double bound_chunks(const ev_point *p, const load *l, bool slow, const plan_quick *q) {
+  int n = l->line.stages, v = l->line.chunks, pieces = p->g->piece.n, at = -1;
+  const ev_rates *r = &p->kind[0];
+  double m = (double)p->c->micro_batches, bound = 0, before = 0, most = 0;
+  double *own = arena_new(p->a, double, 3 * n), *first = own + n, *back = own + 2 * n;
+  int64_t *count = arena_new(p->a, int64_t, n *v), *each = arena_new(p->a, int64_t, v);
+  int64_t left = 0, fewest = p->layers;
+  double both = 0;
+  for (int part = 0; part < n * v; part++) {
+    int i = part % n;
+    int64_t layers = count[i * v + part / n] = stages_of_chunk(ev_even_layers(p, i), v, part / n);
+    while (layers > 0) {
+      while (!left) {
+        if (!ev_is_layers(p, ++at)) continue;
+        left = p->g->piece.at[at].count;
+        both = both_of(p, r, at, q->mixes);
+      }
+      int64_t some = layers < left ? layers : left;
+      own[i] += (double)some * both;
+      back[i] += (double)some * r->backward[at];
+      if (part < n) first[i] += (double)some * both;
+      layers -= some;
+      left -= some;
+    }
+  }
+  for (int end = 0; end < 2; end++) {
+    int piece = end ? pieces - 1 : 0, i = end ? n - 1 : 0;
+    own[i] += r->forward[piece] + r->backward[piece];
+    back[i] += r->backward[piece];
+    if (!end) first[i] += r->forward[piece] + r->backward[piece];
+  }
+  for (int i = 0; i < n; i++) {
+    most = fmax(most, back[i]);
+    int64_t layers = ev_even_layers(p, i);
+    if (layers < fewest) fewest = layers;
+  }
+  bl_state state = {0};
+  bl_state_add(&state, &r->b->least, (double)fewest);
+  behind b = behind_mean(p, r, &state);
+  double rest = after(&b, most, q->mixes);
+  for (int i = 0; i < n; i++) {
+    double more = slow && l->kinds == 1 ? least_slow(p, l, i, &count[i * v], each) : 0;
+    bound = fmax(bound, before + m * (own[i] + more * l->kind[0].more) + rest);
+    before += first[i];
+  }
+  return bound;
+}
+
+// What layers of the second kind add to a bound of sums.
 static void add_second(const ev_point *p, const bl_block *slow, load *l, plan_quick *q) {
   const plan_choice *c = p->c;
   double n = (double)l->line.stages;
@@ -490,9 +548,10 @@ static void add_second(const ev_point *p, const bl_block *slow, load *l, plan_qu
   for (int i = 0, k = 0; i < p->g->piece.n; i++) {
     if (!ev_is_layers(p, i)) continue;
     double *more = &l->kind[k++].more;
-    *more = -p->kind[0].forward[i] - p->kind[0].backward[i];
+    *more = -both_of(p, &p->kind[0], i, true);
     for (int f = 0; f < 2; f++)
       *more += slow->piece[i].phase[f].compute + ev_exposed(&slow->piece[i].phase[f]);
+    *more = fmax(0, *more);
   }
   q->more = (double)c->micro_batches / n * least_more(l->kind, l->kinds, bytes);
 }
@@ -513,8 +572,11 @@ plan_quick plan_quickly(arena *a, plan_space *s, const plan_choice *c, const bl_
     ev_layer_seconds(p, &p->kind[k]);  // a stage without weights waits for none
     p->kind[k].k.store.host_wait = p->kind[k].k.store.disk_wait = 0;
   }
-  q.bound = bound_of(p, &layers, &others, &q);
-  if (c->also && l.most_kept > l.least_kept) add_second(p, slow, &l, &q);
+  q.bound = q.mean = bound_of(p, &layers, &others, &q);
+  bool second = c->also && l.most_kept > l.least_kept;
+  if (second) add_second(p, slow, &l, &q);
+  if (c->interleave > 1 && p->kinds == 1)
+    q.bound = fmax(q.bound, bound_chunks(p, &l, second && slow, &q));
   return q;
 }
 
@@ -523,15 +585,21 @@ double plan_with_homes(arena *a, plan_space *s, const plan_choice *c, const bl_b
                        const plan_quick *first) {
   ev_point *p = ev_open_point(a, s, c, b);
   if (p->kinds > 1) return first->bound;
+  b = p->kind[0].b;
   hm_store *store = &p->kind[0].k.store;
   store->host_wait = store->disk_wait = 0;
-  double m = (double)c->micro_batches, n = (double)c->size[PLAN_PIPELINE], seconds = 0;
+  double m = (double)c->micro_batches, n = (double)c->size[PLAN_PIPELINE];
+  double seconds = 0, moved = 0, offload = 0;
   for (int f = 0; f < 2; f++) {
     hm_moves moves = hm_phase(c, &b->layers, b->kept, (pg_phase)f);
-    seconds += fmax(first->phase[f], hm_seconds(store, &moves));
+    double link = hm_seconds(store, &moves);
+    seconds += fmax(first->phase[f], link);
+    moved += link;
   }
+  if (first->mixes) seconds = fmax(first->work, moved);
   bl_state mean = {0};
   bl_state_add(&mean, &b->layers, 1 / n);
   bl_state_add(&mean, &b->others, 1 / n);
-  return fmax(first->bound, m / n * seconds + behind_mean(p, &p->kind[0], &mean).rest);
+  double update = ev_optimizer_seconds(p, &p->kind[0], &mean, &offload);
+  return fmax(first->bound, m / n * seconds + update + offload + first->gather);
 }

@@ -38,7 +38,7 @@ typedef struct found {
   plan_choice c;
   double step;
   int64_t peak, over;
-  int64_t all;  // bytes of a rank, wherever they live
+  int64_t all;  // bytes of a rank, wherever they live, as a load: not all plans have a layout
 } found;
 
 typedef struct lack {
@@ -94,39 +94,6 @@ static void keep(walk *w, const found *f) {
 static double to_beat(const walk *w) {
   if (w->o->exhaustive || w->kept.n < w->top) return INFINITY;
   return vec_last(&w->kept).step * (1 - w->slack) * (1 + 1e-9);
-}
-
-// What could make a point better: more room on the device, or anywhere.
-typedef enum room { ROOM_ENOUGH, ROOM_ELSEWHERE, ROOM_DEVICE } room;
-static room consider(walk *w, const plan_choice *c, const bl_block *b) {
-  const char *code, *why;
-  plan_candidate *x = plan_evaluate(&w->scratch, w->s, c, b, to_beat(w), &code, &why);
-  w->stats->evaluated++;
-  if (!x) {
-    if (!w->why && str_eq(code, "infeasible")) {
-      w->code = code;
-      w->why = arena_strdup(w->s->a, why);
-    }
-    return str_eq(code, "does-not-fit") ? ROOM_DEVICE : ROOM_ENOUGH;
-  }
-  // What may be kept, or come closest, is measured by its layout, where there is one.
-  bool wins = !x->over && (w->kept.n < w->top || x->step_s <= vec_last(&w->kept).step * (1 + 1e-9));
-  bool near = x->over && (!w->closest.any || x->over < w->closest.over);
-  if (wins || near) laid_set(&w->scratch, w->o->layouts, w->s->cluster, x);
-  found f = {true, *c, x->step_s, x->peak, x->over, 0};
-  int64_t host = 0, disk = 0;
-  for (int i = 0; i < x->nstages; i++) {
-    if (x->stage[i].host > host) host = x->stage[i].host;
-    if (x->stage[i].disk > disk) disk = x->stage[i].disk;
-  }
-  f.all = f.peak + host + disk;
-  if (f.over) {
-    if (!w->closest.any || f.over < w->closest.over) w->closest = f;
-  } else {
-    if (better(&f, &w->best)) w->best = f;
-    keep(w, &f);
-  }
-  return x->pressed || x->peak > x->capacity ? ROOM_DEVICE : x->over ? ROOM_ELSEWHERE : ROOM_ENOUGH;
 }
 
 // Calls `visit` for every legal way to choose the dimensions dim[0 .. n-1] of c.
@@ -375,11 +342,78 @@ typedef struct opened {
 // What a plan with two kinds of layers takes at least: where the block of the slower kind is not
 // made yet, a share of the layers takes no less than its group says.
 static double mixed_bound(walk *w, const plan_choice *c, const plan_quick *q) {
-  if (!c->also || q->second) return q->bound + q->more;
+  if (!c->also || q->second) return fmax(q->bound, q->mean + q->more);
   plan_choice other = *c;
   other.recompute = c->also;
   double seconds = least_in(w, group_of(w, &other), &other).layers * samples_of(c);
-  return q->bound + fmax(0, q->share * (seconds - q->layers));
+  return fmax(q->bound, q->mean + fmax(0, q->share * (seconds - q->layers)));
+}
+
+// The point of a choice: the first values of its AWAY dimensions.
+static plan_choice point_of(const walk *w, const plan_choice *of) {
+  plan_choice c = *of;
+  int64_t value[PLAN_VALUES];
+  for (int d = 0; d < w->naway; d++) {
+    w->away[d].values(w->s, &c, value);
+    w->away[d].set(w->s, &c, value[0]);
+  }
+  return c;
+}
+
+// Nothing bounds an exhaustive search, so it can tell whether bounds are any: no plan takes less
+// than one of them says.
+static void check_bounds(walk *w, const plan_choice *c, const bl_block *b, double step) {
+  const plan_choice first = point_of(w, c);
+  plan_quick point = plan_quickly(&w->scratch, w->s, &first, b, true);
+  plan_quick own = plan_quickly(&w->scratch, w->s, c, b, true);
+  outer o = {.c = *c, .bound = plan_outer_bound(w->s, c), .group = group_of(w, c)};
+  const struct {
+    const char *of;
+    double s;
+  } bound[] = {{"a plan", mixed_bound(w, c, &own)},
+               {"a point", point.bound},
+               {"what lives away", plan_with_homes(&w->scratch, w->s, c, b, &point)},
+               {"an outer point", o.bound},
+               {"a group", plan_outer_fits(w->s, c) ? group_bound(w, &o) : away_bound(w, &o)}};
+  for (size_t i = 0; i < sizeof bound / sizeof *bound; i++)
+    if (bound[i].s > step * (1 + 1e-9))
+      IR_BUG("the bound of %s is %.12g s, of a plan that takes %.12g", bound[i].of, bound[i].s,
+             step);
+  if (!own.fits) IR_BUG("a plan fits of which bounds say that it does not");
+}
+
+// What could make a point better: more room on the device, or anywhere.
+typedef enum room { ROOM_ENOUGH, ROOM_ELSEWHERE, ROOM_DEVICE } room;
+static room consider(walk *w, const plan_choice *c, const bl_block *b) {
+  const char *code, *why;
+  plan_candidate *x = plan_evaluate(&w->scratch, w->s, c, b, to_beat(w), &code, &why);
+  w->stats->evaluated++;
+  if (!x) {
+    if (!w->why && str_eq(code, "infeasible")) {
+      w->code = code;
+      w->why = arena_strdup(w->s->a, why);
+    }
+    return str_eq(code, "does-not-fit") ? ROOM_DEVICE : ROOM_ENOUGH;
+  }
+  // What may be kept, or come closest, is measured by its layout, where there is one.
+  bool wins = !x->over && (w->kept.n < w->top || x->step_s <= vec_last(&w->kept).step * (1 + 1e-9));
+  bool near = x->over && (!w->closest.any || x->over < w->closest.over);
+  if (wins || near) laid_set(&w->scratch, w->o->layouts, w->s->cluster, x);
+  found f = {true, *c, x->step_s, x->peak, x->over, 0};
+  int64_t host = 0, disk = 0;
+  for (int i = 0; i < x->nstages; i++) {
+    if (x->stage[i].host > host) host = x->stage[i].host;
+    if (x->stage[i].disk > disk) disk = x->stage[i].disk;
+  }
+  f.all = x->load + host + disk;
+  if (f.over) {
+    if (!w->closest.any || f.over < w->closest.over) w->closest = f;
+  } else {
+    if (better(&f, &w->best)) w->best = f;
+    keep(w, &f);
+    if (w->o->exhaustive) check_bounds(w, c, b, x->step_s);
+  }
+  return x->pressed || x->peak > x->capacity ? ROOM_DEVICE : x->over ? ROOM_ELSEWHERE : ROOM_ENOUGH;
 }
 
 static const plan_dim *last_dim(const walk *w) { return &w->away[w->naway - 1]; }
@@ -441,12 +475,8 @@ static void add_fitting(walk *w, heap *h, node *x) {
 static void add_point(void *ctx, const plan_choice *inner) {
   opened *o = ctx;
   walk *w = o->w;
-  plan_choice c = *inner;
-  int64_t value[PLAN_VALUES], variants = variants_of(w, inner);
-  for (int d = 0; d < w->naway; d++) {
-    w->away[d].values(w->s, &c, value);
-    w->away[d].set(w->s, &c, value[0]);
-  }
+  plan_choice c = point_of(w, inner);
+  int64_t variants = variants_of(w, inner);
   plan_quick q = plan_quickly(&w->scratch, w->s, &c, o->b, true);
   w->stats->considered += variants;
   if (!q.fits && !w->best.any) remember(w, &c, q.over);

@@ -148,14 +148,18 @@ bool plan_best_of(const plan_space *s, const plan_pins *pins, double seconds, pl
 // What can be said of a choice, all of it set, without cutting stages. `scratch` is used.
 typedef struct plan_quick {
   double bound;     // no less is its step
+  double mean;      // nor than this, from sums over stages, and `more`
+  double work;      // of a micro-batch on all stages, at least
   bool fits;        // false: it does not fit, by the load of layers alone
   double over;      // then about how many bytes a device lacks: for the order of what does not fit
   double layers;    // seconds of all layers in a step, over the stages
-  double phase[2];  // of a micro-batch on all stages, forward and backward
+  double phase[2];  // the same forward and backward, where layers are of one kind
+  bool mixes;       // some of them may be of another
+  double gather;    // of updated parameters, on the mean stage
   double share;  // of the layers must at least be of the second kind, where there is one; of unlike
                  // ones none
   bool second;   // whether the block of that kind is made
-  double more;   // then: seconds beside `bound` that it takes at least
+  double more;   // then: seconds beside `mean` that it takes at least
 } plan_quick;
 // `bound`: asked for where it does not fit too; else that stays 0 then.
 plan_quick plan_quickly(arena *scratch, plan_space *s, const plan_choice *c, const bl_block *b,

@@ -5,9 +5,9 @@
     tests/e2e/plan.py build/dsmc --random N [SEED]
                                               N random small jobs on random small clusters: the plan
                                               that the fast search finds is as fast as the best of all.
-                                              Of five jobs four are generated texts (random_model.py)
-                                              with memory near what the best plan takes, one is an
-                                              example
+                                              Of five jobs three are generated texts (random_model.py)
+                                              and one is stages that may have chunks, with memory near
+                                              what the best plan takes; one is an example
 """
 import json
 import os
@@ -418,7 +418,26 @@ def random_graph(r, folder):
     with open(model, "w") as f:
         f.write(text)
     args = [model, "--cluster", where, *random_pins(r)]
-    state, share = r.getstate(), r.choice([0.3, 0.5, 0.7, 0.9, 1.0, 1.2, 3])
+    return args, f"{text}\n{little_memory(r, args, where, r.choice([0.3, 0.5, 0.7, 0.9, 1.0, 1.2, 3]))}"
+
+
+def random_chunks(r, folder):
+    """Many micro-batches on a few stages, with or without chunks, and layers of one or two kinds."""
+    where = os.path.join(folder, "cluster.dsm")
+    sets = {"layers": r.choice([4, 5, 7, 8, 9, 10, 12]), "heads": 4, "hidden": r.choice([64, 128, 256]),
+            "vocab": r.choice([96, 4000]), "batch": r.choice([16, 32, 64, 96]), "seq": r.choice([32, 64, 128]),
+            "precision": "bf16"}
+    pins = ["offload=none,tensor=1,ulysses=1,ring=1", f"micro_batch={r.choice([1, 1, 2])}",
+            f"zero={r.randint(0, 1)}", f"pipeline={r.choice([2, 3, 4])}",
+            "recompute=" + r.choice(["none", "auto", "none+full", "none+full"])]
+    args = [GPT, "--set", ",".join(f"{k}={v}" for k, v in sets.items()), "--cluster", where,
+            "--pin", ",".join(pins)]
+    return args, little_memory(r, args, where, r.choice([0.6, 0.8, 0.9, 0.95, 0.97, 1.1]))
+
+
+def little_memory(r, args, where, share):
+    """A generated cluster into `where`, with this share of the memory that the best plan would take."""
+    state = r.getstate()
 
     def cluster(memory):
         r.setstate(state)  # the same machine, but for its memory
@@ -426,10 +445,10 @@ def random_graph(r, folder):
             f.write(random_model.cluster(r, memory))
 
     cluster(1 << 40)
-    best = plan_json(*args, good=(0, 3))["best"]
+    best = json.loads(plan(*args, "--json", good=(0, 1, 3)).stdout)["best"]
     cluster((1 << 20) + 4096 + int(share * (best["memory_bytes"]["peak"] if best else 1 << 30)))
     with open(where) as f:
-        return args, f"{text}\n{f.read()}"
+        return f.read()
 
 
 def fast_equals_exhaustive(count, seed):
@@ -437,9 +456,10 @@ def fast_equals_exhaustive(count, seed):
     for k in range(count):
         r = random.Random(seed + k)
         with tempfile.TemporaryDirectory() as folder:
-            args, text = (random_graph if k % 5 else random_job)(r, folder)
-            fast = plan_json(*args, good=(0, 3))
-            full = plan_json(*args, "--search", "exhaustive", good=(0, 3))
+            args, text = {0: random_job, 1: random_chunks}.get(k % 5, random_graph)(r, folder)
+            # 1: pins that this cluster cannot meet.
+            fast = plan_json(*args, good=(0, 1, 3))
+            full = plan_json(*args, "--search", "exhaustive", good=(0, 1, 3))
         where = f"seed {seed + k}: dsmc plan {' '.join(args)}\n{text}"
         a, b = fast["best"], full["best"]
         assert (a is None) == (b is None), where
