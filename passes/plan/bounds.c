@@ -187,7 +187,7 @@ static double least_more(layer_bytes *kind, int kinds, double bytes) {
 static bool layers_fit(const ev_point *p, double capacity, const layer_bytes *kind, int kinds,
                        bool alike, const pipeline *line, int64_t *each) {
   double mean = 0, room = 0, worth = 0;
-  for (int i = 0; i < line->stages; i++) mean += (double)pipe_stash(NULL, line, i, each);
+  for (int i = 0; i < line->stages && !alike; i++) mean += (double)pipe_stash(NULL, line, i, each);
   mean /= (double)(line->stages * line->chunks);
   for (int i = 0; i < kinds; i++)
     worth += kind[i].count * (alike ? 1 : kind[i].state + kind[i].kept * mean);
@@ -209,21 +209,36 @@ static bool layers_fit(const ev_point *p, double capacity, const layer_bytes *ki
   return room >= worth * (1 - 1e-12);
 }
 
-// The same for chunks of stages that are alike: which layers each has is known, and what they hold
-// at the moment when most micro-batches are in flight is no more than the most that they hold.
-static bool chunks_fit(const ev_point *p, double capacity, const layer_bytes *kind,
-                       const pipeline *line, int64_t *each) {
-  int n = line->stages, at = 0;
-  double *held = arena_new(p->a, double, n);
-  int64_t *stash = arena_new(p->a, int64_t, n * line->chunks), left = llround(kind->count);
+// Chunks of stages that are alike: which layers each has follows from their number alone.
+typedef struct dealt {
+  int64_t *layers;  // [stages][chunks]; NULL: it does not
+  int64_t *stash;   // [stages][chunks]: micro-batches it holds when most are in flight on the stage
+} dealt;
+
+static dealt deal_of(const ev_point *p, const pipeline *line) {
+  int n = line->stages, v = line->chunks;
+  dealt d = {0};
+  if (v == 1 || p->kinds > 1 || p->layers / n < v) return d;
+  d.layers = arena_new(p->a, int64_t, n *v);
+  d.stash = arena_new(p->a, int64_t, n *v);
   for (int i = 0; i < n; i++) {
-    pipe_stash(NULL, line, i, each);
-    memcpy(&stash[i * line->chunks], each, sizeof *each * (size_t)line->chunks);
+    int64_t own = ev_even_layers(p, i);
+    pipe_stash(NULL, line, i, &d.stash[i * v]);
+    for (int k = 0; k < v; k++) d.layers[i * v + k] = stages_of_chunk(own, v, k);
   }
-  for (int part = 0; part < n * line->chunks; part++) {
-    int i = part % n, chunk = part / n;
-    int64_t layers = stages_of_chunk(ev_even_layers(p, i), line->chunks, chunk);
-    double waiting = (double)stash[i * line->chunks + chunk];
+  return d;
+}
+
+// The same for them: what they hold then is no more than the most that they hold.
+static bool chunks_fit(const ev_point *p, double capacity, const layer_bytes *kind,
+                       const pipeline *line, const dealt *d) {
+  int n = line->stages, v = line->chunks, at = 0;
+  double *held = arena_new(p->a, double, n);
+  int64_t left = llround(kind->count);
+  for (int part = 0; part < n * v; part++) {
+    int i = part % n, own = i * v + part / n;
+    int64_t layers = d->layers[own];
+    double waiting = (double)d->stash[own];
     while (layers > 0) {
       if (!left) left = llround(kind[++at].count);
       int64_t some = layers < left ? layers : left;
@@ -338,6 +353,7 @@ static double least_beside(const ev_point *p, const bl_block *slow) {
 // The layers of a choice as memory sees them, and whether they fit.
 typedef struct load {
   pipeline line;
+  dealt chunks;
   layer_bytes *kind;
   int kinds;
   double state, most_kept, least_kept;  // bytes of all layers: without and with a second kind
@@ -363,12 +379,6 @@ static layer_bytes layer_of(const ev_point *p, const bl_block *slow, bool gradie
   return own;
 }
 
-// Whether each chunk's layers follow from their number alone.
-static bool dealt_in_chunks(const ev_point *p) {
-  int64_t stages = p->c->size[PLAN_PIPELINE], chunks = p->c->interleave;
-  return chunks > 1 && p->kinds == 1 && p->layers / stages >= chunks;
-}
-
 // Whether what lives away has room on the host and the disk.
 static bool away_fits(const ev_point *p, const load *l, int64_t *each) {
   const plan_choice *c = p->c;
@@ -384,7 +394,7 @@ static bool away_fits(const ev_point *p, const load *l, int64_t *each) {
     disk += away[k++].count * held.disk;
   }
   if (disk > (double)l->line.stages * (double)store->disk) return false;
-  if (dealt_in_chunks(p)) return chunks_fit(p, (double)store->host, away, &l->line, each);
+  if (l->chunks.layers) return chunks_fit(p, (double)store->host, away, &l->line, &l->chunks);
   return layers_fit(NULL, (double)store->host, away, l->kinds, l->kinds == 1, &l->line, each);
 }
 
@@ -406,9 +416,10 @@ static load load_of(const ev_point *p, const bl_block *slow) {
   }
   l.beside = gradients || p->kinds > 1 ? 0 : least_beside(p, slow);
   l.fits = !pipe_check(p->a, &l.line);
-  if (l.fits && dealt_in_chunks(p)) {
+  if (l.fits) l.chunks = deal_of(p, &l.line);
+  if (l.fits && l.chunks.layers) {
     double capacity = (double)p->kind[0].k.capacity - l.beside;
-    l.fits = chunks_fit(p, capacity, l.kind, &l.line, each);
+    l.fits = chunks_fit(p, capacity, l.kind, &l.line, &l.chunks);
   } else if (l.fits) {
     l.fits = layers_fit(p, -l.beside, l.kind, l.kinds, l.kinds == 1, &l.line, each);
   }
@@ -458,16 +469,16 @@ static double bound_of(ev_point *p, const bl_state *layers, const bl_state *othe
 }
 
 // As few layers of the second kind as stage i takes to fit, at least: the first ones, chunk by
-// chunk. `own`: layers of its chunks.
-static double least_slow(const ev_point *p, const load *l, int i, const int64_t *own,
-                         int64_t *each) {
+// chunk.
+static double least_slow(const ev_point *p, const load *l, int i) {
   const layer_bytes *kind = &l->kind[0];
   double over = l->beside - (double)p->kind[0].k.capacity, slow = 0;
-  pipe_stash(NULL, &l->line, i, each);
-  for (int k = 0; k < l->line.chunks; k++)
-    over += (double)own[k] * (kind->state + (double)each[k] * (kind->kept + kind->less));
-  for (int k = 0; k < l->line.chunks && over > 0; k++) {
-    double less = (double)each[k] * kind->less;
+  int v = l->line.chunks;
+  const int64_t *own = &l->chunks.layers[i * v], *stash = &l->chunks.stash[i * v];
+  for (int k = 0; k < v; k++)
+    over += (double)own[k] * (kind->state + (double)stash[k] * (kind->kept + kind->less));
+  for (int k = 0; k < v && over > 0; k++) {
+    double less = (double)stash[k] * kind->less;
     double some = less > 0 ? fmin((double)own[k], ceil(over / less - 1e-9)) : 0;
     over -= some * less;
     slow += some;
@@ -484,12 +495,11 @@ static double bound_chunks(const ev_point *p, const load *l, bool slow, const pl
   const ev_rates *r = &p->kind[0];
   double m = (double)p->c->micro_batches, bound = 0, before = 0, most = 0;
   double *own = arena_new(p->a, double, 3 * n), *first = own + n, *back = own + 2 * n;
-  int64_t *count = arena_new(p->a, int64_t, n *v), *each = arena_new(p->a, int64_t, v);
   int64_t left = 0, fewest = p->layers;
   double both = 0;
   for (int part = 0; part < n * v; part++) {
     int i = part % n;
-    int64_t layers = count[i * v + part / n] = stages_of_chunk(ev_even_layers(p, i), v, part / n);
+    int64_t layers = l->chunks.layers[i * v + part / n];
     while (layers > 0) {
       while (!left) {
         if (!ev_is_layers(p, ++at)) continue;
@@ -520,7 +530,7 @@ static double bound_chunks(const ev_point *p, const load *l, bool slow, const pl
   behind b = behind_mean(p, r, &state);
   double rest = after(&b, most, q->mixes);
   for (int i = 0; i < n; i++) {
-    double more = slow && l->kinds == 1 ? least_slow(p, l, i, &count[i * v], each) : 0;
+    double more = slow && l->kinds == 1 ? least_slow(p, l, i) : 0;
     bound = fmax(bound, before + m * (own[i] + more * l->kind[0].more) + rest);
     before += first[i];
   }
@@ -575,8 +585,7 @@ plan_quick plan_quickly(arena *a, plan_space *s, const plan_choice *c, const bl_
   q.bound = q.mean = bound_of(p, &layers, &others, &q);
   bool second = c->also && l.most_kept > l.least_kept;
   if (second) add_second(p, slow, &l, &q);
-  if (c->interleave > 1 && p->kinds == 1)
-    q.bound = fmax(q.bound, bound_chunks(p, &l, second && slow, &q));
+  if (l.chunks.layers) q.bound = fmax(q.bound, bound_chunks(p, &l, second && slow, &q));
   return q;
 }
 

@@ -73,6 +73,7 @@ int64_t pipe_before_back(const pipeline *p, int stage) {
 }
 
 int64_t pipe_of_chunk(const pipeline *p, int64_t n, int chunk) {
+  if (p->chunks == 1) return n;
   int64_t g = pipe_group(p), round = g * p->chunks, part = n % round - chunk * g;
   return n / round * g + (part < 0 ? 0 : part > g ? g : part);
 }

@@ -239,9 +239,9 @@ static double group_bound(walk *w, const outer *x) {
 // or it goes to the host. INFINITY: neither helps.
 static double away_bound(walk *w, const outer *x) {
   const plan_choice *c = &x->c;
-  double best = plan_outer_away(w->s, c);
+  double best = plan_outer_away(w->s, c), own = isinf(best) ? 0 : group_bound(w, x);
   for (int kind = 0; kind < PLAN_RECOMPUTES; kind++) {
-    if (!plan_may_mix(w->s, c, kind)) continue;
+    if (best <= own || !plan_may_mix(w->s, c, kind)) continue;
     plan_choice other = *c;
     other.recompute = (plan_recompute)kind;
     const double *slow = least_in(w, group_of(w, &other), &other).piece;
