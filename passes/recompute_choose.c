@@ -127,8 +127,10 @@ rc_front rc_choose(arena *a, const rc_item *item, int n, int limit) {
   int most = 2 * limit + 2;
   c.now = arena_new(&c.scratch, partial, most);
   c.next = arena_new(&c.scratch, partial, most);
-  c.now_bits = arena_new(&c.scratch, uint64_t, most * 2 * c.words);
-  c.next_bits = arena_new(&c.scratch, uint64_t, most * 2 * c.words);
+  size_t words = (size_t)(most * 2 * c.words);  // extend writes them before they are read
+  c.now_bits = arena_alloc_raw(&c.scratch, words * sizeof *c.now_bits);
+  c.next_bits = arena_alloc_raw(&c.scratch, words * sizeof *c.next_bits);
+  memset(c.now_bits, 0, 2 * (size_t)c.words * sizeof *c.now_bits);
   c.now[0] = (partial){0, 0, c.words, c.now_bits, c.now_bits + c.words};
   c.nnow = 1;
   for (int i = 0; i < n; i++) decide(&c, i);
