@@ -468,22 +468,25 @@ static double bound_of(ev_point *p, const bl_state *layers, const bl_state *othe
   return bound;
 }
 
-// As few layers of the second kind as stage i takes to fit, at least: the first ones, chunk by
-// chunk.
-static double least_slow(const ev_point *p, const load *l, int i) {
-  const layer_bytes *kind = &l->kind[0];
-  double over = l->beside - (double)p->kind[0].k.capacity, slow = 0;
-  int v = l->line.chunks;
-  const int64_t *own = &l->chunks.layers[i * v], *stash = &l->chunks.stash[i * v];
-  for (int k = 0; k < v; k++)
-    over += (double)own[k] * (kind->state + (double)stash[k] * (kind->kept + kind->less));
-  for (int k = 0; k < v && over > 0; k++) {
+// Seconds of a micro-batch that layers of the second kind add on stage i, at least, where those of
+// the first are `over` its room. Of alike ones the first go, chunk by chunk, and as few as it
+// takes; of others the bytes that are cheapest, in the fullest chunk.
+static double least_slow(const load *l, int i, double over) {
+  const layer_bytes *kind = l->kind;
+  const int64_t *own = &l->chunks.layers[i * l->line.chunks];
+  const int64_t *stash = &l->chunks.stash[i * l->line.chunks];
+  double slow = 0, price = INFINITY, most = 0;
+  for (int k = 0; k < l->line.chunks && l->kinds == 1 && over > 0; k++) {
     double less = (double)stash[k] * kind->less;
     double some = less > 0 ? fmin((double)own[k], ceil(over / less - 1e-9)) : 0;
     over -= some * less;
     slow += some;
   }
-  return slow;
+  if (l->kinds == 1) return slow * kind->more;
+  for (int k = 0; k < l->kinds; k++)
+    if (kind[k].less > 0) price = fmin(price, kind[k].more / kind[k].less);
+  for (int k = 0; k < l->line.chunks; k++) most = fmax(most, (double)stash[k]);
+  return over > 0 && isfinite(price) && most > 0 ? over / most * price : 0;
 }
 
 // A bound for chunks of stages that are alike, whose layers are known. Each stage waits until a
@@ -494,7 +497,9 @@ static double bound_chunks(const ev_point *p, const load *l, bool slow, const pl
   int n = l->line.stages, v = l->line.chunks, pieces = p->g->piece.n, at = -1;
   const ev_rates *r = &p->kind[0];
   double m = (double)p->c->micro_batches, bound = 0, before = 0, most = 0;
-  double *own = arena_new(p->a, double, 3 * n), *first = own + n, *back = own + 2 * n;
+  double *own = arena_new(p->a, double, 4 * n), *first = own + n, *back = own + 2 * n;
+  double *over = own + 3 * n;  // bytes, were all layers of the first kind
+  int which = -1;              // of the kinds of layers
   int64_t left = 0, fewest = p->layers;
   double both = 0;
   for (int part = 0; part < n * v; part++) {
@@ -504,12 +509,16 @@ static double bound_chunks(const ev_point *p, const load *l, bool slow, const pl
       while (!left) {
         if (!ev_is_layers(p, ++at)) continue;
         left = p->g->piece.at[at].count;
+        which++;
         both = both_of(p, r, at, q->mixes);
       }
       int64_t some = layers < left ? layers : left;
       own[i] += (double)some * both;
       back[i] += (double)some * r->backward[at];
       if (part < n) first[i] += (double)some * both;
+      const layer_bytes *kind = &l->kind[which];
+      double held = (double)l->chunks.stash[i * v + part / n] * (kind->kept + kind->less);
+      over[i] += (double)some * (kind->state + held);
       layers -= some;
       left -= some;
     }
@@ -530,8 +539,9 @@ static double bound_chunks(const ev_point *p, const load *l, bool slow, const pl
   behind b = behind_mean(p, r, &state);
   double rest = after(&b, most, q->mixes);
   for (int i = 0; i < n; i++) {
-    double more = slow && l->kinds == 1 ? least_slow(p, l, i) : 0;
-    bound = fmax(bound, before + m * (own[i] + more * l->kind[0].more) + rest);
+    over[i] += l->beside - (double)r->k.capacity;
+    double more = slow ? least_slow(l, i, over[i]) : 0;
+    bound = fmax(bound, before + m * (own[i] + more) + rest);
     before += first[i];
   }
   return bound;
