@@ -43,6 +43,9 @@ const char *mixed_why_not(const bl_block *fast, const bl_block *slow) {
       ho_cut slow_cut = ho_at(s->hands, k & 1, k < 2 ? PG_FORWARD : PG_BACKWARD);
       alike &= same(ho_bytes(&fast_cut), ho_bytes(&slow_cut));
     }
+    // Gradients are sums over the same ranks, at the same time.
+    alike &= same(f->layer.late, s->layer.late);
+    for (int k = 1; k < 4; k++) alike &= same(f->layer.whole[k], s->layer.whole[k]);
     if (!alike || !same(f->layer.elements, s->layer.elements))
       return "layers of the two kinds are placed otherwise";
     double both = seconds(&f->phase[PG_FORWARD]) + seconds(&f->phase[PG_BACKWARD]);

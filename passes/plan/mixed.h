@@ -2,7 +2,7 @@
 //
 // A plan may compute as many layers of each stage again as memory asks for, and leave the others
 // as they are. Layers of both kinds stand next to each other, so that what goes from one to the
-// next, and the weights of a stack, must be placed alike in both blocks.
+// next, the weights of a stack and their gradients must be placed alike in both blocks.
 #ifndef DSM_PLAN_MIXED_H
 #define DSM_PLAN_MIXED_H
 
