@@ -158,7 +158,7 @@ static int by_price(const void *a, const void *b) {
 }
 
 // Seconds that so many bytes less take at least: the layers where a byte costs least, the last of
-// them in part; and all that take no longer. `kind` is sorted.
+// them in part; and all that take no longer. `kind` is used up.
 static double least_more(layer_bytes *kind, int kinds, double bytes) {
   double seconds = 0;
   int n = 0;
@@ -573,7 +573,9 @@ static void add_second(const ev_point *p, const bl_block *slow, load *l, plan_qu
       *more += slow->piece[i].phase[f].compute + ev_exposed(&slow->piece[i].phase[f]);
     *more = fmax(0, *more);
   }
-  q->more = (double)c->micro_batches / n * least_more(l->kind, l->kinds, bytes);
+  layer_bytes *sorted = arena_new(p->a, layer_bytes, l->kinds);
+  memcpy(sorted, l->kind, sizeof *sorted * (size_t)l->kinds);
+  q->more = (double)c->micro_batches / n * least_more(sorted, l->kinds, bytes);
 }
 
 plan_quick plan_quickly(arena *a, plan_space *s, const plan_choice *c, const bl_block *b,
