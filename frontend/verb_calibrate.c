@@ -51,10 +51,19 @@ static double best_quarter(double *t, int n) {
   return t[n / 4];
 }
 
-// Memory of its own, touched; NULL when there is none.
+// Memory of its own, touched; NULL when there is none. Large pages, as an executable's arena has
+// them (runtime/vm.c): with small ones operands that come from afar take a tenth longer.
 static unsigned char *pages(size_t n) {
-  unsigned char *p = mmap(NULL, n, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  const size_t large = (size_t)2 << 20, small = (size_t)sysconf(_SC_PAGESIZE);
+  size_t own = (n + small - 1) / small * small;
+  unsigned char *p =
+      mmap(NULL, own + large, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (p == MAP_FAILED) return NULL;
+  size_t before = (large - (uintptr_t)p % large) % large;
+  if (before) munmap(p, before);
+  p += before;
+  munmap(p + own, large - before);
+  madvise(p, own, MADV_HUGEPAGE);  // a wish; small pages work too
   memset(p, 0, n);
   return p;
 }
@@ -115,8 +124,12 @@ static void trial_free(trial *t) {
 
 // Small numbers, which bf16 has exactly, where a value is of f32.
 static void fill(unsigned char *at, size_t bytes, const ir_value *v) {
-  int64_t n = v->type.dtype == DT_f32 ? (int64_t)(bytes / 4) : 0;
-  for (int64_t i = 0; i < n; i++) ((float *)(void *)at)[i] = (float)(i % 17 - 8) / 8;
+  enum { PERIOD = 17, BLOCK = PERIOD * 1024 };
+  size_t n = v->type.dtype == DT_f32 ? bytes / sizeof(float) : 0;
+  float *x = (float *)(void *)at;
+  for (size_t i = 0; i < n && i < BLOCK; i++) x[i] = (float)((int)(i % PERIOD) - 8) / 8;
+  for (size_t i = BLOCK; i < n; i += BLOCK)
+    memcpy(x + i, x, sizeof *x * (n - i < BLOCK ? n - i : BLOCK));
 }
 
 // Builds and maps the kernels of the ops of a text that do something. False: there is no memory.
@@ -190,6 +203,8 @@ static bool trial_make(const session *s, trial *t, const char *text) {
   return true;
 }
 
+enum { LEAST_TRIES = 2 };  // in a round
+
 // Seconds of the ops of a text, one after the other on all threads; 0 when there is no memory.
 static double text_seconds(const session *s, const char *text, double seconds) {
   trial *t = arena_new(s->c->arena, trial, 1);
@@ -197,7 +212,8 @@ static double text_seconds(const session *s, const char *text, double seconds) {
   if (trial_make(s, t, text)) {
     double time[TRIES], start = clock_s();
     int count = 0;
-    for (int turn = -1; count < TRIES && (count < 3 || clock_s() - start < seconds); turn++) {
+    for (int turn = -1; count < TRIES && (count < LEAST_TRIES || clock_s() - start < seconds);
+         turn++) {
       launch *l = &t->launch[(turn + 1) % t->sets * MAX_LAUNCHES];
       double begin = clock_s();
       for (int i = 0; i < t->launches; i++) pool_run(s->pool, l[i].cells, run_cells, &l[i]);
@@ -237,57 +253,69 @@ static double mlp_speed(const session *s, int64_t n, bool bf16, double seconds) 
   return took > 0 ? 6 * 2.0 * (double)rows * (double)w * (double)f / took : 0;
 }
 
-// Both types over the same sizes. There is one curve, that of f32 against the multiply-adds the
-// cores can do; the peak of bf16 is what makes its products of the upper sizes lie on the curve.
-static void measure_products(const session *s, host_facts *h) {
-  static const int64_t sizes[] = {4, 8, 16, 32, 64, 128, 256, 512};
-  enum { SIZES = sizeof sizes / sizeof *sizes };
-  double f32[SIZES], peak = peak_flops(s->pool), ratio = 0;
-  bool has_bf16 = h->matmul_bf16 > 0;
-  double each = s->seconds * 0.35 / (double)SIZES;
-  h->nmatmul = 0;
+// The fastest that was seen of each size, in FLOP/s. What neighbours of a machine do comes and goes
+// in seconds: everything is measured in several rounds, and the best of each counts.
+enum { ROUNDS = 3, SIZES = 8, VECTORS = 3 };
+typedef struct speeds {
+  double peak, f32[SIZES], bf16[SIZES];
+  double attention[SIZES], vector[VECTORS];  // with the FLOPs of one forward
+  double attention_flops[SIZES], vector_flops[VECTORS];
+} speeds;
+
+static void keep(double *best, double speed) {
+  if (speed > *best) *best = speed;
+}
+
+static double width_of(int size) { return (double)(4 << size); }
+
+static void measure_products(const session *s, bool has_bf16, speeds *v) {
+  double each = s->seconds * 0.35 / (SIZES * ROUNDS);
   int last = 0;
   for (int i = 0; i < SIZES; i++) {
     // With little time the large ones are left out; the curve goes on level from the last.
-    double n = (double)sizes[i], takes = i ? 48 * TOKENS * n * n / f32[i - 1] : 0;
-    f32[i] = 0;
-    if (i >= 5 && (f32[i - 1] <= 0 || 3 * takes > 4 * each)) continue;
-    say(s, arena_printf(s->c->arena, "products of f32, width %d", (int)sizes[i]));
-    f32[i] = mlp_speed(s, sizes[i], false, each);
-    if (f32[i] > peak) peak = f32[i];
-    if (f32[i] > 0) last = i;
+    double n = width_of(i), takes = i ? 48 * TOKENS * n * n / v->f32[i - 1] : 0;
+    if (i >= 5 && (v->f32[i - 1] <= 0 || LEAST_TRIES * takes > 4 * each)) continue;
+    say(s, arena_printf(s->c->arena, "products of f32, width %d", (int)n));
+    keep(&v->f32[i], mlp_speed(s, (int64_t)n, false, each));
+    keep(&v->peak, v->f32[i]);
+    if (v->f32[i] > 0) last = i;
   }
-  h->matmul_f32 = peak;
+  for (int i = last > 4 ? last - 2 : last; has_bf16 && i <= last; i++) {
+    say(s, arena_printf(s->c->arena, "products of bf16, width %d", (int)width_of(i)));
+    keep(&v->bf16[i], mlp_speed(s, (int64_t)width_of(i), true, each));
+  }
+}
+
+// Both types over the same sizes. There is one curve, that of f32 against the multiply-adds the
+// cores can do; the peak of bf16 is what makes its products of the upper sizes lie on the curve.
+static void set_products(const speeds *v, host_facts *h) {
+  double ratio = 0;
+  int both = 0;
+  h->matmul_f32 = v->peak;
+  h->vector_f32 = v->peak / 2;  // an addition or a product is half of a multiply-add
+  h->nmatmul = 0;
   for (int i = 0; i < SIZES; i++) {
-    if (f32[i] <= 0) continue;
-    double n = (double)sizes[i];
-    h->matmul_curve[h->nmatmul][0] = 8 * TOKENS * n * n;
-    h->matmul_curve[h->nmatmul++][1] = f32[i] / peak;
+    if (v->f32[i] <= 0) continue;
+    h->matmul_curve[h->nmatmul][0] = 8 * TOKENS * width_of(i) * width_of(i);
+    h->matmul_curve[h->nmatmul++][1] = v->f32[i] / v->peak;
+    if (v->bf16[i] <= 0) continue;
+    ratio += v->bf16[i] / v->f32[i];
+    both++;
   }
-  h->vector_f32 = peak / 2;  // an addition or a product is half of a multiply-add
-  if (!has_bf16 || f32[last] <= 0) return;
-  int first = last > 4 ? last - 2 : last;
-  for (int i = first; i <= last; i++) {
-    say(s, arena_printf(s->c->arena, "products of bf16, width %d", (int)sizes[i]));
-    ratio += mlp_speed(s, sizes[i], true, each) / f32[i] / (double)(last - first + 1);
-  }
-  h->matmul_bf16 = ratio * peak;
+  if (both) h->matmul_bf16 = ratio / both * v->peak;
 }
 
 // ---- attention, elementwise work, norms ---------------------------------------------------------
 
 // Attention and its gradient by length, causal, over the tokens of a micro-batch, in the FLOPs that
 // plans count: half of the pairs, and twice as many in the gradient as forward.
-static void measure_attention(const session *s, host_facts *h) {
-  static const int64_t lengths[] = {16, 32, 64, 128, 256, 512, 1024, 2048};
-  enum { LENGTHS = sizeof lengths / sizeof *lengths };
+static void measure_attention(const session *s, speeds *v) {
   const long long heads = 4, head = 64;
-  double each = s->seconds * 0.15 / (double)LENGTHS, speed = 0;
-  h->nattention = 0;
-  for (int i = 0; i < LENGTHS; i++) {
-    long long t = lengths[i], b = TOKENS / t;
+  double each = s->seconds * 0.15 / (SIZES * ROUNDS), speed = 0;
+  for (int i = 0; i < SIZES; i++) {
+    long long t = 16LL << i, b = TOKENS / t;
     double flops = 0.5 * 4 * (double)(b * t * t * heads * head);
-    if (i >= 3 && 3 * 3 * flops / speed > 4 * each) break;
+    if (i >= 3 && LEAST_TRIES * 3 * flops / speed > 4 * each) break;
     say(s, arena_printf(s->c->arena, "attention over %lld positions", t));
     const char *x =
         arena_printf(s->c->arena, "f32[b=%lld, t=%lld, (h=%lld d=%lld)]", b, t, heads, head);
@@ -310,16 +338,25 @@ static void measure_attention(const session *s, host_facts *h) {
     double took = text_seconds(s, text, each);
     if (took <= 0) break;
     speed = 3 * flops / took;
-    h->attention_curve[h->nattention][0] = flops;
-    h->attention_curve[h->nattention++][1] = speed / h->matmul_f32;
+    v->attention_flops[i] = flops;
+    keep(&v->attention[i], speed);
+  }
+}
+
+static void set_attention(const speeds *v, host_facts *h) {
+  h->nattention = 0;
+  for (int i = 0; i < SIZES; i++) {
+    if (v->attention[i] <= 0) continue;
+    h->attention_curve[h->nattention][0] = v->attention_flops[i];
+    h->attention_curve[h->nattention++][1] = v->attention[i] / v->peak;
   }
 }
 
 // Elementwise work that is more than moving: gelu by tanh, its FLOPs as ir/ops.def has them.
-static void measure_vector(const session *s, host_facts *h) {
-  double each = s->seconds * 0.02;
-  h->nvector = 0;
-  for (long long n = 1 << 12; n <= 1 << 20; n *= 16) {
+static void measure_vector(const session *s, double start, speeds *v) {
+  double each = s->seconds * 0.02 / ROUNDS;
+  for (int i = 0; i < VECTORS; i++) {
+    long long n = 4096LL << (4 * i);
     say(s, arena_printf(s->c->arena, "gelu of %lld numbers", n));
     const char *text = arena_printf(s->c->arena,
                                     "module \"gelu\" graph\n\nfunc f train {\n"
@@ -328,9 +365,17 @@ static void measure_vector(const session *s, host_facts *h) {
                                     n, n);
     double took = text_seconds(s, text, each), flops = ir_info(IR_gelu_tanh)->flops * (double)n;
     if (took <= 0) break;
-    double busy = took > h->launch ? took - h->launch : took;
-    double share = flops / busy / h->vector_f32;
-    h->vector_curve[h->nvector][0] = flops;
+    v->vector_flops[i] = flops;
+    keep(&v->vector[i], flops / (took > start ? took - start : took));
+  }
+}
+
+static void set_vector(const speeds *v, host_facts *h) {
+  h->nvector = 0;
+  for (int i = 0; i < VECTORS; i++) {
+    if (v->vector[i] <= 0) continue;
+    double share = v->vector[i] / h->vector_f32;
+    h->vector_curve[h->nvector][0] = v->vector_flops[i];
     h->vector_curve[h->nvector++][1] = share < 1 ? share : 1;
   }
 }
@@ -525,9 +570,15 @@ int verb_calibrate(cli *c) {
   double load = 0;
   bool busy = getloadavg(&load, 1) == 1 && load > 0.3 * h.cores;
   measure_memory(&s, &h);
-  measure_products(&s, &h);
-  measure_attention(&s, &h);
-  measure_vector(&s, &h);
+  speeds best = {.peak = peak_flops(s.pool)};
+  for (int i = 0; i < ROUNDS; i++) {
+    measure_products(&s, h.matmul_bf16 > 0, &best);
+    measure_attention(&s, &best);
+    measure_vector(&s, h.launch, &best);
+  }
+  set_products(&best, &h);
+  set_attention(&best, &h);
+  set_vector(&best, &h);
   measure_disk(&s, &h, folder);
   pool_free(s.pool);
   say(&s, "");
