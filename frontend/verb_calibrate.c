@@ -52,7 +52,7 @@ static double best_quarter(double *t, int n) {
 }
 
 // Memory of its own, touched; NULL when there is none. Large pages, as an executable's arena has
-// them (runtime/vm.c): with small ones operands that come from afar take a tenth longer.
+// them (runtime/vm.c): with small ones what comes from afar takes longer.
 static unsigned char *pages(size_t n) {
   const size_t large = (size_t)2 << 20, small = (size_t)sysconf(_SC_PAGESIZE);
   size_t own = (n + small - 1) / small * small;

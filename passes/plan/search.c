@@ -277,10 +277,10 @@ typedef struct entry {
   double bound;
   int number, node;
 } entry;
+// Nodes are many and large: they stay where they are, in pages of PAGE.
 typedef struct heap {
   VEC(entry) entry;
-  VEC(node *)
-  page;  // of PAGE nodes: there are many and they are large, so they stay where they are
+  VEC(node *) page;
   int nodes;
   VEC(int) gone;  // nodes whose place is free
 } heap;

@@ -43,8 +43,8 @@ char *str_double(char *buf, double x);
 char *str_float(char *buf, float x);
 
 // Writes `n` in hexadecimal, a blank and a NUL; returns where the NUL is. For names that maps are
-// asked by, which are made of numbers and asked for often: printf takes ten times as long.
-// STR_NAME: bytes that each number takes at most.
+// asked by, which are made of numbers and asked for so often that printf would be felt.
+// STR_NAME: bytes that each number takes at most, the NUL not counted.
 enum { STR_NAME = 17 };
 char *str_name(char *out, uint64_t n);
 

@@ -258,6 +258,13 @@ static void strings_are_near(void **state) {
   char buf[32];
   assert_string_equal(str_double(buf, 0.1), "0.1");
   assert_string_equal(str_double(buf, 12), "12");
+  char name[2 * STR_NAME + 1];
+  char *end = str_name(str_name(name, 0), 0x1f);
+  assert_string_equal(name, "0 1f ");
+  assert_ptr_equal(end, name + 5);
+  end = str_name(str_name(name, UINT64_MAX), UINT64_MAX);
+  assert_ptr_equal(end, name + 2 * STR_NAME);
+  assert_string_equal(name, "ffffffffffffffff ffffffffffffffff ");
   sb s = {.arena = *state};
   assert_string_equal(sb_str(&s), "");
   for (int i = 0; i < 300; i++) sb_printf(&s, "%d,", i);
