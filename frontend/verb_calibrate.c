@@ -269,12 +269,12 @@ static void keep(double *best, double speed) {
 static double width_of(int size) { return (double)(4 << size); }
 
 static void measure_products(const session *s, bool has_bf16, speeds *v) {
-  double each = s->seconds * 0.35 / (SIZES * ROUNDS);
+  double each = s->seconds * 0.35 / (double)(SIZES * ROUNDS);
   int last = 0;
   for (int i = 0; i < SIZES; i++) {
     // With little time the large ones are left out; the curve goes on level from the last.
     double n = width_of(i), takes = i ? 48 * TOKENS * n * n / v->f32[i - 1] : 0;
-    if (i >= 5 && (v->f32[i - 1] <= 0 || LEAST_TRIES * takes > 4 * each)) continue;
+    if (i >= 5 && (v->f32[i - 1] <= 0 || (double)LEAST_TRIES * takes > 4 * each)) continue;
     say(s, arena_printf(s->c->arena, "products of f32, width %d", (int)n));
     keep(&v->f32[i], mlp_speed(s, (int64_t)n, false, each));
     keep(&v->peak, v->f32[i]);
@@ -311,11 +311,11 @@ static void set_products(const speeds *v, host_facts *h) {
 // plans count: half of the pairs, and twice as many in the gradient as forward.
 static void measure_attention(const session *s, speeds *v) {
   const long long heads = 4, head = 64;
-  double each = s->seconds * 0.15 / (SIZES * ROUNDS), speed = 0;
+  double each = s->seconds * 0.15 / (double)(SIZES * ROUNDS), speed = 0;
   for (int i = 0; i < SIZES; i++) {
     long long t = 16LL << i, b = TOKENS / t;
     double flops = 0.5 * 4 * (double)(b * t * t * heads * head);
-    if (i >= 3 && LEAST_TRIES * 3 * flops / speed > 4 * each) break;
+    if (i >= 3 && (double)LEAST_TRIES * 3 * flops / speed > 4 * each) break;
     say(s, arena_printf(s->c->arena, "attention over %lld positions", t));
     const char *x =
         arena_printf(s->c->arena, "f32[b=%lld, t=%lld, (h=%lld d=%lld)]", b, t, heads, head);
@@ -354,7 +354,7 @@ static void set_attention(const speeds *v, host_facts *h) {
 
 // Elementwise work that is more than moving: gelu by tanh, its FLOPs as ir/ops.def has them.
 static void measure_vector(const session *s, double start, speeds *v) {
-  double each = s->seconds * 0.02 / ROUNDS;
+  double each = s->seconds * 0.02 / (double)ROUNDS;
   for (int i = 0; i < VECTORS; i++) {
     long long n = 4096LL << (4 * i);
     say(s, arena_printf(s->c->arena, "gelu of %lld numbers", n));
