@@ -258,8 +258,7 @@ static double mlp_speed(const session *s, int64_t n, bool bf16, double seconds) 
 enum { ROUNDS = 3, SIZES = 8, VECTORS = 3 };
 typedef struct speeds {
   double peak, f32[SIZES], bf16[SIZES];
-  double attention[SIZES], vector[VECTORS];  // with the FLOPs of one forward
-  double attention_flops[SIZES], vector_flops[VECTORS];
+  double attention[SIZES], vector[VECTORS];
 } speeds;
 
 static void keep(double *best, double speed) {
@@ -307,14 +306,20 @@ static void set_products(const speeds *v, host_facts *h) {
 
 // ---- attention, elementwise work, norms ---------------------------------------------------------
 
+enum { HEADS = 4, HEAD = 64 };
+static int64_t length_of(int size) { return 16LL << size; }
+static double forward_flops(int size) {
+  return 0.5 * 4 * (double)(TOKENS * length_of(size) * HEADS * HEAD);
+}
+
 // Attention and its gradient by length, causal, over the tokens of a micro-batch, in the FLOPs that
 // plans count: half of the pairs, and twice as many in the gradient as forward.
 static void measure_attention(const session *s, speeds *v) {
-  const long long heads = 4, head = 64;
+  const long long heads = HEADS, head = HEAD;
   double each = s->seconds * 0.15 / (double)(SIZES * ROUNDS), speed = 0;
   for (int i = 0; i < SIZES; i++) {
-    long long t = 16LL << i, b = TOKENS / t;
-    double flops = 0.5 * 4 * (double)(b * t * t * heads * head);
+    long long t = length_of(i), b = TOKENS / t;
+    double flops = forward_flops(i);
     if (i >= 3 && (double)LEAST_TRIES * 3 * flops / speed > 4 * each) break;
     say(s, arena_printf(s->c->arena, "attention over %lld positions", t));
     const char *x =
@@ -338,7 +343,6 @@ static void measure_attention(const session *s, speeds *v) {
     double took = text_seconds(s, text, each);
     if (took <= 0) break;
     speed = 3 * flops / took;
-    v->attention_flops[i] = flops;
     keep(&v->attention[i], speed);
   }
 }
@@ -347,26 +351,30 @@ static void set_attention(const speeds *v, host_facts *h) {
   h->nattention = 0;
   for (int i = 0; i < SIZES; i++) {
     if (v->attention[i] <= 0) continue;
-    h->attention_curve[h->nattention][0] = v->attention_flops[i];
+    h->attention_curve[h->nattention][0] = forward_flops(i);
     h->attention_curve[h->nattention++][1] = v->attention[i] / v->peak;
   }
+}
+
+static int64_t numbers_of(int size) { return 4096LL << (4 * size); }
+static double vector_flops(int size) {
+  return ir_info(IR_gelu_tanh)->flops * (double)numbers_of(size);
 }
 
 // Elementwise work that is more than moving: gelu by tanh, its FLOPs as ir/ops.def has them.
 static void measure_vector(const session *s, double start, speeds *v) {
   double each = s->seconds * 0.02 / (double)ROUNDS;
   for (int i = 0; i < VECTORS; i++) {
-    long long n = 4096LL << (4 * i);
+    long long n = numbers_of(i);
     say(s, arena_printf(s->c->arena, "gelu of %lld numbers", n));
     const char *text = arena_printf(s->c->arena,
                                     "module \"gelu\" graph\n\nfunc f train {\n"
                                     "  %%x = input() {name=\"x\"} : f32[n=%lld]\n"
                                     "  %%0 = gelu_tanh(%%x) : f32[n=%lld]\n}\n",
                                     n, n);
-    double took = text_seconds(s, text, each), flops = ir_info(IR_gelu_tanh)->flops * (double)n;
+    double took = text_seconds(s, text, each);
     if (took <= 0) break;
-    v->vector_flops[i] = flops;
-    keep(&v->vector[i], flops / (took > start ? took - start : took));
+    keep(&v->vector[i], vector_flops(i) / (took > start ? took - start : took));
   }
 }
 
@@ -375,7 +383,7 @@ static void set_vector(const speeds *v, host_facts *h) {
   for (int i = 0; i < VECTORS; i++) {
     if (v->vector[i] <= 0) continue;
     double share = v->vector[i] / h->vector_f32;
-    h->vector_curve[h->nvector][0] = v->vector_flops[i];
+    h->vector_curve[h->nvector][0] = vector_flops(i);
     h->vector_curve[h->nvector++][1] = share < 1 ? share : 1;
   }
 }

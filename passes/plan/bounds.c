@@ -476,17 +476,20 @@ static double least_slow(const load *l, int i, double over) {
   const int64_t *own = &l->chunks.layers[i * l->line.chunks];
   const int64_t *stash = &l->chunks.stash[i * l->line.chunks];
   double slow = 0, price = INFINITY, most = 0;
-  for (int k = 0; k < l->line.chunks && l->kinds == 1 && over > 0; k++) {
+  if (over <= 0) return 0;
+  if (l->kinds > 1) {
+    for (int k = 0; k < l->kinds; k++)
+      if (kind[k].less > 0) price = fmin(price, kind[k].more / kind[k].less);
+    for (int k = 0; k < l->line.chunks; k++) most = fmax(most, (double)stash[k]);
+    return isfinite(price) && most > 0 ? over / most * price : 0;
+  }
+  for (int k = 0; k < l->line.chunks && over > 0; k++) {
     double less = (double)stash[k] * kind->less;
     double some = less > 0 ? fmin((double)own[k], ceil(over / less - 1e-9)) : 0;
     over -= some * less;
     slow += some;
   }
-  if (l->kinds == 1) return slow * kind->more;
-  for (int k = 0; k < l->kinds; k++)
-    if (kind[k].less > 0) price = fmin(price, kind[k].more / kind[k].less);
-  for (int k = 0; k < l->line.chunks; k++) most = fmax(most, (double)stash[k]);
-  return over > 0 && isfinite(price) && most > 0 ? over / most * price : 0;
+  return slow * kind->more;
 }
 
 // A bound for chunks of stages that are alike, whose layers are known. Each stage waits until a
