@@ -17,11 +17,13 @@
     int n, cap; \
   }
 
-// Appends `...` (an expression of the element type) to *v.
+// Appends `...` (an expression of the element type) to *v. The expression is worked out first, so
+// it may read *v and even push to it.
 #define vec_push(a, v, ...)                                                                       \
   do {                                                                                            \
+    __typeof__(*(v)->at) vec_new = (__VA_ARGS__);                                                 \
     if ((v)->n == (v)->cap) (v)->at = vec_grow((a), (v)->at, (v)->n, &(v)->cap, sizeof *(v)->at); \
-    (v)->at[(v)->n++] = (__VA_ARGS__);                                                            \
+    (v)->at[(v)->n++] = vec_new;                                                                  \
   } while (0)
 
 // Room for `k` elements in all, for a vector whose size is known before: no block is left behind.

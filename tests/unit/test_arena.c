@@ -8,6 +8,7 @@
 #include <cmocka.h>
 
 #include "runtime/base/arena.h"
+#include "runtime/base/vec.h"
 
 enum { MOST = 200 };
 
@@ -48,7 +49,41 @@ static void test_adopt(void **state) {
   }
 }
 
+typedef VEC(int) numbers;
+
+// The sum of what is there, so that an element which is not yet there would be seen.
+static int sum(const numbers *v) {
+  int all = 0;
+  for (int i = 0; i < v->n; i++) all += v->at[i];
+  return all;
+}
+
+static int push_two(arena *a, numbers *v) {
+  vec_push(a, v, 1);
+  vec_push(a, v, 2);
+  return 3;
+}
+
+// What is pushed may be found by looking at the vector, or by pushing to it; blocks of a vector are
+// not cleared, and may hold what memory held before.
+static void test_push(void **state) {
+  (void)state;
+  enum { ROOM = 4096 };
+  arena a;
+  arena_init(&a);
+  memset(arena_alloc(&a, ROOM), 0x55, ROOM);
+  arena_free(&a);  // and malloc gives the same memory again
+  numbers v = {0};
+  for (int i = 0; i < 20; i++) vec_push(&a, &v, sum(&v) + 1);
+  for (int i = 0; i < 20; i++) assert_int_equal(v.at[i], 1 << i);
+  v.n = 0;
+  for (int i = 0; i < 60; i += 3) vec_push(&a, &v, push_two(&a, &v));
+  assert_int_equal(v.n, 60);
+  for (int i = 0; i < 60; i++) assert_int_equal(v.at[i], i % 3 + 1);
+  arena_free(&a);
+}
+
 int main(void) {
-  const struct CMUnitTest tests[] = {cmocka_unit_test(test_adopt)};
+  const struct CMUnitTest tests[] = {cmocka_unit_test(test_adopt), cmocka_unit_test(test_push)};
   return cmocka_run_group_tests(tests, NULL, NULL);
 }
