@@ -168,8 +168,10 @@ static void check_place(verifier *v, const ir_op *op, region_kind kind) {
 // ---- types against the rule --------------------------------------------------------------------
 
 static void check_types(verifier *v, ir_op *op) {
+  enum { FEW = 4 };  // results, nearly always: memory for every op would be as much as the module
+  ir_type few[FEW] = {0};
   int count = ir_result_count(op), n = 0;
-  ir_type *type = arena_new(v->scratch, ir_type, count);
+  ir_type *type = count <= FEW ? few : arena_new(v->scratch, ir_type, count);
   ir_index_trial trial = ir_index_try(v->m);
   const char *error = ir_infer(v->m, op, type, &n);
   if (error)
