@@ -474,6 +474,11 @@ static void others(page *p) {
     say(p, "</tr>\n");
   }
   table_end(p);
+  if (p->r->rejected.n)
+    say(p,
+        "<p class=\"note\">Plans of another kind were looked for near the best one, and a better "
+        "one "
+        "of their kind may exist: <code>--why zero=0</code>, say, searches for it.</p>\n");
   say(p, "</section>\n");
 }
 
