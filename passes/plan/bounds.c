@@ -137,8 +137,9 @@ static double bound_of_kinds(const ev_point *p, double work, const bl_state *mea
   }
   double busy = work / sum, share = n / (slowest * sum);
   double bound = fmax(m * busy, (m - 1) * busy + share * least.reduce) + share * least.rest;
-  // A micro-batch goes through all stages; then the first one sums what the last one has too.
-  bound = fmax(bound, fastest * work + tied_least(p));
+  // A micro-batch goes through all stages; then the first one sums what the last one has too. (In
+  // the zero-bubble order it does not wait for gradients of weights on its way.)
+  if (p->c->pipe != PIPE_ZERO_BUBBLE) bound = fmax(bound, fastest * work + tied_least(p));
   // And the pipeline fills, were all stages as fast as the fastest: see plan_quickly.
   if (p->c->pipe == PIPE_ONE_F_ONE_B && n > 1)
     bound = fmax(bound, fastest * work / (1 - pow(1 - 1 / m, n)));

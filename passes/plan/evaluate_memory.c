@@ -152,7 +152,8 @@ void ev_stage_memory(const ev_point *p, const stages_cut *cut, int stage, const 
   for (int k = 0; k < PLAN_CLASSES; k++) {
     if (k == PLAN_OPTIMIZER || c->home[k] == PLAN_DEVICE) continue;
     double ring = 2 * unit[k] < full.bytes[k] ? 2 * unit[k] : full.bytes[k];
-    h.device[k] = ring;
+    // What backward made for gradients of weights stays here.
+    h.device[k] = ring + (k == PLAN_ACTIVATIONS ? most.kept : 0);
     if (c->home[k] == PLAN_DISK) h.host += ring;  // and on the way to it
   }
   out->memory[PLAN_M_PARAMETERS] = llround(h.device[PLAN_PARAMETERS]);

@@ -407,6 +407,8 @@ def random_pins(r):
         pins.append(f"zero={r.randint(0, 3)}")
     if r.random() < 0.5:
         pins.append("ulysses=1,ring=1")
+    if r.random() < 0.2:  # looked at only where it is asked for
+        pins.append("order=zero_bubble")
     return ["--pin", ",".join(pins)] if pins else []
 
 
@@ -474,7 +476,7 @@ def fast_equals_exhaustive(count, seed):
         same = abs(a["step_s"] - b["step_s"]) <= 1e-9 * b["step_s"]
         assert same, f"{a['step_s']} ({a['plan']}) is not {b['step_s']} ({b['plan']})\n{where}"
         assert a["memory_bytes"] == b["memory_bytes"], where
-        assert a["memory_bytes"]["load"] <= a["memory_bytes"]["peak"] <= a["memory_bytes"]["capacity"]
+        assert a["memory_bytes"]["load"] <= a["memory_bytes"]["peak"] <= a["memory_bytes"]["capacity"], where
     assert found >= count // 3, f"only {found} of {count} jobs fit"
     print(f"{count} jobs, {found} fit: fast equals exhaustive")
 
