@@ -402,13 +402,20 @@ def random_pins(r):
             "activations:host", "parameters:host+optimizer:host", "parameters:disk+optimizer:disk",
             "gradients:host+optimizer:host"]))
     if r.random() < 0.5:
-        pins.append(f"recompute={r.choice(['none', 'selective', 'full'])}")
+        pins.append("recompute=" + r.choice(["none", "selective", "full"] * 2 + ["none+full", "selective+full"]))
     if r.random() < 0.5:
-        pins.append(f"zero={r.randint(0, 3)}")
+        pins.append(f"zero={r.randint(0, 3)}" + r.choice([""] * 7 + [":2"]))
     if r.random() < 0.5:
         pins.append("ulysses=1,ring=1")
-    if r.random() < 0.2:  # looked at only where it is asked for
-        pins.append("order=zero_bubble")
+    # And what a person may ask for, some of which is looked at only then.
+    if r.random() < 0.3:
+        pins.append("order=" + r.choice(["zero_bubble", "gpipe", "one_f_one_b", "interleaved(2)"]))
+    if r.random() < 0.1:
+        pins.append("sequence_parallel=false")
+    if r.random() < 0.1:
+        pins.append("placement=" + r.choice(["head_first", "context_first"]))
+    if r.random() < 0.1:
+        pins.append(r.choice(["micro_batch=1", "pipeline=2", "data=2", "tensor=2"]))
     return ["--pin", ",".join(pins)] if pins else []
 
 
