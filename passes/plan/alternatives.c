@@ -2,6 +2,7 @@
 // fits, changes that would. Each is a search under other pins.
 #include <string.h>
 
+#include "passes/plan/crossing.h"
 #include "passes/plan/search.h"
 #include "passes/plan/show.h"
 
@@ -105,6 +106,18 @@ void plan_add_alternatives(plan_result *r, const plan_space *s, const plan_pins 
       *a = *b;
       *b = t;
     }
+}
+
+void plan_add_crossing(plan_result *r, plan_space *s, const plan_pins *pins, double seconds) {
+  bool late = false;
+  r->crossing = plan_find_crossing(s, pins, r->best, seconds, &late);
+  if (!late) return;
+  const char *note = arena_printf(
+      r->arena,
+      "%s s were not enough to find from which speed of the link between unlike networks a "
+      "reduction across it would be better; a longer --limit may be",
+      show_short(r->arena, seconds));
+  vec_push(r->arena, &r->warnings, note);
 }
 
 // ---- fixes --------------------------------------------------------------------------------------

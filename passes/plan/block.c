@@ -778,7 +778,7 @@ bl_block *bl_make(arena *a, const sh_rules *rules, const bl_key *key, const cl_c
   bl_axes axes;
   b->why = bl_solve(&scratch, rules, key, cluster, device, NULL, &axes);
   if (b->why) {
-    b->code = "indivisible";
+    b->code = str_eq(b->why, SH_ENTANGLED) ? "entangled" : "indivisible";
     arena_free(&scratch);
     return b;
   }

@@ -583,7 +583,7 @@ static void add_second(const ev_point *p, const bl_block *slow, load *l, plan_qu
 }
 
 plan_quick plan_quickly(arena *a, plan_space *s, const plan_choice *c, const bl_block *b,
-                        bool bound) {
+                        bool open) {
   ev_point *p = ev_open_point(a, s, c, b);
   const bl_block *slow = c->also ? plan_second_block(s, c) : NULL;
   bl_state layers, others;
@@ -593,7 +593,7 @@ plan_quick plan_quickly(arena *a, plan_space *s, const plan_choice *c, const bl_
   load l = load_of(p, slow);
   plan_quick q = {.fits = l.fits, .second = slow != NULL};
   if (!q.fits) q.over = lacking(p, &layers, &others);
-  if (!q.fits && !bound) return q;
+  if (!q.fits && !open) return q;
   for (int k = 0; k < p->kinds; k++) {
     ev_layer_seconds(p, &p->kind[k]);  // a stage without weights waits for none
     p->kind[k].k.store.host_wait = p->kind[k].k.store.disk_wait = 0;
@@ -601,7 +601,9 @@ plan_quick plan_quickly(arena *a, plan_space *s, const plan_choice *c, const bl_
   q.bound = q.mean = bound_of(p, &layers, &others, &q);
   bool second = c->also && l.most_kept > l.least_kept;
   if (second) add_second(p, slow, &l, &q);
-  if (l.chunks.layers) q.bound = fmax(q.bound, bound_chunks(p, &l, second && slow, &q));
+  // With other homes there is more room on the device, and fewer layers need be of the second kind.
+  bool slows = second && slow && !open;
+  if (l.chunks.layers) q.bound = fmax(q.bound, bound_chunks(p, &l, slows, &q));
   return q;
 }
 

@@ -96,7 +96,7 @@ static double between(finder *f, both b, double low, double high) {
 }
 
 plan_crossing *plan_find_crossing(plan_space *s, const plan_pins *pins, const plan_candidate *best,
-                                  double seconds) {
+                                  double seconds, bool *late) {
   const cl_level *level = cl_unlike_level(s->cluster);
   if (!level) return NULL;
   finder f = {.s = s, .pins = pins, .level = level, .deadline = clock_s() + seconds};
@@ -107,6 +107,7 @@ plan_crossing *plan_find_crossing(plan_space *s, const plan_pins *pins, const pl
   here.c[sort] = best->choice;
   here.step[sort] = best->step_s;
   search_one(&f, s, !sort, &here);
+  *late = f.late;
   if (f.late || !here.any[!sort]) return NULL;
   double most = cl_member_most(level);
   *x = (plan_crossing){.level = level->name,
@@ -121,6 +122,7 @@ plan_crossing *plan_find_crossing(plan_space *s, const plan_pins *pins, const pl
   both there = here;
   if ((longer(&f, &here, end) > 0) == (sort == INSIDE)) {
     there = search_both(&f, end);
+    *late = f.late;
     if (f.late) return NULL;
     bool same = !there.any[!sort] ||
                 (there.any[sort] && (there.step[ACROSS] > there.step[INSIDE]) == (sort == INSIDE));
@@ -128,5 +130,6 @@ plan_crossing *plan_find_crossing(plan_space *s, const plan_pins *pins, const pl
   }
   x->speed = sort == INSIDE ? between(&f, there, x->speed_now, end)
                             : between(&f, there, end, x->speed_now);
+  *late = f.late;
   return f.late ? NULL : x;
 }

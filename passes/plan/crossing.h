@@ -14,8 +14,8 @@
 #include "passes/plan/search.h"
 
 // NULL when no networks differ, when plans of one of the two sorts do not exist, or when it would
-// take longer than `seconds`. `best` is the plan of the search with these pins.
+// take longer than `seconds` (*late). `best` is the plan of the search with these pins.
 plan_crossing *plan_find_crossing(plan_space *s, const plan_pins *pins, const plan_candidate *best,
-                                  double seconds);
+                                  double seconds, bool *late);
 
 #endif

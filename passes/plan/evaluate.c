@@ -204,6 +204,7 @@ plan_candidate *plan_evaluate(arena *a, plan_space *s, const plan_choice *c, con
   ev_fill_chunks(p, &cut, chunk, x);
   if (p->second) {
     ev_find_slow(p, &cut, &x->pipe, p->kind[0].k.capacity);
+    for (int i = 0; i < p->parts; i++) x->slowed |= p->slow[i] > 0;
     memset(chunk, 0, sizeof *chunk * (size_t)p->parts);
     ev_fill_chunks(p, &cut, chunk, x);
   }
@@ -238,7 +239,8 @@ plan_candidate *plan_evaluate(arena *a, plan_space *s, const plan_choice *c, con
   }
   x->load = x->peak;
   if (pipe_bound(&x->pipe) > limit) {
-    *code = x->peak > x->capacity || x->pressed ? "does-not-fit" : "slower";  // more room may help
+    bool pressed = x->peak > x->capacity || x->pressed || x->slowed;
+    *code = pressed ? "does-not-fit" : "slower";  // more room may help
     *why = "a bound of its step says so";
     return NULL;
   }

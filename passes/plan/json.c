@@ -255,6 +255,7 @@ static json_t *search_of(const plan_search_stats *s) {
   set(o, "pruned", whole(s->pruned));
   set(o, "fronts", whole(s->fronts));
   set(o, "evaluated", whole(s->evaluated));
+  set(o, "left_out", whole(s->left_out));
   set(o, "predicted_points", whole(s->predicted_points));
   set(o, "predicted_fronts", whole(s->predicted_fronts));
   set(o, "seconds", real(s->seconds));

@@ -154,6 +154,7 @@ typedef struct plan_candidate {
   // between device and host, between host and disk.
   double moved[PLAN_CLASSES][2], moved_disk[PLAN_CLASSES][2];
   bool pressed;           // with more memory, stages would be cut otherwise
+  bool slowed;            // with more memory, fewer layers would be computed again
   bool spans[PLAN_AXES];  // groups of this axis have members on networks that differ
   int64_t ring_inner;     // double ring: ring ranks of a node, where more nodes have some; else 0
   int nlayers;            // runs of layers
@@ -213,9 +214,11 @@ typedef struct plan_search_stats {
   int64_t pruned;      // of these, by a bound, before their step was worked out
   int64_t fronts;      // block searches made
   int64_t evaluated;   // points that were worked out
+  int64_t left_out;    // counted as pruned: their ops are too entangled to place exactly
   int64_t predicted_points, predicted_fronts;  // before the search
   double seconds;
-  bool optimal;         // all was searched: no point of the space is better within the model
+  bool optimal;         // no point of the space is better within the model: all was searched, and
+                        // none that was left out can be
   double gap, bound_s;  // how far from it the best may be when the search was stopped
 } plan_search_stats;
 

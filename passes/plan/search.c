@@ -4,7 +4,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "passes/plan/crossing.h"
 #include "passes/plan/show.h"
 #include "passes/plan/stage_kind.h"
 #include "runtime/base/clock.h"
@@ -63,9 +62,10 @@ typedef struct walk {
   int unfits;
   VEC(int) put_off;  // outer points whose activations alone are too much
   int top;
-  VEC(found) kept;  // the best ones, best first, up to `top`
-  double slack;     // how much better than what is known a plan must be to be looked at
-  bool near;        // what lacks least is not asked for
+  VEC(found) kept;    // the best ones, best first, up to `top`
+  double slack;       // how much better than what is known a plan must be to be looked at
+  bool near;          // what lacks least is not asked for
+  double left_bound;  // of points that are left out
   double since, next_report;
   int made;  // nodes
   bool stopped;
@@ -168,6 +168,7 @@ static void begin(walk *w) {
   while (outer_dims + w->ninner < n && w->inner[w->ninner].level == PLAN_INNER) w->ninner++;
   w->away = w->inner + w->ninner;
   w->naway = n - outer_dims - w->ninner;
+  w->left_bound = INFINITY;
   arena_init(&w->own);
   arena_init(&w->scratch);
   w->groups = (map){.arena = &w->own};
@@ -365,7 +366,7 @@ static plan_choice point_of(const walk *w, const plan_choice *of) {
 static void check_bounds(walk *w, const plan_choice *c, const bl_block *b, double step) {
   const plan_choice first = point_of(w, c);
   plan_quick point = plan_quickly(&w->scratch, w->s, &first, b, true);
-  plan_quick own = plan_quickly(&w->scratch, w->s, c, b, true);
+  plan_quick own = plan_quickly(&w->scratch, w->s, c, b, false);
   outer o = {.c = *c, .bound = plan_outer_bound(w->s, c), .group = group_of(w, c)};
   const struct {
     const char *of;
@@ -413,7 +414,8 @@ static room consider(walk *w, const plan_choice *c, const bl_block *b) {
     keep(w, &f);
     if (w->o->exhaustive) check_bounds(w, c, b, x->step_s);
   }
-  return x->pressed || x->peak > x->capacity ? ROOM_DEVICE : x->over ? ROOM_ELSEWHERE : ROOM_ENOUGH;
+  bool pressed = x->pressed || x->slowed || x->peak > x->capacity;
+  return pressed ? ROOM_DEVICE : x->over ? ROOM_ELSEWHERE : ROOM_ENOUGH;
 }
 
 static const plan_dim *last_dim(const walk *w) { return &w->away[w->naway - 1]; }
@@ -477,7 +479,7 @@ static void add_point(void *ctx, const plan_choice *inner) {
   walk *w = o->w;
   plan_choice c = point_of(w, inner);
   int64_t variants = variants_of(w, inner);
-  plan_quick q = plan_quickly(&w->scratch, w->s, &c, o->b, true);
+  plan_quick q = plan_quickly(&w->scratch, w->s, &c, o->b, variants > 1);
   w->stats->considered += variants;
   if (!q.fits && !w->best.any) remember(w, &c, q.over);
   if (q.bound > to_beat(w) || (!q.fits && variants == 1))
@@ -510,7 +512,8 @@ static void drop(walk *w, const outer *o) {
   w->stats->pruned += o->points;
 }
 
-static void open_outer(walk *w, heap *h, int at) {
+// `bound`: of its points.
+static void open_outer(walk *w, heap *h, int at, double bound) {
   outer *o = &w->outer.at[at];
   opened ctx = {.w = w, .h = h, .at = at, .b = block_of(w, at)};
   if (!variants_of(w, &o->c)) return;
@@ -521,6 +524,10 @@ static void open_outer(walk *w, heap *h, int at) {
   }
   w->code = ctx.b->code;
   w->why = ctx.b->why;
+  drop(w, o);
+  if (!str_eq(w->code, "entangled")) return;
+  w->stats->left_out += o->points;
+  if (bound < w->left_bound) w->left_bound = bound;
 }
 
 // An outer point is opened when its turn comes by all that is known of its group: blocks that were
@@ -532,7 +539,7 @@ static void look_at_outer(walk *w, heap *h, node *x) {
     drop(w, o);
     vec_push(&w->own, &w->put_off, x->outer);
   } else if (x->kind == NODE_GROUP && bound <= x->bound) {
-    open_outer(w, h, x->outer);
+    open_outer(w, h, x->outer, x->bound);
   } else {
     x->kind = NODE_GROUP;
     x->bound = fmax(x->bound, bound);
@@ -549,16 +556,18 @@ static void find_closest(walk *w) {
     if (b < least) least = b;
   }
   heap h = {0};
-  int64_t considered = w->stats->considered, pruned = w->stats->pruned;  // they were counted
+  const plan_search_stats counted = *w->stats;
   for (int i = 0; i < w->put_off.n; i++)
-    if (w->outer.at[w->put_off.at[i]].c.micro_batch == least) open_outer(w, &h, w->put_off.at[i]);
+    if (w->outer.at[w->put_off.at[i]].c.micro_batch == least)
+      open_outer(w, &h, w->put_off.at[i], 0);
   while (h.entry.n) {
     node x = pop(w, &h);
     if (x.kind == NODE_AWAY) add_variants(w, &h, &x);
     if (x.kind == NODE_HOMES) add_fitting(w, &h, &x);
   }
-  w->stats->considered = considered;
-  w->stats->pruned = pruned;
+  w->stats->considered = counted.considered;  // they were counted
+  w->stats->pruned = counted.pruned;
+  w->stats->left_out = counted.left_out;
   for (int i = 0; i < w->unfits; i++)
     consider(w, &w->unfit[i].c, plan_block_of(w->s, &w->unfit[i].c));
 }
@@ -622,7 +631,7 @@ static void search(walk *w) {
       w->stats->pruned++;
       add_variants(w, &h, &x);
     } else {  // of an exhaustive search
-      open_outer(w, &h, x.outer);
+      open_outer(w, &h, x.outer, o->bound);
     }
     if (w->scratch.total > (size_t)1 << 19) {
       arena_free(&w->scratch);
@@ -630,6 +639,10 @@ static void search(walk *w) {
     }
   }
   if (!w->stopped) w->stats->bound_s = w->best.step;
+  if (!w->stopped && w->best.any && w->left_bound < w->best.step) {
+    w->stats->optimal = false;
+    w->stats->bound_s = w->left_bound;
+  }
   if (!w->best.any && !w->near) find_closest(w);
   arena_free(&w->scratch);
   arena_free(&w->own);
@@ -835,20 +848,22 @@ plan_result *plan_search(arena *a, const plan_job *job, const cl_cluster *cluste
   search(&w);
   r->search.seconds = clock_s() - w.since;
   r->search.fronts = s.fronts;
+  if (r->search.left_out)
+    vec_push(a, &r->warnings,
+             arena_printf(a, "%s plans were left out: their ops are too entangled to place exactly",
+                          show_whole(a, r->search.left_out)));
   for (int i = 0; i < w.kept.n; i++)
     vec_push(a, &r->candidates, plan_work_out(&s, options->layouts, &w.kept.at[i].c));
   for (int i = 0; i < r->candidates.n; i++)
     laid_set_ranks(a, options->layouts, cluster, r->candidates.at[i]);
   if (r->candidates.n) {
     r->best = r->candidates.at[0];
-    if (w.stopped) {  // no time is left for what lost
-      r->search.gap =
-          r->search.bound_s < r->best->step_s ? 1 - r->search.bound_s / r->best->step_s : 0;
-      return r;
-    }
+    if (!r->search.optimal && r->search.bound_s < r->best->step_s)
+      r->search.gap = 1 - r->search.bound_s / r->best->step_s;
+    if (w.stopped) return r;  // no time is left for what lost
     plan_add_alternatives(r, &s, pins, options->layouts);
     if (!options->no_crossing)
-      r->crossing = plan_find_crossing(&s, pins, r->best, options->limit > 0 ? options->limit : 60);
+      plan_add_crossing(r, &s, pins, options->limit > 0 ? options->limit : 60);
     return r;
   }
   if (w.closest.any) {

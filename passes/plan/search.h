@@ -106,6 +106,8 @@ plan_candidate *plan_work_out(plan_space *s, laid_maker *layouts, const plan_cho
 // Sets s->saved and s->saved_by.
 void plan_note_saved(plan_space *s);
 
+// Into r->crossing, or a warning that so many seconds were not enough for it.
+void plan_add_crossing(plan_result *r, plan_space *s, const plan_pins *pins, double seconds);
 // Into r->rejected and r->fixes (alternatives.c). "does not fit by 3.1 GiB (weights ..., ...)".
 void plan_add_alternatives(plan_result *r, const plan_space *s, const plan_pins *pins,
                            laid_maker *layouts);
@@ -161,9 +163,10 @@ typedef struct plan_quick {
   bool second;   // whether the block of that kind is made
   double more;   // then: seconds beside `mean` that it takes at least
 } plan_quick;
-// `bound`: asked for where it does not fit too; else that stays 0 then.
+// `open`: homes are still to be chosen, `c` has the first ones. The bound is of all of them, and is
+// worked out where `c` does not fit, too; else it stays 0 then.
 plan_quick plan_quickly(arena *scratch, plan_space *s, const plan_choice *c, const bl_block *b,
-                        bool bound);
+                        bool open);
 // No more than plan_quickly's bound for a choice that differs from that of `first` by its homes
 // only, which has none: from sums alone, before it is asked.
 double plan_with_homes(arena *scratch, plan_space *s, const plan_choice *c, const bl_block *b,

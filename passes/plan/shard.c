@@ -801,7 +801,7 @@ sh_result *sh_solve(arena *a, const sh_rules *r, const sh_env *e, const double *
   const pg_graph *g = r->g;
   const shape *x = shape_of(r, e);
   if (!x->circuit) {
-    *why = "its ops are too entangled to place exactly";
+    *why = SH_ENTANGLED;
     return NULL;
   }
   arena own;

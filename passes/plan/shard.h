@@ -113,6 +113,10 @@ typedef struct sh_result {
   for (sh_move *m = (s)->first[v] ? &(s)->moves.at[(s)->first[v] - 1] : NULL; m != NULL; \
        m = m->next ? &(s)->moves.at[m->next - 1] : NULL)
 
+// Why an axis is not solved whose values depend on each other in too many ways for the exact search
+// (elim.h: a function of more than EL_LARGEST entries).
+#define SH_ENTANGLED "its ops are too entangled to place exactly"
+
 // Solves one axis. `value_part`, `op_part`: fractions that earlier axes leave, or NULL. NULL when
 // the axis cannot be used (no index divides by its size), with the reason in *why. size 1 gives the
 // trivial result.

@@ -53,7 +53,7 @@ def check_fields(j, devices):
         assert key in j, key
     assert set(("name", "parameters", "flops_per_step")) <= set(j["model"]), j["model"]
     assert j["cluster"]["devices"] == devices
-    for key in ("considered", "pruned", "seconds", "optimal", "gap", "bound_s"):
+    for key in ("considered", "pruned", "left_out", "seconds", "optimal", "gap", "bound_s"):
         assert key in j["search"], key
     if j["search"]["optimal"]:  # each point is either ruled out or worked out
         left = j["search"]["considered"] - j["search"]["pruned"]
@@ -436,7 +436,7 @@ def random_chunks(r, folder):
     sets = {"layers": r.choice([4, 5, 7, 8, 9, 10, 12]), "heads": 4, "hidden": r.choice([64, 128, 256]),
             "vocab": r.choice([96, 4000]), "batch": r.choice([16, 32, 64, 96]), "seq": r.choice([32, 64, 128]),
             "precision": "bf16"}
-    pins = ["offload=none,tensor=1,ulysses=1,ring=1", f"micro_batch={r.choice([1, 1, 2])}",
+    pins = [r.choice(["offload=none,", "offload=none,", ""]) + "tensor=1,ulysses=1,ring=1", f"micro_batch={r.choice([1, 1, 2])}",
             f"zero={r.randint(0, 1)}", f"pipeline={r.choice([2, 3, 4])}",
             "recompute=" + r.choice(["none", "auto", "none+full", "none+full"])]
     args = [GPT, "--set", ",".join(f"{k}={v}" for k, v in sets.items()), "--cluster", where,
@@ -473,13 +473,13 @@ def fast_equals_exhaustive(count, seed):
         where = f"seed {seed + k}: dsmc plan {' '.join(args)}\n{text}"
         a, b = fast["best"], full["best"]
         assert (a is None) == (b is None), where
-        assert full["search"]["optimal"] or b is None, where
+        assert full["search"]["optimal"] or full["search"]["left_out"] or b is None, where
         # Points are counted by what the rows of the space ask of each other, before any is looked at.
         assert full["search"]["considered"] == full["search"]["points"] == fast["search"]["points"], where
         if a is None:
             continue
         found += 1
-        assert fast["search"]["optimal"], where
+        assert fast["search"]["optimal"] or fast["search"]["left_out"], where
         same = abs(a["step_s"] - b["step_s"]) <= 1e-9 * b["step_s"]
         assert same, f"{a['step_s']} ({a['plan']}) is not {b['step_s']} ({b['plan']})\n{where}"
         assert a["memory_bytes"] == b["memory_bytes"], where
