@@ -192,8 +192,9 @@ static int values_order(const plan_space *s, const plan_choice *c, int64_t out[P
 
 static int values_schedule(const plan_space *s, const plan_choice *c, int64_t out[PLAN_VALUES]) {
   int64_t p = c->size[PLAN_PIPELINE];
-  // One stage has no bubble, and cuts no backward in two.
-  if (p == 1 && s->pins.schedule == PIPE_ZERO_BUBBLE) return one(out, PIPE_ONE_F_ONE_B);
+  // One stage goes through a micro-batch at a time.
+  bool plain = s->pins.schedule == PIPE_ZERO_BUBBLE || s->pins.schedule == PIPE_GPIPE;
+  if (p == 1 && plain) return one(out, PIPE_ONE_F_ONE_B);
   if (s->pins.schedule >= 0) return one(out, s->pins.schedule);
   int k = 0;
   out[k++] = PIPE_ONE_F_ONE_B;
