@@ -168,8 +168,7 @@ typedef struct plan_candidate {
 
 // An alternative of another kind: other sizes of an axis, another stage of ZeRO, other
 // recomputation. It was looked for near the best plan and is shown, not proved: where pins ask for
-// its kind
-// (`--why zero=0`) the search may find a faster one.
+// its kind (`--why zero=0`) the search may find a faster one.
 typedef struct plan_rejected {
   plan_choice choice;
   const char *code;    // "does-not-fit", "slower", "indivisible", ...

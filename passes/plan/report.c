@@ -476,9 +476,8 @@ static void others(page *p) {
   table_end(p);
   if (p->r->rejected.n)
     say(p,
-        "<p class=\"note\">Plans of another kind were looked for near the best one, and a better "
-        "one "
-        "of their kind may exist: <code>--why zero=0</code>, say, searches for it.</p>\n");
+        "<p class=\"note\">Plans of another kind were looked for near the best one, and better "
+        "ones of their kinds may exist: <code>--why zero=0</code>, say, searches for it.</p>\n");
   say(p, "</section>\n");
 }
 

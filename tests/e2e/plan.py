@@ -115,6 +115,13 @@ def contract():
             check_fields(j, 8)
             assert j["best"] is None and j["rejected"][0]["code"] == "indivisible", j
             assert "8 heads cannot be split" in j["rejected"][0]["reason"], j
+        # What backward keeps for gradients of weights stays on the device where activations do not.
+        kept = {}
+        for order in ("one_f_one_b", "zero_bubble"):
+            away = plan_json(*first[:5], "--pin", "data=1,pipeline=2,tensor=4,ulysses=1,ring=1,zero=0,micro_batch=1,"
+                             f"recompute=full,offload=activations:host,order={order}")["best"]
+            kept[order] = [s["memory_bytes"]["activations"] for s in away["stages"]]
+        assert all(a > 2 * b for a, b in zip(kept["zero_bubble"], kept["one_f_one_b"])), kept
         # What is not text of a plan is 1, with a caret.
         for pins in ("tensor=oops", "zero=7", "wheels=4"):
             wrong = plan(*first[:5], "--pin", pins, good=(1,))
