@@ -192,9 +192,9 @@ static int values_order(const plan_space *s, const plan_choice *c, int64_t out[P
 
 static int values_schedule(const plan_space *s, const plan_choice *c, int64_t out[PLAN_VALUES]) {
   int64_t p = c->size[PLAN_PIPELINE];
-  // One stage goes through a micro-batch at a time.
-  bool plain = s->pins.schedule == PIPE_ZERO_BUBBLE || s->pins.schedule == PIPE_GPIPE;
-  if (p == 1 && plain) return one(out, PIPE_ONE_F_ONE_B);
+  // One stage goes through a micro-batch at a time, and has no chunks.
+  if (p == 1 && s->pins.schedule == PIPE_INTERLEAVED) return 0;
+  if (p == 1) return one(out, PIPE_ONE_F_ONE_B);
   if (s->pins.schedule >= 0) return one(out, s->pins.schedule);
   int k = 0;
   out[k++] = PIPE_ONE_F_ONE_B;
@@ -357,6 +357,9 @@ const char *plan_why_illegal(arena *a, const plan_space *s, const char **code) {
     return arena_printf(a, "micro_batch = %lld does not divide batch = %lld",
                         (long long)s->pins.micro_batch, (long long)s->job->batch);
   *code = "infeasible";
+  bool one_stage = devices == 1 || s->pins.size[PLAN_PIPELINE] == 1;
+  if (one_stage && (s->pins.schedule == PIPE_INTERLEAVED || s->pins.interleave > 1))
+    return "only a pipeline of two stages or more can be interleaved";
   if (s->pins.schedule >= 0 && s->pins.interleave) {
     // (Whether micro-batches divide is asked of each point.)
     const int stages = s->pins.size[PLAN_PIPELINE] ? (int)s->pins.size[PLAN_PIPELINE] : 1;
