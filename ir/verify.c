@@ -168,7 +168,7 @@ static void check_place(verifier *v, const ir_op *op, region_kind kind) {
 // ---- types against the rule --------------------------------------------------------------------
 
 static void check_types(verifier *v, ir_op *op) {
-  enum { FEW = 4 };  // results, nearly always: memory for every op would be as much as the module
+  enum { FEW = 4 };  // results; of more they lie in the arena
   ir_type few[FEW] = {0};
   int count = ir_result_count(op), n = 0;
   ir_type *type = count <= FEW ? few : arena_new(v->scratch, ir_type, count);

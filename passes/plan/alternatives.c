@@ -109,7 +109,7 @@ void plan_add_alternatives(plan_result *r, const plan_space *s, const plan_pins 
 }
 
 void plan_add_crossing(plan_result *r, plan_space *s, const plan_pins *pins, double seconds) {
-  bool late = false;
+  bool late;
   r->crossing = plan_find_crossing(s, pins, r->best, seconds, &late);
   if (!late) return;
   const char *note = arena_printf(

@@ -98,6 +98,7 @@ static double between(finder *f, both b, double low, double high) {
 plan_crossing *plan_find_crossing(plan_space *s, const plan_pins *pins, const plan_candidate *best,
                                   double seconds, bool *late) {
   const cl_level *level = cl_unlike_level(s->cluster);
+  *late = false;
   if (!level) return NULL;
   finder f = {.s = s, .pins = pins, .level = level, .deadline = clock_s() + seconds};
   plan_crossing *x = arena_new(s->a, plan_crossing, 1);

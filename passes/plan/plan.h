@@ -171,7 +171,7 @@ typedef struct plan_candidate {
 // its kind (`--why zero=0`) the search may find a faster one.
 typedef struct plan_rejected {
   plan_choice choice;
-  const char *code;    // "does-not-fit", "slower", "indivisible", ...
+  const char *code;    // "does-not-fit", "slower", "indivisible", "entangled", ...
   const char *reason;  // "slower by 9.6 %: tensor traffic 2.5 s instead of 1.1 s"
   int64_t over;        // does-not-fit
   double step_s;       // slower; 0: not worked out

@@ -198,7 +198,7 @@ static int values_schedule(const plan_space *s, const plan_choice *c, int64_t ou
   if (s->pins.schedule >= 0) return one(out, s->pins.schedule);
   int k = 0;
   out[k++] = PIPE_ONE_F_ONE_B;
-  if (p > 1 && c->micro_batches % p == 0 && s->layers >= 2 * p) out[k++] = PIPE_INTERLEAVED;
+  if (c->micro_batches % p == 0 && s->layers >= 2 * p) out[k++] = PIPE_INTERLEAVED;
   return k;
 }
 static void set_schedule(const plan_space *s, plan_choice *c, int64_t v) {

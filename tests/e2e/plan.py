@@ -122,6 +122,17 @@ def contract():
                              f"recompute=full,offload=activations:host,order={order}")["best"]
             kept[order] = [s["memory_bytes"]["activations"] for s in away["stages"]]
         assert all(a > 2 * b for a, b in zip(kept["zero_bubble"], kept["one_f_one_b"])), kept
+        # Plans that cannot be placed exactly are left out, which is said, and nothing is proved without them.
+        entangled = [os.path.join(ROOT, "tests", "e2e", "inputs", "entangled.dsm"), "--cluster", "dgx-a100-80g:4",
+                     "--pin", "offload=none,ulysses=1,ring=1,tensor=2,pipeline=2"]
+        j = plan_json(*entangled)
+        assert j["search"]["left_out"] == 2 and "2 plans were left out" in j["warnings"][0], (j["search"], j["warnings"])
+        assert not j["search"]["optimal"] and j["search"]["gap"] > 0, j["search"]
+        j = plan_json(*entangled[:4], entangled[4] + ",recompute=full", good=(3,))
+        assert j["rejected"][0]["code"] == "entangled", j["rejected"]
+        # One stage has no chunks.
+        j = plan_json(*first[:5], "--pin", "pipeline=1,order=interleaved(2)", good=(3,))
+        assert "two stages or more" in j["rejected"][0]["reason"], j["rejected"]
         # What is not text of a plan is 1, with a caret.
         for pins in ("tensor=oops", "zero=7", "wheels=4"):
             wrong = plan(*first[:5], "--pin", pins, good=(1,))
@@ -443,8 +454,8 @@ def random_chunks(r, folder):
     sets = {"layers": r.choice([4, 5, 7, 8, 9, 10, 12]), "heads": 4, "hidden": r.choice([64, 128, 256]),
             "vocab": r.choice([96, 4000]), "batch": r.choice([16, 32, 64, 96]), "seq": r.choice([32, 64, 128]),
             "precision": "bf16"}
-    pins = [r.choice(["offload=none,", "offload=none,", ""]) + "tensor=1,ulysses=1,ring=1", f"micro_batch={r.choice([1, 1, 2])}",
-            f"zero={r.randint(0, 1)}", f"pipeline={r.choice([2, 3, 4])}",
+    pins = [r.choice(["offload=none,", "offload=none,", ""]) + "tensor=1,ulysses=1,ring=1",
+            f"micro_batch={r.choice([1, 1, 2])}", f"zero={r.randint(0, 1)}", f"pipeline={r.choice([2, 3, 4])}",
             "recompute=" + r.choice(["none", "auto", "none+full", "none+full"])]
     args = [GPT, "--set", ",".join(f"{k}={v}" for k, v in sets.items()), "--cluster", where,
             "--pin", ",".join(pins)]
@@ -467,30 +478,43 @@ def little_memory(r, args, where, share, good=(0, 3)):
         return f.read()
 
 
+def is_proved(search):
+    """Optimal, or it says how far from it: plans that cannot be placed exactly are no proof of anything."""
+    return search["optimal"] or (search["left_out"] > 0 and search["gap"] > 0)
+
+
+def same_plan(job, seed):
+    """Both searches of one random job take the same plan; whether there is one."""
+    with tempfile.TemporaryDirectory() as folder:
+        args, text = job(random.Random(seed), folder)
+        good = (0, 1, 3) if job == random_chunks else (0, 3)  # 1: the cluster has not so many devices
+        fast = plan_json(*args, good=good)
+        full = plan_json(*args, "--search", "exhaustive", good=good)
+    where = f"seed {seed} of {job.__name__}: dsmc plan {' '.join(args)}\n{text}"
+    a, b = fast["best"], full["best"]
+    assert (a is None) == (b is None), where
+    assert is_proved(full["search"]) or b is None, where
+    # Points are counted by what the rows of the space ask of each other, before any is looked at.
+    assert full["search"]["considered"] == full["search"]["points"] == fast["search"]["points"], where
+    if a is None:
+        return False
+    assert is_proved(fast["search"]), where
+    same = abs(a["step_s"] - b["step_s"]) <= 1e-9 * b["step_s"]
+    assert same, f"{a['step_s']} ({a['plan']}) is not {b['step_s']} ({b['plan']})\n{where}"
+    assert a["memory_bytes"] == b["memory_bytes"], where
+    assert a["memory_bytes"]["load"] <= a["memory_bytes"]["peak"] <= a["memory_bytes"]["capacity"], where
+    return True
+
+
+# Jobs in which the two differed, or a bound was too high, before it was mended.
+ONCE_WRONG = [(random_job, 100103), (random_job, 200155), (random_job, 200213), (random_job, 200294),
+              (random_chunks, 100481), (random_chunks, 200089)]
+
+
 def fast_equals_exhaustive(count, seed):
-    found = 0
-    for k in range(count):
-        r = random.Random(seed + k)
-        with tempfile.TemporaryDirectory() as folder:
-            job = {0: random_job, 1: random_chunks}.get(k % 5, random_graph)
-            args, text = job(r, folder)
-            good = (0, 1, 3) if job == random_chunks else (0, 3)  # 1: the cluster has not so many devices
-            fast = plan_json(*args, good=good)
-            full = plan_json(*args, "--search", "exhaustive", good=good)
-        where = f"seed {seed + k}: dsmc plan {' '.join(args)}\n{text}"
-        a, b = fast["best"], full["best"]
-        assert (a is None) == (b is None), where
-        assert full["search"]["optimal"] or full["search"]["left_out"] or b is None, where
-        # Points are counted by what the rows of the space ask of each other, before any is looked at.
-        assert full["search"]["considered"] == full["search"]["points"] == fast["search"]["points"], where
-        if a is None:
-            continue
-        found += 1
-        assert fast["search"]["optimal"] or fast["search"]["left_out"], where
-        same = abs(a["step_s"] - b["step_s"]) <= 1e-9 * b["step_s"]
-        assert same, f"{a['step_s']} ({a['plan']}) is not {b['step_s']} ({b['plan']})\n{where}"
-        assert a["memory_bytes"] == b["memory_bytes"], where
-        assert a["memory_bytes"]["load"] <= a["memory_bytes"]["peak"] <= a["memory_bytes"]["capacity"], where
+    for job, once in ONCE_WRONG:
+        same_plan(job, once)
+    found = sum(same_plan({0: random_job, 1: random_chunks}.get(k % 5, random_graph), seed + k) for k in range(count))
     assert found >= count // 3, f"only {found} of {count} jobs fit"
     print(f"{count} jobs, {found} fit: fast equals exhaustive")
 
