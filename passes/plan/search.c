@@ -850,7 +850,7 @@ plan_result *plan_search(arena *a, const plan_job *job, const cl_cluster *cluste
   r->search.fronts = s.fronts;
   if (r->search.left_out)
     vec_push(a, &r->warnings,
-             arena_printf(a, "%s plans were left out: their ops are too entangled to place exactly",
+             arena_printf(a, "left out, as " SH_ENTANGLED ": %s of the plans",
                           show_whole(a, r->search.left_out)));
   for (int i = 0; i < w.kept.n; i++)
     vec_push(a, &r->candidates, plan_work_out(&s, options->layouts, &w.kept.at[i].c));
