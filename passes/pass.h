@@ -63,6 +63,7 @@ typedef struct pass_options {
   const char *after;  // stop after this pass (its last occurrence); NULL: run all
   const char *only;   // comma-separated names: run just these, in the list's order; NULL: all
   skip_set skip;      // optional passes and choices to leave out (measurements)
+  bool verify_last;   // the module is verified behind the last pass, not behind each
   // Called after each pass with its name and seconds; may be NULL.
   void (*report)(void *ctx, const char *pass, double seconds, ir_module *m);
   void *report_ctx;

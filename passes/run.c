@@ -103,7 +103,13 @@ static int back_row(void) {
   return i;
 }
 
+static void verify(ir_module *m, const char *pass) {
+  const char *bad = ir_verify(m);
+  if (bad) IR_BUG("after pass `%s`: %s", pass, bad);
+}
+
 static const char *run_rows(ir_module *m, const pass_options *o, int first, int last) {
+  const char *ran = NULL;
   for (int i = first; i <= last; i++) {
     const pass_info *p = &list[i];
     if (o->only && !named(o->only, p->name)) continue;
@@ -113,10 +119,11 @@ static const char *run_rows(ir_module *m, const pass_options *o, int first, int 
     const char *why = function[i](m, o);
     if (why) return why;
     m->stage = p->after;
-    const char *bad = ir_verify(m);
-    if (bad) IR_BUG("after pass `%s`: %s", p->name, bad);
+    if (!o->verify_last) verify(m, p->name);
+    ran = p->name;
     if (o->report) o->report(o->report_ctx, p->name, clock_s() - t, m);
   }
+  if (ran && o->verify_last) verify(m, ran);
   return NULL;
 }
 

@@ -546,7 +546,8 @@ static const double *minima(run *r, arena *scratch, const el_step *s, const doub
   key_put(&r->key, in, sizeof *in * (size_t)s->addends);
   int n = intern_of(&r->sums, &r->key);
   if (n < r->of_sum.n) return r->of_sum.at[n];
-  double *made = arena_new(scratch, double, s->t->entries);
+  // All entries are written: no zeroes first.
+  double *made = arena_alloc_raw(scratch, sizeof *made * (size_t)s->t->entries);
   find_least(s, in, made);
   vec_push(scratch, &r->of_sum, made);
   return made;
@@ -557,7 +558,7 @@ bool el_run(const el_circuit *c, arena *scratch, const double *const *cost, int 
   *total = EL_NEVER;
   if (!c->possible) return false;
   run r = {.c = c, .cost = cost};
-  r.made = arena_new(scratch, const double *, c->nsteps + 1);
+  r.made = arena_alloc_raw(scratch, sizeof *r.made * (size_t)(c->nsteps + 1));
   r.sums.arena = r.key.arena = scratch;
   int *chosen = arena_new(scratch, int, c->nsteps + 1), most = 1;  // entry of each step
   bool *used = arena_new(scratch, bool, c->nsteps + 1);

@@ -319,6 +319,17 @@ static void count_model(reader *r) {
   }
 }
 
+static void find_heads(arena *a, pg_graph *g) {
+  for (int i = 0; i < g->op.n; i++) {
+    const ir_op *op = g->op.at[i].op;
+    if (g->op.at[i].kind != PG_OP || !ir_get_attr(op, "kv_heads")) continue;
+    const pg_heads h = {ir_attr_int(op, "kv_heads", 1), ir_attr_int(op, "rep", 1)};
+    int k = 0;
+    while (k < g->heads.n && (g->heads.at[k].kv != h.kv || g->heads.at[k].rep != h.rep)) k++;
+    if (k == g->heads.n) vec_push(a, &g->heads, h);
+  }
+}
+
 // The states beside each weight.
 static void find_states(reader *r) {
   for (int i = 0; i < r->m->states.n; i++) {
@@ -412,6 +423,7 @@ pg_graph *pg_read_func(arena *a, ir_module *m, const ir_func *f) {
   find_states(&r);
   pg_find_kernels(a, g);
   count_model(&r);
+  find_heads(a, g);
   find_facts(a, g);
   return g;
 }

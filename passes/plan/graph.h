@@ -79,6 +79,11 @@ typedef struct pg_piece {
   bool empty;        // nothing runs here
 } pg_piece;
 
+// Heads of an attention: of keys and values, and queries to each of them.
+typedef struct pg_heads {
+  int64_t kv, rep;
+} pg_heads;
+
 typedef struct pg_graph {
   ir_module *m;
   VEC(pg_value) value;
@@ -87,6 +92,7 @@ typedef struct pg_graph {
   const int *first, *by_piece;  // ops of piece i: by_piece[first[i]] .. by_piece[first[i + 1] - 1]
   const int *of;                // by id of an ir_value that existed: its value; -1: none
   int nof;                      // length of `of`
+  VEC(pg_heads) heads;          // of its ops, each pair once
   int segment;                  // of forward and backward (ir_op)
   double parameters;            // logical, each once
   double flops;           // model FLOPs of one sample, forward and backward: products and attention

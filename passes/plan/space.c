@@ -50,11 +50,8 @@ static const sh_rules *rules(const plan_space *s) {
 // Every op with heads can be cut in n: by its key-value heads, or by the queries that share one.
 static bool heads_divide(const plan_space *s, int64_t n) {
   const pg_graph *g = rules(s)->g;
-  for (int i = 0; i < g->op.n; i++) {
-    const ir_op *op = g->op.at[i].op;
-    if (g->op.at[i].kind != PG_OP || !ir_get_attr(op, "kv_heads")) continue;
-    if (ir_attr_int(op, "kv_heads", 1) % n && ir_attr_int(op, "rep", 1) % n) return false;
-  }
+  for (int i = 0; i < g->heads.n; i++)
+    if (g->heads.at[i].kv % n && g->heads.at[i].rep % n) return false;
   return true;
 }
 
@@ -324,11 +321,7 @@ const char *plan_why_illegal(arena *a, const plan_space *s, const char **code) {
   *code = "indivisible";
   int64_t devices = s->cluster->devices, product = 1, heads = 1;
   const pg_graph *g = rules(s)->g;
-  for (int i = 0; i < g->op.n; i++) {
-    const ir_op *op = g->op.at[i].op;
-    if (g->op.at[i].kind == PG_OP && ir_get_attr(op, "kv_heads"))
-      heads = ir_attr_int(op, "kv_heads", 1) * ir_attr_int(op, "rep", 1);
-  }
+  for (int i = 0; i < g->heads.n; i++) heads = g->heads.at[i].kv * g->heads.at[i].rep;
   for (int x = 0; x < PLAN_AXES; x++) {
     int64_t pin = s->pins.size[x];
     if (!pin) continue;
