@@ -92,8 +92,7 @@ typedef struct solver {
   VEC(const pattern *) by_table;     // ORDER tables
   VEC(pattern *) pattern;            // ORDER contents
   VEC(seen) seen;                    // ORDER buckets
-  VEC(factor *) factor;
-  VEC(int) * of;  // factors that name a variable
+  VEC(factor *) * of;                // factors that name a variable
   bool *done;
   double *cost;      // of eliminating a variable, by the order
   VEC(entry) queue;  // a heap of variables, some of them several times; the last offer counts
@@ -102,8 +101,7 @@ typedef struct solver {
 } solver;
 
 static void add(solver *s, factor *f) {
-  for (int i = 0; i < f->n; i++) vec_push(s->scratch, &s->of[f->var[i]], s->factor.n);
-  vec_push(s->scratch, &s->factor, f);
+  for (int i = 0; i < f->n; i++) vec_push(s->scratch, &s->of[f->var[i]], f);
 }
 
 // Patterns of equal content are one: along a chain of equal bodies what is allowed is soon the same
@@ -173,9 +171,10 @@ static factor *factor_of(solver *s, int term) {
 }
 
 static void drop_gone(solver *s, int v) {
-  int kept = 0, *of = s->of[v].at;
+  factor **of = s->of[v].at;
+  int kept = 0;
   for (int i = 0; i < s->of[v].n; i++)
-    if (!s->factor.at[of[i]]->gone) of[kept++] = of[i];
+    if (!of[i]->gone) of[kept++] = of[i];
   s->of[v].n = kept;
 }
 
@@ -186,7 +185,7 @@ static int neighbours(solver *s, int v, int *out) {
   s->mark[v] = s->stamp;
   drop_gone(s, v);
   for (int i = 0; i < s->of[v].n; i++) {
-    const factor *f = s->factor.at[s->of[v].at[i]];
+    const factor *f = s->of[v].at[i];
     for (int k = 0; k < f->n; k++) {
       int w = f->var[k];
       if (s->mark[w] == s->stamp) continue;
@@ -212,7 +211,7 @@ static double cost_of(solver *s, int v) {
   double e = s->order == BY_SUMS ? s->p->size[v] : 1;
   for (int i = 0; i < n; i++) e *= s->p->size[near[i]];
   for (int i = 0; i < s->of[v].n; i++) {
-    const factor *f = s->factor.at[s->of[v].at[i]];
+    const factor *f = s->of[v].at[i];
     if (s->order == BY_GROWTH)
       e -= entries_of(s, f);
     else
@@ -278,7 +277,7 @@ static void open_bucket(solver *s, bucket *b) {
   b->step = arena_new(s->scratch, int, (all + 1) * (n + 1));
   b->last = arena_new(s->scratch, int, all + 1);
   for (int i = 0; i < all; i++) {
-    factor *f = s->factor.at[s->of[b->v].at[i]];
+    factor *f = s->of[b->v].at[i];
     if (f->gone) continue;
     b->last[b->nin] = -1;
     for (int k = 0; k <= n; k++) {
