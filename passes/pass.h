@@ -35,6 +35,10 @@ typedef struct recompute_result {
   const char *list;       // them, a line a repeat: "  h: layernorm n, einsum attn.c_attn"
 } recompute_result;
 
+// A module is verified behind each pass, which tells the one that broke it; or once, behind the
+// last. NEVER is for the first part of a run whose rest is verified.
+typedef enum pass_verify { VERIFY_EACH, VERIFY_LAST, VERIFY_NEVER } pass_verify;
+
 typedef struct pass_options {
   pass_optimizer optimizer;
   bool momentum;  // SGD keeps a velocity
@@ -60,10 +64,10 @@ typedef struct pass_options {
   // Whether a library does a product in place of a kernel of ours (codegen's cg_by_library, with
   // select_ctx): then it stays plain, and ops behind it keep kernels of their own. NULL: never.
   bool (*by_library)(void *ctx, const ir_op *op);
-  const char *after;  // stop after this pass (its last occurrence); NULL: run all
-  const char *only;   // comma-separated names: run just these, in the list's order; NULL: all
-  skip_set skip;      // optional passes and choices to leave out (measurements)
-  bool verify_last;   // the module is verified behind the last pass, not behind each
+  const char *after;   // stop after this pass (its last occurrence); NULL: run all
+  const char *only;    // comma-separated names: run just these, in the list's order; NULL: all
+  skip_set skip;       // optional passes and choices to leave out (measurements)
+  pass_verify verify;  // when the module is verified
   // Called after each pass with its name and seconds; may be NULL.
   void (*report)(void *ctx, const char *pass, double seconds, ir_module *m);
   void *report_ctx;

@@ -119,11 +119,11 @@ static const char *run_rows(ir_module *m, const pass_options *o, int first, int 
     const char *why = function[i](m, o);
     if (why) return why;
     m->stage = p->after;
-    if (!o->verify_last) verify(m, p->name);
+    if (o->verify == VERIFY_EACH) verify(m, p->name);
     ran = p->name;
     if (o->report) o->report(o->report_ctx, p->name, clock_s() - t, m);
   }
-  if (ran && o->verify_last) verify(m, ran);
+  if (ran && o->verify == VERIFY_LAST) verify(m, ran);
   return NULL;
 }
 
