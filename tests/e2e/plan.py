@@ -412,28 +412,40 @@ def random_job(r, folder):
     return [*args, *random_pins(r)], text
 
 
+# What a person may pin: how often it is, and to what. Where much is pinned all of the rest can be tried; some plans are
+# looked at only where they are asked for.
+PINS = {
+    "offload": (0.75, ["none"] * 5 + [
+        "activations:host", "parameters:host", "optimizer:host", "gradients:host+optimizer:host",
+        "parameters:host+optimizer:host", "parameters:host+activations:host",
+        "parameters:disk+optimizer:disk", "optimizer:disk+activations:host"]),
+    "recompute": (0.5, ["none", "selective", "full"] * 2 + ["none+selective", "none+full", "selective+full"]),
+    "zero": (0.5, ["0", "1", "2", "3"] * 3 + ["1:2", "2:2", "3:2", "1:4", "2:4", "3:4"]),
+    "ulysses": (0.5, ["1"] * 5 + ["2"]),
+    "ring": (0.5, ["1"] * 5 + ["2"]),
+    "order": (0.4, ["zero_bubble", "gpipe", "one_f_one_b", "interleaved(2)", "interleaved(3)"]),
+    "interleave": (0.2, ["1", "2", "3"]),
+    "sequence_parallel": (0.15, ["false", "true"]),
+    "placement": (0.15, ["head_first", "context_first"]),
+    "micro_batch": (0.07, ["1", "2"]),
+    "pipeline": (0.07, ["1", "2", "3", "4"]),
+    "data": (0.07, ["1", "2"]),
+    "tensor": (0.07, ["1", "2", "4"]),
+}
+# Keys of a plan section that say nothing of the space of a search.
+NO_PINS = {"cluster", "mesh", "stages", "expert", "stream", "matmul"}
+
+
+def every_key_is_drawn():
+    """A dimension that jobs never pin would not be tried where it is pinned."""
+    with open(os.path.join(ROOT, "frontend", "keys.def")) as f:
+        keys = set(re.findall(r'KEY\("plan", "(\w+)"', f.read()))
+    assert keys == set(PINS) | NO_PINS, f"not drawn, or no key: {keys ^ (set(PINS) | NO_PINS)}"
+
+
 def random_pins(r):
     """Some of the dimensions pinned, so that what is left is small enough to try all of it."""
-    pins = []
-    if r.random() < 0.8:
-        pins.append("offload=" + r.choice(["none"] * 6 + [
-            "activations:host", "parameters:host+optimizer:host", "parameters:disk+optimizer:disk",
-            "gradients:host+optimizer:host"]))
-    if r.random() < 0.5:
-        pins.append("recompute=" + r.choice(["none", "selective", "full"] * 2 + ["none+full", "selective+full"]))
-    if r.random() < 0.5:
-        pins.append(f"zero={r.randint(0, 3)}" + r.choice([""] * 7 + [":2"]))
-    if r.random() < 0.5:
-        pins.append("ulysses=1,ring=1")
-    # And what a person may ask for, some of which is looked at only then.
-    if r.random() < 0.3:
-        pins.append("order=" + r.choice(["zero_bubble", "gpipe", "one_f_one_b", "interleaved(2)"]))
-    if r.random() < 0.1:
-        pins.append("sequence_parallel=false")
-    if r.random() < 0.1:
-        pins.append("placement=" + r.choice(["head_first", "context_first"]))
-    if r.random() < 0.1:
-        pins.append(r.choice(["micro_batch=1", "pipeline=2", "data=2", "tensor=2"]))
+    pins = [f"{key}={r.choice(values)}" for key, (share, values) in PINS.items() if r.random() < share]
     return ["--pin", ",".join(pins)] if pins else []
 
 
@@ -459,10 +471,13 @@ def random_chunks(r, folder):
             "recompute=" + r.choice(["none", "auto", "none+full", "none+full"])]
     args = [GPT, "--set", ",".join(f"{k}={v}" for k, v in sets.items()), "--cluster", where,
             "--pin", ",".join(pins)]
-    return args, little_memory(r, args, where, r.choice([0.6, 0.8, 0.9, 0.95, 0.97, 1.1]), (0, 1, 3))
+    return args, little_memory(r, args, where, r.choice([0.6, 0.8, 0.9, 0.95, 0.97, 1.1]))
 
 
-def little_memory(r, args, where, share, good=(0, 3)):
+ANY = (0, 1, 3)  # 3: nothing fits; 1: what is pinned cannot be, on so few devices or with these heads
+
+
+def little_memory(r, args, where, share):
     """A generated cluster into `where`, with this share of the memory that the best plan would take."""
     state = r.getstate()
 
@@ -472,7 +487,7 @@ def little_memory(r, args, where, share, good=(0, 3)):
             f.write(random_model.cluster(r, memory))
 
     cluster(1 << 40)
-    best = plan_json(*args, good=good)["best"]
+    best = plan_json(*args, good=ANY)["best"]
     cluster((1 << 20) + 4096 + int(share * (best["memory_bytes"]["peak"] if best else 1 << 30)))
     with open(where) as f:
         return f.read()
@@ -483,13 +498,14 @@ def is_proved(search):
     return search["optimal"] or (search["left_out"] > 0 and search["gap"] > 0)
 
 
-def same_plan(job, seed):
+def same_plan(job, seed, pins=None):
     """Both searches of one random job take the same plan; whether there is one."""
     with tempfile.TemporaryDirectory() as folder:
         args, text = job(random.Random(seed), folder)
-        good = (0, 1, 3) if job == random_chunks else (0, 3)  # 1: the cluster has not so many devices
-        fast = plan_json(*args, good=good)
-        full = plan_json(*args, "--search", "exhaustive", good=good)
+        if pins:
+            args = [*(args[:args.index("--pin")] if "--pin" in args else args), "--pin", pins]
+        fast = plan_json(*args, good=ANY)
+        full = plan_json(*args, "--search", "exhaustive", good=ANY)
     where = f"seed {seed} of {job.__name__}: dsmc plan {' '.join(args)}\n{text}"
     a, b = fast["best"], full["best"]
     assert (a is None) == (b is None), where
@@ -506,16 +522,20 @@ def same_plan(job, seed):
     return True
 
 
-# Jobs in which the two differed, or a bound was too high, before it was mended.
-ONCE_WRONG = [(random_job, 100103), (random_job, 200155), (random_job, 200213), (random_job, 200294),
-              (random_chunks, 100481), (random_chunks, 200089)]
+# Jobs in which the two differed, or a bound was too high, before it was mended; with these pins.
+ONCE_WRONG = [
+    (random_job, 100103, "offload=none,recompute=selective,ulysses=1,ring=1,order=zero_bubble,placement=context_first"),
+    (random_job, 200155, "recompute=full,zero=3,order=zero_bubble"),
+    (random_job, 200213, "ulysses=1,ring=1,order=zero_bubble"), (random_job, 200294, "order=zero_bubble"),
+    (random_chunks, 100481, None), (random_chunks, 200089, None)]
 
 
 def fast_equals_exhaustive(count, seed):
-    for job, once in ONCE_WRONG:
-        same_plan(job, once)
+    every_key_is_drawn()
+    for job, once, pins in ONCE_WRONG:
+        same_plan(job, once, pins)
     found = sum(same_plan({0: random_job, 1: random_chunks}.get(k % 5, random_graph), seed + k) for k in range(count))
-    assert found >= count // 3, f"only {found} of {count} jobs fit"
+    assert found >= count // 4, f"only {found} of {count} jobs fit"
     print(f"{count} jobs, {found} fit: fast equals exhaustive")
 
 
