@@ -21,6 +21,9 @@
 
 #include <math.h>
 
+// What differs by less is rounding, and equal: which of equal cuts is taken must not depend on it.
+#define ROUNDING 1e-12
+
 // Sums of the layers before, by kind of stage.
 typedef struct sums {
   double *seconds, *kept, *state;  // [layers + 1]
@@ -88,7 +91,7 @@ static double cut(arena *a, const dp *d, int64_t *first) {
     double best = least[i * size + l];
     while (low < high) {
       int64_t k = (low + high) / 2;
-      if (cost_of(d, i, k, l) <= best)
+      if (cost_of(d, i, k, l) <= best * (1 + ROUNDING))
         high = k;
       else
         low = k + 1;
@@ -154,19 +157,20 @@ static double sum_bound(const dp *d) {
   return sum;
 }
 
-// Makes `first`, a cut with the least slowest stage, one with the least of sum and slowest.
+// Makes `first`, a cut with the least slowest stage, one with the least of sum and slowest. Of
+// equal ones it is the one with the least slowest stage.
 static void balance(arena *a, const dp *d, double slowest, int64_t *first) {
   double more = d->job->micro - 1, best = more * slowest;
   int n = d->job->stages;
   for (int i = 0; i < n; i++) best += seconds_of(d, i, first[i], first[i + 1]);
   int64_t *other = arena_new(a, int64_t, n + 1);
   double limit = INFINITY;
-  if (more > 0) limit = (best - sum_bound(d)) / more * (1 + 1e-12);  // no slower stage is of use
+  if (more > 0) limit = (best - sum_bound(d)) / more * (1 + ROUNDING);  // no slower one is of use
   while (limit > slowest * (1 + 1e-9)) {
     double sum = least_sum(a, d, limit, other);
-    if (isinf(sum) || sum + more * slowest >= best) break;
+    if (isinf(sum) || sum + more * slowest >= best * (1 - ROUNDING)) break;
     limit = slowest_of(d, other);
-    if (sum + more * limit >= best) continue;
+    if (sum + more * limit >= best * (1 - ROUNDING)) continue;
     best = sum + more * limit;
     for (int i = 0; i <= n; i++) first[i] = other[i];
   }
