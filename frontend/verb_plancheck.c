@@ -125,20 +125,6 @@ static bool same_order(const plan_given *g, const plan_choice *c) {
   return true;
 }
 
-static bool stages_agree(arena *a, const plan_given *g, const plan_candidate *x, difference *d) {
-  bool same = x->nstages == g->stages.n;
-  sb found = {.arena = a};
-  for (int i = 0; i < x->nstages; i++) {
-    int64_t n = plan_stage_layers(&x->stage[i]);
-    same &= i < g->stages.n && g->stages.at[i] == n;
-    sb_printf(&found, "%s%" PRId64, i ? ", " : "", n);
-  }
-  if (same) return true;
-  d->at = key_at(g, "stages");
-  d->what = arena_printf(a, "stages otherwise than the planner cuts them, [%s],", sb_str(&found));
-  return false;
-}
-
 // Whether a weight's name is what an entry of `layers "PATTERN"` means.
 static bool cut_means(arena *a, const char *pattern, const char *key, const char *name) {
   if (!str_eq(pattern, "*") && !pattern_match(a, pattern, name)) return false;
@@ -178,11 +164,11 @@ static bool agrees(arena *a, const plan_given *g, const plan_candidate *x, diffe
     *d = (difference){key_at(g, "mesh"), "this order of the mesh"};
     return false;
   }
-  return (!g->stages.n || stages_agree(a, g, x, d)) && cuts_agree(a, g, x, d);
+  return cuts_agree(a, g, x, d);
 }
 
 int plan_given_top(const plan_given *g, int top) {
-  bool more = g->naxes || g->stages.n || g->layers.n;
+  bool more = g->naxes || g->layers.n;
   return more && top < 8 ? 8 : top;
 }
 

@@ -237,9 +237,11 @@ static bool read_count(const reading *r, int64_t *out) {
 
 static bool read_stages(const reading *r) {
   r->out->stages.n = 0;
+  if (!r->value->items.n) return wrong(r, "a list of whole numbers, the layers of each stage");
   for (int i = 0; i < r->value->items.n; i++) {
     int64_t n;
-    if (!whole_of(r->value->items.at[i], &n)) return wrong(r, "a list of whole numbers");
+    if (!whole_of(r->value->items.at[i], &n) || n < 0)
+      return wrong(r, "a list of whole numbers, the layers of each stage");
     vec_push(r->c->arena, &r->out->stages, n);
   }
   return true;
@@ -266,6 +268,12 @@ static bool read_zero(const reading *r) {
   return true;
 }
 
+// A plan's stages were cut for its other choices. What is pinned stays.
+static void free_stages(plan_given *g) {
+  const plan_said *s = plan_given_said(g, "stages");
+  if (!s || !s->pinned) g->stages.n = 0;
+}
+
 // `auto`, or what a pin makes void: the plan's say is forgotten.
 static void forget(const reading *r) {
   plan_given *g = r->out;
@@ -277,7 +285,7 @@ static void forget(const reading *r) {
       g->naxes = 0;  // the order of a mesh was that of other sizes
       const plan_said *cut = plan_given_said(g, "cut");
       if (x == PLAN_DATA && !(cut && cut->pinned)) g->pins.zero_factor = 0;
-      if (x == PLAN_PIPELINE) g->stages.n = 0;
+      if (x == PLAN_PIPELINE) free_stages(g);
       if (x == PLAN_TENSOR) g->layers.n = 0;
     }
   if (str_eq(key, "zero")) g->pins.zero = -1, g->pins.zero_group = g->pins.zero_factor = 0;
@@ -285,10 +293,19 @@ static void forget(const reading *r) {
   if (str_eq(key, "micro_batch")) g->pins.micro_batch = 0;
   if (str_eq(key, "sequence_parallel")) g->pins.whole_stream = false;
   if (str_eq(key, "interleave")) {
-    if (g->pins.schedule == PIPE_INTERLEAVED || g->pins.interleave > 1) g->stages.n = 0;
+    if (g->pins.schedule == PIPE_INTERLEAVED || g->pins.interleave > 1) free_stages(g);
     g->pins.interleave = 0;
   }
-  if (str_eq(key, "order")) g->pins.schedule = -1, g->pins.interleave = 0, g->stages.n = 0;
+  if (str_eq(key, "order")) {
+    g->pins.schedule = -1;
+    g->pins.interleave = 0;
+    free_stages(g);
+  }
+  if (str_eq(key, "stages")) {
+    g->stages.n = 0;
+    if (!plan_given_said(g, "pipeline") && !plan_given_said(g, "mesh"))
+      g->pins.size[PLAN_PIPELINE] = 0;
+  }
   if (str_eq(key, "offload"))
     for (int i = 0; i < PLAN_CLASSES; i++) g->pins.home[i] = -1;
   if (str_eq(key, "recompute")) {
@@ -348,13 +365,13 @@ static bool read_value(const reading *r) {
 
 static bool read_one(const reading *r) {
   bool free = expr_is_name(r->value, "auto");
-  if (r->pinned && (str_eq(r->key, "mesh") || str_eq(r->key, "stages"))) {
+  if (r->pinned && str_eq(r->key, "mesh")) {
     diag *d = diag_error(&r->c->diags, r->at, DIAG_PLANNED, "`%s` is for a plan section", r->key);
     diag_note(d, "pin the sizes: data=4,pipeline=2");
     return false;
   }
   if (r->pinned || free) forget(r);
-  if (r->pinned) r->out->stages.n = 0;  // the planner found them for other choices
+  if (r->pinned) free_stages(r->out);
   if (!free && !read_value(r)) return false;
   sb text = {.arena = r->c->arena};
   expr_print(&text, r->value);
@@ -382,6 +399,15 @@ static const char *quote_colons(arena *a, const char *text) {
   return sb_str(&s);
 }
 
+// As many stages as layers are listed for, where nothing says how many. (Where something does, and
+// says another number, plan_given_suits reports it.)
+static void pin_stages(plan_given *g) {
+  int64_t *size = &g->pins.size[PLAN_PIPELINE];
+  if (g->stages.n && !*size) *size = g->stages.n;
+  g->pins.nstages = *size == g->stages.n ? g->stages.n : 0;
+  g->pins.stages = g->stages.at;
+}
+
 bool plan_given_pin(cli *c, const char *where, const char *text, plan_given *out) {
   text = quote_colons(c->arena, text);
   int errors = diags_errors(&c->diags);
@@ -394,6 +420,7 @@ bool plan_given_pin(cli *c, const char *where, const char *text, plan_given *out
     bool ranks = str_eq(s->name.text, "zero") && s->value->kind == EXPR_STRING;
     if (!(ranks || keys_check_pin(c->arena, &c->diags, s)) || !read_one(&r)) return false;
   }
+  pin_stages(out);
   return true;
 }
 
@@ -558,14 +585,9 @@ static bool read_plan(cli *c, const sema_program *program, const char *which, pl
   return s && read_section(c, s, out);
 }
 
-// As many stages as layers are listed for, where nothing says how many.
-static void count_stages(plan_given *g) {
-  if (g->stages.n && !g->pins.size[PLAN_PIPELINE]) g->pins.size[PLAN_PIPELINE] = g->stages.n;
-}
-
 bool plan_given_read_plan(cli *c, const sema_program *program, const char *which, plan_given *out) {
   if (!read_plan(c, program, which, out)) return false;
-  count_stages(out);
+  pin_stages(out);
   return true;
 }
 
@@ -575,6 +597,6 @@ bool plan_given_read(cli *c, const sema_program *program, plan_given *out) {
   if (plan && !read_plan(c, program, plan, out)) return false;
   for (int i = 0; i < c->options[OPT_PIN].n; i++)
     if (!plan_given_pin(c, "--pin", c->options[OPT_PIN].at[i], out)) return false;
-  count_stages(out);
+  pin_stages(out);
   return true;
 }

@@ -7,10 +7,10 @@
 //
 // A plan is a `plan` section, of the job's file (`--plan wide`) or of a file of its own (`--plan
 // gpt3.plan`, what `dsmc plan -o` writes), in flat keys or with a mesh. Pins come after it and win,
-// key by key; `auto` frees what a plan fixed, and any pin frees its `stages`, which were cut for
-// other choices. What the search takes no pin for - the order of a mesh, the layers of each stage,
-// how a weight is cut - it finds by itself: plan_given_choose takes the best of its plans that
-// agrees, and says in words, with a caret in the plan, what none agrees with.
+// key by key; `auto` frees what a plan fixed, and any pin frees a plan's `stages`, which were cut
+// for other choices (`--pin stages=[7,5]` stays). What the search takes no pin for - the order of a
+// mesh, how a weight is cut - it finds by itself: plan_given_choose takes the best of its plans
+// that agrees, and says in words, with a caret in the plan, what none agrees with.
 #ifndef DSM_FRONTEND_VERB_PLANFILE_H
 #define DSM_FRONTEND_VERB_PLANFILE_H
 

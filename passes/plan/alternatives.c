@@ -248,10 +248,16 @@ void plan_add_fixes(plan_result *r, const plan_space *s, const plan_pins *pins,
     p.whole_stream = false;
     try_fix(r, s, &p, layouts, "cut what goes from layer to layer", "--pin sequence_parallel=auto");
   }
+  if (pins->nstages) {
+    p = *pins;
+    p.nstages = 0;
+    try_fix(r, s, &p, layouts, "stages cut otherwise", "--pin stages=auto");
+  }
   for (int x = 0; x < PLAN_AXES; x++) {
     if (!pins->size[x]) continue;
     p = *pins;
     p.size[x] = 0;
+    if (x == PLAN_PIPELINE) p.nstages = 0;
     const char *name = plan_axis_name((plan_axis)x);
     try_fix(r, s, &p, layouts, arena_printf(r->arena, "another size of `%s`", name),
             arena_printf(r->arena, "--pin %s=auto", name));

@@ -223,7 +223,7 @@ static dealt deal_of(const ev_point *p, const pipeline *line) {
   d.layers = arena_new(p->a, int64_t, n *v);
   d.stash = arena_new(p->a, int64_t, n *v);
   for (int i = 0; i < n; i++) {
-    int64_t own = ev_even_layers(p, i);
+    int64_t own = ev_known_layers(p, i);
     pipe_stash(NULL, line, i, &d.stash[i * v]);
     for (int k = 0; k < v; k++) d.layers[i * v + k] = stages_of_chunk(own, v, k);
   }
@@ -535,7 +535,7 @@ static double bound_chunks(const ev_point *p, const load *l, bool slow, const pl
   }
   for (int i = 0; i < n; i++) {
     most = fmax(most, back[i]);
-    int64_t layers = ev_even_layers(p, i);
+    int64_t layers = ev_known_layers(p, i);
     if (layers < fewest) fewest = layers;
   }
   bl_state state = {0};
@@ -558,7 +558,8 @@ static void add_second(const ev_point *p, const bl_block *slow, load *l, plan_qu
   int64_t *each = arena_new(p->a, int64_t, c->interleave), most = 1;
   // A stage has room for so many bytes of one micro-batch: what its states leave, over those in
   // flight. Where it is not known which states it has, they are where most are in flight.
-  bool equal = c->interleave > 1 && l->kinds == 1 && p->layers % p->parts == 0;
+  bool equal =
+      c->interleave > 1 && l->kinds == 1 && p->layers % p->parts == 0 && !p->s->pins.nstages;
   double room = 0, own = equal ? l->state / n : 0;
   for (int i = 0; i < l->line.stages; i++) {
     int64_t stash = ev_least_stash(&l->line, i, each);

@@ -112,8 +112,9 @@ double ev_gradients_here(const plan_choice *c, const bl_state *s);
 
 // `*pressed`: with more memory it would be another cut.
 stages_cut ev_cut_stages(ev_point *p, const pipeline *line, bool only_fitting, bool *pressed);
-// Chunks of stages that are alike: layers of a stage; micro-batches that its emptiest chunk holds.
-int64_t ev_even_layers(const ev_point *p, int stage);
+// Layers of a stage where that is known without a look at what they take: they are pinned, or those
+// of stages that are alike and have chunks. Micro-batches that its emptiest chunk holds.
+int64_t ev_known_layers(const ev_point *p, int stage);
 int64_t ev_least_stash(const pipeline *line, int stage, int64_t *each);
 // A layer's states and activations for a bound on what a stage holds.
 bool ev_more_gradients(const ev_point *p);

@@ -89,7 +89,8 @@ static bool even_chunks(const ev_point *p) {
   return p->parts == 1 || (p->c->interleave > 1 && p->kinds == 1);
 }
 
-int64_t ev_even_layers(const ev_point *p, int stage) {
+int64_t ev_known_layers(const ev_point *p, int stage) {
+  if (p->s->pins.nstages) return p->s->pins.stages[stage];
   int64_t n = p->c->size[PLAN_PIPELINE], most = (p->layers + n - 1) / n;
   int64_t less = most * n - p->layers;  // stages that have one less
   int64_t turn = stage == n - 1 ? 0 : stage == 0 ? 1 : n - stage;
@@ -108,11 +109,11 @@ int64_t ev_least_stash(const pipeline *line, int stage, int64_t *each) {
 // `*pressed`: with more memory it would be another cut.
 stages_cut ev_cut_stages(ev_point *p, const pipeline *line, bool only_fitting, bool *pressed) {
   int n = line->stages, v = line->chunks;
-  if (even_chunks(p)) {
-    stages_cut even = {.fits = true, .first = arena_new(p->a, int64_t, n + 1)};
-    for (int i = 0; i < n; i++) even.first[i + 1] = even.first[i] + ev_even_layers(p, i);
-    even.first = stages_deal(p->a, &even, n, v);
-    return even;
+  if (p->s->pins.nstages || even_chunks(p)) {
+    stages_cut known = {.fits = true, .first = arena_new(p->a, int64_t, n + 1)};
+    for (int i = 0; i < n; i++) known.first[i + 1] = known.first[i] + ev_known_layers(p, i);
+    if (v > 1) known.first = stages_deal(p->a, &known, n, v);
+    return known;
   }
   stages_work *work = arena_new(p->a, stages_work, p->kinds);
   stages_job job = {.work = work,

@@ -27,8 +27,10 @@ typedef struct plan_job {
 typedef struct plan_pins {
   int64_t size[PLAN_AXES];
   int64_t micro_batch, interleave;
-  bool whole_stream;  // plan_choice
-  int schedule;       // pipe_kind
+  int nstages;            // as many as size[PLAN_PIPELINE], or 0: stages are cut as is best
+  const int64_t *stages;  // layers of each
+  bool whole_stream;      // plan_choice
+  int schedule;           // pipe_kind
   int zero, recompute;
   int also;  // plan_recompute
   int context_first;

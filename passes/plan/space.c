@@ -125,13 +125,21 @@ static void set_placement(const plan_space *s, plan_choice *c, int64_t v) {
 }
 
 static bool stages_divide(const plan_space *s, int64_t n) { return n == 1 || n <= s->layers; }
+// Whether the layers that are pinned for each stage are those of a model in so many stages.
+static bool stages_suit(const plan_space *s, int64_t stages) {
+  int64_t layers = 0;
+  for (int i = 0; i < s->pins.nstages; i++) layers += s->pins.stages[i];
+  return !s->pins.nstages || (s->pins.nstages == stages && layers == s->layers);
+}
+
 // What is left is data parallel, and has to divide the batch.
 static int values_pipeline(const plan_space *s, const plan_choice *c, int64_t out[PLAN_VALUES]) {
   int n = axis_values(s, c, PLAN_PIPELINE, stages_divide, out), k = 0;
   int64_t pin = s->pins.size[PLAN_DATA];
   for (int i = 0; i < n; i++) {
     int64_t data = left(s, c) / out[i];
-    if (s->job->batch % data == 0 && (!pin || pin == data)) out[k++] = out[i];
+    if (s->job->batch % data == 0 && (!pin || pin == data) && stages_suit(s, out[i]))
+      out[k++] = out[i];
   }
   return k;
 }
@@ -203,17 +211,25 @@ static void set_schedule(const plan_space *s, plan_choice *c, int64_t v) {
   c->pipe = (pipe_kind)v;
 }
 
+// No chunk is without a layer.
+static int64_t most_chunks(const plan_space *s, int64_t stages) {
+  int64_t most = s->layers / stages;
+  for (int i = 0; i < s->pins.nstages; i++)
+    if (s->pins.stages[i] < most) most = s->pins.stages[i];
+  return most;
+}
+
 // Chunk counts that divide the layers evenly; where none does, powers of two, and the chunks of a
 // stage differ by a layer. A pin may name any.
 static int values_interleave(const plan_space *s, const plan_choice *c, int64_t out[PLAN_VALUES]) {
   int64_t p = c->size[PLAN_PIPELINE], pin = s->pins.interleave;
   if (c->pipe != PIPE_INTERLEAVED) return pin > 1 ? 0 : one(out, 1);
-  if (pin) return pin > 1 && pin * p <= s->layers ? one(out, pin) : 0;
+  int64_t most = most_chunks(s, p);
+  if (pin) return pin > 1 && pin <= most ? one(out, pin) : 0;
   int k = 0;
-  for (int64_t v = 2; v * p <= s->layers && k < PLAN_VALUES; v++)
+  for (int64_t v = 2; v <= most && k < PLAN_VALUES; v++)
     if (s->layers % (v * p) == 0) out[k++] = v;
-  for (int64_t v = 2, even = k; !even && v * p <= s->layers && k < PLAN_VALUES; v *= 2)
-    out[k++] = v;
+  for (int64_t v = 2, even = k; !even && v <= most && k < PLAN_VALUES; v *= 2) out[k++] = v;
   return k;
 }
 static void set_interleave(const plan_space *s, plan_choice *c, int64_t v) {
@@ -363,6 +379,14 @@ const char *plan_why_illegal(arena *a, const plan_space *s, const char **code) {
     const char *why = pipe_check(a, &line);
     if (why) return why;
   }
+  if (!stages_suit(s, s->pins.nstages))
+    return arena_printf(a, "the stages do not have the %lld layers of the model",
+                        (long long)s->layers);
+  for (int i = 0; i < s->pins.nstages; i++)
+    if (s->pins.stages[i] < s->pins.interleave)
+      return arena_printf(a, "%lld layer%s of stage %d are no %lld chunks",
+                          (long long)s->pins.stages[i], s->pins.stages[i] == 1 ? "" : "s", i,
+                          (long long)s->pins.interleave);
   if (s->pins.also > PLAN_KEEP && devices == 1)
     return "an executable of one device recomputes all layers alike";
   if (s->pins.also > PLAN_KEEP && s->pins.home[PLAN_ACTIVATIONS] == PLAN_HOST)

@@ -6,8 +6,9 @@
                                               N random small jobs on random small clusters: the plan
                                               that the fast search finds is as fast as the best of all.
                                               Of five jobs three are generated texts (random_model.py)
-                                              and one is stages that may have chunks, with memory near
-                                              what the best plan takes; one is an example
+                                              and one is stages that may have chunks, half the time with
+                                              pinned layers, with memory near what the best plan takes;
+                                              one is an example
 """
 import json
 import os
@@ -433,14 +434,15 @@ DRAWN = {
     "tensor": (0.07, ["1", "2", "4"]),
 }
 # Keys of a plan section that say nothing of the space of a search.
-NOT_DRAWN = {"cluster", "mesh", "stages", "expert", "stream", "matmul"}
+NOT_DRAWN = {"cluster", "mesh", "expert", "stream", "matmul"}
 
 
 def every_key_is_drawn():
     """A dimension that jobs never pin would not be tried where it is pinned."""
     with open(os.path.join(ROOT, "frontend", "keys.def")) as f:
         keys = set(re.findall(r'KEY\("plan", "(\w+)"', f.read()))
-    assert keys == set(DRAWN) | NOT_DRAWN, f"not drawn, or no key: {keys ^ (set(DRAWN) | NOT_DRAWN)}"
+    known = set(DRAWN) | {"stages"} | NOT_DRAWN  # random_stages
+    assert keys == known, f"not drawn, or no key: {keys ^ known}"
 
 
 def random_pins(r):
@@ -460,7 +462,12 @@ def random_graph(r, folder):
     return args, f"{text}\n{little_memory(r, args, where, r.choice([0.3, 0.5, 0.7, 0.9, 1.0, 1.2, 3]))}"
 
 
-def random_chunks(r, folder):
+def random_stages(r, folder):
+    """The same with any layers on each stage."""
+    return random_chunks(r, folder, True)
+
+
+def random_chunks(r, folder, cut=False):
     """Many micro-batches on a few stages, with or without chunks, and layers of one or two kinds."""
     where = os.path.join(folder, "cluster.dsm")
     sets = {"layers": r.choice([4, 5, 7, 8, 9, 10, 12]), "heads": 4, "hidden": r.choice([64, 128, 256]),
@@ -469,6 +476,10 @@ def random_chunks(r, folder):
     pins = [r.choice(["offload=none,", "offload=none,", ""]) + "tensor=1,ulysses=1,ring=1",
             f"micro_batch={r.choice([1, 1, 2])}", f"zero={r.randint(0, 1)}", f"pipeline={r.choice([2, 3, 4])}",
             "recompute=" + r.choice(["none", "auto", "none+full", "none+full"])]
+    if cut:
+        ends = sorted(r.randint(0, sets["layers"]) for _ in range(int(pins[3][-1]) - 1))
+        own = [b - a for a, b in zip([0, *ends], [*ends, sets["layers"]])]
+        pins.append(f"stages=[{','.join(map(str, own))}]")
     args = [GPT, "--set", ",".join(f"{k}={v}" for k, v in sets.items()), "--cluster", where,
             "--pin", ",".join(pins)]
     return args, little_memory(r, args, where, r.choice([0.6, 0.8, 0.9, 0.95, 0.97, 1.1]))
@@ -535,7 +546,9 @@ def fast_equals_exhaustive(count, seed):
     every_key_is_drawn()
     for job, once, pins in ONCE_WRONG:
         same_plan(job, once, pins)
-    found = sum(same_plan({0: random_job, 1: random_chunks}.get(k % 5, random_graph), seed + k) for k in range(count))
+    jobs = [random_job, random_chunks, random_graph, random_graph, random_graph,
+            random_job, random_stages, random_graph, random_graph, random_graph]
+    found = sum(same_plan(jobs[k % len(jobs)], seed + k) for k in range(count))
     assert found >= count // 4, f"only {found} of {count} jobs fit"
     print(f"{count} jobs, {found} fit: fast equals exhaustive")
 

@@ -67,6 +67,24 @@ def round_trip(dsmc, folder, checks):
                  second["step_s"] != first["step_s"])
     won = best(dsmc, "--plan", edited, "--pin", "micro_batch=2")
     checks.check("a pin wins over the plan", won["micro_batch"] == 2)
+    layers = lambda b: [s["layers"] for s in b["stages"]]
+    with open(edited, "w") as f:
+        f.write(text.replace("stages = [8, 4]", "stages = [10, 2]"))
+    second = best(dsmc, "--plan", edited)
+    checks.check("edited stages are obeyed", layers(first) == [8, 4] and layers(second) == [10, 2] and
+                 second["step_s"] > first["step_s"])
+    checks.check("and pinned ones are the same", second == best(dsmc, "--plan", path, "--pin", "stages=[10,2]"))
+    won = best(dsmc, "--plan", edited, "--pin", "micro_batch=2")
+    checks.check("a pin frees a plan's stages", won == best(dsmc, "--plan", path, "--pin", "micro_batch=2") and
+                 layers(won) != [10, 2], str(layers(won)))
+    won = best(dsmc, "--plan", path, "--pin", "stages=[12,0],micro_batch=2")
+    checks.check("not pinned ones", layers(won) == [12, 0] and won["micro_batch"] == 2, str(layers(won)))
+    rc, _, err = call(dsmc, "plan", GPT2, "--plan", path, "--pin", "stages=[6,6],pipeline=4")
+    checks.check("stages against a size", rc == 1 and "pipeline is 4" in err, err)
+    rc, out, err = call(dsmc, "plan", GPT2, "--cluster", "dgx-a100-80g:8", "--pin", "stages=[11,1],interleave=2")
+    checks.check("a chunk without a layer", rc == 3 and "no 2 chunks" in out, "%d: %s%s" % (rc, out, err))
+    with open(edited, "w") as f:
+        f.write(text.replace("micro_batch = 4", "micro_batch = 8"))
     out = exe.run([dsmc, "plan", GPT2, "--plan", path, "--against", edited])
     checks.check("--against shows both", "micro-batch 4" in out.split("AGAINST")[1] and
                  "micro-batch 8" in out.split("AGAINST")[1], out[-600:])
@@ -84,7 +102,7 @@ def round_trip(dsmc, folder, checks):
     refused("a mesh and a size", "  micro_batch", "  data = 2\n  micro_batch", 1, "`data` is given")
     refused("too many layers", "stages = [8, 4]", "stages = [8, 5]", 1, "13 layers")
     refused("too many stages", "stages = [8, 4]", "stages = [8, 2, 2]", 1, "3 stages")
-    refused("stages of one's own", "stages = [8, 4]", "stages = [7, 5]", 1, "stages otherwise")
+    refused("less than no layers", "stages = [8, 4]", "stages = [13, -1]", 1, "not below 0")
     refused("a cut of one's own", '"ffn/tensor"', '"hidden/tensor"', 1, "cut otherwise")
     refused("a cut over nothing", '"ffn/tensor"', '"ffn/ring"', 1, "one rank")
     refused("zero twice", "  recompute", "  zero = 2\n  recompute", 1, "`zero` is said here")
