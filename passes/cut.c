@@ -28,8 +28,9 @@ typedef enum op_class { OP_ANYWHERE, OP_PENDING, OP_HOME, OP_PARTS, OP_DEMAND, O
 
 typedef struct info {  // of a value
   bool anywhere, input, state, pending, forward;
-  int op;           // the number of the op that makes it
-  int home;         // the part of the layers that it is made for; -1: none
+  int op;    // the number of the op that makes it
+  int home;  // the part of the layers that it is made for; -1: none
+  int made;  // the part that makes it: of what the first layers give back there may be others
   stage_set parts;  // of a sum of parts
   stage_set need;   // who reads the whole of it
   bool whole;       // all who need it have it
@@ -47,6 +48,8 @@ typedef struct stages {
   int loop;            // segment of forward and backward
   bool *forward, *norm;
   op_class *cls;
+  int front, start, stop;  // the first part that has layers; the first op that is layers, and the
+                           // last one of backward
   int *home, *next;  // of each op; next: the part of the layers that it stands before, forward
   stage_set *at;     // of each op: who computes it
   int turns, *turn;  // of each op of the loop by number * n + stage: when that stage does it
@@ -151,6 +154,14 @@ static stage_set places_of(const stages *c, const info *v) {
   return v->parts ? v->parts : bit(stage_of(c, v->home));
 }
 
+// True for a value of the loop that is a sum over it: whole when the loop is over.
+static bool made_by_loop(const stages *c, const ir_value *v) {
+  const ir_op *op = v->def;
+  if (op->segment != c->loop) return false;
+  const ir_value *maker = op->code == IR_repeat ? op->region[0]->yield.at[v->pos] : v;
+  return maker->def && ir_accumulates(maker->def);
+}
+
 static void set_result(stages *c, int i, op_class cls, int home, stage_set parts) {
   const ir_op *op = c->r->ops.at[i];
   c->cls[i] = cls;
@@ -158,7 +169,7 @@ static void set_result(stages *c, int i, op_class cls, int home, stage_set parts
   c->at[i] = parts;
   for (int k = 0; k < op->nout; k++) {
     info *v = &c->v[op->out[k]->id];
-    v->home = parts ? -1 : home;
+    v->home = v->made = parts ? -1 : home;
     v->parts = parts;
     v->anywhere = cls == OP_ANYWHERE;
     v->pending = cls == OP_PENDING;
@@ -168,8 +179,9 @@ static void set_result(stages *c, int i, op_class cls, int home, stage_set parts
 
 // In forward an op between layers is where those are that it stands before, as the planner has it:
 // then its gradient is made there too, from what it saved, and only its operand and the gradient of
-// that cross. Other ops of forward are where the last of their operands is, those of backward where
-// the first is; operands of forward have been there before.
+// that cross. What stands behind all layers is on the last part, and what stands in front of them
+// on the first, though these may have no layers. Other ops of forward are where the last of their
+// operands is, those of backward where the first is; operands of forward have been there before.
 static void find_class(stages *c, int i) {
   const ir_op *op = c->r->ops.at[i];
   bool anywhere = true, input = op->code == IR_input, state = op->code == IR_state, parts = false;
@@ -202,6 +214,8 @@ static void find_class(stages *c, int i) {
     set_result(c, i, OP_EFFECT, -1, 0);
   } else if (cut_is_layers(op)) {
     set_result(c, i, OP_HOME, op->mark - 1, 0);
+    for (int k = 0; k < op->nout && i == c->stop && op->mark - 1 == c->front; k++)
+      if (!partial(c, op->out[k]) && !made_by_loop(c, op->out[k])) c->v[op->out[k]->id].home = 0;
   } else if (anywhere && !(input && state && loop)) {
     set_result(c, i, OP_ANYWHERE, -1, 0);
   } else if (home < 0) {
@@ -218,16 +232,24 @@ static void find_class(stages *c, int i) {
 
 static void find_next(stages *c) {
   const ir_region *r = c->r;
-  int next = -1;
+  int next = c->n * c->chunks - 1;
   c->next = arena_new(c->m->arena, int, r->ops.n + 1);
+  c->start = c->stop = -1;
   for (int i = r->ops.n - 1; i >= 0; i--) {
     const ir_op *op = r->ops.at[i];
-    if (op->segment == c->loop && c->forward[i] && cut_is_layers(op)) next = op->mark - 1;
+    bool layers = op->segment == c->loop && cut_is_layers(op);
+    if (layers && c->forward[i]) {
+      next = op->mark - 1;
+      c->start = i;
+    } else if (layers && c->stop < 0) {
+      c->stop = i;
+    }
     c->next[i] = next;
   }
 }
 
-// What only follows from an input and a weight is at home where it is first needed.
+// What only follows from an input and a weight is at home where it is first needed; in front of the
+// first layers, on the first part.
 static void settle_pending(stages *c) {
   const ir_region *r = c->r;
   int none = c->n * c->chunks, *first = arena_new(c->m->arena, int, c->m->next_value + 1);
@@ -238,7 +260,7 @@ static void settle_pending(stages *c) {
       int home = none;
       for (int k = 0; k < op->nout; k++)
         if (first[op->out[k]->id] < home) home = first[op->out[k]->id];
-      set_result(c, i, OP_HOME, home < none ? home : 0, 0);
+      set_result(c, i, OP_HOME, home < none && !(home == c->front && i < c->start) ? home : 0, 0);
     }
     int at = c->cls[i] == OP_PARTS ? lowest(c->at[i]) : c->home[i];
     for (int k = 0; k < op->nin && at >= 0; k++)
@@ -456,7 +478,7 @@ static stage_set missing(const stages *c, const ir_value *v) {
 static void carry(stages *c, const ir_value *v) {
   const info *x = &c->v[v->id];
   int step = x->forward ? 1 : -1;
-  for (int p = x->home; missing(c, v); p += step) {
+  for (int p = x->made; missing(c, v); p += step) {
     int next = p + step, from = stage_of(c, p);
     if (next < 0 || next >= c->n * c->chunks) {
       refuse(c, v->def,
@@ -468,6 +490,8 @@ static void carry(stages *c, const ir_value *v) {
         pass_on(c, v, *whole_at(c, v, from), from, step, c->loop + 2 * turn_of(c, p, x->forward),
                 c->loop + 2 * turn_of(c, next, x->forward));
   }
+  int home = stage_of(c, x->home);
+  *part_at(c, v, home) = *whole_at(c, v, home);
 }
 
 // Behind the loop: makes `v` whole for all who need it, in the segment at hand.
@@ -488,7 +512,7 @@ static void complete(stages *c, const ir_value *v, int segment) {
     return;
   }
   int from =
-      x->parts ? gather_parts(c, v, x->parts, lowest(x->need), segment) : stage_of(c, x->home);
+      x->parts ? gather_parts(c, v, x->parts, lowest(x->need), segment) : stage_of(c, x->made);
   for (int s = 0; s < c->n; s++)
     if (s != from && to & bit(s))
       *whole_at(c, v, s) = pass_on(c, v, *whole_at(c, v, from), from, s - from, segment, segment);
@@ -537,14 +561,6 @@ static void write_part(stages *c, int i, int s) {
   if (drop) now->nin--;
   if (drop && base >= 0) ir_set_attr(c->out[s], now, ir_attr_i("base", 0));
   *part_at(c, op->out[0], s) = now->out[0];
-}
-
-// True for a value of the loop that is a sum over it: whole when the loop is over.
-static bool made_by_loop(const stages *c, const ir_value *v) {
-  const ir_op *op = v->def;
-  if (op->segment != c->loop) return false;
-  const ir_value *maker = op->code == IR_repeat ? op->region[0]->yield.at[v->pos] : v;
-  return maker->def && ir_accumulates(maker->def);
 }
 
 // By segment; ops of one stay in the order they have.
@@ -675,6 +691,7 @@ const char *cut_stages(ir_module *m, const cut_job *j, ir_module **out) {
               .weights = j->weights,
               .out = out,
               .micro = mesh_axis(m->mesh, "micro")};
+  while (j->first[c.front + 1] == 0) c.front++;
   c.reads.arena = m->arena;
   new_modules(&c);
   c.to = arena_new(m->arena, ir_region *, c.n);

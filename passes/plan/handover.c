@@ -71,7 +71,10 @@ static void read_by(finder *f, const pg_op *p, int v) {
   known *k = &f->k[v];
   const pg_value *w = &f->g->value.at[v];
   if (!w->batch || w->carried || w->free || k->from == ANYWHERE) return;
-  if (k->from == PENDING && !k->made) k->made = true, k->piece = p->piece;
+  if (k->from == PENDING && !k->made) {
+    k->made = true;
+    if (k->piece > 0 || p->piece > 1) k->piece = p->piece;
+  }
   if (!k->made) return;
   int away = k->back ? k->piece - p->piece : p->piece - k->piece;
   if (away > k->far) k->far = away;
@@ -79,7 +82,6 @@ static void read_by(finder *f, const pg_op *p, int v) {
 }
 
 static void find_lives(finder *f, const double *bytes) {
-  int last = f->g->piece.n - 1;
   for (int i = 0; i < f->g->op.n; i++) {
     const pg_op *p = &f->g->op.at[i];
     if (p->kind == PG_UPDATE) continue;
@@ -92,8 +94,8 @@ static void find_lives(finder *f, const double *bytes) {
       bool forward = p->phase == PG_FORWARD;
       *k = (known){.from = s, .made = s == MADE, .back = !forward, .piece = p->piece};
       k->bytes = bytes[p->out[j]];
-      // What leaves layers is brought to what is read where it is read, in front of more layers.
-      if (p->kind == PG_LEAVE && forward && p->piece + 1 < last) k->bytes = bytes[p->in[0]];
+      // What leaves layers is brought to what is read where it is read.
+      if (p->kind == PG_LEAVE && forward) k->bytes = bytes[p->in[0]];
     }
   }
 }
