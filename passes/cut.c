@@ -28,9 +28,9 @@ typedef enum op_class { OP_ANYWHERE, OP_PENDING, OP_HOME, OP_PARTS, OP_DEMAND, O
 
 typedef struct info {  // of a value
   bool anywhere, input, state, pending, forward;
-  int op;    // the number of the op that makes it
-  int home;  // the part of the layers that it is made for; -1: none
-  int made;  // the part that makes it: of what the first layers give back there may be others
+  int op;           // the number of the op that makes it
+  int home;         // the part of the layers that it is made for; -1: none
+  int made;         // the part that makes it, from where it goes home
   stage_set parts;  // of a sum of parts
   stage_set need;   // who reads the whole of it
   bool whole;       // all who need it have it

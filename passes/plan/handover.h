@@ -4,8 +4,8 @@
 // What a repeat carries crosses every cut between its layers; what was made elsewhere crosses all
 // cuts between there and its last reader, as T5's encoder does those of the decoder. A cut is *in
 // front* of a piece or *between* the layers of one. What follows from inputs and weights alone
-// crosses none: it is made where it is first read, or by everyone (passes/cut.c). But what stands in
-// front of the first layers (an embedding) is made on the first stage, which may have no layers.
+// crosses none: it is made where it is first read, or by everyone (passes/cut.c). But what stands
+// in front of the first layers (an embedding) is made on the first stage, which may have no layers.
 #ifndef DSM_PLAN_HANDOVER_H
 #define DSM_PLAN_HANDOVER_H
 
