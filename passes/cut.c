@@ -691,7 +691,7 @@ const char *cut_stages(ir_module *m, const cut_job *j, ir_module **out) {
               .weights = j->weights,
               .out = out,
               .micro = mesh_axis(m->mesh, "micro")};
-  while (j->first[c.front + 1] == 0) c.front++;
+  while (c.front + 1 < c.n * c.chunks && j->first[c.front + 1] == 0) c.front++;
   c.reads.arena = m->arena;
   new_modules(&c);
   c.to = arena_new(m->arena, ir_region *, c.n);

@@ -125,10 +125,10 @@ rc_front rc_choose(arena *a, const rc_item *item, int n, int limit) {
   c.last_use = last_use;
   // 2 * limit survive a step at most before it is pruned; one more for the choice of everything.
   int most = 2 * limit + 2;
-  c.now =
-      arena_alloc_raw(&c.scratch, sizeof *c.now * (size_t)most);  // written before they are read
+  // All that follows is written before it is read.
+  c.now = arena_alloc_raw(&c.scratch, sizeof *c.now * (size_t)most);
   c.next = arena_alloc_raw(&c.scratch, sizeof *c.next * (size_t)most);
-  size_t words = (size_t)(most * 2 * c.words);  // extend writes them before they are read
+  size_t words = (size_t)(most * 2 * c.words);
   c.now_bits = arena_alloc_raw(&c.scratch, words * sizeof *c.now_bits);
   c.next_bits = arena_alloc_raw(&c.scratch, words * sizeof *c.next_bits);
   memset(c.now_bits, 0, 2 * (size_t)c.words * sizeof *c.now_bits);

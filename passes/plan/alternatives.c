@@ -257,10 +257,11 @@ void plan_add_fixes(plan_result *r, const plan_space *s, const plan_pins *pins,
     if (!pins->size[x]) continue;
     p = *pins;
     p.size[x] = 0;
-    if (x == PLAN_PIPELINE) p.nstages = 0;
+    bool cut = x == PLAN_PIPELINE && p.nstages;  // they are those of this size
+    if (cut) p.nstages = 0;
     const char *name = plan_axis_name((plan_axis)x);
     try_fix(r, s, &p, layouts, arena_printf(r->arena, "another size of `%s`", name),
-            arena_printf(r->arena, "--pin %s=auto", name));
+            arena_printf(r->arena, "--pin %s=auto%s", name, cut ? ",stages=auto" : ""));
   }
   for (int64_t n = 2; whole && n <= 64; n *= 2) {
     const char *why;

@@ -188,6 +188,7 @@ def contract():
         vast = [GPT, "--set", "layers=96,hidden=12288,heads=96,batch=512", "--cluster", "dgx-a100-80g:8", "--pin"]
         for job, memory, flag in ((vast + ["offload=none"], 1, "--pin offload=auto"),
                                   (tall + [pins + "interleave=4"], 23.2, "--pin interleave=auto"),
+                                  (tall + [pins + "interleave=1,stages=[29,1,1,1]"], 23.2, "--pin stages=auto"),
                                   (tall + [pins + "interleave=1,sequence_parallel=false"], 19.8,
                                    "--pin sequence_parallel=auto")):
             with open(rim, "w") as f:
