@@ -120,6 +120,21 @@ void plan_add_crossing(plan_result *r, plan_space *s, const plan_pins *pins, dou
   vec_push(r->arena, &r->warnings, note);
 }
 
+// Stages are cut by the seconds of their layers (stages.h), and chunks dealt evenly. What a stage
+// does once a step is not in that.
+void plan_note_cut(plan_result *r, const plan_pins *pins) {
+  const plan_candidate *x = r->best;
+  if (x->nstages == 1 || pins->nstages) return;
+  double once = x->time[PLAN_T_DATA] + x->time[PLAN_T_OPTIMIZER] + x->time[PLAN_T_OFFLOAD];
+  if (once < 0.01 * x->step_s) return;
+  const char *note = arena_printf(
+      r->arena,
+      "stages are cut by the seconds of their layers; what they do once a step, %.0f %% of it, is "
+      "not in that, so another cut may be faster: --pin stages=[...] tries one",
+      100 * once / x->step_s);
+  vec_push(r->arena, &r->warnings, note);
+}
+
 // ---- fixes --------------------------------------------------------------------------------------
 
 static void try_fix(plan_result *r, const plan_space *space, const plan_pins *pins,

@@ -860,6 +860,7 @@ plan_result *plan_search(arena *a, const plan_job *job, const cl_cluster *cluste
     r->best = r->candidates.at[0];
     if (!r->search.optimal && r->search.bound_s < r->best->step_s)
       r->search.gap = 1 - r->search.bound_s / r->best->step_s;
+    plan_note_cut(r, pins);
     if (w.stopped) return r;  // no time is left for what lost
     plan_add_alternatives(r, &s, pins, options->layouts);
     if (!options->no_crossing)

@@ -110,6 +110,8 @@ void plan_note_saved(plan_space *s);
 
 // Into r->crossing, or a warning that so many seconds were not enough for it.
 void plan_add_crossing(plan_result *r, plan_space *s, const plan_pins *pins, double seconds);
+// A warning that another cut of its stages may be faster, where that is more than a detail.
+void plan_note_cut(plan_result *r, const plan_pins *pins);
 // Into r->rejected and r->fixes (alternatives.c). "does not fit by 3.1 GiB (weights ..., ...)".
 void plan_add_alternatives(plan_result *r, const plan_space *s, const plan_pins *pins,
                            laid_maker *layouts);

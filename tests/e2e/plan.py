@@ -9,7 +9,10 @@
                                               and one is stages that may have chunks, half the time with
                                               pinned layers, with memory near what the best plan takes;
                                               one is an example
+    tests/e2e/plan.py build/dsmc --cuts N SEED
+                                              how often another cut of the stages is faster
 """
+import itertools
 import json
 import os
 import random
@@ -554,7 +557,36 @@ def fast_equals_exhaustive(count, seed):
     print(f"{count} jobs, {found} fit: fast equals exhaustive")
 
 
-if "--random" in sys.argv:
+def other_cuts(count, seed):
+    """How often a plan called optimal is slower than the best one with another cut of the stages, which both searches take
+    from stages.h: a measurement, not a test."""
+    piped, better, worst = 0, [], (0, "")
+    for k in range(count):
+        job = (random_job, random_chunks, random_graph)[k % 3]
+        with tempfile.TemporaryDirectory() as folder:
+            args, _ = job(random.Random(seed + k), folder)
+            best = plan_json(*args, good=ANY)["best"]
+            if not best or len(best["stages"]) == 1:
+                continue
+            layers, least = sum(s["layers"] for s in best["stages"]), (best["step_s"], None)
+            for ends in itertools.combinations_with_replacement(range(layers + 1), len(best["stages"]) - 1):
+                cut = [b - a for a, b in zip((0, *ends), (*ends, layers))]
+                other = plan_json(*args, "--pin", f"stages=[{','.join(map(str, cut))}]", good=ANY)["best"]
+                if other and other["step_s"] < least[0] * (1 - 1e-9):
+                    least = other["step_s"], cut
+        piped += 1
+        if least[1]:
+            better.append(best["step_s"] / least[0] - 1)
+            own = [s["layers"] for s in best["stages"]]
+            worst = max(worst, (better[-1], f"seed {seed + k} of {job.__name__}: {own}, better {least[1]}"))
+    print(f"of {piped} plans with stages {len(better)} have a faster cut, {sum(b > 0.01 for b in better)} by more than 1 %; "
+          f"at most {100 * worst[0]:.1f} % ({worst[1]})")
+
+
+if "--cuts" in sys.argv:
+    at = sys.argv.index("--cuts")
+    other_cuts(int(sys.argv[at + 1]), int(sys.argv[at + 2]))
+elif "--random" in sys.argv:
     at = sys.argv.index("--random")
     fast_equals_exhaustive(int(sys.argv[at + 1]),
                            int(sys.argv[at + 2]) if len(sys.argv) > at + 2 else 1)
