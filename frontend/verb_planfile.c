@@ -240,7 +240,7 @@ static bool read_stages(const reading *r) {
   if (!r->value->items.n) return wrong(r, "a list of whole numbers, the layers of each stage");
   for (int i = 0; i < r->value->items.n; i++) {
     int64_t n;
-    if (!whole_of(r->value->items.at[i], &n) || n < 0)
+    if (!whole_of(r->value->items.at[i], &n) || n < 0 || n > INT32_MAX)
       return wrong(r, "a list of whole numbers, the layers of each stage");
     vec_push(r->c->arena, &r->out->stages, n);
   }
