@@ -328,7 +328,7 @@ def main():
             d[kind] = json.load(f)
     sets = [("Narayanan 2021, table 1 (nothing is fitted: see a100.json)", load(folder, "narayanan2021_table1.csv", "a100")),
             ("Korthikanti 2022, table 5 and abstract (not fitted)", load(folder, "korthikanti2022.csv", "a100")),
-            ("MT-NLG 530B (not fitted)", load(folder, "mtnlg530b.csv", "a100")),
+            ("MT-NLG 530B (not fitted, but for which micro-batch it was)", load(folder, "mtnlg530b.csv", "a100")),
             ("Megatron-Core 0.8 on H100 (fitted on these)", load(folder, "megatron_core_h100.csv", "h100"))]
     if which:
         rows = sets[0][1] if which == "a100" else sets[3][1]
