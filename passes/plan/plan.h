@@ -218,6 +218,7 @@ typedef struct plan_search_stats {
   double seconds;
   bool optimal;         // no point of the space is better within the model: all was searched, and
                         // none that was left out can be
+                        // (stages are cut by a rule, stages.h: other cuts are no points of it)
   double gap, bound_s;  // how far from it the best may be when the search was stopped
 } plan_search_stats;
 
